@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all a newcomer needs; each installs what it lacks.
+PYTHON ?= python3.12
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export MUJOCO_GL ?= osmesa
+# Nothing after installation may need the network.
+OFFLINE := HF_HUB_OFFLINE=1
+
+.PHONY: setup demo test check bench lock clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.lock scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/setup.sh
+	@touch $@
+
+demo: setup
+	@$(OFFLINE) $(BIN)/spatial-forcing demo
+
+test: setup
+	@$(OFFLINE) $(BIN)/python -m pytest -q
+
+check: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: setup
+	@$(OFFLINE) $(BIN)/python benchmarks/step_time.py
+
+lock:
+	@bash scripts/lock.sh
+
+clean:
+	rm -rf $(VENV) outputs dist
