@@ -1,0 +1,237 @@
+"""Spatial Forcing (arXiv 2510.12276): pull a policy's visual tokens toward the features of a frozen 3D teacher.
+
+    L = L_action + w * L_align,        L_align = mean over valid tokens of 1 - cos(P(x), y)            (paper, Eq. 3-5)
+
+x: visual tokens of the host after an intermediate block; P: a small projector, thrown away after training; y: the teacher's
+features of the same pictures plus a sinusoidal position embedding, resampled to the host's token grid.
+
+Shapes: B batch, V views, H W rows and columns of a grid, N = V*h*w visual tokens of the host, D width of the host,
+C width of the teacher.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import Features, compose, resample
+from spatial_forcing.tap import Host, Tap
+from spatial_forcing.uv import uv_position_embedding
+
+
+class Projector(nn.Module):
+    """P: norm -> Linear(D, C) -> GELU -> Linear(C, C).
+
+    Args:
+        width_in: D, width of the host.
+        width_out: C, width of the teacher.
+        norm: ``"layer"`` as in the published code (default), ``"batch"`` as in the paper (statistics over the valid tokens).
+    """
+
+    def __init__(self, width_in: int, width_out: int, norm: Literal["layer", "batch"] = "layer"):
+        super().__init__()
+        if norm not in ("layer", "batch"):
+            raise SpatialForcingError(f"The projector's norm is 'layer' or 'batch', got {norm!r}.")
+        self.norm = nn.LayerNorm(width_in) if norm == "layer" else nn.BatchNorm1d(width_in)
+        self.fc1 = nn.Linear(width_in, width_out)
+        self.fc2 = nn.Linear(width_out, width_out)
+
+    def forward(self, visual_BND: Tensor, valid_BN: Tensor) -> Tensor:
+        """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient and change nothing."""
+        x = torch.where(valid_BN[..., None], visual_BND, 0.0)
+        if isinstance(self.norm, nn.BatchNorm1d):
+            # One valid token has no variance, none has no mean: too few tokens leave the statistics alone.
+            enough = int(valid_BN.sum()) > 1
+            x = x.masked_scatter(valid_BN[..., None], self.norm(x[valid_BN])) if enough else x
+        else:
+            x = self.norm(x)
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
+    """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2]; zero if no token is valid (Eq. 4).
+
+    Computed in float32. Zero if and only if every valid pair is parallel; invariant to either side's scale.
+    """
+    projected = torch.where(valid_BN[..., None], projected_BNC.float(), 1.0)
+    target = torch.where(valid_BN[..., None], target_BNC.float(), 1.0)
+    distance_BN = 1 - F.cosine_similarity(projected, target, dim=-1)
+    return torch.where(valid_BN, distance_BN, 0.0).sum() / valid_BN.sum().clamp(min=1)
+
+
+class SpatialForcing(nn.Module):
+    """The alignment loss of one host and one teacher; its parameters are the projector's.
+
+        sf = SpatialForcing(host_of(vla), teacher=load_teacher("vggt-1b"), weight=0.5)
+        optimizer.add_param_group({"params": sf.parameters()})
+        with sf.watch():
+            loss = action_loss(vla, batch)
+        loss = loss + sf(images)
+
+    The host is tapped from construction to :meth:`detach`; its class, state dict and outputs stay as they are. The
+    teacher is frozen and not registered: it is neither saved nor trained.
+
+    Args:
+        host: from ``host_of(model)``, or your own record.
+        teacher: anything with ``width`` that maps images_BV3HW to :class:`Features`; a feature cache serves too, and then
+            ``sf`` takes the cached Features.
+        weight: w. Zero turns the loss off and leaves everything else running.
+        depth: blocks before the tap; the host's recommended depth if None.
+        norm: the projector's norm, ``"layer"`` or ``"batch"``.
+        position_embedding: how much sinusoidal UV embedding is added to the teacher's tokens, in units of their root mean
+            square, so that it weighs the same for every teacher; 0 for none. The published code adds it in
+            absolute units (``published=True``).
+        standardize: (mean_C, std_C) of the teacher's features over a data set. Removes what all its tokens share, which a
+            cosine would reward for nothing; usually ``teacher.stats``.
+        published: the public code's numerics: corner-aligned resampling without antialiasing, absolute position
+            embedding.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        teacher: Any,
+        weight: float = 0.5,
+        *,
+        depth: int | None = None,
+        norm: Literal["layer", "batch"] = "layer",
+        position_embedding: float = 0.1,
+        standardize: tuple[Tensor, Tensor] | None = None,
+        published: bool = False,
+    ):
+        super().__init__()
+        if weight < 0:
+            raise SpatialForcingError(f"The weight of Spatial Forcing must be 0 or more, got {weight}.")
+        self.host, self.weight = host, weight
+        self.position_embedding, self.published = position_embedding, published
+        # Around nn.Module's registration: the teacher must not end up in checkpoints, optimizers or .train().
+        object.__setattr__(self, "teacher", teacher)
+        self.projector = Projector(host.width, teacher.width, norm)
+        mean_C, std_C = standardize or (torch.zeros(teacher.width), torch.ones(teacher.width))
+        self.register_buffer("mean_C", mean_C.float(), persistent=False)
+        self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)
+        self.tap = Tap(host, depth)
+        self.logs: dict[str, Tensor] = {}
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watches the host's forward inside the ``with`` block; the first one counts if there are several."""
+        with self.tap.watch():
+            yield
+
+    def forward(self, images: Tensor | Features, affine_BV23: Tensor | None = None) -> Tensor:
+        """w * L_align for the watched forward.
+
+        Args:
+            images: images_BV3HW in [0, 1], views in the host's order, for the teacher to look at; or Features from a cache.
+                Fewer views than the host has: the missing ones (the last) are left out of the loss.
+            affine_BV23: from the picture the host was given to the picture the teacher saw, in unit coordinates, where
+                they differ (random crops, flips and rotations of the host's copy): see ``spatial_forcing.grid``.
+
+        Returns:
+            A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts, detached.
+
+        Raises:
+            TapError: the tap never fired, carries no gradient, or found tokens that do not fit the layout.
+            SpatialForcingError: images or features do not fit the host or the teacher.
+        """
+        visual_BND = self.tap.visual_BND()
+        self.tap.require_gradient()
+        target_BNC, valid_BN = self.target(images, affine_BV23, batch=visual_BND.shape[0])
+        align = cosine_distance(self.projector(visual_BND, valid_BN), target_BNC, valid_BN)
+        self.logs = {
+            "align_loss": align.detach(),
+            "cosine": 1 - align.detach(),
+            "valid_fraction": valid_BN.float().mean(),
+        }
+        return self.weight * align
+
+    @torch.no_grad()
+    def target(
+        self, images: Tensor | Features, affine_BV23: Tensor | None = None, batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The targets target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
+        layout = self.host.layout
+        height, width = _picture_size(images)
+        features = images if isinstance(images, Features) else self.teacher(images)
+        features = self._checked(features, batch)
+        tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
+        features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
+
+        if self.published:
+            affine = affine_BV23
+        else:
+            affine = layout.affine_23(height, width).to(tokens.device)
+            affine = affine if affine_BV23 is None else compose(affine_BV23.to(affine), affine)
+        on_host = resample(features, layout.rows, layout.cols, affine, published=self.published)
+        missing = layout.views - on_host.tokens_BVHWC.shape[1]
+        target_BVhwC = F.pad(on_host.tokens_BVHWC, (0, 0, 0, 0, 0, 0, 0, missing))
+        valid_BVhw = F.pad(on_host.valid_BVHW, (0, 0, 0, 0, 0, missing))
+        return target_BVhwC.flatten(1, 3), valid_BVhw.flatten(1)
+
+    def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
+        """|d(align) / dx| / |d(action) / dx| at the tapped residual stream: who pulls harder.
+
+        Costs a backward pass from both losses down to the tap; call it every so many steps, before ``backward()``.
+        """
+        hidden = self.tap.hidden_BLD
+        if hidden is None or not hidden.requires_grad:
+            return torch.full((), float("nan"))
+        (by_action,) = torch.autograd.grad(action_loss, hidden, retain_graph=True, allow_unused=True)
+        (by_align,) = torch.autograd.grad(align_loss, hidden, retain_graph=True, allow_unused=True)
+        if by_action is None or by_align is None:
+            return torch.full((), float("nan"))
+        return by_align.float().norm() / by_action.float().norm().clamp(min=1e-12)
+
+    def detach(self) -> None:
+        """Removes the tap: the host's modules and hooks are what they were. Call it when training ends."""
+        self.tap.detach()
+
+    def describe(self) -> str:
+        """One line that says what is aligned with what, and what trains."""
+        params = sum(p.numel() for p in self.parameters())
+        return (
+            f"Spatial Forcing: {self.host.name} after block {self.tap.depth} of {len(self.host.blocks)} "
+            f"({self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width {self.teacher.width}; "
+            f"projector {params:,} parameters; weight {self.weight}"
+        )
+
+    def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
+        if self.position_embedding == 0:
+            return tokens_BVHWC
+        H, W, C = tokens_BVHWC.shape[2:]
+        embedding_HWC = uv_position_embedding(H, W, C, device=tokens_BVHWC.device)
+        if self.published:
+            return tokens_BVHWC + self.position_embedding * embedding_HWC
+        square_BVHW = torch.where(valid_BVHW, tokens_BVHWC.square().mean(-1), 0.0)
+        valid_B = valid_BVHW.sum((1, 2, 3)).clamp(min=1)
+        rms_B1111 = (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
+        return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
+
+    def _checked(self, features: Features, batch: int | None) -> Features:
+        B, V, H, W, C = features.checked().tokens_BVHWC.shape
+        if C != self.teacher.width:
+            raise SpatialForcingError(
+                f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher.width} wide: they come "
+                "from another teacher or layer."
+            )
+        if V > self.host.layout.views:
+            raise SpatialForcingError(
+                f"Got {V} views, but {self.host.name} has tokens for {self.host.layout.views}. Pass the host's views, in "
+                "the host's order."
+            )
+        if batch is not None and B != batch:
+            raise SpatialForcingError(
+                f"Got pictures or features for a batch of {B}, but the watched forward had a batch of {batch}."
+            )
+        return features
+
+
+def _picture_size(images: Tensor | Features) -> tuple[int, int]:
+    """Height and width of what the teacher saw; of a cached grid only the aspect ratio is known, and matters."""
+    shape = images.tokens_BVHWC.shape[2:4] if isinstance(images, Features) else images.shape[-2:]
+    return int(shape[0]), int(shape[1])

@@ -1,0 +1,217 @@
+"""Token grids: what a teacher saw, where the host's tokens lie on it, and how to carry features across.
+
+A host (VLA) and a teacher cut the same pictures into different grids of tokens: 16 x 16 against 37 x 37, say, after the
+host has padded, cropped or turned its copy. Everything here rests on two ideas:
+
+* An **affine** maps a point of the host's grid to a point of the picture the teacher saw. Resizing, padding,
+  cropping, flipping and rotating are all affines, and they compose by matrix product.
+* **Resampling is a matrix**: each host token is a weighted mean of teacher tokens. A cell is read at s x s points
+  (enough that no teacher token is skipped: that is the antialiasing), each by bilinear interpolation. A point that
+  falls outside the picture, or on a teacher token that is not valid, has no weight.
+
+Coordinates are unit coordinates: (0, 0) is the top left *corner* of a picture, (1, 1) its bottom right corner, and the
+token in row i of H, column j of W has its centre at x = (j + 1/2) / W, y = (i + 1/2) / H (half-pixel centres).
+
+Shapes: B batch, V views, H W teacher rows and columns, h w host rows and columns, C channels, S sample points.
+Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.errors import SpatialForcingError
+
+# A host token counts as valid when at least this fraction of its sample points read a valid teacher token.
+VALID_COVERAGE = 0.5
+
+
+class Features(NamedTuple):
+    """What a teacher says about a batch of pictures.
+
+    Attributes:
+        tokens_BVHWC: features, any floating dtype.
+        valid_BVHW: bool; False where a view is missing, padded or warped out of the picture.
+    """
+
+    tokens_BVHWC: Tensor
+    valid_BVHW: Tensor
+
+    def checked(self) -> "Features":
+        """Returns itself, or raises :class:`SpatialForcingError` if the shapes or dtypes do not fit together."""
+        tokens, valid = self.tokens_BVHWC, self.valid_BVHW
+        if tokens.ndim != 5:
+            raise SpatialForcingError(f"Features need tokens of shape (B, V, H, W, C), got {tuple(tokens.shape)}.")
+        if valid.shape != tokens.shape[:4]:
+            raise SpatialForcingError(
+                f"Features need a mask of shape {tuple(tokens.shape[:4])} (B, V, H, W) for tokens of shape "
+                f"{tuple(tokens.shape)}, got {tuple(valid.shape)}."
+            )
+        if valid.dtype != torch.bool or not tokens.is_floating_point():
+            raise SpatialForcingError(
+                f"Features need floating tokens and a bool mask, got {tokens.dtype} and {valid.dtype}."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a host keeps its visual tokens: views x rows x cols, and how a picture lands on that grid.
+
+    Attributes:
+        views, rows, cols: the grid, in the host's own order (view by view, row by row).
+        fit: ``"stretch"`` if the host resizes the picture to the grid, ``"pad"`` if it keeps the picture's aspect ratio
+            and pads the rest (SmolVLA, pi0: ``resize_with_pad``).
+        anchor: with ``"pad"``, where the picture sits in the padded square, as fractions (x, y) of the free space:
+            (0, 0) top left, (0.5, 0.5) centred, (1, 1) bottom right.
+    """
+
+    views: int
+    rows: int
+    cols: int
+    fit: Literal["stretch", "pad"] = "stretch"
+    anchor: tuple[float, float] = (0.5, 0.5)
+
+    @property
+    def tokens(self) -> int:
+        return self.views * self.rows * self.cols
+
+    def affine_23(self, height: int, width: int) -> Tensor:
+        """The affine (2, 3) from this grid to a picture of ``height`` x ``width`` pixels."""
+        if self.fit == "stretch":
+            return identity()
+        # The picture fills the fraction (fx, fy) of the grid and starts at (1 - f) * anchor.
+        scale = min(self.cols / width, self.rows / height)
+        fx, fy = width * scale / self.cols, height * scale / self.rows
+        x0, y0 = (1 - fx) * self.anchor[0], (1 - fy) * self.anchor[1]
+        return torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]])
+
+    def draw(self) -> str:
+        """The token sequence as text, one row of boxes a view (for ``doctor`` and docs)."""
+        box = ["+" + "-" * (2 * self.cols + 1) + "+", *["| " + "o " * self.cols + "|"] * self.rows]
+        lines = ["   ".join([line] * self.views) for line in [*box, box[0]]]
+        title = f"{self.views} view{'s' if self.views > 1 else ''} x {self.rows} rows x {self.cols} columns"
+        return "\n".join([f"{title} = {self.tokens} visual tokens, {self.fit}", *lines])
+
+
+# ---- affines ---------------------------------------------------------------------------------------------------------
+
+
+def identity() -> Tensor:
+    """The affine (2, 3) that changes nothing."""
+    return torch.eye(2, 3)
+
+
+def crop(x0: float, y0: float, x1: float, y1: float) -> Tensor:
+    """From the cropped picture to the whole one; the crop's corners are in unit coordinates of the whole."""
+    if not (x1 > x0 and y1 > y0):
+        raise SpatialForcingError(f"A crop needs x1 > x0 and y1 > y0, got ({x0}, {y0}, {x1}, {y1}).")
+    return torch.tensor([[x1 - x0, 0.0, x0], [0.0, y1 - y0, y0]])
+
+
+def flip() -> Tensor:
+    """From the picture mirrored left to right to the original."""
+    return torch.tensor([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+
+
+def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
+    """From a picture turned counter-clockwise about its centre to the original; ``aspect`` = width / height."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # Turning happens in pixels, so x is stretched by the aspect ratio before and shrunk after.
+    a, b = -s / aspect, s * aspect
+    return torch.tensor([[c, a, 0.5 - 0.5 * c - 0.5 * a], [b, c, 0.5 - 0.5 * b - 0.5 * c]])
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """``outer`` after ``inner``, both (..., 2, 3): a point goes through ``inner`` first."""
+    linear = outer[..., :2]
+    moved = (linear @ inner[..., 2:]) + outer[..., 2:]
+    return torch.cat([linear @ inner[..., :2], moved], dim=-1)
+
+
+# ---- resampling ------------------------------------------------------------------------------------------------------
+
+
+def resample(
+    features: Features,
+    rows: int,
+    cols: int,
+    affine_BV23: Tensor | None = None,
+    *,
+    published: bool = False,
+) -> Features:
+    """Carries teacher features to a grid of ``rows`` x ``cols`` host tokens.
+
+    Args:
+        features: the teacher's grid, any size.
+        rows, cols: the host's grid.
+        affine_BV23: from the host's grid to the teacher's picture, broadcastable to (B, V, 2, 3); identity if None.
+        published: the public code's numerics (bilinear, corners aligned, no antialiasing). Takes no affine.
+
+    Returns:
+        :class:`Features` of exactly ``rows`` x ``cols`` tokens. A token is valid if at least half of its sample points
+        read valid teacher tokens; tokens that are not valid are zero.
+    """
+    tokens_BVHWC, valid_BVHW = features.checked()
+    B, V, H, W, C = tokens_BVHWC.shape
+    if published and affine_BV23 is not None:
+        raise SpatialForcingError("The published resampling knows no affine; use published=False with one.")
+    if published:
+        weights_bvNHW = _corner_aligned_weights(H, W, rows, cols).to(tokens_BVHWC.device)
+    else:
+        affine = identity() if affine_BV23 is None else affine_BV23
+        weights_bvNHW = _cell_weights(affine.to(tokens_BVHWC.device, torch.float32), H, W, rows, cols)
+
+    # Weights on tokens that are not valid go; what is left is scaled back to one.
+    weights_BVNM = (weights_bvNHW * valid_BVHW[:, :, None]).flatten(3)
+    coverage_BVN = weights_BVNM.sum(-1)
+    out_valid_BVN = coverage_BVN >= VALID_COVERAGE - 1e-6
+    weights_BVNM = torch.where(
+        out_valid_BVN[..., None], weights_BVNM / coverage_BVN.clamp(min=1e-6)[..., None], 0.0
+    )
+    # A token of weight zero must not matter even if it holds NaN, as a missing view may.
+    source_BVMC = torch.where(valid_BVHW[..., None], tokens_BVHWC, 0.0).flatten(2, 3)
+    out_BVNC = weights_BVNM.to(source_BVMC.dtype) @ source_BVMC
+    return Features(out_BVNC.view(B, V, rows, cols, C), out_valid_BVN.view(B, V, rows, cols))
+
+
+def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor:
+    """Weights (b, v, h*w, H, W) of the teacher's tokens in each host cell; b, v are 1 where the affine is shared."""
+    affine_bv23 = affine_bv23.expand(*(1,) * (4 - affine_bv23.ndim), *affine_bv23.shape)
+    b, v = affine_bv23.shape[:2]
+    # How many teacher tokens one host cell spans, at most: that many sample points a side leave none out.
+    span_x = affine_bv23[..., 0, :2].abs() * W / affine_bv23.new_tensor([w, h])
+    span_y = affine_bv23[..., 1, :2].abs() * H / affine_bv23.new_tensor([w, h])
+    # Less than a hundredth of a token more is rounding, not a reason for another point.
+    side = max(1, math.ceil(max(span_x.sum(-1).max().item(), span_y.sum(-1).max().item()) - 0.01))
+
+    sub = (torch.arange(side, device=affine_bv23.device) + 0.5) / side
+    x_wS = (torch.arange(w, device=sub.device)[:, None] + sub) / w
+    y_hS = (torch.arange(h, device=sub.device)[:, None] + sub) / h
+    x_P = x_wS[None, :, None, :].expand(h, w, side, side).reshape(-1)
+    y_P = y_hS[:, None, :, None].expand(h, w, side, side).reshape(-1)
+    point_P3 = torch.stack([x_P, y_P, torch.ones_like(x_P)], dim=-1)
+    where_bvP2 = point_P3 @ affine_bv23.transpose(-1, -2)
+
+    inside_bvP = ((where_bvP2 >= -1e-6) & (where_bvP2 <= 1 + 1e-6)).all(-1)
+    across_bvPW = _tent(where_bvP2[..., 0] * W - 0.5, W) * inside_bvP[..., None]
+    down_bvPH = _tent(where_bvP2[..., 1] * H - 0.5, H)
+    points = (b, v, h * w, side * side)
+    mean_bvNHW = torch.einsum("bvnsh,bvnsw->bvnhw", down_bvPH.view(*points, H), across_bvPW.view(*points, W))
+    return mean_bvNHW / side**2
+
+
+def _corner_aligned_weights(H: int, W: int, h: int, w: int) -> Tensor:
+    """Weights (1, 1, h*w, H, W) of bilinear interpolation with aligned corners, as the public code resamples."""
+    down_hH = _tent(torch.linspace(0, H - 1, h), H)
+    across_wW = _tent(torch.linspace(0, W - 1, w), W)
+    return torch.einsum("iH,jW->ijHW", down_hH, across_wW).reshape(1, 1, h * w, H, W)
+
+
+def _tent(position: Tensor, size: int) -> Tensor:
+    """Linear interpolation weights (..., size) at ``position`` in units of tokens; the edge token extends outwards."""
+    nodes = torch.arange(size, device=position.device, dtype=position.dtype)
+    return (1 - (position.clamp(0, size - 1)[..., None] - nodes).abs()).clamp(min=0)

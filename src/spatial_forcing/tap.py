@@ -1,0 +1,137 @@
+"""Tap: read the visual tokens of a running model at any depth, once, with gradient, or say why not.
+
+The obvious way, a forward hook on a transformer block, never fires in pi0, pi0.5 and SmolVLA: their loop reaches into the
+blocks (``input_layernorm``, ``self_attn.q_proj``, ``mlp``) to interleave the action expert and never *calls* one. But
+somebody always reads the residual stream after block k: the norm at the entry of block k + 1, or the final norm
+after the last block. A pre-hook there sees the stream in every host, and leaves it as it is.
+
+Shapes: B batch, L sequence, N visual tokens, D width of the host.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import Layout
+
+
+class TapError(SpatialForcingError, RuntimeError):
+    """The tap could not read what it was asked to read."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A record of where a VLA keeps its visual tokens. Adding a host is filling in this record.
+
+    Attributes:
+        name: what to call it in messages.
+        blocks: the transformer blocks, in order.
+        final_norm: the module that reads the residual stream after the last block.
+        width: D, the width of the residual stream.
+        layout: the visual token grid, in the host's own order.
+        visual: hidden_BLD -> visual_BND, the only host-specific code.
+        depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18: arXiv
+            2510.12276, Table 4 and its code).
+        entry: the name, inside a block, of the norm that reads the block's input.
+    """
+
+    name: str
+    blocks: Sequence[nn.Module]
+    final_norm: nn.Module
+    width: int
+    layout: Layout
+    visual: Callable[[Tensor], Tensor]
+    depth: int | None = None
+    entry: str = "input_layernorm"
+
+    def reader(self, depth: int) -> nn.Module:
+        """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
+        if not 1 <= depth <= len(self.blocks):
+            raise TapError(f"{self.name} has {len(self.blocks)} blocks; the tap depth must be 1 to that, got {depth}.")
+        if depth == len(self.blocks):
+            return self.final_norm
+        block = self.blocks[depth]
+        reader = getattr(block, self.entry, None)
+        if not isinstance(reader, nn.Module):
+            found = ", ".join(name for name, _ in block.named_children())
+            raise TapError(
+                f"{self.name}: block {depth} ({type(block).__name__}) has no module {self.entry!r}. It has: {found}. "
+                "Name the norm at the block's entry with Host(entry=...)."
+            )
+        return reader
+
+    @property
+    def default_depth(self) -> int:
+        return self.depth or max(1, round(0.75 * len(self.blocks)))
+
+
+class Tap:
+    """Reads the residual stream of a host after ``depth`` blocks.
+
+    The hook is attached at construction (``torch.compile`` can reuse a graph compiled without it: construct the tap before
+    the first compiled call) and does nothing unless armed by :meth:`watch`. It keeps the first value it sees and disarms:
+    with activation checkpointing the same module runs again during backward.
+    """
+
+    def __init__(self, host: Host, depth: int | None = None):
+        self.host = host
+        self.depth = host.default_depth if depth is None else depth
+        self.armed = False
+        self.hidden_BLD: Tensor | None = None
+        self._handle = host.reader(self.depth).register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.armed:
+            self.hidden_BLD = args[0] if args else next(iter(kwargs.values()))
+            self.armed = False
+        # Returning None leaves the module's input as it is.
+
+    @contextmanager
+    def watch(self) -> Iterator["Tap"]:
+        """Arms the tap for the forward inside the ``with`` block. Whatever it held before is forgotten."""
+        self.hidden_BLD, self.armed = None, True
+        try:
+            yield self
+        finally:
+            self.armed = False
+
+    def visual_BND(self) -> Tensor:
+        """The visual tokens (B, N, D) of the watched forward, attached to its graph.
+
+        Raises:
+            TapError: nothing was watched, the hook never fired, or the tokens do not fit the host's layout.
+        """
+        where = f"after block {self.depth} of {len(self.host.blocks)} of {self.host.name}"
+        if self.hidden_BLD is None:
+            raise TapError(
+                f"The tap {where} never fired. Run the host's forward inside `with sf.watch():`; if it did run, "
+                "either the host was compiled before SpatialForcing was built (build it first), or its forward does "
+                "not use these blocks (another model, or a host record that points at the wrong modules)."
+            )
+        visual = self.host.visual(self.hidden_BLD)
+        expected = (self.hidden_BLD.shape[0], self.host.layout.tokens, self.host.width)
+        if tuple(visual.shape) != expected:
+            raise TapError(
+                f"The tap {where} found visual tokens of shape {tuple(visual.shape)}, expected {expected} = (batch, "
+                f"{self.host.layout.views} views x {self.host.layout.rows} x {self.host.layout.cols}, width). The "
+                f"sequence has {self.hidden_BLD.shape[1]} tokens: check Host.layout and Host.visual."
+            )
+        return visual
+
+    def require_gradient(self) -> None:
+        """Raises :class:`TapError` if no gradient would flow from the tapped tokens into the host."""
+        if self.hidden_BLD is not None and torch.is_grad_enabled() and not self.hidden_BLD.requires_grad:
+            raise TapError(
+                f"The tokens after block {self.depth} of {self.host.name} carry no gradient, so Spatial Forcing cannot "
+                "act. Nothing before the tap trains: unfreeze the host's blocks up to the tap or put LoRA on them "
+                "(SmolVLA: train_expert_only=False), and run the forward with gradients on."
+            )
+
+    def detach(self) -> None:
+        """Removes the hook: the host is as it was. The tap cannot be used again."""
+        self._handle.remove()
+        self.hidden_BLD, self.armed = None, False
