@@ -1,0 +1,1 @@
+"""Teacher features computed once per data set and read during training."""

@@ -1,0 +1,90 @@
+"""Hosts: recognise a model and say where its visual tokens are."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import Layout
+from spatial_forcing.tap import Host
+
+Visual = slice | Callable[[Tensor], Tensor]
+
+
+class HostError(SpatialForcingError, TypeError):
+    """A model was not recognised, or more must be said about it."""
+
+
+def host_of(
+    model: nn.Module, *, layout: Layout | None = None, visual: Visual | None = None, depth: int | None = None
+) -> Host:
+    """Finds the host record of a model.
+
+    Recognised are models with a method ``spatial_forcing_host() -> Host`` (the built-in VLA has one; give yours one and it is a
+    host) and Hugging Face decoders (Llama, Gemma, Qwen2 and all that keep ``layers`` with an ``input_layernorm`` beside a
+    final ``norm``), alone or inside a larger model. Wrappers (DDP, ``torch.compile``, LeRobot policies) are looked through.
+
+    Args:
+        model: the policy, or its language model.
+        layout: the visual token grid; needed for plain decoders, which do not know theirs.
+        visual: where the visual tokens are in the sequence: a slice, or a function hidden_BLD -> visual_BND.
+        depth: recommended tap depth; 3/4 of the blocks if None.
+
+    Raises:
+        HostError: not recognised, several decoders found, or layout and visual are missing; says what was found.
+    """
+    for inner in _unwrapped(model):
+        describe = getattr(inner, "spatial_forcing_host", None)
+        if callable(describe):
+            host = describe()
+            assert isinstance(host, Host)
+            return host
+    return _decoder_host(model, layout, visual, depth)
+
+
+def _unwrapped(model: nn.Module) -> list[nn.Module]:
+    """The model and what its wrappers hold, outermost first."""
+    chain = [model]
+    for name in ("_orig_mod", "module", "model"):
+        inner = getattr(chain[-1], name, None)
+        if isinstance(inner, nn.Module):
+            chain += _unwrapped(inner)
+            break
+    return chain
+
+
+def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None, depth: int | None) -> Host:
+    found = {name or "the model itself": module for name, module in model.named_modules() if _is_decoder(module)}
+    kind = type(model).__name__
+    if not found:
+        children = ", ".join(f"{n} ({type(m).__name__})" for n, m in model.named_children()) or "no submodules"
+        raise HostError(
+            f"{kind} is not a host I know: it has no method spatial_forcing_host(), and no part of it keeps `layers` with an "
+            f"`input_layernorm` beside a final `norm`. It has: {children}. Fill in a spatial_forcing.Host record yourself."
+        )
+    if len(found) > 1:
+        raise HostError(
+            f"{kind} holds {len(found)} decoders: {', '.join(found)}. Pass the one that reads the images, "
+            "for example host_of(model.language_model, layout=..., visual=...)."
+        )
+    ((_, decoder),) = found.items()
+    blocks, norm = decoder.layers, decoder.norm
+    if layout is None or visual is None:
+        raise HostError(
+            f"{type(decoder).__name__} was recognised ({len(blocks)} blocks), but a plain decoder does not know where its "
+            "visual tokens are. Say it: host_of(model, layout=Layout(views=2, rows=16, cols=16), "
+            "visual=slice(1, 513))."
+        )
+    select = (lambda hidden_BLD: hidden_BLD[:, visual]) if isinstance(visual, slice) else visual
+    width = getattr(getattr(decoder, "config", None), "hidden_size", None) or norm.weight.shape[0]
+    return Host(type(decoder).__name__, blocks, norm, int(width), layout, select, depth)
+
+
+def _is_decoder(module: nn.Module) -> bool:
+    layers, norm = getattr(module, "layers", None), getattr(module, "norm", None)
+    return (
+        isinstance(layers, nn.ModuleList)
+        and len(layers) > 0
+        and all(isinstance(getattr(block, "input_layernorm", None), nn.Module) for block in layers)
+        and isinstance(norm, nn.Module)
+    )
