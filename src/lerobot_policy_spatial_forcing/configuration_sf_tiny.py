@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from lerobot.configs import PreTrainedConfig
 
-from spatial_forcing.hosts.lerobot import ForcingConfig
+from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing.hosts.tiny_policy import TinyConfig
 
 

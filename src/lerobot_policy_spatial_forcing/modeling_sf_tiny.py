@@ -1,7 +1,7 @@
 """The policy of ``sf_tiny``."""
 
 from lerobot_policy_spatial_forcing.configuration_sf_tiny import SfTinyConfig
-from spatial_forcing.hosts.lerobot import ForcedPolicy
+from lerobot_policy_spatial_forcing.forcing import ForcedPolicy
 from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
 
 

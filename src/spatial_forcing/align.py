@@ -42,14 +42,21 @@ class Projector(nn.Module):
 
     def forward(self, visual_BND: Tensor, valid_BN: Tensor) -> Tensor:
         """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient and change nothing."""
-        x = torch.where(valid_BN[..., None], visual_BND, 0.0)
+        # Hosts often run in bfloat16; the projector keeps its own precision.
+        x = torch.where(valid_BN[..., None], visual_BND, 0.0).to(self.fc1.weight.dtype)
         if isinstance(self.norm, nn.BatchNorm1d):
-            # One valid token has no variance, none has no mean: too few tokens leave the statistics alone.
-            enough = int(valid_BN.sum()) > 1
-            x = x.masked_scatter(valid_BN[..., None], self.norm(x[valid_BN])) if enough else x
+            x = x.masked_scatter(valid_BN[..., None], self._batch_norm(self.norm, x[valid_BN]))
         else:
             x = self.norm(x)
         return self.fc2(F.gelu(self.fc1(x)))
+
+    @staticmethod
+    def _batch_norm(norm: nn.BatchNorm1d, x_ND: Tensor) -> Tensor:
+        if norm.training and len(x_ND) < 2:
+            # One valid token has no variance, none has no mean: the running statistics serve, and stay as they are.
+            statistics = norm.running_mean, norm.running_var
+            return F.batch_norm(x_ND, *statistics, norm.weight, norm.bias, eps=norm.eps)
+        return norm(x_ND)
 
 
 def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
@@ -115,6 +122,9 @@ class SpatialForcing(nn.Module):
         self.register_buffer("mean_C", mean_C.float(), persistent=False)
         self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)
         self.tap = Tap(host, depth)
+        # The projector works where the tokens it reads are.
+        if (beside := next(host.blocks[self.tap.depth - 1].parameters(), None)) is not None:
+            self.to(beside.device)
         self.logs: dict[str, Tensor] = {}
 
     @contextmanager
@@ -156,9 +166,9 @@ class SpatialForcing(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The targets target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
         layout = self.host.layout
-        height, width = _picture_size(images)
-        features = images if isinstance(images, Features) else self.teacher(images)
+        features = images.checked() if isinstance(images, Features) else self.teacher(images)
         features = self._checked(features, batch)
+        height, width = _picture_size(images)
         tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
         features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
 

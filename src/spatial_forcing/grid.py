@@ -75,6 +75,12 @@ class Layout:
     fit: Literal["stretch", "pad"] = "stretch"
     anchor: tuple[float, float] = (0.5, 0.5)
 
+    def __post_init__(self) -> None:
+        if min(self.views, self.rows, self.cols) < 1:
+            raise SpatialForcingError(f"A layout needs at least one view, row and column, got {self}.")
+        if self.fit not in ("stretch", "pad"):
+            raise SpatialForcingError(f"A layout's fit is 'stretch' or 'pad', got {self.fit!r}.")
+
     @property
     def tokens(self) -> int:
         return self.views * self.rows * self.cols
@@ -127,9 +133,9 @@ def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """``outer`` after ``inner``, both (..., 2, 3): a point goes through ``inner`` first."""
-    linear = outer[..., :2]
-    moved = (linear @ inner[..., 2:]) + outer[..., 2:]
-    return torch.cat([linear @ inner[..., :2], moved], dim=-1)
+    # Not `@`: under autocast, or with TF32 on, a matrix product would round coordinates to a few bits.
+    moved = (outer[..., :2, None] * inner[..., None, :, :]).sum(-2)
+    return torch.cat([moved[..., :2], moved[..., 2:] + outer[..., 2:]], dim=-1)
 
 
 # ---- resampling ------------------------------------------------------------------------------------------------------
@@ -156,15 +162,24 @@ def resample(
         read valid teacher tokens; tokens that are not valid are zero.
     """
     tokens_BVHWC, valid_BVHW = features.checked()
-    B, V, H, W, C = tokens_BVHWC.shape
+    B, V, H, W, _ = tokens_BVHWC.shape
     if published and affine_BV23 is not None:
         raise SpatialForcingError("The published resampling knows no affine; use published=False with one.")
-    if published:
-        weights_bvNHW = _corner_aligned_weights(H, W, rows, cols).to(tokens_BVHWC.device)
-    else:
-        affine = identity() if affine_BV23 is None else affine_BV23
-        weights_bvNHW = _cell_weights(affine.to(tokens_BVHWC.device, torch.float32), H, W, rows, cols)
+    # Geometry keeps its precision inside an autocast region.
+    with torch.autocast(tokens_BVHWC.device.type, enabled=False):
+        if published:
+            weights_bvNHW = _corner_aligned_weights(H, W, rows, cols).to(tokens_BVHWC.device)
+        else:
+            affine_bv23 = _shaped_affine(identity() if affine_BV23 is None else affine_BV23, B, V)
+            affine_bv23 = affine_bv23.to(tokens_BVHWC.device, torch.float32)
+            weights_bvNHW = _cell_weights(affine_bv23, H, W, rows, cols)
+        return _weighted(features, weights_bvNHW, rows, cols)
 
+
+def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int) -> Features:
+    """Applies resampling weights (b, v, rows*cols, H, W); b, v are 1 where they are shared."""
+    tokens_BVHWC, valid_BVHW = features
+    B, V, _, _, C = tokens_BVHWC.shape
     # Weights on tokens that are not valid go; what is left is scaled back to one.
     weights_BVNM = (weights_bvNHW * valid_BVHW[:, :, None]).flatten(3)
     coverage_BVN = weights_BVNM.sum(-1)
@@ -178,30 +193,54 @@ def resample(
     return Features(out_BVNC.view(B, V, rows, cols, C), out_valid_BVN.view(B, V, rows, cols))
 
 
+def _shaped_affine(affine: Tensor, B: int, V: int) -> Tensor:
+    """An affine that broadcasts to (B, V, 2, 3) as (b, v, 2, 3), b and v being 1 where it is shared."""
+    b, v, *matrix = (*(1,) * (4 - affine.ndim), *affine.shape)
+    if b not in (1, B) or v not in (1, V) or matrix != [2, 3]:
+        raise SpatialForcingError(
+            f"Expected an affine of shape (2, 3), ({V}, 2, 3) or ({B}, {V}, 2, 3) for {B} samples of {V} views, "
+            f"got {tuple(affine.shape)}."
+        )
+    return affine.reshape(b, v, 2, 3)
+
+
 def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor:
     """Weights (b, v, h*w, H, W) of the teacher's tokens in each host cell; b, v are 1 where the affine is shared."""
-    affine_bv23 = affine_bv23.expand(*(1,) * (4 - affine_bv23.ndim), *affine_bv23.shape)
-    b, v = affine_bv23.shape[:2]
-    # How many teacher tokens one host cell spans, at most: that many sample points a side leave none out.
-    span_x = affine_bv23[..., 0, :2].abs() * W / affine_bv23.new_tensor([w, h])
-    span_y = affine_bv23[..., 1, :2].abs() * H / affine_bv23.new_tensor([w, h])
-    # Less than a hundredth of a token more is rounding, not a reason for another point.
-    side = max(1, math.ceil(max(span_x.sum(-1).max().item(), span_y.sum(-1).max().item()) - 0.01))
+    # The same affine from host cells to teacher tokens, so that equal grids meet in exact numbers.
+    cells_bv23 = affine_bv23 * affine_bv23.new_tensor([[W / w, W / h, W], [H / w, H / h, H]])
+    # How many teacher tokens one host cell spans: that many sample points a side leave none out. Less than a
+    # hundredth of a token more is rounding, not a reason for another point.
+    span_bv = cells_bv23[..., :2].abs().sum(-1).amax(-1)
+    side_bv = (span_bv - 0.01).ceil().clamp(min=1)
+    if side_bv.max() > 2 * max(H, W):
+        raise SpatialForcingError(
+            f"The affine spreads one host token over {side_bv.max():.0f} teacher tokens of a grid of {H} x {W}. "
+            "Affines are in unit coordinates, 0 to 1 from edge to edge, not in pixels."
+        )
+    weights_bvNHW = affine_bv23.new_empty(*side_bv.shape, h * w, H, W)
+    # Every affine has its own number of points: what a sample gives must not depend on the rest of its batch.
+    for side in side_bv.unique().tolist():
+        chosen_bv = side_bv == side
+        weights_bvNHW[chosen_bv] = _mean_over_points(cells_bv23[chosen_bv], int(side), H, W, h, w)
+    return weights_bvNHW
 
-    sub = (torch.arange(side, device=affine_bv23.device) + 0.5) / side
-    x_wS = (torch.arange(w, device=sub.device)[:, None] + sub) / w
-    y_hS = (torch.arange(h, device=sub.device)[:, None] + sub) / h
+
+def _mean_over_points(cells_A23: Tensor, side: int, H: int, W: int, h: int, w: int) -> Tensor:
+    """Weights (A, h*w, H, W) of A affines in units of cells and tokens, each cell read at side x side points."""
+    sub_S = (torch.arange(side, device=cells_A23.device) + 0.5) / side
+    x_wS = torch.arange(w, device=sub_S.device)[:, None] + sub_S
+    y_hS = torch.arange(h, device=sub_S.device)[:, None] + sub_S
     x_P = x_wS[None, :, None, :].expand(h, w, side, side).reshape(-1)
     y_P = y_hS[:, None, :, None].expand(h, w, side, side).reshape(-1)
     point_P3 = torch.stack([x_P, y_P, torch.ones_like(x_P)], dim=-1)
-    where_bvP2 = point_P3 @ affine_bv23.transpose(-1, -2)
+    x_AP, y_AP = (cells_A23[:, :, None] * point_P3).sum(-1).unbind(1)
 
-    inside_bvP = ((where_bvP2 >= -1e-6) & (where_bvP2 <= 1 + 1e-6)).all(-1)
-    across_bvPW = _tent(where_bvP2[..., 0] * W - 0.5, W) * inside_bvP[..., None]
-    down_bvPH = _tent(where_bvP2[..., 1] * H - 0.5, H)
-    points = (b, v, h * w, side * side)
-    mean_bvNHW = torch.einsum("bvnsh,bvnsw->bvnhw", down_bvPH.view(*points, H), across_bvPW.view(*points, W))
-    return mean_bvNHW / side**2
+    edge = 1e-4  # of a token: rounding
+    inside_AP = (x_AP >= -edge) & (x_AP <= W + edge) & (y_AP >= -edge) & (y_AP <= H + edge)
+    points = (len(cells_A23), h * w, side**2)
+    across_ANSW = (_tent(x_AP - 0.5, W) * inside_AP[..., None]).view(*points, W)
+    down_ANSH = _tent(y_AP - 0.5, H).view(*points, H)
+    return torch.einsum("ansh,answ->anhw", down_ANSH, across_ANSW) / side**2
 
 
 def _corner_aligned_weights(H: int, W: int, h: int, w: int) -> Tensor:

@@ -66,15 +66,18 @@ class Host:
 
     @property
     def default_depth(self) -> int:
-        return self.depth or max(1, round(0.75 * len(self.blocks)))
+        return max(1, round(0.75 * len(self.blocks))) if self.depth is None else self.depth
 
 
 class Tap:
     """Reads the residual stream of a host after ``depth`` blocks.
 
-    The hook is attached at construction (``torch.compile`` can reuse a graph compiled without it: construct the tap before
-    the first compiled call) and does nothing unless armed by :meth:`watch`. It keeps the first value it sees and disarms:
-    with activation checkpointing the same module runs again during backward.
+    The hook is attached at construction and does nothing unless armed by :meth:`watch`. It keeps the first
+    value it sees and disarms: with activation checkpointing the same module runs again during backward.
+
+    ``torch.compile`` does not look for new hooks and reuses a graph compiled without this one: build the tap
+    before the first compiled call. Blocks compiled one by one share their graphs, so for them the tap fires only
+    with ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, which also lifts the first restriction.
     """
 
     def __init__(self, host: Host, depth: int | None = None):
@@ -83,6 +86,10 @@ class Tap:
         self.armed = False
         self.hidden_BLD: Tensor | None = None
         self._handle = host.reader(self.depth).register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def __getstate__(self) -> dict:
+        # A copy of the host (an EMA, say) brings a copy of its tap, but the graph of a past step cannot be copied.
+        return self.__dict__ | {"armed": False, "hidden_BLD": None}
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.armed:
@@ -109,8 +116,10 @@ class Tap:
         if self.hidden_BLD is None:
             raise TapError(
                 f"The tap {where} never fired. Run the host's forward inside `with sf.watch():`; if it did run, "
-                "either the host was compiled before SpatialForcing was built (build it first), or its forward does "
-                "not use these blocks (another model, or a host record that points at the wrong modules)."
+                "either its forward does not use these blocks (another model, or a host record that points at "
+                "the wrong modules), or torch.compile reused a graph that knows no tap: build SpatialForcing "
+                "before the first compiled call; if blocks are compiled one by one, also set "
+                "torch._dynamo.config.skip_nnmodule_hook_guards = False."
             )
         visual = self.host.visual(self.hidden_BLD)
         expected = (self.hidden_BLD.shape[0], self.host.layout.tokens, self.host.width)

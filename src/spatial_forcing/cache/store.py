@@ -198,8 +198,9 @@ class FeatureStore:
         tokens = tokens.to(index_B.device)
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool, device=tokens.device))
 
-    def check(self, *, teacher: str, cameras: Iterable[str]) -> None:
-        """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras`` in this order."""
+    def check(self, *, teacher: str, cameras: Iterable[str], dataset_root: Path | None = None) -> None:
+        """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras`` in this order, and of the data set
+        at ``dataset_root`` if one is given."""
         cameras = tuple(cameras)
         if self.source.teacher != teacher:
             raise CacheError(f"The cache at {self.root} is of teacher {self.source.teacher!r}, not {teacher!r}.")
@@ -207,6 +208,11 @@ class FeatureStore:
             raise CacheError(
                 f"The cache at {self.root} has the cameras {list(self.source.cameras)}, the policy has {list(cameras)}. Their "
                 "order matters: the teacher attends across views."
+            )
+        if dataset_root is not None and (found := dataset_fingerprint(dataset_root)) != self.source.dataset:
+            raise CacheError(
+                f"The cache at {self.root} is of data set {self.source.dataset}, but {dataset_root} has the fingerprint "
+                f"{found}: other frames, or the data set changed since. Write the cache again."
             )
 
     def check_source(self, source: Source) -> None:

@@ -1,6 +1,7 @@
 """Hosts: recognise a model and say where its visual tokens are."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ def host_of(
         model: the policy, or its language model.
         layout: the visual token grid; needed for plain decoders, which do not know theirs.
         visual: where the visual tokens are in the sequence: a slice, or a function hidden_BLD -> visual_BND.
-        depth: recommended tap depth; 3/4 of the blocks if None.
+        depth: recommended tap depth; 3/4 of the blocks if None. What is given here goes before what the model says.
 
     Raises:
         HostError: not recognised, several decoders found, or layout and visual are missing; says what was found.
@@ -37,8 +38,13 @@ def host_of(
         describe = getattr(inner, "spatial_forcing_host", None)
         if callable(describe):
             host = describe()
-            assert isinstance(host, Host)
-            return host
+            if not isinstance(host, Host):
+                raise HostError(
+                    f"{type(inner).__name__}.spatial_forcing_host() must return a spatial_forcing.Host, got "
+                    f"{type(host).__name__}."
+                )
+            given = {"layout": layout, "visual": visual and _selector(visual), "depth": depth}
+            return replace(host, **{field: value for field, value in given.items() if value is not None})
     return _decoder_host(model, layout, visual, depth)
 
 
@@ -75,9 +81,12 @@ def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None
             "visual tokens are. Say it: host_of(model, layout=Layout(views=2, rows=16, cols=16), "
             "visual=slice(1, 513))."
         )
-    select = (lambda hidden_BLD: hidden_BLD[:, visual]) if isinstance(visual, slice) else visual
     width = getattr(getattr(decoder, "config", None), "hidden_size", None) or norm.weight.shape[0]
-    return Host(type(decoder).__name__, blocks, norm, int(width), layout, select, depth)
+    return Host(type(decoder).__name__, blocks, norm, int(width), layout, _selector(visual), depth)
+
+
+def _selector(visual: Visual) -> Callable[[Tensor], Tensor]:
+    return (lambda hidden_BLD: hidden_BLD[:, visual]) if isinstance(visual, slice) else visual
 
 
 def _is_decoder(module: nn.Module) -> bool:

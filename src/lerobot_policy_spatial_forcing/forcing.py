@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spatial_forcing.align import SpatialForcing
+from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features
 from spatial_forcing.hosts import host_of
+from spatial_forcing.teachers import load_teacher
 
 SIDE_FOLDER = "spatial_forcing"
 # The projector is initialised from this seed, so that turning forcing on never shifts the host's own random numbers.
@@ -65,19 +67,14 @@ class ForcingConfig:
 class FeatureSource:
     """Where a training step gets its teacher features: from a folder of stored ones, or from the teacher itself."""
 
-    def __init__(self, config: ForcingConfig, cameras: list[str]):
+    def __init__(self, config: ForcingConfig, cameras: list[str], device: str, dataset_root: Path | None = None):
         self.store = None
         if config.cache is not None:
-            from spatial_forcing.cache.store import FeatureStore
-
             self.store = FeatureStore(config.cache)
-            self.store.check(teacher=config.teacher, cameras=cameras)
+            self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
             self.teacher: Any = self.store
         else:
-            from spatial_forcing.teachers import load_teacher
-
-            options = {} if config.weights is None else {"weights": config.weights}
-            self.teacher = load_teacher(config.teacher, **options)
+            self.teacher = load_teacher(config.teacher, weights=config.weights, device=device)
 
     def __call__(self, batch: dict[str, Any], images: Callable[[dict[str, Any]], Tensor]) -> Tensor | Features:
         if self.store is None:
@@ -101,15 +98,16 @@ class ForcedPolicy:
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)
-            self.forcing = self._build_forcing(config.forcing)
+            self.forcing = self._build_forcing(config.forcing, kwargs.get("dataset_meta"))
         self._forward_count = 0
         logging.getLogger(__name__).info(self.forcing.describe())
 
-    def _build_forcing(self, forcing: ForcingConfig) -> SpatialForcing:
+    def _build_forcing(self, forcing: ForcingConfig, dataset_meta: Any) -> SpatialForcing:
         host = host_of(self)  # type: ignore[arg-type]
-        source = FeatureSource(forcing, list(self.config.image_features))
+        root = None if dataset_meta is None else Path(dataset_meta.root)
+        source = FeatureSource(forcing, list(self.config.image_features), self.config.device, root)
         object.__setattr__(self, "feature_source", source)
-        stats = source.teacher.stats if forcing.standardize else None
+        stats = getattr(source.teacher, "stats", None) if forcing.standardize else None
         if forcing.standardize and stats is None:
             raise SpatialForcingError(
                 f"forcing.standardize needs the mean and deviation of the features of {forcing.teacher!r}, which come with a "

@@ -1,0 +1,323 @@
+"""The command line: ``spatial-forcing demo | demos | cache | train | eval | probe | report | doctor``.
+
+Each command is a dataclass of options with a ``run`` method; heavy imports wait until the command is known.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+
+
+@dataclass
+class Demo:
+    """Run the whole job on the embedded world: two policies trained, rolled out, probed and reported."""
+
+    out: Path = Path("outputs/demo")
+    """Folder of the run. A second run with the same settings reuses what is there."""
+    workers: int = 2
+    """Processes side by side."""
+    tasks: tuple[str, ...] = ("reach-v3",)
+    """Meta-World tasks."""
+    episodes: int = 250
+    """Demonstrations a task."""
+    steps: int = 1000
+    """Training steps of every policy."""
+    eval_episodes: int = 25
+    """Rollouts a task and checkpoint."""
+    teacher: str = "vggt-tiny-sim"
+    """A registered teacher."""
+    weight: float = 0.5
+    """Weight of the alignment loss."""
+    seed: int = 0
+    """Seed of weights, data order and demonstrations."""
+    device: str = "cpu"
+    """Where policies train: cpu or cuda."""
+
+    def run(self) -> None:
+        from spatial_forcing.demo import DemoSettings, run_demo
+        from spatial_forcing.provenance import command_line
+
+        settings = DemoSettings(
+            tasks=self.tasks,
+            episodes=self.episodes,
+            steps=self.steps,
+            eval_episodes=self.eval_episodes,
+            teacher=self.teacher,
+            weight=self.weight,
+            seed=self.seed,
+            device=self.device,
+        )
+        run_demo(settings, self.out, workers=self.workers, command=command_line())
+
+
+@dataclass
+class Demos:
+    """Collect demonstrations of scripted experts as a LeRobotDataset."""
+
+    out: Path
+    """Folder of the data set. An interrupted collection continues."""
+    tasks: tuple[str, ...] = ("reach-v3",)
+    """Meta-World tasks."""
+    episodes: int = 250
+    """Demonstrations a task."""
+    frames: int | None = 6
+    """Frames a demonstration; None records until the expert is done."""
+    start: str = "random-hand"
+    """Where a demonstration starts: random-hand, initial or expert-warmup."""
+    camera: str = "frame"
+    """A new camera pose every frame or episode, or fixed."""
+    size: int = 112
+    """Height and width of the pictures."""
+    seed: int = 0
+    """Seed of everything."""
+    workers: int = 2
+    """Processes side by side; the data do not depend on it."""
+
+    def run(self) -> None:
+        from spatial_forcing.demo import stages
+        from spatial_forcing.sim.collect import DemoSpec, collect
+
+        spec = DemoSpec(
+            tasks=self.tasks,
+            episodes=self.episodes,
+            frames=self.frames,
+            start=self.start,
+            camera=self.camera,
+            size=self.size,
+            seed=self.seed,
+        )
+        with stages(_console()) as bars:
+            bar = bars.add_task("demonstrations", total=self.episodes * len(self.tasks))
+            root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
+        print(root)
+
+
+@dataclass
+class Cache:
+    """Compute a teacher's features of a data set once, for training to read."""
+
+    dataset: Path
+    """Folder of a LeRobotDataset."""
+    out: Path
+    """Folder for the features. An interrupted extraction continues."""
+    teacher: str = "vggt-tiny-sim"
+    """A registered teacher."""
+    weights: Path | None = None
+    """Local weights of the teacher, instead of the packaged ones or the Hub's."""
+    resolution: int | None = None
+    """Picture size the teacher sees; its own if None."""
+    cameras: tuple[str, ...] = ()
+    """Camera keys in the policy's order; all of the data set if empty."""
+    device: str = "cpu"
+    """Where the teacher runs."""
+
+    def run(self) -> None:
+        from spatial_forcing.cache.extract import extract
+        from spatial_forcing.demo import stages
+        from spatial_forcing.teachers import load_teacher
+
+        teacher = load_teacher(self.teacher, weights=self.weights, resolution=self.resolution, device=self.device)
+        info_path = self.dataset / "meta" / "info.json"
+        if not info_path.is_file():
+            raise SpatialForcingError(f"{self.dataset} is not a LeRobotDataset: it has no meta/info.json.")
+        frames = json.loads(info_path.read_text())["total_frames"]
+        with stages(_console()) as bars:
+            bar = bars.add_task(f"features of {self.teacher}", total=frames)
+            root = extract(
+                self.dataset,
+                teacher,
+                self.teacher,
+                self.out,
+                cameras=self.cameras or None,
+                advance=lambda n: bars.advance(bar, n),
+            )
+        print(root)
+
+
+@dataclass
+class Eval:
+    """Roll out a saved policy on fixed episodes of the embedded world."""
+
+    checkpoint: Path
+    """Folder of a LeRobot policy (``.../pretrained_model``)."""
+    task: str = "reach-v3"
+    """Meta-World task."""
+    episodes: int = 25
+    """Rollouts."""
+    seed: int = 1_000_000
+    """Seed of the first episode; episode i has seed + i."""
+    out: Path | None = None
+    """Folder for eval.json and videos; nothing is written if None."""
+    device: str = "cpu"
+    """Where the policy runs."""
+
+    def run(self) -> None:
+        from spatial_forcing.evaluate import LoadedPolicy, roll_out
+        from spatial_forcing.sim.env import SimEnvConfig
+        from spatial_forcing.stats import wilson
+
+        result = roll_out(
+            LoadedPolicy(self.checkpoint, self.device),
+            SimEnvConfig(task=self.task),
+            episodes=self.episodes,
+            seed=self.seed,
+            videos=self.out and self.out / "videos",
+        )
+        rate = wilson(sum(e["success"] for e in result.episodes), len(result.episodes))
+        distance = sum(e["final_distance"] for e in result.episodes) / len(result.episodes)
+        print(
+            f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval {rate.low:.0%} to {rate.high:.0%}), "
+            f"mean final distance {100 * distance:.1f} cm, seeds {self.seed} to {self.seed + self.episodes - 1}"
+        )
+        if self.out:
+            result.save(self.out / "eval.json")
+            print(self.out / "eval.json")
+
+
+@dataclass
+class Probe:
+    """Fit the depth probe on a finished demo's policies again."""
+
+    run_folder: Annotated[Path, "tyro:positional"] = Path("outputs/demo")
+    """Folder of a demo run."""
+    device: str = "cpu"
+    """Where policies and teacher run."""
+
+    def run(self) -> None:
+        from rich.table import Table
+
+        from spatial_forcing.demo import demo_arms, finished_settings
+        from spatial_forcing.evidence import probe_policies
+
+        settings, roots = finished_settings(self.run_folder)
+        arms = demo_arms(settings, *roots)
+        result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.run_folder, self.device)
+        table = Table("tokens of", "AbsRel", "RMSE (m)", "delta < 1.25", title="Depth read linearly from frozen tokens")
+        for row in result["rows"]:
+            table.add_row(row["name"], f"{row['absrel']:.3f}", f"{row['rmse_m']:.3f}", f"{row['delta1']:.3f}")
+        _console().print(table)
+
+
+@dataclass
+class Report:
+    """Draw the report of a run again from its results.json."""
+
+    run_folder: Annotated[Path, "tyro:positional"] = Path("outputs/demo")
+    """Folder of a demo run."""
+
+    def run(self) -> None:
+        from spatial_forcing.report import write_report
+
+        results = self.run_folder / "results.json"
+        if not results.is_file():
+            raise SpatialForcingError(f"{self.run_folder} has no results.json: finish the run with spatial-forcing demo first.")
+        print(write_report(json.loads(results.read_text()), self.run_folder))
+
+
+@dataclass
+class Doctor:
+    """Check a host, a teacher and a data set together: token layout, grids, gradients, cost, and what looks wrong."""
+
+    dataset: Path | None = None
+    """Folder of a LeRobotDataset; without one the check runs on rendered frames."""
+    checkpoint: Path | None = None
+    """A saved policy to check; a fresh built-in VLA if None."""
+    teacher: str = "vggt-tiny-sim"
+    """A registered teacher."""
+    weights: Path | None = None
+    """Local weights of the teacher."""
+    depth: int | None = None
+    """Tap depth; the host's recommendation if None."""
+    batch_size: int = 8
+    """Frames in the trial step."""
+    cameras: tuple[str, ...] = field(default_factory=tuple)
+    """Camera keys in the policy's order; all of the data set if empty."""
+
+    def run(self) -> None:
+        from spatial_forcing.doctor import examine
+
+        healthy = examine(
+            dataset=self.dataset,
+            checkpoint=self.checkpoint,
+            teacher_name=self.teacher,
+            weights=self.weights,
+            depth=self.depth,
+            batch_size=self.batch_size,
+            cameras=self.cameras,
+            console=_console(),
+        )
+        if not healthy:
+            sys.exit(1)
+
+
+def train(arguments: list[str]) -> None:
+    """``spatial-forcing train``: lerobot-train with all its flags, plus metrics.jsonl in the output folder."""
+    try:
+        from lerobot.configs import parser
+        from lerobot.configs.train import TrainPipelineConfig
+        from lerobot.utils.import_utils import register_third_party_plugins
+    except ImportError as error:
+        raise MissingDependencyError("LeRobot", "lerobot") from error
+
+    from spatial_forcing.train import train_policy
+
+    register_third_party_plugins()
+
+    @parser.wrap()
+    def main(config: TrainPipelineConfig) -> None:
+        train_policy(config)
+
+    sys.argv = ["spatial-forcing train", *arguments]
+    main()
+
+
+COMMANDS = {
+    "demo": Demo,
+    "demos": Demos,
+    "cache": Cache,
+    "eval": Eval,
+    "probe": Probe,
+    "report": Report,
+    "doctor": Doctor,
+}
+
+
+def main() -> None:
+    """Entry point. Errors of ours are printed as one message, without a traceback."""
+    if sys.argv[1:2] == ["train"]:
+        return _guarded(lambda: train(sys.argv[2:]))
+    try:
+        import tyro
+    except ImportError:
+        sys.exit(str(MissingDependencyError("tyro", "lerobot")))
+    description = (
+        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train.\n\n"
+        "`spatial-forcing train` takes the flags of lerobot-train; see spatial-forcing train --help."
+    )
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)
+    return _guarded(command.run)
+
+
+def _guarded(run) -> None:
+    try:
+        run()
+    except SpatialForcingError as error:
+        print(f"spatial-forcing: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("spatial-forcing: stopped. What is finished is kept: run the same command again to continue.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The main job in minutes: demonstrations, teacher features, two policies from the same start, rollouts, probe, report.
+
+Every stage is the ordinary part of the package, run on the embedded world; every stage keeps what it finished, so that a second
+run reuses it and an interrupted one continues.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
+
+# Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
+EVAL_SEED = 1_000_000
+# Seconds a unit of work takes on two cores at about 3 GHz, for the estimate at the start (LOG.md has the measurements).
+SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Everything that decides the result.
+
+    Args:
+        tasks: Meta-World tasks, learned by one policy.
+        episodes: demonstrations a task to train on.
+        heldout_episodes: demonstrations a task for the held-out action error and the probe's test.
+        frames: length of a demonstration.
+        steps: training steps.
+        batch_size: frames a step.
+        learning_rate: of all arms alike.
+        evaluations: checkpoints that are rolled out, evenly spread over training.
+        eval_episodes: rollouts a task and checkpoint.
+        teacher: a registered teacher.
+        weight: of the alignment loss in the forced arm.
+        standardize: standardise the teacher's features channel by channel.
+        seed: of weights, data order and demonstrations.
+        device: "cpu" or "cuda".
+    """
+
+    tasks: tuple[str, ...] = ("reach-v3",)
+    episodes: int = 250
+    heldout_episodes: int = 40
+    frames: int = 6
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    evaluations: int = 4
+    eval_episodes: int = 25
+    teacher: str = "vggt-tiny-sim"
+    weight: float = 0.5
+    standardize: bool = True
+    seed: int = 0
+    device: str = "cpu"
+
+    def seconds(self, workers: int) -> float:
+        """A rough estimate of the wall time on two cores."""
+        frames = len(self.tasks) * self.frames * (self.episodes + self.heldout_episodes)
+        episodes = len(self.tasks) * self.eval_episodes * (2 * self.evaluations + 2)
+        shared = frames * SECONDS["frame"] + 2.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
+        return SECONDS["fixed"] + frames * SECONDS["feature"] + 2 * shared / max(1, workers)
+
+
+def run_demo(settings: DemoSettings, out: Path, *, workers: int = 2, command: str = "", console: Console | None = None) -> Path:
+    """Runs the demo in ``out`` and returns the report's path.
+
+    Raises:
+        SpatialForcingError: ``out`` holds a run with other settings, the disk is too full, or a stage failed; nothing that
+            was finished is lost.
+    """
+    console = console or Console()
+    out = out.resolve()
+    check_folder(out, settings)
+    minutes = settings.seconds(workers) / 60
+    console.print(f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there is reused.")
+    timings: dict[str, float] = {}
+    with stages(console) as bars:
+        with timed(timings, "demonstrations"):
+            train_root, heldout_root = collect_demos(settings, out, workers, bars)
+        with timed(timings, "teacher features"):
+            features = teacher_features(settings, train_root, out, bars)
+        with timed(timings, "training and rollouts"):
+            arms = demo_arms(settings, train_root, heldout_root, features)
+            train_arms(arms, out / "runs", workers, bars)
+        with timed(timings, "depth probe"):
+            probe = probe_arms(settings, arms, train_root, heldout_root, out, bars)
+        with timed(timings, "report"):
+            bar = bars.add_task("report", total=1)
+            report = write_demo_report(settings, arms, probe, timings, out, command)
+            bars.update(bar, completed=1)
+    console.print(f"Report: [bold]{report}[/]")
+    return report
+
+
+def check_folder(out: Path, settings: DemoSettings) -> None:
+    """Takes the folder for this run, or raises if it holds another one or the disk is too full for it."""
+    if out.exists() and any(out.iterdir()) and not (out / "settings.json").is_file():
+        raise SpatialForcingError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    need, free = 1.0, shutil.disk_usage(out).free / 2**30
+    if free < need:
+        raise SpatialForcingError(f"The demo needs about {need:.0f} GiB under {out}; {free:.2f} GiB are free.")
+    claim(out / "settings.json", asdict(settings))
+
+
+def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]:
+    """The settings of a run and its folders of demonstrations, held-out demonstrations and features.
+
+    Raises:
+        SpatialForcingError: there is no run in ``out``, or a part of it is missing.
+    """
+    out = out.resolve()
+    path = out / "settings.json"
+    if not path.is_file():
+        raise SpatialForcingError(f"{out} holds no demo run (no settings.json). Make one with: spatial-forcing demo --out {out}")
+    saved = json.loads(path.read_text())
+    settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
+    roots = (out / "demonstrations", out / "held-out-demonstrations", out / "features" / settings.teacher)
+    missing = [str(root) for root in roots if not root.is_dir()]
+    if missing:
+        raise SpatialForcingError(f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again.")
+    return settings, roots
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progress) -> tuple[Path, Path]:
+    """Scripted experts' demonstrations, to train on and held out: two LeRobotDatasets."""
+    from spatial_forcing.sim.collect import DemoSpec, collect
+
+    spec = DemoSpec(tasks=settings.tasks, episodes=settings.episodes, frames=settings.frames, seed=settings.seed)
+    heldout = replace(spec, episodes=settings.heldout_episodes, seed=settings.seed + 500_000)
+    roots = []
+    for name, one in (("demonstrations", spec), ("held-out demonstrations", heldout)):
+        bar = bars.add_task(name, total=one.episodes * len(one.tasks))
+        root = out / name.replace(" ", "-")
+        roots.append(collect(one, root, workers=workers, progress=lambda n, bar=bar: bars.advance(bar, n)))
+        bars.update(bar, completed=one.episodes * len(one.tasks))
+    return roots[0], roots[1]
+
+
+def teacher_features(settings: DemoSettings, dataset: Path, out: Path, bars: Progress) -> Path:
+    """The teacher's features of the training frames."""
+    from spatial_forcing.cache.extract import extract
+    from spatial_forcing.teachers import load_teacher
+
+    frames = len(settings.tasks) * settings.episodes * settings.frames
+    bar = bars.add_task(f"features of {settings.teacher}", total=frames)
+    teacher = load_teacher(settings.teacher, device=settings.device)
+    root = out / "features" / settings.teacher
+    extract(dataset, teacher, settings.teacher, root, advance=lambda n: bars.advance(bar, n))
+    bars.update(bar, completed=frames)
+    return root
+
+
+def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Path) -> list[Arm]:
+    """Baseline and forced (the same code with weight 0 and weight w), and the two reference lines."""
+    common = Arm(
+        name="",
+        label="",
+        role="arm",
+        dataset=str(dataset),
+        heldout=str(heldout),
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        env=tuple({"task": task} for task in settings.tasks),
+        episodes=settings.eval_episodes,
+        eval_seed=EVAL_SEED,
+        evaluations=settings.evaluations,
+        policy={"optimizer_lr": settings.learning_rate, "decay_lr": settings.learning_rate / 10},
+        device=settings.device,
+    )
+    forcing = {"teacher": settings.teacher, "cache": str(features), "standardize": settings.standardize}
+    blind = common.policy | {"use_images": False}
+    state = blind | {"use_environment_state": True}
+    reference = replace(common, role="reference", evaluations=1, videos=0)
+    return [
+        replace(common, name="baseline", label="without forcing", forcing=forcing | {"weight": 0.0}),
+        replace(common, name="forced", label="Spatial Forcing", forcing=forcing | {"weight": settings.weight}),
+        replace(reference, name="blind", label="blind: sees no pictures", policy=blind),
+        replace(reference, name="state", label="state: knows the goal", policy=state),
+    ]
+
+
+def train_arms(arms: list[Arm], root: Path, workers: int, bars: Progress) -> None:
+    """Trains and evaluates all arms; one bar an arm counts training steps and, as equal shares, evaluations."""
+    totals = {arm.name: arm.steps + arm.evaluations * arm.save_every // 4 for arm in arms}
+    rows = {arm.name: bars.add_task(f"policy: {arm.name}", total=totals[arm.name]) for arm in arms}
+    shares = {arm.name: arm.save_every // 4 for arm in arms}
+
+    def watch(progress: dict[str, ArmProgress]) -> None:
+        for name, one in progress.items():
+            bars.update(rows[name], completed=one.step + one.evaluated * shares[name])
+
+    run_arms(arms, root, workers=workers, watch=watch)
+    for name, row in rows.items():
+        bars.update(row, completed=totals[name])
+
+
+def probe_arms(
+    settings: DemoSettings, arms: list[Arm], train_root: Path, heldout_root: Path, out: Path, bars: Progress
+) -> dict[str, Any]:
+    """Fits the depth probe on the tapped tokens of baseline, forced, an untrained policy and the teacher."""
+    from spatial_forcing.evidence import probe_policies
+
+    bar = bars.add_task("depth probe", total=1)
+    result = probe_policies(settings.teacher, arms, train_root, heldout_root, out, settings.device)
+    bars.update(bar, completed=1)
+    return result
+
+
+def write_demo_report(
+    settings: DemoSettings, arms: list[Arm], probe: dict[str, Any], timings: dict[str, float], out: Path, command: str
+) -> Path:
+    """Gathers every number into results.json and draws the report from it."""
+    from spatial_forcing.evidence import gather_results
+    from spatial_forcing.report import write_report
+
+    results = gather_results(
+        title="Spatial Forcing demo",
+        command=command,
+        settings=asdict(settings),
+        teacher=settings.teacher,
+        tasks=settings.tasks,
+        arms=arms,
+        probe=probe,
+        timings=timings,
+        out=out,
+    )
+    return write_report(results, out)
+
+
+# ---- console ---------------------------------------------------------------------------------------------------------
+
+
+def stages(console: Console) -> Progress:
+    """One bar a stage, with the time it took and the time left."""
+    return Progress(
+        TextColumn("{task.description:<32}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = round(time.perf_counter() - start, 1)

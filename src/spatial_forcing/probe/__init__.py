@@ -1,0 +1,27 @@
+"""A depth probe: how much depth a frozen layer's visual tokens hold, linearly.
+
+A ridge regression reads, from one token alone, the log-depth of the token's own patch on a k x k sub-grid. It
+is fitted on some episodes and judged on others. The network stays as it is, so a good score means that the
+depth was in the tokens already and near the surface.
+
+    train, test = tapped_tokens(policy, train_batches), tapped_tokens(policy, test_batches)
+    result = run_probe({"policy": (train, test)}, train_depth, test_depth, train_episodes, test_episodes)
+    result.pictures(test_images, Path("probe.png"))
+"""
+
+from spatial_forcing.probe.compare import ProbeResult, ProbeRow, run_probe
+from spatial_forcing.probe.depth import DepthMetrics, ProbeError, cell_depth, metrics
+from spatial_forcing.probe.linear import DepthProbe
+from spatial_forcing.probe.tokens import tapped_tokens
+
+__all__ = [
+    "DepthMetrics",
+    "DepthProbe",
+    "ProbeError",
+    "ProbeResult",
+    "ProbeRow",
+    "cell_depth",
+    "metrics",
+    "run_probe",
+    "tapped_tokens",
+]

@@ -1,0 +1,93 @@
+"""Draws depth: how far it was, how far a probe thought it was, and by how much it erred.
+
+Shapes: F frames, V views, H W rows and columns of pixels, h w of a depth map.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatial_forcing.errors import MissingDependencyError
+
+# Perceptually even, and safe for colour-blind readers. Near is bright; grey is "no depth".
+DEPTH_COLOURS, ERROR_COLOURS, MISSING_COLOUR = "viridis_r", "magma", "0.8"
+INCHES = 1.3
+
+
+def probe_picture(
+    images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path
+) -> Path:
+    """Writes a PNG with two rows a frame: true depth and predictions above, picture and errors below.
+
+    All depth maps share one colour scale, all errors another, which ends at the 99th percentile.
+
+    Args:
+        images_F3HW: in [0, 1].
+        depth_Fhw: true depth in metres, NaN where there is none.
+        predicted: depth_Fhw in metres by source.
+        path: the file to write.
+    """
+    errors = {name: (map_Fhw - depth_Fhw).abs() for name, map_Fhw in predicted.items()}
+    near, far = value_range(depth_Fhw, 0.0, 1.0)
+    worst = value_range(torch.stack(list(errors.values())), 0.0, 0.99)[1]
+    figure, axes = panels(2 * len(images_F3HW), 1 + len(predicted))
+    for f, image_3HW in enumerate(images_F3HW):
+        above, below = axes[2 * f], axes[2 * f + 1]
+        shown = draw_map(above[0], depth_Fhw[f], DEPTH_COLOURS, near, far)
+        below[0].imshow(image_3HW.permute(1, 2, 0).clamp(0, 1))
+        above[0].set_ylabel("depth")
+        below[0].set_ylabel("picture | error")
+        for column, name in enumerate(predicted, start=1):
+            draw_map(above[column], predicted[name][f], DEPTH_COLOURS, near, far)
+            wrong = draw_map(below[column], errors[name][f], ERROR_COLOURS, 0.0, worst)
+    for axis, name in zip(axes[0], ["truth", *predicted], strict=True):
+        axis.set_title(name)
+    half = len(axes) // 2
+    figure.colorbar(shown, ax=axes[:half, :], label="depth (m)", aspect=12 * half)
+    figure.colorbar(wrong, ax=axes[half:, :], label="error (m)", aspect=12 * half, extend="max")
+    return save_png(figure, path)
+
+
+def panels(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure of small square panels without ticks, and its axes (rows, columns)."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "report") from error
+    # Made by hand and not through pyplot, so that nobody's interactive backend or open figures are touched.
+    figure = Figure(figsize=(INCHES * columns + 0.9, INCHES * rows + 0.3), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.title.set_fontsize(9)
+        axis.yaxis.label.set_fontsize(8)
+    return figure, axes
+
+
+def draw_map(axis: Any, map_hw: Tensor, colours: str, low: float, high: float) -> Any:
+    axis.set_facecolor(MISSING_COLOUR)
+    return axis.imshow(map_hw, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+
+
+def value_range(values: Tensor, low: float, high: float) -> tuple[float, float]:
+    """Quantiles of what is not NaN; (0, 1) if everything is."""
+    known = values[~values.isnan()].double().numpy()
+    if not known.size:
+        return 0.0, 1.0
+    first, last = np.quantile(known, [low, high])
+    return float(first), float(max(last, first + 1e-6))
+
+
+def save_png(figure: Any, path: Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+    return path

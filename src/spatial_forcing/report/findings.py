@@ -1,0 +1,128 @@
+"""What the numbers say, in sentences: the same words for better, worse and no difference."""
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+ALPHA = 0.05
+# A policy whose held-out error is within this factor of the blind policy's has not learned to look.
+BLIND_FACTOR = 0.95
+# Where knowing the state leaves more than this share of the blind policy's error, eyes cannot save much either.
+STATE_FACTOR = 0.7
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """What was found, in a few plain sentences with their numbers."""
+    if not summary["comparisons"]:
+        return f"There is nothing to compare: the results hold no second arm. {seeds_note(summary)}"
+    return " ".join([*(verdict(c, summary) for c in summary["comparisons"]), seeds_note(summary)])
+
+
+def verdict(found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """One comparison of success in words."""
+    a, b = found["a"], found["b"]
+    if found["problem"]:
+        return f"{upper(b)} and {a} cannot be compared: {found['problem'].rstrip('.')}."
+    if found["p_value"] >= ALPHA:
+        claim = f"No difference in success between {b} and {a} was found"
+    else:
+        claim = f"{upper(b)} succeeded {'more' if found['difference_points'] > 0 else 'less'} often than {a}"
+    rates = f"{b} {rate_text(found['success_b'])} against {a} {rate_text(found['success_a'], level='')}"
+    test = f"McNemar's exact test on the same {found['success_a']['episodes']} episodes"
+    text = f"{claim}: {rates}, {p_text(found['p_value'])} ({test}), teacher {summary['teacher']['name']}."
+    if found["step"] < min(summary["arms"][name]["steps"] for name in (a, b)):
+        text += f" This is at step {found['step']}, the last at which both were evaluated, not at the end."
+    return text
+
+
+def seeds_note(summary: Mapping[str, Any]) -> str:
+    """How much the number of seeds allows to say."""
+    seeds = sorted({arm["seed"] for arm in summary["arms"].values() if arm["role"] == "arm"})
+    if len(seeds) > 1:
+        listed = ", ".join(map(str, seeds))
+        return f"The arms have different seeds ({listed}), so they differ in more than the method."
+    named = f" ({seeds[0]})" if seeds else ""
+    return f"One seed{named}: a demonstration, not evidence."
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a careful reader would add: what is unfinished, the action error, the references."""
+    arms, comparisons = summary["arms"], summary["comparisons"]
+    found = unfinished(arms)
+    for comparison in comparisons:
+        found += error_notes(comparison, arms)
+        if not comparison["problem"] and not any(comparison[k] for k in ("both", "only_a", "only_b")):
+            found.append(f"Neither {comparison['b']} nor {comparison['a']} solved an episode.")
+    found += reference_notes(arms)
+    if len(comparisons) > 1:
+        found.append(f"The p-values are not corrected for {len(comparisons)} comparisons.")
+    return found
+
+
+def unfinished(arms: Mapping[str, Any]) -> list[str]:
+    """A sentence for each arm that has not reached its last step or was not evaluated there."""
+    found = []
+    for name, arm in arms.items():
+        if not arm["finished"]:
+            at = arm["evaluated_step"]
+            evaluated = "has not been evaluated" if at is None else f"was last evaluated at step {at}"
+            trained = f"was trained for {arm['trained_steps']} of {arm['steps']} steps"
+            found.append(f"{upper(name)} is unfinished: it {trained} and {evaluated}.")
+    return found
+
+
+def error_notes(found: Mapping[str, Any], arms: Mapping[str, Any]) -> list[str]:
+    """Held-out error at the end, and how soon the baseline's was reached."""
+    a, b, reach = found["a"], found["b"], found["reach"]
+    if reach is None:
+        return []
+    error_a, error_b = (number(arms[name]["heldout_error"]) for name in (a, b))
+    text = f"Action error on held-out demonstrations: {b} {error_b}, {a} {error_a}."
+    target = f"the last error of {a} ({number(reach['target'])})"
+    if reach["steps_b"] is None:
+        return [f"{text} {upper(b)} never reached {target}, so there is no ratio of steps."]
+    text += f" {upper(b)} reached {target} at step {reach['steps_b']}, {a} at step {reach['steps_a']}"
+    if reach["ratio"] is None:
+        return [f"{text}."]
+    return [f"{text}: {reach['ratio']:.1f} times as many, as precise as the evaluations are close together."]
+
+
+def reference_notes(arms: Mapping[str, Any]) -> list[str]:
+    """What the blind and the state references say about the others."""
+    blind, state = (arms.get(name, {}).get("heldout_error") for name in ("blind", "state"))
+    if blind is None:
+        return ["There is no blind reference: how much of this task needs no pictures is not known."]
+    found = [
+        f"{upper(name)} is no better than the blind policy by its action error ({number(arm['heldout_error'])} "
+        f"against {number(blind)}): it has not learned to use its pictures in {arm['evaluated_step']} steps. How "
+        "it would do with more steps, this run cannot say."
+        for name, arm in arms.items()
+        if arm["role"] == "arm" and (arm["heldout_error"] or 0.0) >= BLIND_FACTOR * blind
+    ]
+    if state is not None and state > STATE_FACTOR * blind:
+        found.append(
+            f"Knowing the true state helps little ({number(state)} against {number(blind)} blind): the action "
+            "error of this task says little about seeing."
+        )
+    return found
+
+
+def rate_text(rate: Mapping[str, Any] | None, level: str = "95 % ") -> str:
+    """A success rate as everywhere in the report: 14/25 (95 % 37 to 73 %)."""
+    if rate is None:
+        return "not evaluated"
+    low, high = 100 * rate["low"], 100 * rate["high"]
+    return f"{rate['successes']}/{rate['episodes']} ({level}{low:.0f} to {high:.0f} %)"
+
+
+def p_text(p: float) -> str:
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "not measured" if value is None or not isfinite(value) else f"{value:.{digits}f}"
+
+
+def upper(name: str) -> str:
+    """The name at the head of a sentence."""
+    return name[:1].upper() + name[1:]

@@ -1,0 +1,256 @@
+"""Demonstrations in a folder: a LeRobotDataset, and beside it the geometry that a probe needs.
+
+    root/
+      demos.json                                what was asked for, versions, whether it is complete
+      meta/, data/                              a LeRobotDataset: lerobot-train --dataset.root=root
+      geometry/episode_000000.safetensors       depth_TVHW float16 (m), intrinsics_TV33, extrinsics_TV34 (world to camera)
+
+T frames of an episode, V = 2 views ("left", "right"), H rows, W columns.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
+from spatial_forcing.sim.experts import DemoSpec, demonstrate
+from spatial_forcing.sim.pieces import check_space, claim_folder, in_processes, partial_file, write_json
+from spatial_forcing.sim.tasks import task_record
+from spatial_forcing.sim.world import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DemoSpec", "collect", "demo_dataset", "load_geometry", "render_frames"]
+
+_PIECE = 10
+_GEOMETRY = ("depth_TVHW", "intrinsics_TV33", "extrinsics_TV34")
+_VECTORS = {"observation.state": "state_T4", "observation.environment_state": "environment_state_T6", "action": "action_T4"}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some consecutive episodes of one task, in one file."""
+
+    number: int
+    task: str
+    first: int  # within the task
+    first_of_all: int
+    episodes: int
+
+    def path(self, root: Path) -> Path:
+        return root / ".pieces" / f"{self.number:05d}.safetensors"
+
+
+def collect(spec: DemoSpec, root: Path, workers: int = 2, progress: Callable[[int], None] = lambda episodes: None) -> Path:
+    """Record demonstrations into a folder, or what is missing of them.
+
+    Args:
+        spec: what to record.
+        root: folder; made if missing. The same finished data set is used as it is.
+        workers: processes; the result does not depend on their number.
+        progress: called with the number of episodes that have just been finished (or found finished).
+
+    Returns:
+        `root`.
+
+    Raises:
+        SpatialForcingError: `root` holds something else, or the disk is too small; nothing is lost.
+        UnknownNameError: an unknown task.
+        RenderingError: this machine cannot draw; says what to install.
+    """
+    root = Path(root)
+    pieces = _plan(spec)
+    manifest = {"spec": json.loads(json.dumps(asdict(spec))), "versions": _versions()}
+    if not (root / "demos.json").exists():
+        check_space(root, _bytes(spec, len(spec.tasks) * spec.episodes))
+    claim_folder(root, "demos.json", manifest)
+    if json.loads((root / "demos.json").read_text()).get("complete"):
+        progress(len(spec.tasks) * spec.episodes)
+        return root
+    missing = [piece for piece in pieces if not piece.path(root).exists()]
+    check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
+    for folder in (root / ".pieces", root / "geometry"):
+        folder.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(1) as thread:
+        imported = thread.submit(_import_lerobot)  # takes seconds, while the other processes draw
+        in_processes(partial(_record_piece, spec, root), missing, workers, _counter(pieces, root, progress))
+        imported.result()
+    _assemble(spec, root, pieces, manifest)
+    return root
+
+
+def demo_dataset(root: Path) -> Any:
+    """The `LeRobotDataset` in a folder that `collect` filled; needs no network.
+
+    Raises:
+        SpatialForcingError: there is none, or it is not complete.
+    """
+    _check_complete(Path(root))
+    _import_lerobot()
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    return LeRobotDataset(_repo_id(Path(root)), root=Path(root))
+
+
+def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
+    """Depth and cameras of one episode, aligned with its frames.
+
+    Args:
+        root: folder that `collect` filled.
+        episode: `episode_index` in the data set.
+
+    Returns:
+        `depth_TVHW` float16 (metres along the viewing axis), `intrinsics_TV33` float32 (pixels), `extrinsics_TV34`
+        float32 (world to camera).
+
+    Raises:
+        SpatialForcingError: no such episode.
+    """
+    from safetensors.torch import load_file
+
+    path = _geometry_path(Path(root), episode)
+    if not path.exists():
+        count = len(list(path.parent.glob("episode_*.safetensors")))
+        raise SpatialForcingError(f"{root} has no geometry of episode {episode}; it has {count} episodes, from 0.")
+    return load_file(path)
+
+
+def render_frames(task: str, count: int, size: int = 112, seed: int = 0) -> "tuple[Tensor, Tensor, Tensor]":
+    """Single frames from random hand positions, without a data set.
+
+    Returns:
+        images_BV3HW float32 in [0, 1], state_B4 and the expert's action_B4.
+    """
+    import torch
+
+    spec = DemoSpec(tasks=(task,), episodes=count, frames=1, size=size, seed=seed)
+    world = World(task, size)
+    frames = [demonstrate(world, spec, episode) for episode in range(count)]
+    rgb_BVHW3 = torch.from_numpy(np.concatenate([frame["rgb_TVHW3"] for frame in frames]))
+    images_BV3HW = rgb_BVHW3.movedim(-1, 2).float() / 255
+    state_B4, action_B4 = (
+        torch.from_numpy(np.concatenate([frame[key] for frame in frames])) for key in ("state_T4", "action_T4")
+    )
+    return images_BV3HW, state_B4, action_B4
+
+
+def _plan(spec: DemoSpec) -> list[_Piece]:
+    starts = range(0, spec.episodes, _PIECE)
+    return [
+        _Piece(t * len(starts) + i, task, first, t * spec.episodes + first, min(_PIECE, spec.episodes - first))
+        for t, task in enumerate(spec.tasks)
+        for i, first in enumerate(starts)
+    ]
+
+
+def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
+    """Record some episodes: geometry first, then the piece, whose presence says that all is there."""
+    from safetensors.numpy import save_file
+
+    world = World(piece.task, spec.size)
+    parts: dict[str, list[np.ndarray]] = {}
+    for i in range(piece.episodes):
+        episode = demonstrate(world, spec, piece.first + i)
+        with partial_file(_geometry_path(root, piece.first_of_all + i)) as path:
+            save_file({key: episode[key] for key in _GEOMETRY}, path)
+        rgb_TVHW3 = episode["rgb_TVHW3"]
+        pngs = [encode_png(rgb_HW3) for rgb_VHW3 in rgb_TVHW3 for rgb_HW3 in rgb_VHW3]
+        arrays = {
+            "length": np.array([len(rgb_TVHW3)]),
+            "png": np.frombuffer(b"".join(pngs), dtype=np.uint8),
+            "png_size_TV": np.array([len(png) for png in pngs]).reshape(len(rgb_TVHW3), len(VIEWS)),
+            "histogram_VC256": np.stack([picture_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))])[None],
+        } | {key: episode[key] for key in _VECTORS.values()}
+        for key, value in arrays.items():
+            parts.setdefault(key, []).append(value)
+    with partial_file(piece.path(root)) as path:
+        save_file({key: np.concatenate(values) for key, values in parts.items()}, path)
+
+
+def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
+    """The episodes of a piece as `write_dataset` wants them."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(piece.path(root))
+    frame = byte = 0
+    for length, histogram_VC256 in zip(tensors["length"], tensors["histogram_VC256"], strict=True):
+        rows = slice(frame, frame + length)
+        ends_TV = byte + tensors["png_size_TV"][rows].ravel().cumsum().reshape(length, len(VIEWS))
+        starts_TV = ends_TV - tensors["png_size_TV"][rows]
+        episode: dict[str, Any] = {"task": task_record(piece.task).instruction, "png": {}, "histograms": {}}
+        for v, view in enumerate(VIEWS):
+            spans = zip(starts_TV[:, v], ends_TV[:, v], strict=True)
+            episode["png"][f"observation.images.{view}"] = [tensors["png"][a:b].tobytes() for a, b in spans]
+            episode["histograms"][f"observation.images.{view}"] = histogram_VC256[v]
+        yield episode | {column: tensors[key][rows] for column, key in _VECTORS.items()}
+        frame, byte = frame + length, int(ends_TV[-1, -1])
+
+
+def _assemble(spec: DemoSpec, root: Path, pieces: list[_Piece], manifest: dict[str, Any]) -> None:
+    """Join the pieces; only our own unfinished work is removed on the way."""
+    for folder in (root / ".building", root / "meta", root / "data"):
+        shutil.rmtree(folder, ignore_errors=True)
+    building = root / ".building"
+    episodes = (episode for piece in pieces for episode in _read_piece(piece, root))
+    write_dataset(building, _repo_id(root), spec.size, episodes)
+    for name in ("data", "meta"):
+        (building / name).replace(root / name)
+    write_json(root / "demos.json", {**manifest, "complete": True})
+    shutil.rmtree(building)
+    shutil.rmtree(root / ".pieces")
+
+
+def _counter(pieces: list[_Piece], root: Path, progress: Callable[[int], None]) -> Callable[[], None]:
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        done = sum(piece.episodes for piece in pieces if piece.path(root).exists())
+        if done > counted:
+            progress(done - counted)
+            counted = done
+
+    count()
+    return count
+
+
+def _bytes(spec: DemoSpec, episodes: int) -> float:
+    pixels = episodes * spec.longest * len(VIEWS) * spec.size**2
+    return pixels * 6.0 + 1e6  # depth takes 2 bytes a pixel, PNG about 1.3, twice while it is joined
+
+
+def _check_complete(root: Path) -> None:
+    path = root / "demos.json"
+    if not path.exists():
+        raise SpatialForcingError(f"{root} holds no demonstrations (no demos.json). Make some with: spatial-forcing demos")
+    if not json.loads(path.read_text()).get("complete"):
+        raise SpatialForcingError(f"The demonstrations in {root} are not complete. Collect them again to continue.")
+
+
+def _geometry_path(root: Path, episode: int) -> Path:
+    return root / "geometry" / f"episode_{episode:06d}.safetensors"
+
+
+def _repo_id(root: Path) -> str:
+    return f"local/{root.resolve().name}"
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("mujoco", "metaworld", "numpy", "lerobot")}
+
+
+def _import_lerobot() -> None:
+    try:
+        import lerobot.datasets.lerobot_dataset  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or "lerobot", "sim") from error

@@ -1,0 +1,139 @@
+"""Demonstrations of Meta-World's scripted experts: what to record, and recording one episode.
+
+T frames of an episode, V = 2 views, H rows, W columns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.sim.camera import Camera, Jitter, default_cameras, stack_matrices
+from spatial_forcing.sim.tasks import TASKS, task_record
+from spatial_forcing.sim.world import World
+
+CAMERA_MODES = ("fixed", "episode", "frame")
+DEMO_STARTS = ("random-hand", "initial", "expert-warmup")
+DEMONSTRATIONS, EVALUATIONS = 1, 2
+"""First words of all random seeds: no demonstration shares its random numbers with an evaluation episode."""
+
+_HOLD = 10  # frames recorded after success in a full demonstration, so that a policy learns to stay
+_WARMUP_NOISE = 0.5
+
+
+@dataclass(frozen=True)
+class DemoSpec:
+    """What demonstrations to record; together with package versions it decides every byte.
+
+    Attributes:
+        tasks: Meta-World tasks.
+        episodes: demonstrations a task.
+        frames: length of a demonstration; None records until shortly after success.
+        start: "random-hand" (anywhere over the table), "initial" (Meta-World's), or "expert-warmup" (the expert, with
+            noise, for a random number of steps first, so that short demonstrations cover whole episodes).
+        camera: a new random pose every "frame" or "episode", or "fixed".
+        jitter: how far cameras move from the default pair.
+        size: height and width of pictures, pixels.
+        noise: standard deviation of noise on what is executed; what is recorded is the expert's answer to it.
+        seed: of everything.
+
+    Raises:
+        UnknownNameError: an unknown task, start or camera mode.
+        SpatialForcingError: a number that makes no sense.
+    """
+
+    tasks: tuple[str, ...] = ("reach-v3",)
+    episodes: int = 250
+    frames: int | None = 6
+    start: str = "random-hand"
+    camera: str = "frame"
+    jitter: Jitter = Jitter()
+    size: int = 112
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for task in self.tasks:
+            task_record(task)
+        if self.start not in DEMO_STARTS:
+            raise UnknownNameError("start", self.start, DEMO_STARTS)
+        if self.camera not in CAMERA_MODES:
+            raise UnknownNameError("camera mode", self.camera, CAMERA_MODES)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise SpatialForcingError(f"Name at least one task, and none twice; got {self.tasks}.")
+        for name, least in (("episodes", 1), ("frames", 1), ("size", 16), ("noise", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest possible demonstration."""
+        return self.frames or max(task_record(task).max_steps for task in self.tasks)
+
+
+def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterator[tuple[Camera, Camera]]:
+    """The pair of cameras of every frame of an episode, for one of `CAMERA_MODES`; never ends."""
+    pair = default_cameras()
+    if mode == "episode":
+        pair = tuple(jitter(camera, rng) for camera in pair)
+    while True:
+        if mode == "frame":
+            yield tuple(jitter(camera, rng) for camera in default_cameras())
+        else:
+            yield pair
+
+
+def observe(world: World, cameras: tuple[Camera, ...]) -> dict[str, np.ndarray]:
+    """All that can be known of a world now: pictures, depth, camera matrices, hand state, privileged state."""
+    pictures = [world.draw(camera) for camera in cameras]
+    intrinsics_V33, extrinsics_V34 = stack_matrices(cameras, world.size, world.size)
+    return {
+        "rgb_VHW3": np.stack([rgb for rgb, _ in pictures]),
+        "depth_VHW": np.stack([depth for _, depth in pictures]).astype(np.float16),
+        "intrinsics_V33": intrinsics_V33,
+        "extrinsics_V34": extrinsics_V34,
+        "state": world.state,
+        "environment_state": world.environment_state,
+    }
+
+
+def demonstrate(world: World, spec: DemoSpec, episode: int) -> dict[str, np.ndarray]:
+    """Record one demonstration of the world's task.
+
+    Args:
+        world: of one of the spec's tasks.
+        spec: what to record.
+        episode: its number within the task; with the spec it decides everything.
+
+    Returns:
+        The arrays of `observe` and `action`, stacked over frames: `rgb_TVHW3`, ..., `action_T4`.
+    """
+    key = [DEMONSTRATIONS, spec.seed, sorted(TASKS).index(world.task), episode]
+    world_seed, camera_seed, noise_seed = np.random.SeedSequence(key).spawn(3)
+    cameras = camera_stream(spec.camera, spec.jitter, np.random.default_rng(camera_seed))
+    noise = np.random.default_rng(noise_seed)
+    warm = spec.start == "expert-warmup"
+    world.reset(world_seed, "initial" if warm else spec.start)
+    if warm:
+        _warm_up(world, noise)
+    frames: list[dict[str, np.ndarray]] = []
+    left = spec.frames or world.record.max_steps
+    while left > 0:
+        action = world.expert_action()
+        frames.append({**observe(world, next(cameras)), "action": action})
+        world.step(action + spec.noise * noise.standard_normal(4))
+        left -= 1
+        if spec.frames is None and world.success():
+            left = min(left, _HOLD)
+    suffix = {"state": "_T4", "environment_state": "_T6", "action": "_T4"}
+    names = {name: name + suffix[name] if name in suffix else name.replace("_V", "_TV") for name in frames[0]}
+    return {names[name]: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+
+
+def _warm_up(world: World, rng: np.random.Generator) -> None:
+    for _ in range(rng.integers(0, world.record.max_steps)):
+        world.step(world.expert_action() + _WARMUP_NOISE * rng.standard_normal(4))
+        if world.success():
+            return

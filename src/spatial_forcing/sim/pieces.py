@@ -1,0 +1,144 @@
+"""Work in pieces that are files: a folder is claimed for one job, and what it lacks is made by several processes.
+
+A piece is written under another name and moved into place when it is whole. Its presence is all the state there is, so
+that an interrupted run is started again and makes the rest.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatial_forcing.errors import SpatialForcingError
+
+
+def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Write `manifest` to `folder/name`, or check that it is there already.
+
+    Args:
+        folder: made if missing.
+        name: of the JSON file.
+        manifest: what decides the content; must survive JSON unchanged.
+
+    Raises:
+        SpatialForcingError: the folder holds something else; nothing is changed.
+    """
+    path = folder / name
+    if path.exists():
+        found = json.loads(path.read_text())
+        differ = [key for key in manifest if found.get(key) != manifest[key]]
+        if differ:
+            raise SpatialForcingError(
+                f"{folder} was made with another {differ[0]}: {_difference(found.get(differ[0]), manifest[differ[0]])}. "
+                "Choose another folder, or remove this one to make it anew."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise SpatialForcingError(f"{folder} is not empty and holds no {name}. Choose an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, manifest)
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+        return "; ".join(f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here" for key in keys)
+    return f"{found!r} there and {wanted!r} here"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one move."""
+    with partial_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
+
+
+class partial_file:  # noqa: N801 (used like a function, as contextlib's are)
+    """A path to write to, which becomes `path` if the block ends well and vanishes if not."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.temporary.replace(self.path)
+        else:
+            with suppress(FileNotFoundError):
+                self.temporary.unlink()
+
+
+def check_space(folder: Path, needed: float) -> None:
+    """Raise before anything is written if `needed` bytes, and a tenth more, are not free where `folder` is or will be.
+
+    Raises:
+        SpatialForcingError: with both numbers.
+    """
+    home = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(home).free
+    if 1.1 * needed > free:
+        raise SpatialForcingError(
+            f"{folder} needs about {1.1 * needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free. "
+            "Choose a folder on another disk, or ask for less."
+        )
+
+
+def in_processes(
+    work: Callable[[Any], None], jobs: Sequence[Any], workers: int, poll: Callable[[], None] = lambda: None
+) -> None:
+    """Run `work(job)` for all jobs, each process a contiguous part of them.
+
+    Args:
+        work: picklable; called in spawned processes, or in this one if `workers` is 1.
+        jobs: picklable; neighbours share what is slow to load.
+        workers: number of processes.
+        poll: called in this process about twice a second and at the end; after every job if `workers` is 1.
+
+    Raises:
+        Whatever `work` raised first; the other processes end after their current job.
+    """
+    workers = max(1, min(workers, len(jobs)))
+    if workers == 1:
+        for job in jobs:
+            work(job)
+            poll()
+        return
+    context = get_context("spawn")
+    stop = context.Event()
+    cuts = np.linspace(0, len(jobs), workers + 1).astype(int)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_remember, initargs=(stop,)) as pool:
+        parts = [list(jobs[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        running = {pool.submit(partial(_run_part, work), part) for part in parts}
+        try:
+            while running:
+                done, running = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
+                poll()
+                for future in done:
+                    future.result()
+        finally:
+            stop.set()
+
+
+_stop: Any = None
+
+
+def _remember(stop: Any) -> None:
+    global _stop
+    _stop = stop
+
+
+def _run_part(work: Callable[[Any], None], part: list[Any]) -> None:
+    for job in part:
+        if _stop.is_set():
+            return
+        work(job)

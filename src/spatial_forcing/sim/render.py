@@ -1,0 +1,177 @@
+"""Pictures and depth from MuJoCo by software rendering, one pass for both.
+
+H rows, W columns. A `Renderer` owns a GL context with the meshes and textures of one compiled model; any copy of that
+model, with any data, is drawn with it, so that many worlds of one task share one renderer.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.sim.camera import Camera
+
+NEAR, FAR = 0.02, 12.0
+"""Clipping planes, metres; the floor ends within `FAR`."""
+
+
+class RenderingError(SpatialForcingError, RuntimeError):
+    """No picture can be drawn on this machine as it is set up."""
+
+
+def load_mujoco() -> ModuleType:
+    """Import mujoco with a GL backend that works here: OSMesa where nothing is chosen and there is no display.
+
+    Raises:
+        MissingDependencyError: mujoco is not installed.
+        RenderingError: the GL library of the backend is not installed.
+    """
+    headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if sys.platform.startswith("linux") and headless and not os.environ.get("MUJOCO_GL"):
+        if "mujoco" in sys.modules:
+            raise RenderingError(
+                "mujoco was imported before a software renderer could be chosen, and there is no display. "
+                "Set MUJOCO_GL=osmesa (or egl) before Python starts."
+            )
+        os.environ["MUJOCO_GL"] = "osmesa"
+    try:
+        import mujoco
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "mujoco":
+            raise MissingDependencyError("mujoco", "sim") from error
+        raise
+    except (ImportError, AttributeError, OSError) as error:
+        raise RenderingError(_install_hint(error)) from error
+    return mujoco
+
+
+def _install_hint(error: Exception) -> str:
+    backend = os.environ.get("MUJOCO_GL", "")
+    package = {"egl": "libegl1", "osmesa": "libosmesa6"}.get(backend, "libgl1")
+    return (
+        f"MuJoCo cannot draw with MUJOCO_GL={backend or '(unset)'}: {error}. "
+        f"Install the library: apt-get install {package}. "
+        "Or choose another backend: MUJOCO_GL=osmesa (no GPU), egl (GPU, no display), glfw (display)."
+    )
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """A shape that exists in pictures only: nothing collides with it.
+
+    Attributes:
+        kind: "sphere", "box" or "cylinder".
+        size: MuJoCo's half sizes (3,), metres.
+        position: world (3,), metres.
+        rotation_33: world orientation.
+        rgba: colour in [0, 1].
+    """
+
+    kind: str
+    size: np.ndarray
+    position: np.ndarray
+    rotation_33: np.ndarray
+    rgba: np.ndarray
+
+
+class Renderer:
+    """Draws worlds of one compiled model as square pictures.
+
+    Args:
+        model: a `mujoco.MjModel`; its offscreen size, multisampling and clipping planes are set here.
+        size: height and width in pixels.
+
+    Raises:
+        RenderingError: no GL context can be made.
+    """
+
+    def __init__(self, model, size: int):
+        self._mujoco = mujoco = load_mujoco()
+        self.size = size
+        try:
+            self._gl = mujoco.GLContext(size, size)
+            self._gl.make_current()
+        except Exception as error:
+            raise RenderingError(_install_hint(error)) from error
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        self._scene = mujoco.MjvScene(model=model, maxgeom=model.ngeom + model.nsite + 32)
+        for flag in ("SHADOW", "REFLECTION", "HAZE", "FOG"):
+            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        self._option = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+
+    def draw(
+        self, model, data, camera: Camera, primitives: Sequence[Primitive] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw what `camera` sees.
+
+        Args:
+            model: the compiled model or a copy of it.
+            data: its state, after `mj_forward`.
+            camera: where to look from.
+            primitives: shapes to add to this picture.
+
+        Returns:
+            rgb (H, W, 3) uint8, and z-depth (H, W) float32 in metres, `FAR` where there is nothing.
+        """
+        mujoco = self._mujoco
+        self._gl.make_current()
+        self._camera.lookat[:] = camera.lookat
+        self._camera.azimuth, self._camera.elevation = camera.azimuth, camera.elevation
+        self._camera.distance = camera.distance
+        model.vis.global_.fovy = camera.fov
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        # The light on the camera follows the scene's last camera: move that first, or the light is one picture late.
+        mujoco.mjv_updateCamera(model, data, self._camera, self._scene)
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
+        for primitive in primitives:
+            self._add(primitive)
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        rgb_HW3 = np.empty((self.size, self.size, 3), dtype=np.uint8)
+        buffer_HW = np.empty((self.size, self.size), dtype=np.float32)
+        mujoco.mjr_readPixels(rgb_HW3, buffer_HW, self._rectangle, self._context)
+        return rgb_HW3[::-1].copy(), _metric_depth(buffer_HW[::-1])
+
+    def _add(self, primitive: Primitive) -> None:
+        geom = self._scene.geoms[self._scene.ngeom]
+        kind = getattr(self._mujoco.mjtGeom, f"mjGEOM_{primitive.kind.upper()}")
+        rotation_9 = primitive.rotation_33.astype(np.float64).reshape(9)
+        self._mujoco.mjv_initGeom(
+            geom, kind, primitive.size, primitive.position, rotation_9, primitive.rgba.astype(np.float32)
+        )
+        self._scene.ngeom += 1
+
+    def close(self) -> None:
+        """Free the GL resources; the renderer cannot be used afterwards."""
+        if getattr(self, "_context", None) is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._context = None
+
+    def __del__(self):
+        if not sys.is_finalizing():
+            self.close()
+
+
+def prepare(model, size: int) -> None:
+    """Set what a model says about rendering for fast small pictures, in place and before a `Renderer` is made."""
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
+    model.vis.map.znear = NEAR / model.stat.extent
+    model.vis.map.zfar = FAR / model.stat.extent
+    model.mat_reflectance[:] = 0.0
+
+
+def _metric_depth(buffer_HW: np.ndarray) -> np.ndarray:
+    """Metres along the viewing axis from a reversed depth buffer (1 at `NEAR`, 0 at `FAR`)."""
+    inverse_HW = 1.0 / FAR + buffer_HW.astype(np.float64) * (1.0 / NEAR - 1.0 / FAR)
+    return (1.0 / inverse_HW).astype(np.float32)

@@ -1,0 +1,245 @@
+"""Arms of a comparison: the same policy trained with different options, everything else equal.
+
+An arm is trained through LeRobot's trainer and every checkpoint is rolled out on the same episodes. Arms with the same seed start
+from the same weights and see the same batches in the same order; whatever an arm adds (projector, teacher) draws its random
+numbers elsewhere. Each arm is a folder; a finished one is reused, an interrupted one continues.
+
+    <folder>/arm.json            the specification
+    <folder>/train/              LeRobot's run: checkpoints, metrics.jsonl
+    <folder>/eval/000500.json    Evaluation of the checkpoint at step 500
+    <folder>/log.txt             what LeRobot printed
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spatial_forcing.errors import SpatialForcingError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run and its evaluation.
+
+    Attributes:
+        name: also the name of its folder.
+        label: for people.
+        role: "arm", or "reference" for the blind and state lines that every table carries.
+        policy: options of TinyConfig.
+        forcing: options of ForcingConfig; None trains the plain policy.
+        dataset, heldout: roots of LeRobotDatasets.
+        steps, batch_size, seed, evaluations: the budget; checkpoints are evaluated ``evaluations`` times, evenly spread.
+        env: options of SimEnvConfig, one dict a task.
+        episodes, eval_seed: rollouts a task; episode i has the seed eval_seed + i.
+        videos: how many of them are filmed.
+        device: "cpu" or "cuda".
+    """
+
+    name: str
+    label: str
+    role: str
+    dataset: str
+    heldout: str
+    steps: int
+    batch_size: int
+    seed: int
+    env: tuple[dict[str, Any], ...]
+    episodes: int
+    eval_seed: int
+    policy: dict[str, Any] = field(default_factory=dict)
+    forcing: dict[str, Any] | None = None
+    evaluations: int = 4
+    videos: int = 2
+    device: str = "cpu"
+
+    @property
+    def save_every(self) -> int:
+        return max(1, self.steps // max(1, self.evaluations))
+
+
+@dataclass
+class ArmProgress:
+    """How far an arm is: training step and finished evaluations."""
+
+    step: int = 0
+    evaluated: int = 0
+
+
+def run_arm(arm: Arm, folder: Path) -> Path:
+    """Trains and evaluates an arm in ``folder``; what is there already is not done again.
+
+    Raises:
+        SpatialForcingError: the folder holds another arm.
+    """
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    from spatial_forcing.train import checkpoints, train_config, train_or_continue
+
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder / "arm.json", asdict(arm))
+    register_third_party_plugins()
+    config = train_config(
+        policy_config(arm),
+        Path(arm.dataset),
+        folder / "train",
+        steps=arm.steps,
+        batch_size=arm.batch_size,
+        seed=arm.seed,
+        save_every=arm.save_every,
+    )
+    run = train_or_continue(config)
+    for step, checkpoint in checkpoints(run).items():
+        path = folder / "eval" / f"{step:06d}.json"
+        if not path.is_file():
+            evaluate_checkpoint(arm, step, checkpoint, folder).save(path)
+    return folder
+
+
+def policy_config(arm: Arm) -> Any:
+    """The LeRobot configuration of an arm: TinyConfig, or SfTinyConfig when it has forcing options."""
+    from lerobot_policy_spatial_forcing.configuration_sf_tiny import SfTinyConfig
+    from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+    from spatial_forcing.hosts.tiny_policy import TinyConfig
+
+    options = {"device": arm.device, "decay_steps": arm.steps, **arm.policy}
+    if arm.forcing is None:
+        return TinyConfig(**options)
+    return SfTinyConfig(forcing=ForcingConfig(**arm.forcing), **options)
+
+
+def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> Any:
+    """Held-out action error and rollouts of one checkpoint on every task. Only the last checkpoint is filmed."""
+    from spatial_forcing.evaluate import Evaluation, LoadedPolicy, heldout_error, roll_out
+    from spatial_forcing.sim.env import SimEnvConfig
+
+    loaded = LoadedPolicy(checkpoint, arm.device)
+    result = Evaluation(step=step, heldout_error=heldout_error(loaded, Path(arm.heldout)))
+    film = folder / "videos" if step == arm.steps else None
+    for options in arm.env:
+        one = roll_out(
+            loaded,
+            SimEnvConfig(**options),
+            episodes=arm.episodes,
+            seed=arm.eval_seed,
+            videos=film and film / options["task"],
+            video_count=arm.videos,
+        )
+        result.episodes += one.episodes
+        result.videos += [str(Path(v).relative_to(folder)) for v in one.videos]
+        result.seconds += one.seconds
+    return result
+
+
+def progress_of(folder: Path) -> ArmProgress:
+    """How far an arm is, from its files."""
+    from spatial_forcing.train import read_metrics
+
+    rows = read_metrics(folder / "train")
+    return ArmProgress(rows[-1]["step"] if rows else 0, len(list((folder / "eval").glob("[0-9]*.json"))))
+
+
+# ---- several arms, side by side --------------------------------------------------------------------------------------
+
+
+def run_arms(
+    arms: Sequence[Arm],
+    root: Path,
+    *,
+    workers: int = 2,
+    watch: Callable[[dict[str, ArmProgress]], None] = lambda progress: None,
+) -> None:
+    """Runs arms in ``root/<name>``, ``workers`` at a time, one thread each: on few cores two runs beat two threads.
+
+    Args:
+        arms: what to run; names must differ.
+        root: folder of the runs.
+        workers: processes.
+        watch: called about once a second with the progress of every arm.
+
+    Raises:
+        SpatialForcingError: an arm failed; says which and where its log is. The others are stopped after their current run.
+    """
+    folders = {arm.name: root / arm.name for arm in arms}
+    assert len(folders) == len(arms), "arms with equal names"
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
+        jobs = {pool.submit(_run_logged, arm, folders[arm.name]): arm for arm in arms}
+        pending: set[Future] = set(jobs)
+        while pending:
+            done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
+            failed = [job for job in done if job.exception() is not None]
+            if failed:
+                pool.shutdown(wait=False, cancel_futures=True)
+                arm = jobs[failed[0]]
+                raise SpatialForcingError(
+                    f"The arm {arm.name!r} failed: {failed[0].exception()}\nIts log: {folders[arm.name] / 'log.txt'}. What "
+                    "is finished is kept: run the same command again to continue."
+                ) from failed[0].exception()
+            watch({name: progress_of(folder) for name, folder in folders.items()})
+
+
+def start_worker(threads: int) -> None:
+    """Sets up a worker process: its share of the cores, software rendering, no network."""
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _run_logged(arm: Arm, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with output_to(folder / "log.txt"):
+        try:
+            return run_arm(arm, folder)
+        except BaseException:
+            traceback.print_exc()
+            raise
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Sends everything this process prints, from C code as well, to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, descriptor)
+                os.close(saved)
+
+
+def claim(path: Path, specification: dict[str, Any]) -> None:
+    """Writes a specification beside what it will produce, or checks that it is the one already there.
+
+    Raises:
+        SpatialForcingError: the folder belongs to another specification; names what differs.
+    """
+    wanted = json.loads(json.dumps(specification))
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=1))
+        return
+    found = json.loads(path.read_text())
+    keys = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+    if keys:
+        differing = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} wanted" for k in keys)
+        raise SpatialForcingError(
+            f"{path.parent} already holds another run ({differing}). Nothing was changed. Choose another folder with --out, "
+            "or delete this one."
+        )

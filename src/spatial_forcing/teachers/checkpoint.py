@@ -1,0 +1,115 @@
+"""Reading weights: every name and shape accounted for, only the wanted tensors brought into memory."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.errors import SpatialForcingError
+
+SHOWN = 4  # names listed in an error before "and N more"
+FOLDER_FILES = ("model.safetensors", "model.pt")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class WeightsError(SpatialForcingError):
+    """A file of weights cannot be read, or does not fit the model."""
+
+
+class Checkpoint:
+    """A file of named tensors: `.safetensors`, or a PyTorch file with a flat state dict (weights_only).
+
+    Args:
+        path: the file, or a folder that holds `model.safetensors` or `model.pt`.
+
+    Raises:
+        WeightsError: if there is no such file, or it is neither of the two formats.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = _file(Path(path).expanduser())
+        if self.path.suffix == ".safetensors":
+            self.metadata, self.shapes = self._open_safetensors()
+        else:
+            self.metadata, self.shapes = {}, {k: tuple(v.shape) for k, v in self._state_dict.items()}
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names, on the CPU, in the dtype they are stored in."""
+        if self.path.suffix != ".safetensors":
+            return {name: self._state_dict[name] for name in names}
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+
+    def _open_safetensors(self) -> tuple[dict[str, str], Shapes]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                return file.metadata() or {}, shapes
+        except SafetensorError as error:
+            raise WeightsError(f"{self.path} is not a readable safetensors file: {error}") from error
+
+    @cached_property
+    def _state_dict(self) -> dict[str, Tensor]:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # many kinds: not a zip file, refused pickles, cut-off files
+            raise WeightsError(f"{self.path} is not a PyTorch file of plain tensors: {error}") from error
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise WeightsError(f"{self.path} does not hold a flat state dict (names to tensors).")
+        return state
+
+
+def _file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"No weights at {path}: there is no such file or folder.")
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(p.name for p in path.iterdir())
+    raise WeightsError(
+        f"No weights in the folder {path}: expected {' or '.join(FOLDER_FILES)}, "
+        f"found {_some(found) or 'nothing'}."
+    )
+
+
+def check_names(found: Shapes, expected: Shapes, source: object, ignored: Iterable[str] = ()) -> None:
+    """Raises `WeightsError` unless `found` is `expected`, name by name and shape by shape.
+
+    Args:
+        found: shapes in the file.
+        expected: shapes in the model.
+        source: where the weights came from, for the message.
+        ignored: prefixes of names that may be in the file but are not wanted (known modules not built).
+    """
+    prefixes = tuple(ignored)
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(k for k in found.keys() - expected.keys() if not k.startswith(prefixes))
+    shapes = sorted(
+        f"{k} (expected {tuple(expected[k])}, found {tuple(found[k])})"
+        for k in expected.keys() & found.keys()
+        if tuple(expected[k]) != tuple(found[k])
+    )
+    problems = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("not known", unknown), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise WeightsError(
+            f"The weights in {source} do not fit the model "
+            f"({len(expected)} tensors expected, {len(found)} found). " + "; ".join(problems) + "."
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,51 @@
+"""Weights from the Hugging Face Hub, with errors that say what to do instead."""
+
+from pathlib import Path
+
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.teachers.records import TeacherRecord
+
+
+class TeacherUnavailableError(SpatialForcingError):
+    """The weights of a teacher could not be fetched."""
+
+    def __init__(self, record: TeacherRecord, reason: object):
+        gate = f" Accept its terms at {record.terms} and run `hf auth login`." if record.gated else ""
+        super().__init__(
+            f"The weights of teacher {record.name!r} could not be fetched from the Hub ({record.repo}): "
+            f"{str(reason).strip()}{gate} If the files are on this machine, name the file or folder: "
+            f'load_teacher("{record.name}", weights="/path/to/weights").'
+        )
+
+
+def fetch(record: TeacherRecord) -> Path:
+    """The first of the record's files that its repository has, from the local Hub cache or downloaded.
+
+    Raises:
+        TeacherUnavailableError: offline and not cached, gated, or gone.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RemoteEntryNotFoundError,
+        )
+    except ImportError as error:
+        raise MissingDependencyError("huggingface_hub", "teachers") from error
+    reason: Exception | None = None
+    for name in record.files:
+        try:
+            return Path(hf_hub_download(record.repo, name))
+        except RemoteEntryNotFoundError as error:  # the repository has no such file: try the next
+            reason = error
+        except LocalEntryNotFoundError:  # offline, or no connection: another file may still be cached
+            reason = ConnectionError(
+                "no connection (or HF_HUB_OFFLINE is set), and no copy in the Hub's cache."
+            )
+        except GatedRepoError as error:
+            raise TeacherUnavailableError(record, f"access is restricted, see {record.terms}.") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise TeacherUnavailableError(record, error) from error
+    raise TeacherUnavailableError(record, reason) from reason

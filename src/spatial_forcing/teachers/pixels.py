@@ -1,0 +1,32 @@
+"""The pixels of each patch as its feature: a control without any learning.
+
+B: batch, V: views, H, W: pixels, h, w: patches.
+"""
+
+from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
+
+from spatial_forcing.teachers.base import FrozenTeacher
+from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
+
+
+class PixelTeacher(FrozenTeacher):
+    """Normalised RGB values of each patch, 3 x patch x patch channels. Arguments as for `FrozenTeacher`."""
+
+    def __init__(
+        self, *, name: str, resolution: int | tuple[int, int], patch: int = 14, batch_size: int = 32
+    ):
+        super().__init__(
+            name=name,
+            width=3 * patch * patch,
+            patch=patch,
+            licence="Apache-2.0",
+            multi_view=False,
+            resolution=resolution,
+            identity={"pixels": patch, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+            batch_size=batch_size,
+        )
+
+    def tokens(self, images_BV3HW: Tensor) -> Tensor:
+        mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        return pixel_unshuffle((images_BV3HW - mean) / std, self.patch).movedim(2, -1)

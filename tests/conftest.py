@@ -1,0 +1,72 @@
+"""What the tests share: one thread, no network, repeatable random numbers, and small real decoders as hosts."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Laws must give the same verdict every time; on a busy machine an example may take long.
+settings.register_profile("laws", deadline=None, derandomize=True, max_examples=40, database=None)
+settings.load_profile("laws")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; runs only with --slow")
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Callable[..., torch.nn.Module]:
+    """``decoder("llama" | "gemma" | "qwen2", width, layers=4, causal_lm=False)``: a small random Hugging Face decoder."""
+    from transformers.models.gemma.modeling_gemma import GemmaConfig, GemmaForCausalLM, GemmaModel
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaForCausalLM, LlamaModel
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+
+    kinds = {
+        "llama": (LlamaConfig, LlamaModel, LlamaForCausalLM),
+        "gemma": (GemmaConfig, GemmaModel, GemmaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2Model, Qwen2ForCausalLM),
+    }
+
+    def build(kind: str, width: int = 32, layers: int = 4, causal_lm: bool = False) -> torch.nn.Module:
+        config_class, model_class, causal_class = kinds[kind]
+        config = config_class(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=48,
+            vocab_size=64,
+            pad_token_id=0,
+            attn_implementation="sdpa",
+        )
+        model = (causal_class if causal_lm else model_class)(config)
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # norms start at one (Gemma: zero): a wrong one could go unnoticed
+                torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.3)
+        return model
+
+    return build

@@ -1,0 +1,217 @@
+"""The LeRobot plug-in: sf_tiny trains through LeRobot's trainer, changes nothing it should not, and leaves a plain checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_dataset import CAMERAS, make_dataset
+
+from lerobot_policy_spatial_forcing.configuration_sf_tiny import SfTinyConfig
+from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from lerobot_policy_spatial_forcing.modeling_sf_tiny import SfTinyPolicy
+from spatial_forcing.cache.extract import extract
+from spatial_forcing.cache.store import CacheError
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
+from spatial_forcing.tap import TapError
+from spatial_forcing.teachers import load_teacher
+from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
+
+SMALL = {"image_size": 28, "width": 32, "depth": 4, "heads": 2, "device": "cpu", "warmup_steps": 1, "decay_steps": 4}
+TEACHER = "untrained-tiny"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="module")
+def cache(dataset, tmp_path_factory) -> Path:
+    return extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path_factory.mktemp("cache") / "features")
+
+
+def forced_config(**forcing) -> SfTinyConfig:
+    return SfTinyConfig(**SMALL, forcing=ForcingConfig(**{"teacher": TEACHER, "ratio_every": 2} | forcing))
+
+
+def train(config, dataset: Path, out: Path, steps: int = 4, save_every: int = 2) -> Path:
+    run = train_config(config, dataset, out, steps=steps, batch_size=4, seed=3, save_every=save_every, log_every=1)
+    return train_or_continue(run)
+
+
+@pytest.fixture(scope="module")
+def forced_run(dataset, cache, tmp_path_factory) -> Path:
+    return train(forced_config(cache=str(cache)), dataset, tmp_path_factory.mktemp("forced") / "run")
+
+
+@pytest.fixture(scope="module")
+def plain_run(dataset, tmp_path_factory) -> Path:
+    return train(TinyConfig(**SMALL), dataset, tmp_path_factory.mktemp("plain") / "run")
+
+
+def a_batch(loaded: LoadedPolicy, dataset: Path) -> dict:
+    return next(iter(loaded.batches(loaded.dataset(dataset), batch_size=5)))
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints(run)[step] / "model.safetensors")
+
+
+def test_lerobot_finds_the_plug_in():
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.envs.configs import EnvConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    assert {"tiny", "sf_tiny"} <= set(PreTrainedConfig.get_known_choices())
+    assert "sf_metaworld" in EnvConfig.get_known_choices()
+
+
+def test_checkpoint_is_the_hosts_own(forced_run, plain_run):
+    forced, plain = checkpoints(forced_run)[4], checkpoints(plain_run)[4]
+    assert json.loads((forced / "config.json").read_text())["type"] == "tiny"
+    assert set(json.loads((forced / "config.json").read_text())) == set(json.loads((plain / "config.json").read_text()))
+    a, b = weights(forced_run, 4), weights(plain_run, 4)
+    assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+    assert any((a[k] != b[k]).any() for k in a), "forcing changed nothing"
+    assert type(LoadedPolicy(forced).policy) is TinyPolicy
+
+
+def test_exported_policy_is_bit_equal_to_the_training_object(dataset, cache, tmp_path):
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies import make_policy
+
+    meta = LeRobotDatasetMetadata("local/small", root=dataset)
+    training = make_policy(forced_config(cache=str(cache)), ds_meta=meta)
+    assert isinstance(training, SfTinyPolicy)
+    training.save_pretrained(tmp_path)
+    exported = TinyPolicy.from_pretrained(tmp_path)
+    batch = {key: torch.rand(3, 3, 28, 28) for key in CAMERAS}
+    batch |= {"observation.state": torch.randn(3, 4), "task": ["move the hand"] * 3}
+    torch.testing.assert_close(
+        exported.predict_action_chunk(batch), training.predict_action_chunk(batch), rtol=0, atol=0
+    )
+
+
+def test_weight_zero_is_the_plain_policy(dataset, cache, plain_run, tmp_path):
+    baseline = train(forced_config(cache=str(cache), weight=0.0), dataset, tmp_path / "run")
+    # Same weights, same batches, so the same loss at every step. Only the gradient norm that clips both is summed over
+    # more (zero) terms: rounding.
+    for a, b in zip(read_metrics(baseline), read_metrics(plain_run), strict=True):
+        assert a["action_loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_resume_equals_straight_through(dataset, cache, forced_run, tmp_path):
+    config = forced_config(cache=str(cache))
+    # As if interrupted after two of four steps: drop what came after.
+    interrupted = train(config, dataset, tmp_path / "run")
+    newest = interrupted / "checkpoints" / "last"
+    shutil.rmtree(checkpoints(interrupted)[4].parent)
+    newest.unlink()
+    newest.symlink_to(checkpoints(interrupted)[2].parent.name)
+    train(forced_config(cache=str(cache)), dataset, tmp_path / "run")
+    for key, value in weights(forced_run, 4).items():
+        assert torch.equal(weights(interrupted, 4)[key], value), key
+    side = "spatial_forcing/projector.safetensors"
+    a, b = (load_file(checkpoints(run)[4] / side) for run in (interrupted, forced_run))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+    rows = [[r["step"] for r in read_metrics(run)] for run in (interrupted, forced_run)]
+    assert rows[0] == rows[1] == [1, 2, 3, 4]
+
+
+def test_metrics_are_logged(forced_run):
+    rows = read_metrics(forced_run)
+    assert {"action_loss", "align_loss", "cosine", "valid_fraction", "grad_norm", "update_s"} <= set(rows[0])
+    assert "gradient_ratio" in rows[0]
+    assert "gradient_ratio" not in rows[1], "measured every second step"
+    assert rows[0]["cosine"] == pytest.approx(1 - rows[0]["align_loss"], abs=1e-5)
+    assert rows[0]["loss"] == pytest.approx(rows[0]["action_loss"] + 0.5 * rows[0]["align_loss"], abs=1e-5)
+
+
+def test_cached_and_online_give_the_same_loss(dataset, cache, forced_run, tmp_path):
+    online = train(forced_config(), dataset, tmp_path / "run")
+    for a, b in zip(read_metrics(online), read_metrics(forced_run), strict=True):
+        # The cache keeps half precision: three digits.
+        assert a["align_loss"] == pytest.approx(b["align_loss"], abs=2e-4)
+        assert a["action_loss"] == pytest.approx(b["action_loss"], abs=2e-4)
+
+
+def test_evaluation_and_action_selection_know_nothing_of_forcing(dataset, forced_run):
+    loaded = LoadedPolicy(checkpoints(forced_run)[4])
+    config = forced_config()
+    config.input_features, config.output_features = loaded.config.input_features, loaded.config.output_features
+    forced = SfTinyPolicy.from_pretrained(checkpoints(forced_run)[4], config=config)
+    batch = a_batch(loaded, dataset)
+    with torch.no_grad():
+        torch.testing.assert_close(forced.forward(batch)[0], loaded.policy.forward(batch)[0], rtol=0, atol=0)
+    assert "align_loss" not in forced.forward(batch)[1]
+
+
+def test_frozen_host_stops_before_the_first_step(dataset, cache):
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies import make_policy
+
+    meta = LeRobotDatasetMetadata("local/small", root=dataset)
+    policy = make_policy(forced_config(cache=str(cache)), ds_meta=meta)
+    policy.model.requires_grad_(False)
+    policy.model.actions.requires_grad_(True)
+    batch = {key: torch.rand(2, 3, 28, 28) for key in CAMERAS}
+    batch |= {"observation.state": torch.randn(2, 4), "task": ["go"] * 2, "index": torch.tensor([0, 1])}
+    batch |= {"action": torch.randn(2, 8, 4), "action_is_pad": torch.zeros(2, 8, dtype=torch.bool)}
+    with pytest.raises(TapError, match="no gradient"):
+        policy.train().forward(batch)
+
+
+@pytest.mark.parametrize(
+    ("forcing", "message"),
+    [
+        ({"teacher": "pixels"}, "is of teacher"),
+        ({"weight": -1.0}, "0 or more"),
+        ({"depth": 5}, "1 to that"),
+        ({"norm": "instance"}, "'layer' or 'batch'"),
+    ],
+)
+def test_bad_options_are_refused(dataset, cache, tmp_path, forcing, message):
+    with pytest.raises(SpatialForcingError, match=message):
+        train(forced_config(cache=str(cache), **forcing), dataset, tmp_path / "run")
+
+
+def test_cache_of_another_data_set_is_refused(cache, tmp_path):
+    other = make_dataset(tmp_path / "other", seed=1)
+    with pytest.raises(CacheError, match="of data set"):
+        train(forced_config(cache=str(cache)), other, tmp_path / "run")
+
+
+def test_standardising_needs_statistics(dataset, tmp_path):
+    with pytest.raises(SpatialForcingError, match=r"forcing\.cache"):
+        train(forced_config(standardize=True), dataset, tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_left_alone(dataset, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(SpatialForcingError, match="not a training run"):
+        train(TinyConfig(**SMALL), dataset, tmp_path / "run")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_blind_and_state_policies_differ_in_what_they_see(dataset):
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies import make_policy
+
+    meta = LeRobotDatasetMetadata("local/small", root=dataset)
+    blind = make_policy(TinyConfig(**SMALL, use_images=False), ds_meta=meta).eval()
+    batch = {key: torch.rand(2, 3, 28, 28) for key in CAMERAS}
+    batch |= {"observation.state": torch.randn(2, 4), "task": ["go"] * 2}
+    other = batch | {key: torch.rand(2, 3, 28, 28) for key in CAMERAS}
+    assert torch.equal(blind.predict_action_chunk(batch), blind.predict_action_chunk(other))
+    seeing = make_policy(TinyConfig(**SMALL), ds_meta=meta).eval()
+    assert not torch.equal(seeing.predict_action_chunk(batch), seeing.predict_action_chunk(other))
+    with pytest.raises(ValueError, match="environment_state"):
+        make_policy(TinyConfig(**SMALL, use_environment_state=True), ds_meta=meta)

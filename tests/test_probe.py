@@ -1,0 +1,358 @@
+"""The depth probe: it finds what is linearly there, nothing else, and leaves the policy alone."""
+
+import json
+
+import pytest
+import torch
+
+from spatial_forcing.hosts.tiny import TinyVLA
+from spatial_forcing.probe import (
+    DepthProbe,
+    ProbeError,
+    cell_depth,
+    metrics,
+    run_probe,
+    tapped_tokens,
+)
+
+F, V, H, W, C, K = 24, 2, 3, 4, 10, 2
+
+
+def planted(seed: int = 0, frames: int = F) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and a depth map on the sub-grid that is exactly exp(linear) of them, between 0.4 and 2.5 m."""
+    weights = torch.randn(C, K * K, generator=torch.Generator().manual_seed(99)) * 0.05
+    tokens = torch.randn(frames, V, H, W, C, generator=torch.Generator().manual_seed(seed))
+    log_depth = (tokens @ weights).view(frames, V, H, W, K, K).permute(0, 1, 2, 4, 3, 5)
+    return tokens, log_depth.reshape(frames, V, H * K, W * K).exp()
+
+
+def episodes(frames: int = F, first: int = 0) -> torch.Tensor:
+    return first + torch.arange(frames) // 3
+
+
+# ---- the head ----------------------------------------------------------------------------------------------
+
+
+def test_a_planted_linear_relation_is_recovered_on_other_episodes():
+    train, test = planted(0), planted(1)
+    probe = DepthProbe(sub_grid=K).fit(*train, episodes())
+    found = metrics(probe.predict(test[0]), test[1])
+    assert found.absrel < 1e-3
+    assert found.delta1 == 1.0
+    assert found.pixels == test[1].numel()
+
+
+def test_the_head_is_ridge_regression():
+    """The same predictions as least squares with one more equation a channel, sqrt(λN) w = 0."""
+    tokens, depth = planted()
+    depth = depth * torch.exp(0.1 * torch.randn(depth.shape, generator=torch.Generator().manual_seed(5)))
+    probe = DepthProbe(sub_grid=K, ridges=[0.1]).fit(tokens, depth, episodes())
+    x = tokens.reshape(-1, C).double()
+    x = (x - x.mean(0)) / x.std(0, unbiased=False)
+    y = depth.log().double().view(F, V, H, K, W, K).transpose(3, 4).reshape(-1, K * K)
+    a = torch.linalg.lstsq(
+        torch.cat([x, (0.1 * len(x)) ** 0.5 * torch.eye(C).double()]),
+        torch.cat([y - y.mean(0), torch.zeros(C, K * K).double()]),
+    ).solution
+    expected = (x @ a + y.mean(0)).view(F, V, H, W, K, K).transpose(3, 4).reshape(depth.shape).exp()
+    torch.testing.assert_close(probe.predict(tokens), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_rescaling_and_shifting_channels_changes_nothing():
+    (tokens, depth), (test, _) = planted(0), planted(1)
+    scale, shift = torch.logspace(-3, 3, C), torch.linspace(-50, 50, C)
+    plain = DepthProbe(sub_grid=K).fit(tokens, depth, episodes())
+    moved = DepthProbe(sub_grid=K).fit((tokens + shift) * scale, depth, episodes())
+    torch.testing.assert_close(
+        moved.predict((test + shift) * scale), plain.predict(test), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_constant_channel_gets_no_weight_even_if_it_moves_later():
+    (tokens, depth), (test, _) = planted(0), planted(1)
+    tokens[..., 3] = 7.3
+    probe = DepthProbe(sub_grid=K).fit(tokens, depth, episodes())
+    moved = test.clone()
+    moved[..., 3] = -1e4
+    torch.testing.assert_close(probe.predict(moved), probe.predict(test))
+
+
+def test_metres_in_metres_out():
+    tokens, depth = planted()
+    near = DepthProbe(sub_grid=K).fit(tokens, depth, episodes()).predict(tokens)
+    far = DepthProbe(sub_grid=K, far=30).fit(tokens, 10 * depth, episodes()).predict(tokens)
+    torch.testing.assert_close(far, 10 * near, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_finer_than_the_sub_grid_are_averaged_and_predictions_stay_on_it():
+    tokens, depth = planted()
+    fine = depth.repeat_interleave(5, 2).repeat_interleave(3, 3)
+    coarse, finer = (DepthProbe(sub_grid=K).fit(tokens, d, episodes()) for d in (depth, fine))
+    assert finer.predict(tokens).shape == (F, V, H * K, W * K)
+    torch.testing.assert_close(finer.predict(tokens), coarse.predict(tokens))
+
+
+def test_noise_asks_for_a_stronger_ridge():
+    tokens, depth = planted()
+    noise = torch.randn(F, V, H, W, 300, generator=torch.Generator().manual_seed(3))
+    clean = DepthProbe(sub_grid=K).fit(tokens, depth, episodes())
+    noisy = DepthProbe(sub_grid=K).fit(noise, depth, episodes())
+    assert clean.ridge is not None
+    assert noisy.ridge is not None
+    assert clean.ridge < noisy.ridge
+
+
+def test_depth_out_of_range_is_neither_fitted_nor_judged():
+    (train, depth), (test, true) = planted(0), planted(1)
+    spoilt, spoilt_true = depth.clone(), true.clone()
+    for d in (spoilt, spoilt_true):
+        d[:, :, 0], d[:, :, 1, :2], d[:, 1, 2:4, 2] = 0.0, 50.0, float("nan")
+    found = metrics(DepthProbe(sub_grid=K).fit(train, spoilt, episodes()).predict(test), spoilt_true)
+    assert found.absrel < 1e-3
+    assert found.pixels == int(((spoilt_true > 0) & (spoilt_true < 3)).sum()) < true.numel()
+
+
+# ---- maps and metrics --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (12, 8), (7, 11), (28, 29)])
+def test_cells_are_exact_on_ramps_at_any_resolution(height, width):
+    """The mean of a + b*y + c*x over a cell is its value at the cell's centre."""
+    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    if (
+        height % 6 or width % 8
+    ):  # a pixel shared by two cells brings its own mean into both: exact for constants
+        depth, expected = torch.full((height, width), 1.3), torch.full((6, 8), 1.3)
+    else:
+        cy, cx = (torch.arange(6) + 0.5) / 6, (torch.arange(8) + 0.5) / 8
+        depth, expected = 1 + y[:, None] + 0.5 * x, 1 + cy[:, None] + 0.5 * cx
+    torch.testing.assert_close(cell_depth(depth[None, None], 6, 8)[0, 0], expected)
+
+
+def test_cells_keep_the_mean_of_the_picture_at_any_resolution():
+    depth = 0.5 + torch.rand(2, 1, 13, 17, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(cell_depth(depth, 5, 6).mean((2, 3)), depth.mean((2, 3)))
+
+
+def test_a_cell_needs_depth_on_half_of_its_area():
+    depth = torch.ones(1, 1, 2, 4)
+    depth[..., 0, 2], depth[..., 1, 2:] = 0.0, 9.0
+    cells = cell_depth(depth, 1, 2, far=3.0)[0, 0, 0]
+    assert cells[0] == 1.0
+    assert cells[1].isnan()
+
+
+def test_metrics_have_their_known_values():
+    true = torch.tensor([1.0, 2.0, 2.0, 0.0]).view(1, 1, 2, 2)
+    predicted = torch.tensor([1.2, 2.0, 1.0, 9.0]).view(1, 1, 2, 2)
+    found = metrics(predicted, true)
+    assert found.absrel == pytest.approx((0.2 + 0 + 0.5) / 3)
+    assert found.rmse_m == pytest.approx(((0.04 + 0 + 1) / 3) ** 0.5)
+    assert found.delta1 == pytest.approx(2 / 3)
+    assert found.pixels == 3
+
+
+def test_ratios_ignore_the_unit_and_metres_do_not():
+    _, true = planted()
+    predicted = true * torch.exp(0.2 * torch.randn(true.shape, generator=torch.Generator().manual_seed(1)))
+    metres, tens = metrics(predicted, true), metrics(10 * predicted, 10 * true, far=30)
+    assert (tens.absrel, tens.delta1) == pytest.approx((metres.absrel, metres.delta1))
+    assert tens.rmse_m == pytest.approx(10 * metres.rmse_m)
+
+
+# ---- sources -----------------------------------------------------------------------------------------------
+
+
+def smooth_world(frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens that hold the depth, a slope common to all frames included, and pictures that hold nothing."""
+    tokens, depth = planted(seed, frames)
+    slope = torch.logspace(-0.2, 0.15, H * K)[:, None].expand(-1, W * K)
+    row = torch.arange(H).float().view(1, 1, H, 1, 1).expand(frames, V, H, W, 1)
+    tokens, depth = torch.cat([tokens, row], dim=-1), depth * slope
+    images = torch.rand(frames, V, 3, 6 * H, 6 * W, generator=torch.Generator().manual_seed(seed + 50))
+    return tokens, depth, images
+
+
+def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
+    (train, train_depth, train_rgb), (test, test_depth, test_rgb) = smooth_world(F, 0), smooth_world(12, 1)
+    noise = torch.randn(F + 12, V, H, W, 40, generator=torch.Generator().manual_seed(7))
+    result = run_probe(
+        {"policy": (train, test), "noise": (noise[:F], noise[F:])},
+        train_depth,
+        test_depth,
+        episodes(),
+        episodes(12, first=100),
+        images=(train_rgb, test_rgb),
+        sub_grid=K,
+    )
+    rows = {row.name: row.metrics for row in result.rows}
+    assert list(rows) == ["policy", "noise", "pixels", "mean depth"]
+    assert rows["policy"].absrel < 0.8 * rows["mean depth"].absrel
+    for blind in ("noise", "pixels"):
+        assert rows[blind].absrel > 0.98 * rows["mean depth"].absrel
+    assert len({row.pixels for row in rows.values()}) == 1
+
+
+def test_mean_depth_is_the_mean_of_the_training_frames():
+    (train, depth, _), (test, test_depth, _) = smooth_world(F, 0), smooth_world(12, 1)
+    result = run_probe({"x": (train, test)}, depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
+    torch.testing.assert_close(result.predicted["mean depth"][5], depth.mean(0))
+    assert result.rows[-1].metrics == metrics(depth.mean(0).expand(12, -1, -1, -1), test_depth)
+
+
+def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
+    (train, depth, _), (test, test_depth, images) = smooth_world(F, 0), smooth_world(12, 1)
+    result = run_probe({"x": (train, test)}, depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
+    record = json.loads(json.dumps(result.to_dict("probe.png"), allow_nan=False))
+    assert record["rows"][0]["absrel"] == result.rows[0].metrics.absrel
+    assert (record["train_frames"], record["test_frames"], record["picture"]) == (F, 12, "probe.png")
+
+    from PIL import Image
+
+    with Image.open(result.pictures(images, tmp_path / "probe.png", frames=2)) as drawn:
+        assert drawn.width > 300
+        assert len(set(drawn.convert("RGB").resize((50, 50)).getdata())) > 100
+    assert [p.name for p in tmp_path.iterdir()] == ["probe.png"]
+    with pytest.raises(ProbeError, match="12 test frames"):
+        result.pictures(images[:5], tmp_path / "other.png")
+
+
+def test_overlapping_episodes_are_refused():
+    tokens, depth = planted()
+    with pytest.raises(ProbeError, match=r"2 episodes are in both training and test: 6, 7\."):
+        run_probe({"x": (tokens, tokens)}, depth, depth, episodes(), episodes(first=6), sub_grid=K)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t, d, e: (t[0], d, e), "frames, views, rows, columns, channels"),
+        (lambda t, d, e: (t.long(), d, e), "torch.int64"),
+        (lambda t, d, e: (t, d[:, :1], e), "same frames and views"),
+        (lambda t, d, e: (t, d, e[:-1]), "one episode a frame"),
+        (lambda t, d, e: (t, d, e * 0), "at least two episodes"),
+        (lambda t, d, e: (t / 0, d, e), "NaN or infinite"),
+        (lambda t, d, e: (t, d * 0, e), "in metres"),
+        (lambda t, d, e: (t, d[..., :4], e), "cannot fill 8 cells"),
+    ],
+)
+def test_what_does_not_fit_is_said(spoil, message):
+    with pytest.raises(ProbeError, match=message):
+        DepthProbe(sub_grid=K).fit(*spoil(*planted(), episodes()))
+
+
+def test_sources_on_different_grids_are_not_compared():
+    tokens, depth = planted()
+    with pytest.raises(ProbeError, match="share one grid"):
+        run_probe(
+            {"a": (tokens, tokens), "b": (tokens[:, :, :2], tokens[:, :, :2])},
+            depth,
+            depth,
+            episodes(),
+            episodes(first=100),
+            sub_grid=K,
+        )
+
+
+# ---- tokens of a policy ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy():
+    """A real TinyPolicy in training mode, one module of it frozen in evaluation mode, with actions queued."""
+    pytest.importorskip("lerobot")
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
+
+    config = TinyConfig(image_size=28, patch=14, width=16, depth=4, heads=2, device="cpu")
+    cameras = {f"observation.images.{n}": PolicyFeature(FeatureType.VISUAL, (3, 28, 28)) for n in ("a", "b")}
+    config.input_features = cameras | {"observation.state": PolicyFeature(FeatureType.STATE, (4,))}
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (4,))}
+    torch.manual_seed(0)
+    policy = TinyPolicy(config).train()
+    policy.model.blocks[1].eval()
+    policy._queue.extend([torch.ones(1, 4), torch.zeros(1, 4)])
+    return policy
+
+
+def frames(count: int, seed: int = 0) -> list[dict]:
+    """Batches of at most three frames."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "observation.images.a": torch.rand(n, 3, 28, 28, generator=g),
+            "observation.images.b": torch.rand(n, 3, 28, 28, generator=g),
+            "observation.state": torch.randn(n, 4, generator=g),
+            "task": ["reach the red ball"] * n,
+        }
+        for n in [3] * (count // 3) + [count % 3] * bool(count % 3)
+    ]
+
+
+def test_tokens_are_the_residual_stream_after_the_chosen_block(policy):
+    batches = frames(5)
+    for depth in (1, 2, 3):
+        found = tapped_tokens(policy, batches, depth)
+        assert (tuple(found.shape), found.dtype) == ((5, 2, 2, 2, 16), torch.float32)
+        assert not found.requires_grad
+        torch.testing.assert_close(found[:3], stream(policy.model, batches[0], depth))
+    torch.testing.assert_close(tapped_tokens(policy, batches), tapped_tokens(policy, batches, 3))
+
+
+def stream(model: TinyVLA, batch: dict, depth: int) -> torch.Tensor:
+    """The visual tokens of TinyVLA after ``depth`` blocks, by running it block by block."""
+    kept = {}
+    handle = model.blocks[depth - 1].register_forward_hook(lambda m, args, out: kept.update(out=out))
+    images = torch.stack([batch["observation.images.a"], batch["observation.images.b"]], 1)
+    with torch.no_grad():
+        from spatial_forcing.hosts.tiny import hash_words
+
+        model(
+            images, hash_words(batch["task"], model.vocabulary, model.max_words), batch["observation.state"]
+        )
+    handle.remove()
+    return kept["out"][:, model.max_words : model.max_words + 8].view(-1, 2, 2, 2, 16)
+
+
+def test_the_policy_is_untouched(policy):
+    def state() -> tuple:
+        return (
+            {k: v.clone() for k, v in policy.state_dict().items()},
+            [m.training for m in policy.modules()],
+            [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in policy.modules()],
+            [p.requires_grad for p in policy.parameters()],
+            [a.clone() for a in policy._queue],
+            torch.random.get_rng_state(),
+        )
+
+    before = state()
+    tapped_tokens(policy, frames(5))
+    with pytest.raises(KeyError):
+        tapped_tokens(policy, [{"task": ["no observation"]}])
+    torch.testing.assert_close(state(), before, rtol=0, atol=0)
+    assert policy.training
+    assert not policy.model.blocks[1].training
+
+
+def test_a_model_that_is_no_lerobot_policy_is_called():
+    model = TinyVLA(views=1, image_size=28, width=16, depth=3, heads=2)
+
+    class Caller(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch):
+            return self.model(*batch)
+
+    batch = (torch.rand(2, 1, 3, 28, 28), torch.ones(2, 12).long(), torch.zeros(2, 4))
+    assert tapped_tokens(Caller(), [batch]).shape == (2, 1, 2, 2, 16)
+
+
+def test_progress_is_counted_in_frames_and_no_batches_is_an_error(policy):
+    done = []
+    tapped_tokens(policy, frames(7), advance=done.append)
+    assert done == [3, 3, 1]
+    with pytest.raises(ProbeError, match="no batches"):
+        tapped_tokens(policy, [])
