@@ -1,15 +1,15 @@
-"""Trains `vggt-tiny-sim`, the small teacher in this package: a VGGT on simulated Meta-World scenes, from scratch.
+"""Trains `vggt-tiny-sim`, the small teacher in this package: a VGGT on simulated scenes, from scratch.
 
     python -m spatial_forcing.sim.scenes --out outputs/scenes --scenes 8000
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher-2d --objective masked
 
-Start a stopped run again with the same command: it goes on where it was. A finished run leaves `<name>.safetensors`
-(float16), `<name>.md` and `<name>.json`; `--evaluate FILE` computes a file's numbers again.
+Start a stopped run again with the same command: it goes on where it was. A finished run leaves
+`<name>.safetensors` (float16), `<name>.md` and `<name>.json`; `--evaluate FILE` computes its numbers again.
 
-Supervision as in VGGT (arXiv 2503.11651, section 3.4): depth, point maps and cameras, with learned confidences.
-Lengths are in metres and never rescaled. `--objective masked` trains the 2D control on the same images instead: the
-same aggregator, each view on its own, fills in masked patches (arXiv 2111.06377).
+Supervision as in VGGT (arXiv 2503.11651, section 3.4): depth, point maps and cameras, with learned
+confidences. Lengths are in metres and never rescaled. `--objective masked` trains the 2D control on the same
+images instead: the same aggregator, each view on its own, fills in masked patches (arXiv 2111.06377).
 """
 
 import json
@@ -38,6 +38,7 @@ from spatial_forcing.teachers.scene_batches import Batch, Frame, Scenes, jitter,
 
 VALIDATION = ("seen-val", "unseen-val")
 LICENCE = "Apache-2.0"
+SAVE_EVERY = 60.0  # seconds between checkpoints
 
 Model = GeometryVGGT | MaskedVGGT
 
@@ -99,7 +100,7 @@ def build(args: Args) -> Model:
 
 
 def training_batch(scenes: Scenes, args: Args, step: int) -> Batch:
-    """The batch of a step, a function of the seed and the step alone: a resumed run sees what it would have seen."""
+    """The batch of a step: a function of the seed and the step alone, so that resuming changes nothing."""
     count = len(scenes.task_N)
     epoch, at = divmod(step * args.batch, count)
     order = np.concatenate([np.random.default_rng([args.seed, epoch + i]).permutation(count) for i in (0, 1)])
@@ -145,7 +146,7 @@ def train(args: Args, model: Model) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         log(step + 1, {key: value.item() for key, value in parts.items()})
-        if time.monotonic() - saved > 60 or step + 1 == args.steps:
+        if time.monotonic() - saved > SAVE_EVERY or step + 1 == args.steps:
             save_checkpoint(args, model, optimizer, step + 1)
             saved = time.monotonic()
 
@@ -235,7 +236,7 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def save_results(args: Args, model: Model, seconds: float) -> None:
-    """Rounds the weights to float16, evaluates them as they will be read, and writes weights, numbers and card."""
+    """Rounds the weights to float16, evaluates them so, and writes weights, numbers and card."""
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     note = f"{args.objective} objective" + (f", frame {args.frame}" if args.objective == "geometry" else "")
@@ -274,14 +275,15 @@ def count(module: nn.Module) -> int:
 
 
 def command() -> str:
-    return " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """How this process was started, without the folders of the machine it ran on."""
+    given = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    return " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *given])
 
 
 def commit() -> str | None:
     """The commit of the working tree, None outside one."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
     return found.stdout.strip() or None
 
 
@@ -289,16 +291,15 @@ def card(args: Args, report: dict, note: str) -> str:
     """The model card, Markdown."""
     results = report["results"]
     keys = [key for key in results["seen-val"] if key != "scenes"]
-    rows = [
-        f"| {name} | " + " | ".join(f"{row[key]:.4g}" for key in keys) + " |" for name, row in results.items()
-    ]
-    table = "\n".join([f"| held out | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|", *rows])
+    rows = [[name, *(f"{row[key]:.4g}" for key in keys)] for name, row in results.items()]
+    lines = [["held out", *keys], ["---"] * (len(keys) + 1), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     meaning = (
-        "`abs_rel` and `delta1`: depth, no scale or shift fitted. `point_error_m`: mean distance of the point map. "
-        f"`camera_error_*`: pose. Point maps and poses are in the {args.frame} frame. All in metres and degrees."
+        "`abs_rel` and `delta1`: depth, no scale or shift fitted. `point_error_m`: mean error of the point "
+        f"map. `camera_error_*`: pose. Point maps and poses are in the {args.frame} frame; metres, degrees."
         if args.objective == "geometry"
-        else f"`masked_mse`: squared error of the pixels of hidden patches ({args.mask:.0%} of all), each patch "
-        "normalised to mean 0 and standard deviation 1, so that 1 is the error of an empty guess. "
+        else f"`masked_mse`: squared error of the pixels of hidden patches ({args.mask:.0%} of all), each "
+        "patch normalised to mean 0 and standard deviation 1, so that 1 is the error of an empty guess. "
         "Each view is seen on its own; no depth, no pose and no second view entered the training."
     )
     sizes = report["parameters"]
@@ -307,12 +308,12 @@ def card(args: Args, report: dict, note: str) -> str:
 {note}
 
 - Licence: {LICENCE}.
-- Model: VGGT architecture, {sizes["all"] / 1e6:.2f} M parameters, of which the aggregator (which gives the features)
-  has {sizes["aggregator"] / 1e6:.2f} M. {TINY.img_size} px squares, patches of {TINY.patch} px, float16.
+- Model: VGGT architecture, {sizes["all"] / 1e6:.2f} M parameters; the aggregator (the features) has
+  {sizes["aggregator"] / 1e6:.2f} M. {TINY.img_size} px squares, patches of {TINY.patch} px, float16.
 - Fingerprint at the default layer and resolution: `{report["fingerprint"]}`.
 - Data: {report["scenes"]["train"]} random scenes of two views rendered by `spatial_forcing.sim.scenes`
-  (seed {report["scenes"]["seed"]}). "Seen" are further scenes of the same tasks, "unseen" scenes of tasks that no
-  teacher is trained on.
+  (seed {report["scenes"]["seed"]}). "Seen" are further scenes of the same tasks, "unseen" are of tasks
+  that no teacher is trained on.
 - Training: {args.steps} steps of {args.batch} scenes, seed {args.seed}; {report["hardware"]};
   {report["minutes_last_process"]} minutes.
 

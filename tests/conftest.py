@@ -1,4 +1,4 @@
-"""What the tests share: one thread, no network, repeatable random numbers, and small real decoders as hosts."""
+"""What the tests share: one thread, no network, repeatable random numbers, and small decoders as hosts."""
 
 import os
 
@@ -39,7 +39,7 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def decoder() -> Callable[..., torch.nn.Module]:
-    """``decoder("llama" | "gemma" | "qwen2", width, layers=4, causal_lm=False)``: a small random Hugging Face decoder."""
+    """``decoder("llama" | "gemma" | "qwen2", ...)`` builds a small random Hugging Face decoder."""
     from transformers.models.gemma.modeling_gemma import GemmaConfig, GemmaForCausalLM, GemmaModel
     from transformers.models.llama.modeling_llama import LlamaConfig, LlamaForCausalLM, LlamaModel
     from transformers.models.qwen2.modeling_qwen2 import Qwen2Config, Qwen2ForCausalLM, Qwen2Model

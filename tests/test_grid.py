@@ -1,4 +1,4 @@
-"""Laws of token grids: what resampling keeps, how it commutes with what happens to the picture, what it refuses."""
+"""Laws of token grids: what resampling keeps, what it commutes with, what is valid, what is refused."""
 
 import math
 
@@ -66,7 +66,7 @@ def affines(draw: st.DrawFn, turns: bool = True) -> Tensor:
     return compose(affine, rotation(draw(st.floats(-30, 30)))) if turns else affine
 
 
-# ---- sizes and values ------------------------------------------------------------------------------------------------
+# ---- sizes and values --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -74,7 +74,8 @@ def affines(draw: st.DrawFn, turns: bool = True) -> Tensor:
 def test_every_pair_of_sizes_gives_exactly_the_tokens_asked_for(published, H, W, h, w):
     out = resample(features(torch.randn(1, 2, H, W, 3)), h, w, published=published)
     assert out.tokens_BVHWC.shape == (1, 2, h, w, 3)
-    assert out.valid_BVHW.all() and out.valid_BVHW.shape == (1, 2, h, w)
+    assert out.valid_BVHW.all()
+    assert out.valid_BVHW.shape == (1, 2, h, w)
     assert out.tokens_BVHWC.isfinite().all()
 
 
@@ -94,7 +95,9 @@ def test_linear_ramps_are_exact_between_the_outer_token_centres(H, W, h, w, affi
     torch.testing.assert_close(out[inside], expected[inside], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("H", "W", "h", "w"), [(37, 37, 16, 16), (28, 37, 16, 16), (16, 16, 8, 8), (9, 14, 3, 4)])
+@pytest.mark.parametrize(
+    ("H", "W", "h", "w"), [(37, 37, 16, 16), (28, 37, 16, 16), (16, 16, 8, 8), (9, 14, 3, 4)]
+)
 def test_downsampled_ramps_are_exact_on_every_inner_cell(H, W, h, w):
     # The premise of the law above holds for all cells but those at the border: it is no empty claim.
     inside = within_centres(H, W, h, w, identity())
@@ -134,7 +137,8 @@ def test_an_even_number_of_tokens_a_cell_averages_a_checkerboard_away(h, w, half
 
 @given(h=st.integers(2, 16), w=st.integers(2, 16), ratio=st.floats(2, 4))
 def test_downsampling_by_two_or_more_is_antialiased(h, w, ratio):
-    # An odd cell of a checkerboard has one token more of one colour: 1 / 9 at 3 x 3 is the most that can be left.
+    # An odd cell of a checkerboard has one token more of one colour: 1 / 9 at 3 x 3 is the most that can be
+    # left.
     out = resample(features(checkerboard(math.ceil(h * ratio), math.ceil(w * ratio))), h, w)
     assert out.tokens_BVHWC.abs().max() <= 1 / 9 + 1e-5
 
@@ -162,7 +166,7 @@ def test_dtypes_are_kept(dtype, tolerance):
         torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=0)
 
 
-# ---- affines -----------------------------------------------------------------------------------------------------------
+# ---- affines -----------------------------------------------------------------------------------------------
 
 
 @given(outer=affines(), inner=affines(), x=st.floats(-1, 2), y=st.floats(-1, 2))
@@ -171,13 +175,16 @@ def test_composing_affines_composes_the_maps(outer, inner, x, y):
         return affine[:, :2].double() @ point_2 + affine[:, 2].double()
 
     point = torch.tensor([x, y], dtype=torch.float64)
-    torch.testing.assert_close(act(compose(outer, inner), point), act(outer, act(inner, point)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        act(compose(outer, inner), point), act(outer, act(inner, point)), atol=1e-5, rtol=0
+    )
 
 
 @given(a=affines(), b=affines(), c=affines())
 def test_composition_is_associative_and_has_a_unit(a, b, c):
     torch.testing.assert_close(compose(compose(a, b), c), compose(a, compose(b, c)), atol=1e-5, rtol=0)
-    assert torch.equal(compose(a, identity()), a) and torch.equal(compose(identity(), a), a)
+    assert torch.equal(compose(a, identity()), a)
+    assert torch.equal(compose(identity(), a), a)
     assert torch.equal(compose(flip(), flip()), identity())
 
 
@@ -259,11 +266,13 @@ def test_a_sample_does_not_depend_on_its_batch(first, second):
     for b in range(2):
         for v in range(2):
             alone = resample(features(tokens[b : b + 1, v : v + 1]), 6, 5, affine[b, v])
-            torch.testing.assert_close(together.tokens_BVHWC[b, v], alone.tokens_BVHWC[0, 0], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                together.tokens_BVHWC[b, v], alone.tokens_BVHWC[0, 0], atol=1e-6, rtol=0
+            )
             assert torch.equal(together.valid_BVHW[b, v], alone.valid_BVHW[0, 0])
 
 
-# ---- validity ------------------------------------------------------------------------------------------------------------
+# ---- validity ----------------------------------------------------------------------------------------------
 
 
 @given(
@@ -285,14 +294,19 @@ def test_padding_is_invalid_and_the_picture_valid(height, width, rows, cols, anc
     within_y = (row + 1).clamp(max=top + height * scale) - row.clamp(min=top)
     part = within_x.clamp(min=0) * within_y.clamp(min=0)  # of each cell that the picture covers
     valid = out.valid_BVHW[0, 0]
-    assert not valid[part < 1e-3].any() and valid[part > 1 - 1e-3].all()
+    assert not valid[part < 1e-3].any()
+    assert valid[part > 1 - 1e-3].all()
     assert out.tokens_BVHWC[0, 0, ..., 0][valid] == pytest.approx(1.0)
 
 
 def test_padding_follows_the_anchor():
     def valid_rows(y: float) -> list[bool]:
         layout = Layout(1, 8, 8, fit="pad", anchor=(0.5, y))
-        return resample(features(torch.ones(4, 4, 1)), 8, 8, layout.affine_23(100, 200)).valid_BVHW[0, 0, :, 0].tolist()
+        return (
+            resample(features(torch.ones(4, 4, 1)), 8, 8, layout.affine_23(100, 200))
+            .valid_BVHW[0, 0, :, 0]
+            .tolist()
+        )
 
     assert valid_rows(0.0) == [True] * 4 + [False] * 4
     assert valid_rows(0.5) == [False] * 2 + [True] * 4 + [False] * 2
@@ -307,7 +321,8 @@ def test_invalid_teacher_tokens_never_leak(poison, H, W, h, w, affine, seed):
     dirty = torch.where(valid[..., None], clean, poison)
     for options in ({"affine_BV23": affine}, {"published": True}):
         a, b = (resample(features(tokens, valid), h, w, **options) for tokens in (clean, dirty))
-        assert torch.equal(a.tokens_BVHWC, b.tokens_BVHWC) and torch.equal(a.valid_BVHW, b.valid_BVHW)
+        assert torch.equal(a.tokens_BVHWC, b.tokens_BVHWC)
+        assert torch.equal(a.valid_BVHW, b.valid_BVHW)
 
 
 @given(H=small_sizes, W=small_sizes, h=small_sizes, w=small_sizes, seed=st.integers(0, 99))
@@ -331,7 +346,8 @@ def test_a_missing_view_stays_missing_and_spares_the_others():
     valid = torch.ones(2, 3, 5, 5, dtype=torch.bool)
     valid[0, 1] = False
     out = resample(features(torch.randn(2, 3, 5, 5, 2), valid), 3, 3)
-    assert not out.valid_BVHW[0, 1].any() and (out.tokens_BVHWC[0, 1] == 0).all()
+    assert not out.valid_BVHW[0, 1].any()
+    assert (out.tokens_BVHWC[0, 1] == 0).all()
     assert out.valid_BVHW.sum() == 5 * 9
 
 
@@ -340,7 +356,8 @@ def test_gradient_reaches_valid_tokens_only():
     valid = torch.ones(1, 1, 6, 6, dtype=torch.bool)
     valid[..., :2] = False
     resample(features(tokens, valid), 3, 3).tokens_BVHWC.square().sum().backward()
-    assert (tokens.grad[~valid] == 0).all() and (tokens.grad[valid] != 0).all()
+    assert (tokens.grad[~valid] == 0).all()
+    assert (tokens.grad[valid] != 0).all()
     assert not resample(features(tokens.detach()), 3, 3).tokens_BVHWC.requires_grad
 
 
@@ -352,14 +369,18 @@ def test_geometry_keeps_its_precision_under_autocast():
     assert torch.equal(out, expected)
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------------
+# ---- what is refused ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("tokens", "valid", "says"),
     [
-        (torch.ones(2, 3, 4, 5), torch.ones(2, 3, 4, 5, dtype=torch.bool), r"shape \(B, V, H, W, C\)"),
-        (torch.ones(1, 2, 3, 4, 5), torch.ones(1, 2, 3, 5, dtype=torch.bool), r"mask of shape \(1, 2, 3, 4\)"),
+        (torch.ones(2, 3, 4, 5), torch.ones(2, 3, 4, 5, dtype=torch.bool), r"tokens \(B, V, H, W, C\)"),
+        (
+            torch.ones(1, 2, 3, 4, 5),
+            torch.ones(1, 2, 3, 5, dtype=torch.bool),
+            r"mask of shape \(1, 2, 3, 4\)",
+        ),
         (torch.ones(1, 2, 3, 4, 5), torch.ones(1, 2, 3, 4), "bool mask"),
         (torch.ones(1, 2, 3, 4, 5, dtype=torch.int64), torch.ones(1, 2, 3, 4, dtype=torch.bool), "floating"),
     ],
@@ -371,7 +392,9 @@ def test_features_that_do_not_fit_together(tokens, valid, says):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2), (3, 2), (4, 2, 3), (2, 2, 2, 3), (1, 1, 1, 2, 3)])
 def test_affines_of_the_wrong_shape(shape):
-    with pytest.raises(SpatialForcingError, match=r"Expected an affine of shape \(2, 3\), \(2, 2, 3\) or \(3, 2, 2, 3\)"):
+    with pytest.raises(
+        SpatialForcingError, match=r"Expected an affine of shape \(2, 3\), \(2, 2, 3\) or \(3, 2, 2, 3\)"
+    ):
         resample(features(torch.ones(3, 2, 4, 4, 1)), 2, 2, torch.zeros(shape))
 
 

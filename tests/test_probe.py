@@ -134,6 +134,12 @@ def test_cells_keep_the_mean_of_the_picture_at_any_resolution():
     torch.testing.assert_close(cell_depth(depth, 5, 6).mean((2, 3)), depth.mean((2, 3)))
 
 
+def test_averaging_what_is_averaged_changes_nothing():
+    depth = 4 * torch.rand(2, 1, 13, 17, generator=torch.Generator().manual_seed(0))
+    once = cell_depth(depth, 5, 6)
+    torch.testing.assert_close(cell_depth(once, 5, 6), once, equal_nan=True)
+
+
 def test_a_cell_needs_depth_on_half_of_its_area():
     depth = torch.ones(1, 1, 2, 4)
     depth[..., 0, 2], depth[..., 1, 2:] = 0.0, 9.0
@@ -239,6 +245,17 @@ def test_overlapping_episodes_are_refused():
 def test_what_does_not_fit_is_said(spoil, message):
     with pytest.raises(ProbeError, match=message):
         DepthProbe(sub_grid=K).fit(*spoil(*planted(), episodes()))
+
+
+def test_predicting_from_broken_tokens_or_before_the_fit_is_an_error():
+    tokens, depth = planted()
+    with pytest.raises(ProbeError, match="not been fitted"):
+        DepthProbe(sub_grid=K).predict(tokens)
+    probe = DepthProbe(sub_grid=K).fit(tokens, depth, episodes())
+    with pytest.raises(ProbeError, match="predict from are NaN"):
+        probe.predict(tokens / 0)
+    with pytest.raises(ProbeError, match=r"\(F, V, H, W, 10\)"):
+        probe.predict(tokens[..., :4])
 
 
 def test_sources_on_different_grids_are_not_compared():

@@ -57,7 +57,7 @@ def images(views: int = 2, height: int = 56, width: int = 56, batch: int = 2) ->
     return torch.rand(batch, views, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-# --------------------------------------------------------------------------------------------------- reference
+# ----------------------------------------------------------------------------------------------- reference
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def test_uv_position_embedding_gives_the_published_target(name):
     assert_close(found, target, rtol=0, atol=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------- laws
+# ---------------------------------------------------------------------------------------------------- laws
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def test_every_parameter_of_the_aggregator_learns(nano):
     assert still == []
 
 
-# ------------------------------------------------------------------------------------------------------ loading
+# ------------------------------------------------------------------------------------------------- loading
 
 
 def test_weights_survive_a_round_trip(nano, tmp_path):
@@ -227,7 +227,7 @@ def test_loading_reads_only_what_it_needs(nano, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "spoil, said",
+    ("spoil", "said"),
     [
         (lambda w: w.pop("aggregator.camera_token"), ["1 missing", "aggregator.camera_token"]),
         (lambda w: w.update({"aggregator.extra": torch.ones(1)}), ["1 not known", "aggregator.extra"]),

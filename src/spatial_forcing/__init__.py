@@ -2,7 +2,7 @@
 
     from spatial_forcing import SpatialForcing, host_of, load_teacher
 
-    sf = SpatialForcing(host_of(vla), teacher=load_teacher("vggt-1b"), weight=0.5)  # taps the host at 3/4 depth
+    sf = SpatialForcing(host_of(vla), teacher=load_teacher("vggt-1b"), weight=0.5)  # tapped at 3/4 depth
     optimizer.add_param_group({"params": sf.parameters()})  # the projector; the teacher is frozen
     with sf.watch():
         loss = action_loss(vla, batch)  # any forward of the host

@@ -1,12 +1,13 @@
-"""Spatial Forcing (arXiv 2510.12276): pull a policy's visual tokens toward the features of a frozen 3D teacher.
+"""Spatial Forcing (arXiv 2510.12276): pull a policy's visual tokens toward a frozen 3D teacher's features.
 
-    L = L_action + w * L_align,        L_align = mean over valid tokens of 1 - cos(P(x), y)            (paper, Eq. 3-5)
+    L = L_action + w * L_align,     L_align = mean over valid tokens of 1 - cos(P(x), y)     (paper, Eq. 3-5)
 
-x: visual tokens of the host after an intermediate block; P: a small projector, thrown away after training; y: the teacher's
-features of the same pictures plus a sinusoidal position embedding, resampled to the host's token grid.
+x: visual tokens of the host after an intermediate block; P: a small projector, thrown away after training;
+y: the teacher's features of the same pictures plus a sinusoidal position embedding, resampled to the host's
+token grid.
 
-Shapes: B batch, V views, H W rows and columns of a grid, N = V*h*w visual tokens of the host, D width of the host,
-C width of the teacher.
+Shapes: B batch, V views, H W rows and columns of a grid, N = V*h*w visual tokens of the host, D width of the
+host, C width of the teacher.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ class Projector(nn.Module):
     Args:
         width_in: D, width of the host.
         width_out: C, width of the teacher.
-        norm: ``"layer"`` as in the published code (default), ``"batch"`` as in the paper (statistics over the valid tokens).
+        norm: ``"layer"`` as in the published code (default), ``"batch"`` as in the paper (statistics over the
+            valid tokens).
     """
 
     def __init__(self, width_in: int, width_out: int, norm: Literal["layer", "batch"] = "layer"):
@@ -41,7 +43,7 @@ class Projector(nn.Module):
         self.fc2 = nn.Linear(width_out, width_out)
 
     def forward(self, visual_BND: Tensor, valid_BN: Tensor) -> Tensor:
-        """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient and change nothing."""
+        """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient, change nothing."""
         # Hosts often run in bfloat16; the projector keeps its own precision.
         x = torch.where(valid_BN[..., None], visual_BND, 0.0).to(self.fc1.weight.dtype)
         if isinstance(self.norm, nn.BatchNorm1d):
@@ -53,16 +55,17 @@ class Projector(nn.Module):
     @staticmethod
     def _batch_norm(norm: nn.BatchNorm1d, x_ND: Tensor) -> Tensor:
         if norm.training and len(x_ND) < 2:
-            # One valid token has no variance, none has no mean: the running statistics serve, and stay as they are.
+            # One valid token has no variance, none has no mean: the running statistics serve, unchanged.
             statistics = norm.running_mean, norm.running_var
             return F.batch_norm(x_ND, *statistics, norm.weight, norm.bias, eps=norm.eps)
         return norm(x_ND)
 
 
 def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
-    """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2]; zero if no token is valid (Eq. 4).
+    """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2] (Eq. 4).
 
-    Computed in float32. Zero if and only if every valid pair is parallel; invariant to either side's scale.
+    Computed in float32. Zero if and only if every valid pair is parallel, as when no token is valid; invariant
+    to either side's scale.
     """
     projected = torch.where(valid_BN[..., None], projected_BNC.float(), 1.0)
     target = torch.where(valid_BN[..., None], target_BNC.float(), 1.0)
@@ -79,24 +82,28 @@ class SpatialForcing(nn.Module):
             loss = action_loss(vla, batch)
         loss = loss + sf(images)
 
-    The host is tapped from construction to :meth:`detach`; its class, state dict and outputs stay as they are. The
-    teacher is frozen and not registered: it is neither saved nor trained.
+    The host is tapped from construction to :meth:`detach`; its class, state dict and outputs stay as they
+    are. The teacher is frozen and not registered: it is neither saved nor trained.
 
     Args:
         host: from ``host_of(model)``, or your own record.
-        teacher: anything with ``width`` that maps images_BV3HW to :class:`Features`; a feature cache serves too, and then
-            ``sf`` takes the cached Features.
+        teacher: anything with ``width`` that maps images_BV3HW to :class:`Features`; a feature cache serves
+            too, and then ``sf`` takes the cached Features.
         weight: w. Zero turns the loss off and leaves everything else running.
         depth: blocks before the tap; the host's recommended depth if None.
         norm: the projector's norm, ``"layer"`` or ``"batch"``.
-        position_embedding: how much sinusoidal UV embedding is added to the teacher's tokens, in units of their root mean
-            square, so that it weighs the same for every teacher; 0 for none. The published code adds it in
-            absolute units (``published=True``).
-        standardize: (mean_C, std_C) of the teacher's features over a data set. Removes what all its tokens share, which a
-            cosine would reward for nothing; usually ``teacher.stats``.
-        published: the public code's numerics: corner-aligned resampling without antialiasing, absolute position
-            embedding.
+        position_embedding: how much sinusoidal UV embedding is added to the teacher's tokens, in units of
+            their root mean square, so that it weighs the same for every teacher; 0 for none. The published
+            code adds it in absolute units (``published=True``).
+        standardize: (mean_C, std_C) of the teacher's features over a data set. Removes what all its tokens
+            share, which a cosine would reward for nothing; usually ``teacher.stats``.
+        published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
+            position embedding.
     """
+
+    teacher: Any
+    mean_C: Tensor
+    std_C: Tensor
 
     def __init__(
         self,
@@ -137,13 +144,16 @@ class SpatialForcing(nn.Module):
         """w * L_align for the watched forward.
 
         Args:
-            images: images_BV3HW in [0, 1], views in the host's order, for the teacher to look at; or Features from a cache.
-                Fewer views than the host has: the missing ones (the last) are left out of the loss.
-            affine_BV23: from the picture the host was given to the picture the teacher saw, in unit coordinates, where
-                they differ (random crops, flips and rotations of the host's copy): see ``spatial_forcing.grid``.
+            images: images_BV3HW in [0, 1], views in the host's order, for the teacher to look at; or Features
+                from a cache. Fewer views than the host has: the missing ones (the last) are left out of the
+                loss.
+            affine_BV23: from the picture the host was given to the picture the teacher saw, in unit
+                coordinates, where they differ (random crops, flips and rotations of the host's copy): see
+                ``spatial_forcing.grid``.
 
         Returns:
-            A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts, detached.
+            A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts,
+            detached.
 
         Raises:
             TapError: the tap never fired, carries no gradient, or found tokens that do not fit the layout.
@@ -164,7 +174,7 @@ class SpatialForcing(nn.Module):
     def target(
         self, images: Tensor | Features, affine_BV23: Tensor | None = None, batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The targets target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
+        """target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
         layout = self.host.layout
         features = images.checked() if isinstance(images, Features) else self.teacher(images)
         features = self._checked(features, batch)
@@ -186,7 +196,8 @@ class SpatialForcing(nn.Module):
     def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
         """|d(align) / dx| / |d(action) / dx| at the tapped residual stream: who pulls harder.
 
-        Costs a backward pass from both losses down to the tap; call it every so many steps, before ``backward()``.
+        Costs a backward pass from both losses down to the tap; call it every so many steps, before
+        ``backward()``.
         """
         hidden = self.tap.hidden_BLD
         if hidden is None or not hidden.requires_grad:
@@ -206,8 +217,8 @@ class SpatialForcing(nn.Module):
         params = sum(p.numel() for p in self.parameters())
         return (
             f"Spatial Forcing: {self.host.name} after block {self.tap.depth} of {len(self.host.blocks)} "
-            f"({self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width {self.teacher.width}; "
-            f"projector {params:,} parameters; weight {self.weight}"
+            f"({self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width "
+            f"{self.teacher.width}; projector {params:,} parameters; weight {self.weight}"
         )
 
     def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
@@ -223,25 +234,26 @@ class SpatialForcing(nn.Module):
         return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
 
     def _checked(self, features: Features, batch: int | None) -> Features:
-        B, V, H, W, C = features.checked().tokens_BVHWC.shape
-        if C != self.teacher.width:
+        B, V, _, _, C = features.checked().tokens_BVHWC.shape
+        if self.teacher.width != C:
             raise SpatialForcingError(
-                f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher.width} wide: they come "
-                "from another teacher or layer."
+                f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher.width} "
+                "wide: they come from another teacher or layer."
             )
-        if V > self.host.layout.views:
+        if self.host.layout.views < V:
             raise SpatialForcingError(
-                f"Got {V} views, but {self.host.name} has tokens for {self.host.layout.views}. Pass the host's views, in "
-                "the host's order."
+                f"Got {V} views, but {self.host.name} has tokens for {self.host.layout.views}. Pass the "
+                "host's views, in the host's order."
             )
-        if batch is not None and B != batch:
+        if batch is not None and batch != B:
             raise SpatialForcingError(
-                f"Got pictures or features for a batch of {B}, but the watched forward had a batch of {batch}."
+                f"Got pictures or features for a batch of {B}, but the watched forward had a batch of "
+                f"{batch}."
             )
         return features
 
 
 def _picture_size(images: Tensor | Features) -> tuple[int, int]:
-    """Height and width of what the teacher saw; of a cached grid only the aspect ratio is known, and matters."""
+    """Height and width of what the teacher saw; of a cached grid only the aspect ratio is known."""
     shape = images.tokens_BVHWC.shape[2:4] if isinstance(images, Features) else images.shape[-2:]
     return int(shape[0]), int(shape[1])

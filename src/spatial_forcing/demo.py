@@ -37,6 +37,7 @@ class DemoSettings:
         steps: training steps.
         batch_size: frames a step.
         learning_rate: of all arms alike.
+        chunk: actions predicted and executed at a time.
         evaluations: checkpoints that are rolled out, evenly spread over training.
         eval_episodes: rollouts a task and checkpoint.
         teacher: a registered teacher.
@@ -50,9 +51,10 @@ class DemoSettings:
     episodes: int = 250
     heldout_episodes: int = 40
     frames: int = 6
-    steps: int = 1000
+    steps: int = 600
     batch_size: int = 16
     learning_rate: float = 1e-3
+    chunk: int = 4
     evaluations: int = 4
     eval_episodes: int = 25
     teacher: str = "vggt-tiny-sim"
@@ -173,11 +175,17 @@ def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Pa
         steps=settings.steps,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        env=tuple({"task": task} for task in settings.tasks),
+        # New pictures only when the policy plans again; the ones in between nobody looks at.
+        env=tuple({"task": task, "look_every": settings.chunk} for task in settings.tasks),
         episodes=settings.eval_episodes,
         eval_seed=EVAL_SEED,
         evaluations=settings.evaluations,
-        policy={"optimizer_lr": settings.learning_rate, "decay_lr": settings.learning_rate / 10},
+        policy={
+            "optimizer_lr": settings.learning_rate,
+            "decay_lr": settings.learning_rate / 10,
+            "chunk_size": settings.chunk,
+            "n_action_steps": settings.chunk,
+        },
         device=settings.device,
     )
     forcing = {"teacher": settings.teacher, "cache": str(features), "standardize": settings.standardize}

@@ -5,7 +5,7 @@ Shapes: F frames, V views, H W pixels or rows and columns, C channels.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,10 @@ def probe_policies(
             tapped_tokens(loaded.policy, train.batches(loaded)),
             tapped_tokens(loaded.policy, test.batches(loaded)),
         )
-    loaded.policy = untrained_policy(replace(arms[0], forcing=None), loaded)
+    random = untrained_policy(replace(arms[0], forcing=None), loaded)
     sources["untrained"] = (
-        tapped_tokens(loaded.policy, train.batches(loaded)),
-        tapped_tokens(loaded.policy, test.batches(loaded)),
+        tapped_tokens(random, train.batches(loaded)),
+        tapped_tokens(random, test.batches(loaded)),
     )
     model = load_teacher(teacher, device=device)
     sources["teacher"] = (model(train.images_FV3HW).tokens_BVHWC, model(test.images_FV3HW).tokens_BVHWC)
@@ -82,17 +82,12 @@ def probe_policies(
         train.depth_FVHW,
         test.depth_FVHW,
         train.episode_F,
-        test.episode_F + 1_000_000,
+        # Two data sets: held-out episode 0 is not training episode 0.
+        test.episode_F + len(train.episode_F),
+        images=(train.images_FV3HW, test.images_FV3HW),
     )
-    picture = out / "probe.png"
-    result.pictures(test.images_FV3HW, picture)
-    rows = [{"name": row.name, **asdict(row.metrics)} for row in result.rows]
-    return {
-        "rows": rows,
-        "picture": picture.name,
-        "train_frames": len(train.episode_F),
-        "test_frames": len(test.episode_F),
-    }
+    picture = result.pictures(test.images_FV3HW, out / "probe.png")
+    return result.to_dict(picture.name)
 
 
 def untrained_policy(arm: Arm, like: LoadedPolicy) -> Any:

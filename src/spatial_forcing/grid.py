@@ -1,18 +1,21 @@
 """Token grids: what a teacher saw, where the host's tokens lie on it, and how to carry features across.
 
-A host (VLA) and a teacher cut the same pictures into different grids of tokens: 16 x 16 against 37 x 37, say, after the
-host has padded, cropped or turned its copy. Everything here rests on two ideas:
+A host (VLA) and a teacher cut the same pictures into different grids of tokens: 16 x 16 against 37 x 37, say,
+after the host has padded, cropped or turned its copy. Everything here rests on two ideas:
 
 * An **affine** maps a point of the host's grid to a point of the picture the teacher saw. Resizing, padding,
   cropping, flipping and rotating are all affines, and they compose by matrix product.
-* **Resampling is a matrix**: each host token is a weighted mean of teacher tokens. A cell is read at s x s points
-  (enough that no teacher token is skipped: that is the antialiasing), each by bilinear interpolation. A point that
-  falls outside the picture, or on a teacher token that is not valid, has no weight.
+* **Resampling is a matrix**: each host token is a weighted mean of teacher tokens. A cell is read at s x s
+  points (enough that no teacher token is skipped: that is the antialiasing), each by bilinear interpolation.
+  A point that falls outside the picture, or on a teacher token that is not valid, has no weight.
 
-Coordinates are unit coordinates: (0, 0) is the top left *corner* of a picture, (1, 1) its bottom right corner, and the
-token in row i of H, column j of W has its centre at x = (j + 1/2) / W, y = (i + 1/2) / H (half-pixel centres).
+Coordinates are unit coordinates: (0, 0) is the top left *corner* of a picture, (1, 1) its bottom right
+corner, and the token in row i of H, column j of W has its centre at x = (j + 1/2) / W, y = (i + 1/2) / H
+(half-pixel centres).
 
-Shapes: B batch, V views, H W teacher rows and columns, h w host rows and columns, C channels, S sample points.
+Shapes: B batch, V views, H W teacher rows and columns, h w host rows and columns, N = h*w, M = H*W, C
+channels, A affines, S sample points a side of a cell, P all of them. Small b and v are B and V, or 1 where
+all share one affine.
 Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
 """
 
@@ -41,10 +44,10 @@ class Features(NamedTuple):
     valid_BVHW: Tensor
 
     def checked(self) -> "Features":
-        """Returns itself, or raises :class:`SpatialForcingError` if the shapes or dtypes do not fit together."""
+        """Returns itself, or raises :class:`SpatialForcingError` if shapes or dtypes do not fit together."""
         tokens, valid = self.tokens_BVHWC, self.valid_BVHW
         if tokens.ndim != 5:
-            raise SpatialForcingError(f"Features need tokens of shape (B, V, H, W, C), got {tuple(tokens.shape)}.")
+            raise SpatialForcingError(f"Features need tokens (B, V, H, W, C), got {tuple(tokens.shape)}.")
         if valid.shape != tokens.shape[:4]:
             raise SpatialForcingError(
                 f"Features need a mask of shape {tuple(tokens.shape[:4])} (B, V, H, W) for tokens of shape "
@@ -63,10 +66,10 @@ class Layout:
 
     Attributes:
         views, rows, cols: the grid, in the host's own order (view by view, row by row).
-        fit: ``"stretch"`` if the host resizes the picture to the grid, ``"pad"`` if it keeps the picture's aspect ratio
-            and pads the rest (SmolVLA, pi0: ``resize_with_pad``).
-        anchor: with ``"pad"``, where the picture sits in the padded square, as fractions (x, y) of the free space:
-            (0, 0) top left, (0.5, 0.5) centred, (1, 1) bottom right.
+        fit: ``"stretch"`` if the host resizes the picture to the grid, ``"pad"`` if it keeps the picture's
+            aspect ratio and pads the rest (SmolVLA, pi0: ``resize_with_pad``).
+        anchor: with ``"pad"``, where the picture sits in the padded square, as fractions (x, y) of the free
+            space: (0, 0) top left, (0.5, 0.5) centred, (1, 1) bottom right.
     """
 
     views: int
@@ -103,7 +106,7 @@ class Layout:
         return "\n".join([f"{title} = {self.tokens} visual tokens, {self.fit}", *lines])
 
 
-# ---- affines ---------------------------------------------------------------------------------------------------------
+# ---- affines -----------------------------------------------------------------------------------------------
 
 
 def identity() -> Tensor:
@@ -124,7 +127,7 @@ def flip() -> Tensor:
 
 
 def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
-    """From a picture turned counter-clockwise about its centre to the original; ``aspect`` = width / height."""
+    """From a picture turned counter-clockwise about its centre to the original; aspect = width / height."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # Turning happens in pixels, so x is stretched by the aspect ratio before and shrunk after.
     a, b = -s / aspect, s * aspect
@@ -138,7 +141,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return torch.cat([moved[..., :2], moved[..., 2:] + outer[..., 2:]], dim=-1)
 
 
-# ---- resampling ------------------------------------------------------------------------------------------------------
+# ---- resampling --------------------------------------------------------------------------------------------
 
 
 def resample(
@@ -154,14 +157,15 @@ def resample(
     Args:
         features: the teacher's grid, any size.
         rows, cols: the host's grid.
-        affine_BV23: from the host's grid to the teacher's picture, broadcastable to (B, V, 2, 3); identity if None.
+        affine_BV23: from the host's grid to the teacher's picture, broadcastable to (B, V, 2, 3); identity if
+            None.
         published: the public code's numerics (bilinear, corners aligned, no antialiasing). Takes no affine.
 
     Returns:
-        :class:`Features` of exactly ``rows`` x ``cols`` tokens. A token is valid if at least half of its sample points
-        read valid teacher tokens; tokens that are not valid are zero.
+        :class:`Features` of exactly ``rows`` x ``cols`` tokens. A token is valid if at least half of its
+        sample points read valid teacher tokens; tokens that are not valid are zero.
     """
-    tokens_BVHWC, valid_BVHW = features.checked()
+    tokens_BVHWC, _ = features.checked()
     B, V, H, W, _ = tokens_BVHWC.shape
     if published and affine_BV23 is not None:
         raise SpatialForcingError("The published resampling knows no affine; use published=False with one.")
@@ -177,7 +181,7 @@ def resample(
 
 
 def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int) -> Features:
-    """Applies resampling weights (b, v, rows*cols, H, W); b, v are 1 where they are shared."""
+    """Applies resampling weights (b, v, rows*cols, H, W) to what is valid."""
     tokens_BVHWC, valid_BVHW = features
     B, V, _, _, C = tokens_BVHWC.shape
     # Weights on tokens that are not valid go; what is left is scaled back to one.
@@ -198,14 +202,14 @@ def _shaped_affine(affine: Tensor, B: int, V: int) -> Tensor:
     b, v, *matrix = (*(1,) * (4 - affine.ndim), *affine.shape)
     if b not in (1, B) or v not in (1, V) or matrix != [2, 3]:
         raise SpatialForcingError(
-            f"Expected an affine of shape (2, 3), ({V}, 2, 3) or ({B}, {V}, 2, 3) for {B} samples of {V} views, "
-            f"got {tuple(affine.shape)}."
+            f"Expected an affine of shape (2, 3), ({V}, 2, 3) or ({B}, {V}, 2, 3) for {B} samples of {V} "
+            f"views, got {tuple(affine.shape)}."
         )
     return affine.reshape(b, v, 2, 3)
 
 
 def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor:
-    """Weights (b, v, h*w, H, W) of the teacher's tokens in each host cell; b, v are 1 where the affine is shared."""
+    """Weights (b, v, h*w, H, W) of the teacher's tokens in each host cell."""
     # The same affine from host cells to teacher tokens, so that equal grids meet in exact numbers.
     cells_bv23 = affine_bv23 * affine_bv23.new_tensor([[W / w, W / h, W], [H / w, H / h, H]])
     # How many teacher tokens one host cell spans: that many sample points a side leave none out. Less than a
@@ -214,8 +218,8 @@ def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor
     side_bv = (span_bv - 0.01).ceil().clamp(min=1)
     if side_bv.max() > 2 * max(H, W):
         raise SpatialForcingError(
-            f"The affine spreads one host token over {side_bv.max():.0f} teacher tokens of a grid of {H} x {W}. "
-            "Affines are in unit coordinates, 0 to 1 from edge to edge, not in pixels."
+            f"The affine spreads one host token over {side_bv.max():.0f} teacher tokens of a grid of {H} x "
+            f"{W}. Affines are in unit coordinates, 0 to 1 from edge to edge, not in pixels."
         )
     weights_bvNHW = affine_bv23.new_empty(*side_bv.shape, h * w, H, W)
     # Every affine has its own number of points: what a sample gives must not depend on the rest of its batch.
@@ -226,7 +230,7 @@ def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor
 
 
 def _mean_over_points(cells_A23: Tensor, side: int, H: int, W: int, h: int, w: int) -> Tensor:
-    """Weights (A, h*w, H, W) of A affines in units of cells and tokens, each cell read at side x side points."""
+    """Weights (A, h*w, H, W) of affines from cells to tokens, each cell read at side x side points."""
     sub_S = (torch.arange(side, device=cells_A23.device) + 0.5) / side
     x_wS = torch.arange(w, device=sub_S.device)[:, None] + sub_S
     y_hS = torch.arange(h, device=sub_S.device)[:, None] + sub_S
@@ -244,13 +248,13 @@ def _mean_over_points(cells_A23: Tensor, side: int, H: int, W: int, h: int, w: i
 
 
 def _corner_aligned_weights(H: int, W: int, h: int, w: int) -> Tensor:
-    """Weights (1, 1, h*w, H, W) of bilinear interpolation with aligned corners, as the public code resamples."""
+    """Weights (1, 1, h*w, H, W) of bilinear interpolation with aligned corners, as in the public code."""
     down_hH = _tent(torch.linspace(0, H - 1, h), H)
     across_wW = _tent(torch.linspace(0, W - 1, w), W)
     return torch.einsum("iH,jW->ijHW", down_hH, across_wW).reshape(1, 1, h * w, H, W)
 
 
 def _tent(position: Tensor, size: int) -> Tensor:
-    """Linear interpolation weights (..., size) at ``position`` in units of tokens; the edge token extends outwards."""
+    """Linear interpolation weights (..., size) at ``position`` in tokens; the edge token extends outwards."""
     nodes = torch.arange(size, device=position.device, dtype=position.dtype)
     return (1 - (position.clamp(0, size - 1)[..., None] - nodes).abs()).clamp(min=0)

@@ -1,9 +1,10 @@
 """Tap: read the visual tokens of a running model at any depth, once, with gradient, or say why not.
 
-The obvious way, a forward hook on a transformer block, never fires in pi0, pi0.5 and SmolVLA: their loop reaches into the
-blocks (``input_layernorm``, ``self_attn.q_proj``, ``mlp``) to interleave the action expert and never *calls* one. But
-somebody always reads the residual stream after block k: the norm at the entry of block k + 1, or the final norm
-after the last block. A pre-hook there sees the stream in every host, and leaves it as it is.
+The obvious way, a forward hook on a transformer block, never fires in pi0, pi0.5 and SmolVLA: their loop
+reaches into the blocks (``input_layernorm``, ``self_attn.q_proj``, ``mlp``) to interleave the action expert
+and never *calls* one. But somebody always reads the residual stream after block k: the norm at the entry of
+block k + 1, or the final norm after the last block. A pre-hook there sees the stream in every host, and
+leaves it as it is.
 
 Shapes: B batch, L sequence, N visual tokens, D width of the host.
 """
@@ -34,13 +35,13 @@ class Host:
         width: D, the width of the residual stream.
         layout: the visual token grid, in the host's own order.
         visual: hidden_BLD -> visual_BND, the only host-specific code.
-        depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18: arXiv
-            2510.12276, Table 4 and its code).
+        depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
+            arXiv 2510.12276, Table 4 and its code).
         entry: the name, inside a block, of the norm that reads the block's input.
     """
 
     name: str
-    blocks: Sequence[nn.Module]
+    blocks: Sequence[nn.Module] | nn.ModuleList
     final_norm: nn.Module
     width: int
     layout: Layout
@@ -51,7 +52,10 @@ class Host:
     def reader(self, depth: int) -> nn.Module:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
         if not 1 <= depth <= len(self.blocks):
-            raise TapError(f"{self.name} has {len(self.blocks)} blocks; the tap depth must be 1 to that, got {depth}.")
+            blocks = len(self.blocks)
+            raise TapError(
+                f"{self.name} has {blocks} blocks; the tap depth must be 1 to {blocks}, got {depth}."
+            )
         if depth == len(self.blocks):
             return self.final_norm
         block = self.blocks[depth]
@@ -59,8 +63,8 @@ class Host:
         if not isinstance(reader, nn.Module):
             found = ", ".join(name for name, _ in block.named_children())
             raise TapError(
-                f"{self.name}: block {depth} ({type(block).__name__}) has no module {self.entry!r}. It has: {found}. "
-                "Name the norm at the block's entry with Host(entry=...)."
+                f"{self.name}: block {depth} ({type(block).__name__}) has no module {self.entry!r}. "
+                f"It has: {found}. Name the norm at the block's entry with Host(entry=...)."
             )
         return reader
 
@@ -76,8 +80,9 @@ class Tap:
     value it sees and disarms: with activation checkpointing the same module runs again during backward.
 
     ``torch.compile`` does not look for new hooks and reuses a graph compiled without this one: build the tap
-    before the first compiled call. Blocks compiled one by one share their graphs, so for them the tap fires only
-    with ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, which also lifts the first restriction.
+    before the first compiled call. Blocks compiled one by one share their graphs, so for them the tap fires
+    only with ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, which also lifts the first
+    restriction.
     """
 
     def __init__(self, host: Host, depth: int | None = None):
@@ -88,7 +93,7 @@ class Tap:
         self._handle = host.reader(self.depth).register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def __getstate__(self) -> dict:
-        # A copy of the host (an EMA, say) brings a copy of its tap, but the graph of a past step cannot be copied.
+        # A copy of the host (an EMA, say) brings its own tap; the graph of a past step cannot be copied.
         return self.__dict__ | {"armed": False, "hidden_BLD": None}
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -115,19 +120,20 @@ class Tap:
         where = f"after block {self.depth} of {len(self.host.blocks)} of {self.host.name}"
         if self.hidden_BLD is None:
             raise TapError(
-                f"The tap {where} never fired. Run the host's forward inside `with sf.watch():`; if it did run, "
-                "either its forward does not use these blocks (another model, or a host record that points at "
-                "the wrong modules), or torch.compile reused a graph that knows no tap: build SpatialForcing "
-                "before the first compiled call; if blocks are compiled one by one, also set "
+                f"The tap {where} never fired. Run the host's forward inside `with sf.watch():`; if it did "
+                "run, either its forward does not use these blocks (another model, or a host record that "
+                "points at the wrong modules), or torch.compile reused a graph that knows no tap: build "
+                "SpatialForcing before the first compiled call; if blocks are compiled one by one, also set "
                 "torch._dynamo.config.skip_nnmodule_hook_guards = False."
             )
         visual = self.host.visual(self.hidden_BLD)
-        expected = (self.hidden_BLD.shape[0], self.host.layout.tokens, self.host.width)
+        layout = self.host.layout
+        expected = (self.hidden_BLD.shape[0], layout.tokens, self.host.width)
         if tuple(visual.shape) != expected:
             raise TapError(
-                f"The tap {where} found visual tokens of shape {tuple(visual.shape)}, expected {expected} = (batch, "
-                f"{self.host.layout.views} views x {self.host.layout.rows} x {self.host.layout.cols}, width). The "
-                f"sequence has {self.hidden_BLD.shape[1]} tokens: check Host.layout and Host.visual."
+                f"The tap {where} found visual tokens of shape {tuple(visual.shape)}, expected {expected} = "
+                f"(batch, {layout.views} views x {layout.rows} x {layout.cols}, width). The sequence has "
+                f"{self.hidden_BLD.shape[1]} tokens: check Host.layout and Host.visual."
             )
         return visual
 
@@ -135,9 +141,10 @@ class Tap:
         """Raises :class:`TapError` if no gradient would flow from the tapped tokens into the host."""
         if self.hidden_BLD is not None and torch.is_grad_enabled() and not self.hidden_BLD.requires_grad:
             raise TapError(
-                f"The tokens after block {self.depth} of {self.host.name} carry no gradient, so Spatial Forcing cannot "
-                "act. Nothing before the tap trains: unfreeze the host's blocks up to the tap or put LoRA on them "
-                "(SmolVLA: train_expert_only=False), and run the forward with gradients on."
+                f"The tokens after block {self.depth} of {self.host.name} carry no gradient, so Spatial "
+                "Forcing cannot act. Nothing before the tap trains: unfreeze the host's blocks up to the tap "
+                "or put LoRA on them (SmolVLA: train_expert_only=False), and run the forward with gradients "
+                "on."
             )
 
     def detach(self) -> None:

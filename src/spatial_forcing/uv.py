@@ -41,7 +41,9 @@ def uv_position_embedding(
     if height < 1 or width < 1:
         raise ValueError(f"The grid needs at least one row and column, got {height} x {width}.")
     if channels < 4 or channels % 4:
-        raise ValueError(f"channels must be a positive multiple of 4 (sine and cosine of u and v), got {channels}.")
+        raise ValueError(
+            f"channels must be a positive multiple of 4 (sine and cosine of u and v), got {channels}."
+        )
     aspect = width / height if aspect is None else aspect
     diagonal = (1 + aspect**2) ** 0.5
     u_W = _centres(width, aspect / diagonal, device)

@@ -21,18 +21,20 @@ def host_of(
 ) -> Host:
     """Finds the host record of a model.
 
-    Recognised are models with a method ``spatial_forcing_host() -> Host`` (the built-in VLA has one; give yours one and it is a
-    host) and Hugging Face decoders (Llama, Gemma, Qwen2 and all that keep ``layers`` with an ``input_layernorm`` beside a
-    final ``norm``), alone or inside a larger model. Wrappers (DDP, ``torch.compile``, LeRobot policies) are looked through.
+    Recognised are models with a method ``spatial_forcing_host() -> Host`` (the built-in VLA has one; give
+    yours one and it is a host) and Hugging Face decoders (Llama, Gemma, Qwen2 and all that keep ``layers``
+    with an ``input_layernorm`` beside a final ``norm``), alone or inside a larger model. Wrappers (DDP,
+    ``torch.compile``, LeRobot policies) are looked through. What is given goes before what the model says.
 
     Args:
         model: the policy, or its language model.
         layout: the visual token grid; needed for plain decoders, which do not know theirs.
         visual: where the visual tokens are in the sequence: a slice, or a function hidden_BLD -> visual_BND.
-        depth: recommended tap depth; 3/4 of the blocks if None. What is given here goes before what the model says.
+        depth: recommended tap depth; 3/4 of the blocks if None.
 
     Raises:
-        HostError: not recognised, several decoders found, or layout and visual are missing; says what was found.
+        HostError: not recognised, several decoders found, or layout and visual are missing; says what was
+            found.
     """
     for inner in _unwrapped(model):
         describe = getattr(inner, "spatial_forcing_host", None)
@@ -60,13 +62,18 @@ def _unwrapped(model: nn.Module) -> list[nn.Module]:
 
 
 def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None, depth: int | None) -> Host:
-    found = {name or "the model itself": module for name, module in model.named_modules() if _is_decoder(module)}
+    found = {
+        name or "the model itself": module for name, module in model.named_modules() if _is_decoder(module)
+    }
     kind = type(model).__name__
     if not found:
-        children = ", ".join(f"{n} ({type(m).__name__})" for n, m in model.named_children()) or "no submodules"
+        children = (
+            ", ".join(f"{n} ({type(m).__name__})" for n, m in model.named_children()) or "no submodules"
+        )
         raise HostError(
-            f"{kind} is not a host I know: it has no method spatial_forcing_host(), and no part of it keeps `layers` with an "
-            f"`input_layernorm` beside a final `norm`. It has: {children}. Fill in a spatial_forcing.Host record yourself."
+            f"{kind} is not a host I know: it has no method spatial_forcing_host(), and no part of it keeps "
+            f"`layers` with an `input_layernorm` beside a final `norm`. It has: {children}. Fill in a "
+            "spatial_forcing.Host record yourself."
         )
     if len(found) > 1:
         raise HostError(
@@ -74,14 +81,18 @@ def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None
             "for example host_of(model.language_model, layout=..., visual=...)."
         )
     ((_, decoder),) = found.items()
-    blocks, norm = decoder.layers, decoder.norm
+    blocks, norm = decoder.get_submodule("layers"), decoder.get_submodule("norm")
+    assert isinstance(blocks, nn.ModuleList)
     if layout is None or visual is None:
         raise HostError(
-            f"{type(decoder).__name__} was recognised ({len(blocks)} blocks), but a plain decoder does not know where its "
-            "visual tokens are. Say it: host_of(model, layout=Layout(views=2, rows=16, cols=16), "
-            "visual=slice(1, 513))."
+            f"{type(decoder).__name__} was recognised ({len(blocks)} blocks), but a plain decoder does not "
+            "know where its visual tokens are. Say it: "
+            "host_of(model, layout=Layout(views=2, rows=16, cols=16), visual=slice(1, 513))."
         )
-    width = getattr(getattr(decoder, "config", None), "hidden_size", None) or norm.weight.shape[0]
+    width = (
+        getattr(getattr(decoder, "config", None), "hidden_size", None)
+        or norm.get_parameter("weight").shape[0]
+    )
     return Host(type(decoder).__name__, blocks, norm, int(width), layout, _selector(visual), depth)
 
 
@@ -90,7 +101,9 @@ def _selector(visual: Visual) -> Callable[[Tensor], Tensor]:
 
 
 def _is_decoder(module: nn.Module) -> bool:
-    layers, norm = getattr(module, "layers", None), getattr(module, "norm", None)
+    # Its own children: torch.compile's wrapper shows the attributes of what it wraps as its own.
+    children = dict(module.named_children())
+    layers, norm = children.get("layers"), children.get("norm")
     return (
         isinstance(layers, nn.ModuleList)
         and len(layers) > 0

@@ -113,20 +113,22 @@ def run_probe(
     H, W = _common_grid(sources, (train_depth, train_episodes), (test_depth, test_episodes))
     if images is not None:
         sources = {**sources, "pixels": (_patches(images[0], H, W), _patches(images[1], H, W))}
+    # Averaged once; averaging what lies on the sub-grid already changes nothing.
+    train_cells = cell_depth(train_depth, H * sub_grid, W * sub_grid, far)
+    test_cells = cell_depth(test_depth, H * sub_grid, W * sub_grid, far)
     predicted: dict[str, Tensor] = {}
     ridges: dict[str, float | None] = {}
     for name, (train_tokens, test_tokens) in sources.items():
-        probe = DepthProbe(sub_grid, far).fit(train_tokens, train_depth, train_episodes)
+        probe = DepthProbe(sub_grid, far).fit(train_tokens, train_cells, train_episodes)
         predicted[name], ridges[name] = probe.predict(test_tokens), probe.ridge
-    mean_Vhw = _mean_depth(cell_depth(train_depth, H * sub_grid, W * sub_grid, far))
-    predicted["mean depth"] = mean_Vhw.expand(len(test_depth), *mean_Vhw.shape)
+    predicted["mean depth"] = _mean_depth(train_cells).expand_as(test_cells)
     return ProbeResult(
-        rows=[ProbeRow(name, metrics(p, test_depth, far), ridges.get(name)) for name, p in predicted.items()],
+        rows=[ProbeRow(name, metrics(p, test_cells, far), ridges.get(name)) for name, p in predicted.items()],
         train_frames=len(train_depth),
         test_frames=len(test_depth),
         sub_grid=sub_grid,
         far=far,
-        depth_FVhw=cell_depth(test_depth, H * sub_grid, W * sub_grid, far),
+        depth_FVhw=test_cells,
         predicted=predicted,
     )
 

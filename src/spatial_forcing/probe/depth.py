@@ -85,7 +85,7 @@ def metrics(predicted_FVhw: Tensor, depth_FVHW: Tensor, far: float = FAR) -> Dep
         raise ProbeError(
             f"Predicted and true depth must be (F, V, rows, columns) of the same F, V; got {shapes}."
         )
-    true = cell_depth(depth_FVHW, *predicted_FVhw.shape[2:], far)
+    true = cell_depth(depth_FVHW, predicted_FVhw.shape[2], predicted_FVhw.shape[3], far)
     valid = ~true.isnan()
     if not valid.any():
         raise ProbeError(f"No cell has depth between 0 and {far} m: is the depth in metres?")

@@ -68,6 +68,8 @@ class DepthProbe:
         held = _Moments.of(tokens_FVHWC[held_F], target_FVHWK[held_F])
         if not fitted.count or not held.count:
             raise ProbeError(f"No patch lies wholly between 0 and {self.far} m: is the depth in metres?")
+        if not (fitted + held).x_C.isfinite().all():
+            raise ProbeError("Some tokens to fit are NaN or infinite.")
         heads = {ridge: fitted.solve(ridge) for ridge in self.ridges}
         self.ridge = min(heads, key=lambda ridge: held.error(heads[ridge]))
         self._head = (fitted + held).solve(self.ridge)
@@ -76,7 +78,8 @@ class DepthProbe:
         return self
 
     def predict(self, tokens_FVHWC: Tensor) -> Tensor:
-        """depth_FVhw in metres, float32, on the CPU."""
+        """depth_FVhw in metres, float32, on the CPU. Raises ProbeError before :meth:`fit` or if tokens do not
+        fit."""
         if self._head is None:
             raise ProbeError("The probe has not been fitted: call fit() first.")
         C = len(self._head.mean_C)
@@ -84,6 +87,8 @@ class DepthProbe:
             raise ProbeError(f"Expected tokens (F, V, H, W, {C}), got {tuple(tokens_FVHWC.shape)}.")
         low, high = self._range
         log_depth_FVHWK = torch.cat([self._head(x_fVHWC.cpu()) for x_fVHWC in tokens_FVHWC.split(CHUNK)])
+        if not log_depth_FVHWK.isfinite().all():
+            raise ProbeError("Some tokens to predict from are NaN or infinite.")
         return self._per_cell(log_depth_FVHWK).exp().clamp(low, high).float()
 
     def _per_token(self, map_FVhw: Tensor) -> Tensor:
@@ -171,8 +176,6 @@ def checked_grid(
         )
     if episode_F.shape != tokens_FVHWC.shape[:1]:
         raise ProbeError(f"{found} and episodes {tuple(episode_F.shape)}, expected one episode a frame.")
-    if not all(x_fVHWC.isfinite().all() for x_fVHWC in tokens_FVHWC.split(CHUNK)):
-        raise ProbeError(f"{found}, some of them NaN or infinite.")
     return tokens_FVHWC.shape[2], tokens_FVHWC.shape[3]
 
 

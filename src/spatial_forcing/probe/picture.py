@@ -45,10 +45,10 @@ def probe_picture(
             draw_map(above[column], predicted[name][f], DEPTH_COLOURS, near, far)
             wrong = draw_map(below[column], errors[name][f], ERROR_COLOURS, 0.0, worst)
     for axis, name in zip(axes[0], ["truth", *predicted], strict=True):
-        axis.set_title(name)
+        axis.set_title(name, fontsize=9)
     half = len(axes) // 2
-    figure.colorbar(shown, ax=axes[:half, :], label="depth (m)", aspect=12 * half)
-    figure.colorbar(wrong, ax=axes[half:, :], label="error (m)", aspect=12 * half, extend="max")
+    colour_bar(shown, axes[:half], "depth (m)")
+    colour_bar(wrong, axes[half:], "error (m)", extend="max")
     return save_png(figure, path)
 
 
@@ -65,7 +65,6 @@ def panels(rows: int, columns: int) -> tuple[Any, Any]:
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-        axis.title.set_fontsize(9)
         axis.yaxis.label.set_fontsize(8)
     return figure, axes
 
@@ -73,6 +72,13 @@ def panels(rows: int, columns: int) -> tuple[Any, Any]:
 def draw_map(axis: Any, map_hw: Tensor, colours: str, low: float, high: float) -> Any:
     axis.set_facecolor(MISSING_COLOUR)
     return axis.imshow(map_hw, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+
+
+def colour_bar(shown: Any, axes: Any, label: str, extend: str = "neither") -> None:
+    """A slim bar beside a block of panels (rows, columns)."""
+    bar = axes[0, 0].figure.colorbar(shown, ax=axes, aspect=10 * len(axes), extend=extend)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=8)
 
 
 def value_range(values: Tensor, low: float, high: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that holds everything, and one JSON file with every number in it."""
+"""The report of a comparison: one HTML file that holds everything, one JSON file with every number."""
 
 from spatial_forcing.report.check import ReportError
 from spatial_forcing.report.page import write_report

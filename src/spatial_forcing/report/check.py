@@ -78,9 +78,9 @@ ROLES = ("arm", "reference")
 
 
 def check_results(results: Mapping[str, Any]) -> None:
-    """Raises :class:`ReportError` naming the first thing that is missing or wrong. More keys than needed are fine.
+    """Raises :class:`ReportError` naming the first thing that is missing or wrong.
 
-    An arm without curves or evaluations is one that has not finished, and passes.
+    More keys than needed are fine. An arm without curves or evaluations is one that has not finished, and passes.
     """
     _check(results, RESULTS, "results")
     if not results["arms"]:
@@ -101,9 +101,8 @@ def check_results(results: Mapping[str, Any]) -> None:
                 )
     for pair in results.get("comparisons") or []:
         if len(pair) != 2 or not set(pair) <= set(results["arms"]):
-            raise ReportError(
-                f"results['comparisons'] must name pairs of arms, got {pair}. The arms are: {', '.join(results['arms'])}."
-            )
+            names = ", ".join(results["arms"])
+            raise ReportError(f"results['comparisons'] must name pairs of arms, got {pair}. Arms: {names}.")
 
 
 def _check(value: Any, kind: Any, where: str) -> None:

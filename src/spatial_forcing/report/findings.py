@@ -7,7 +7,8 @@ from typing import Any
 ALPHA = 0.05
 # A policy whose held-out error is within this factor of the blind policy's has not learned to look.
 BLIND_FACTOR = 0.95
-# Where knowing the state leaves more than this share of the blind policy's error, eyes cannot save much either.
+# Where knowing the state leaves more than this share of the blind policy's error, eyes cannot save much
+# either.
 STATE_FACTOR = 0.7
 
 
@@ -24,7 +25,7 @@ def verdict(found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     if found["problem"]:
         return f"{upper(b)} and {a} cannot be compared: {found['problem'].rstrip('.')}."
     if found["p_value"] >= ALPHA:
-        claim = f"No difference in success between {b} and {a} was found"
+        claim = f"No significant difference in success between {b} and {a}"
     else:
         claim = f"{upper(b)} succeeded {'more' if found['difference_points'] > 0 else 'less'} often than {a}"
     rates = f"{b} {rate_text(found['success_b'])} against {a} {rate_text(found['success_a'], level='')}"
@@ -50,7 +51,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     arms, comparisons = summary["arms"], summary["comparisons"]
     found = unfinished(arms)
     for comparison in comparisons:
-        found += error_notes(comparison, arms)
+        found += error_notes(comparison)
         if not comparison["problem"] and not any(comparison[k] for k in ("both", "only_a", "only_b")):
             found.append(f"Neither {comparison['b']} nor {comparison['a']} solved an episode.")
     found += reference_notes(arms)
@@ -71,38 +72,42 @@ def unfinished(arms: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def error_notes(found: Mapping[str, Any], arms: Mapping[str, Any]) -> list[str]:
-    """Held-out error at the end, and how soon the baseline's was reached."""
-    a, b, reach = found["a"], found["b"], found["reach"]
+def error_notes(found: Mapping[str, Any]) -> list[str]:
+    """Held-out error at the last common step, and how soon the baseline's last one was reached."""
+    a, b, reach, errors = found["a"], found["b"], found["reach"], found["heldout"]
     if reach is None:
         return []
-    error_a, error_b = (number(arms[name]["heldout_error"]) for name in (a, b))
-    text = f"Action error on held-out demonstrations: {b} {error_b}, {a} {error_a}."
+    text = "Action error on held-out demonstrations"
+    if errors is not None:
+        text += f" at step {errors['step']}: {b} {number(errors['b'])}, {a} {number(errors['a'])}"
+    text += "."
     target = f"the last error of {a} ({number(reach['target'])})"
     if reach["steps_b"] is None:
         return [f"{text} {upper(b)} never reached {target}, so there is no ratio of steps."]
-    text += f" {upper(b)} reached {target} at step {reach['steps_b']}, {a} at step {reach['steps_a']}"
+    text += f" {upper(b)} reached {target} at step {reach['steps_b']}, {a} itself at step {reach['steps_a']}"
     if reach["ratio"] is None:
         return [f"{text}."]
-    return [f"{text}: {reach['ratio']:.1f} times as many, as precise as the evaluations are close together."]
+    return [f"{text}: {reach['ratio']:.1f} times as many steps, no finer than the evaluations are spaced."]
 
 
 def reference_notes(arms: Mapping[str, Any]) -> list[str]:
     """What the blind and the state references say about the others."""
     blind, state = (arms.get(name, {}).get("heldout_error") for name in ("blind", "state"))
     if blind is None:
-        return ["There is no blind reference: how much of this task needs no pictures is not known."]
-    found = [
-        f"{upper(name)} is no better than the blind policy by its action error ({number(arm['heldout_error'])} "
-        f"against {number(blind)}): it has not learned to use its pictures in {arm['evaluated_step']} steps. How "
-        "it would do with more steps, this run cannot say."
-        for name, arm in arms.items()
-        if arm["role"] == "arm" and (arm["heldout_error"] or 0.0) >= BLIND_FACTOR * blind
-    ]
+        return ["No blind reference was evaluated: how much of this task needs no pictures is not known."]
+    found = []
+    for name, arm in arms.items():
+        error = arm["heldout_error"]
+        if arm["role"] == "arm" and error is not None and error >= BLIND_FACTOR * blind:
+            found.append(
+                f"{upper(name)} is hardly better than the blind policy by its action error ({number(error)} "
+                f"against {number(blind)}): in {arm['evaluated_step']} steps it has not learned to use its "
+                "pictures. How it would do with more steps, this run cannot say."
+            )
     if state is not None and state > STATE_FACTOR * blind:
         found.append(
-            f"Knowing the true state helps little ({number(state)} against {number(blind)} blind): the action "
-            "error of this task says little about seeing."
+            f"Knowing the true state helps little ({number(state)} against {number(blind)} blind): the "
+            "action error of this task says little about seeing."
         )
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spatial_forcing.probe.picture import DEPTH_COLOURS, draw_map, panels, save_png, value_range
+from spatial_forcing.probe.picture import DEPTH_COLOURS, colour_bar, draw_map, panels, save_png, value_range
 
 
 def frame_strip(images_FV3HW: Tensor, depth_FVHW: Tensor, path: Path, far: float = 3.0) -> Path:
@@ -29,5 +29,5 @@ def frame_strip(images_FV3HW: Tensor, depth_FVHW: Tensor, path: Path, far: float
             shown = draw_map(axes[2 * v + 1, f], depth[f, v], DEPTH_COLOURS, near, furthest)
         axes[2 * v, 0].set_ylabel(f"view {v + 1}")
         axes[2 * v + 1, 0].set_ylabel("depth")
-    figure.colorbar(shown, ax=axes, label="depth (m)", aspect=12 * views)
+    colour_bar(shown, axes, "depth (m)")
     return save_png(figure, path)

@@ -1,8 +1,7 @@
 """The report's plots, as SVG: one quantity each, one colour and marker an arm, references as dashed lines."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatial_forcing.errors import MissingDependencyError
@@ -12,8 +11,8 @@ KNOWN_COLOURS = {"baseline": "#D55E00", "forced": "#0072B2", "blind": "#6B6B6B",
 OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
 # A running mean over this share of the points is drawn over the points themselves.
-SMOOTHING = 0.05
-STYLE = {
+SMOOTHING = 0.08
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,14 +37,20 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def draw_plots(summary: Mapping[str, Any]) -> dict[str, str | None]:
     """All plots as SVG text by name; None where no arm has a point."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "report") from error
     arms, data = summary["arms"], summary["plots"]
-    return {
-        "action_loss": draw_curves(arms, data["action_loss"], "training action loss", from_zero=True),
-        "heldout_error": draw_measured(arms, data["heldout_error"], "held-out action error"),
-        "success": draw_success(arms, data["success"]),
-        "cosine": draw_curves(arms, data["cosine"], "cosine with the teacher"),
-        "gradient_ratio": draw_curves(arms, data["gradient_ratio"], "gradient norm, alignment : action"),
-    }
+    with matplotlib.rc_context(STYLE):
+        return {
+            "action_loss": draw_curves(arms, data["action_loss"], "training action loss", from_zero=True),
+            "heldout_error": draw_measured(arms, data["heldout_error"], "held-out action error"),
+            "success": draw_success(arms, data["success"]),
+            "closest_distance": draw_measured(arms, data["closest_distance_cm"], "closest distance (cm)"),
+            "cosine": draw_curves(arms, data["cosine"], "cosine with the teacher"),
+            "gradient_ratio": draw_curves(arms, data["gradient_ratio"], "gradient norm, alignment : action"),
+        }
 
 
 def draw_curves(
@@ -54,63 +59,54 @@ def draw_curves(
     """Quantities logged during training: thin as logged, thick as a running mean."""
     if not any(curves.values()):
         return None
-    with _axes(label) as (axis, finished):
-        for name, points in curves.items():
-            if points:
-                steps, values = zip(*points, strict=True)
-                look = {"color": colours(list(arms))[name]}
-                axis.plot(steps, values, linewidth=0.6, alpha=0.3, **look)
-                axis.plot(steps, running_mean(values), linewidth=1.6, label=name, **look, **_dashes(arms[name]))
-        if from_zero:
-            axis.set_ylim(bottom=0)
-    return finished()
+    axis = _axis(arms, label)
+    for name, points in curves.items():
+        if points:
+            steps, values = zip(*points, strict=True)
+            look = {"color": colours(list(arms))[name]}
+            axis.plot(steps, values, linewidth=0.6, alpha=0.3, **look)
+            axis.plot(steps, running_mean(values), linewidth=1.6, label=name, **look, **_dashes(arms[name]))
+    if from_zero:
+        axis.set_ylim(bottom=0)
+    return _svg(axis)
 
 
 def draw_measured(arms: Mapping[str, Any], curves: Mapping[str, Points], label: str) -> str | None:
     """Quantities measured at some steps; references as horizontal lines at their last value."""
     if not any(curves.values()):
         return None
-    with _axes(label) as (axis, finished):
-        for i, (name, points) in enumerate(curves.items()):
-            colour = colours(list(arms))[name]
-            if points and arms[name]["role"] == "reference":
-                axis.axhline(points[-1][1], color=colour, linestyle="--", linewidth=1.3, label=name)
-            elif points:
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, marker=MARKERS[i % len(MARKERS)], markersize=5, color=colour, label=name)
-        axis.set_ylim(bottom=0)
-    return finished()
+    axis = _axis(arms, label)
+    for i, (name, points) in enumerate(curves.items()):
+        colour = colours(list(arms))[name]
+        if points and arms[name]["role"] == "reference":
+            axis.axhline(points[-1][1], color=colour, linestyle="--", linewidth=1.3, label=name)
+        elif points:
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, marker=MARKERS[i % len(MARKERS)], markersize=5, color=colour, label=name)
+    axis.set_ylim(bottom=0)
+    return _svg(axis)
 
 
 def draw_success(arms: Mapping[str, Any], rates: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
     """Success rates with Wilson intervals, the arms set slightly apart; references as horizontal lines."""
     if not any(rates.values()):
         return None
-    last = max(point["step"] for points in rates.values() for point in points)
     moving = [name for name, points in rates.items() if points and arms[name]["role"] == "arm"]
-    with _axes("success (%)") as (axis, finished):
-        for i, (name, points) in enumerate(rates.items()):
-            colour = colours(list(arms))[name]
-            if points and arms[name]["role"] == "reference":
-                axis.axhline(100 * points[-1]["rate"], color=colour, linestyle="--", linewidth=1.3, label=name)
-            elif points:
-                apart = 0.008 * last * (moving.index(name) - (len(moving) - 1) / 2)
-                rate = [100 * p["rate"] for p in points]
-                below = [100 * (p["rate"] - p["low"]) for p in points]
-                above = [100 * (p["high"] - p["rate"]) for p in points]
-                axis.errorbar(
-                    [p["step"] + apart for p in points],
-                    rate,
-                    [below, above],
-                    marker=MARKERS[i % len(MARKERS)],
-                    markersize=5,
-                    capsize=3,
-                    elinewidth=1,
-                    color=colour,
-                    label=name,
-                )
-        axis.set_ylim(-3, 103)
-    return finished()
+    axis = _axis(arms, "success (%)")
+    for i, (name, points) in enumerate(rates.items()):
+        colour = colours(list(arms))[name]
+        if points and arms[name]["role"] == "reference":
+            axis.axhline(100 * points[-1]["rate"], color=colour, linestyle="--", linewidth=1.3, label=name)
+        elif points:
+            apart = 0.008 * axis.get_xlim()[1] * (moving.index(name) - (len(moving) - 1) / 2)
+            steps = [p["step"] + apart for p in points]
+            rate = [100 * p["rate"] for p in points]
+            below = [100 * (p["rate"] - p["low"]) for p in points]
+            above = [100 * (p["high"] - p["rate"]) for p in points]
+            axis.plot(steps, rate, marker=MARKERS[i % len(MARKERS)], markersize=5, color=colour, label=name)
+            axis.errorbar(steps, rate, [below, above], fmt="none", capsize=3, elinewidth=1, ecolor=colour)
+    axis.set_ylim(-3, 103)
+    return _svg(axis)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -124,25 +120,24 @@ def _dashes(arm: Mapping[str, Any]) -> dict[str, str]:
     return {"linestyle": "--"} if arm["role"] == "reference" else {}
 
 
-@contextmanager
-def _axes(label: str) -> Iterator[Any]:
-    """An axis over training steps, and a function that turns it into SVG text when it is drawn."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "report") from error
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        FigureCanvasSVG(figure)
-        axis = figure.subplots()
-        axis.set(xlabel="training step", ylabel=label)
+def _axis(arms: Mapping[str, Any], label: str) -> Any:
+    """An axis over the training steps, the same for all plots."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-        def finished() -> str:
-            axis.legend()
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-            return text.getvalue()
+    # Made by hand and not through pyplot, so that nobody's backend or open figures are touched.
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasSVG(figure)
+    axis = figure.subplots()
+    axis.set(
+        xlabel="training step", ylabel=label, xlim=(0, 1.02 * max(arm["steps"] for arm in arms.values()))
+    )
+    return axis
 
-        yield axis, finished
+
+def _svg(axis: Any) -> str:
+    axis.legend()
+    text = io.StringIO()
+    # Without date and version, equal results give equal files.
+    axis.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()

@@ -29,7 +29,7 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     return without_nan(summary)
 
 
-# ---- arms ------------------------------------------------------------------------------------------------------------
+# ---- arms --------------------------------------------------------------------------------------------------
 
 
 def summarise_arm(arm: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def summarise_arm(arm: Mapping[str, Any]) -> dict[str, Any]:
         "finished": last.get("step", 0) >= arm["steps"],
         "success": success(episodes),
         "tasks": {task: success([e for e in episodes if e["task"] == task]) for task in _tasks(episodes)},
-        "final_distance_cm": _mean([e.get("final_distance") for e in episodes], CM),
-        "closest_distance_cm": _mean([e.get("closest_distance") for e in episodes], CM),
+        "final_distance_cm": distance_cm(episodes, "final"),
+        "closest_distance_cm": distance_cm(episodes, "closest"),
         "heldout_error": last.get("heldout_error"),
         "action_loss": last_tenth(arm, "action_loss"),
         "update_ms": _median([row.get("update_s") for row in arm["curves"]], 1000),
@@ -58,6 +58,11 @@ def success(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return asdict(wilson(sum(e["success"] for e in episodes), len(episodes))) if episodes else None
 
 
+def distance_cm(episodes: Sequence[Mapping[str, Any]], when: str) -> float | None:
+    """Mean distance to the goal in centimetres, "final" or "closest"; None if none was measured."""
+    return _mean([e.get(f"{when}_distance") for e in episodes], CM)
+
+
 def last_tenth(arm: Mapping[str, Any], name: str) -> float | None:
     """Mean of what was logged in the last tenth of the steps so far: one batch alone is noise."""
     rows = [(row["step"], row.get(name)) for row in arm["curves"]]
@@ -66,21 +71,23 @@ def last_tenth(arm: Mapping[str, Any], name: str) -> float | None:
 
 def series(arms: Mapping[str, Any]) -> dict[str, dict[str, list]]:
     """What the plots draw: for each quantity and arm, the points that exist."""
-    found: dict[str, dict[str, list]] = {"success": {}, "heldout_error": {}}
+    found: dict[str, dict[str, list]] = {"success": {}, "heldout_error": {}, "closest_distance_cm": {}}
     for name, arm in arms.items():
         rates = [(e["step"], success(e["episodes"])) for e in arm["evaluations"]]
         found["success"][name] = [{"step": step, **rate} for step, rate in rates if rate]
         found["heldout_error"][name] = _points(arm["evaluations"], "heldout_error")
+        distances = [(e["step"], distance_cm(e["episodes"], "closest")) for e in arm["evaluations"]]
+        found["closest_distance_cm"][name] = [(step, cm) for step, cm in distances if cm is not None]
         for quantity in ("action_loss", "cosine", "gradient_ratio"):
             found.setdefault(quantity, {})[name] = _points(arm["curves"], quantity)
     return found
 
 
-# ---- comparisons -----------------------------------------------------------------------------------------------------
+# ---- comparisons -------------------------------------------------------------------------------------------
 
 
 def pairs_to_compare(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs asked for; else the arm "baseline" (or the first) with every other one that is not a reference."""
+    """The pairs asked for; else "baseline" (or the first arm) with every other arm but the references."""
     if results.get("comparisons"):
         return [(a, b) for a, b in results["comparisons"]]
     names = [name for name, arm in results["arms"].items() if arm["role"] == "arm"]
@@ -89,7 +96,7 @@ def pairs_to_compare(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def compare(arms: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
-    """Two arms at the last step at which both were evaluated; ``problem`` says why there is no test, if there is none."""
+    """Two arms at the last step at which both were evaluated; ``problem`` says why if there is no test."""
     by_step = [{e["step"]: e for e in arms[name]["evaluations"] if e["episodes"]} for name in (a, b)]
     common = sorted(by_step[0].keys() & by_step[1].keys())
     found: dict[str, Any] = {"a": a, "b": b, "step": common[-1] if common else None, "problem": None}
@@ -111,15 +118,17 @@ def compare(arms: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
 
 
 def speed(arm_a: Mapping[str, Any], arm_b: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps to the last held-out error of the baseline; empty if one of them has none."""
-    points = [_points(arm["evaluations"], "heldout_error") for arm in (arm_a, arm_b)]
+    """Held-out errors at the last common step, and steps to the baseline's last one; None if unknown."""
+    points = [dict(_points(arm["evaluations"], "heldout_error")) for arm in (arm_a, arm_b)]
+    common = max(points[0].keys() & points[1].keys(), default=None)
+    errors = None if common is None else {"step": common, "a": points[0][common], "b": points[1][common]}
     if not all(points):
-        return {"reach": None}
-    a, b = (Curve(*zip(*of, strict=True)) for of in points)
-    return {"reach": asdict(steps_to_target(a, b))}
+        return {"reach": None, "heldout": errors}
+    a, b = (Curve(list(of), list(of.values())) for of in points)
+    return {"reach": asdict(steps_to_target(a, b)), "heldout": errors}
 
 
-# ---- small things ----------------------------------------------------------------------------------------------------
+# ---- small things ------------------------------------------------------------------------------------------
 
 
 def without_nan(value: Any) -> Any:
@@ -132,11 +141,8 @@ def without_nan(value: Any) -> Any:
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[name]) for row in rows if _known(row.get(name))]
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and isfinite(value)
+    values = [(row["step"], row.get(name)) for row in rows]
+    return [(step, value) for step, value in values if value is not None and isfinite(value)]
 
 
 def _mean(values: Sequence[float | None], unit: float = 1) -> float | None:

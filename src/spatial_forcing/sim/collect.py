@@ -3,7 +3,8 @@
     root/
       demos.json                                what was asked for, versions, whether it is complete
       meta/, data/                              a LeRobotDataset: lerobot-train --dataset.root=root
-      geometry/episode_000000.safetensors       depth_TVHW float16 (m), intrinsics_TV33, extrinsics_TV34 (world to camera)
+      geometry/episode_000000.safetensors       depth_TVHW float16 (m), intrinsics_TV33, extrinsics_TV34
+      (world to camera)
 
 T frames of an episode, V = 2 views ("left", "right"), H rows, W columns.
 """
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,14 @@ import numpy as np
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
 from spatial_forcing.sim.experts import DemoSpec, demonstrate
-from spatial_forcing.sim.pieces import check_space, claim_folder, in_processes, partial_file, write_json
+from spatial_forcing.sim.pieces import (
+    check_space,
+    claim_folder,
+    in_processes,
+    partial_file,
+    versions,
+    write_json,
+)
 from spatial_forcing.sim.tasks import task_record
 from spatial_forcing.sim.world import World
 
@@ -34,7 +41,11 @@ __all__ = ["DemoSpec", "collect", "demo_dataset", "load_geometry", "render_frame
 
 _PIECE = 10
 _GEOMETRY = ("depth_TVHW", "intrinsics_TV33", "extrinsics_TV34")
-_VECTORS = {"observation.state": "state_T4", "observation.environment_state": "environment_state_T6", "action": "action_T4"}
+_VECTORS = {
+    "observation.state": "state_T4",
+    "observation.environment_state": "environment_state_T6",
+    "action": "action_T4",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,9 @@ class _Piece:
         return root / ".pieces" / f"{self.number:05d}.safetensors"
 
 
-def collect(spec: DemoSpec, root: Path, workers: int = 2, progress: Callable[[int], None] = lambda episodes: None) -> Path:
+def collect(
+    spec: DemoSpec, root: Path, workers: int = 2, progress: Callable[[int], None] = lambda episodes: None
+) -> Path:
     """Record demonstrations into a folder, or what is missing of them.
 
     Args:
@@ -70,11 +83,14 @@ def collect(spec: DemoSpec, root: Path, workers: int = 2, progress: Callable[[in
     """
     root = Path(root)
     pieces = _plan(spec)
-    manifest = {"spec": json.loads(json.dumps(asdict(spec))), "versions": _versions()}
+    manifest = {
+        "spec": json.loads(json.dumps(asdict(spec))),
+        "versions": versions("mujoco", "metaworld", "numpy", "lerobot"),
+    }
     if not (root / "demos.json").exists():
         check_space(root, _bytes(spec, len(spec.tasks) * spec.episodes))
     claim_folder(root, "demos.json", manifest)
-    if json.loads((root / "demos.json").read_text()).get("complete"):
+    if _is_complete(root):
         progress(len(spec.tasks) * spec.episodes)
         return root
     missing = [piece for piece in pieces if not piece.path(root).exists()]
@@ -110,8 +126,8 @@ def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
         episode: `episode_index` in the data set.
 
     Returns:
-        `depth_TVHW` float16 (metres along the viewing axis), `intrinsics_TV33` float32 (pixels), `extrinsics_TV34`
-        float32 (world to camera).
+        `depth_TVHW` float16 (metres along the viewing axis), `intrinsics_TV33` float32 (pixels),
+        `extrinsics_TV34` float32 (world to camera).
 
     Raises:
         SpatialForcingError: no such episode.
@@ -121,7 +137,9 @@ def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
     path = _geometry_path(Path(root), episode)
     if not path.exists():
         count = len(list(path.parent.glob("episode_*.safetensors")))
-        raise SpatialForcingError(f"{root} has no geometry of episode {episode}; it has {count} episodes, from 0.")
+        raise SpatialForcingError(
+            f"{root} has no geometry of episode {episode}; it has {count} episodes, from 0."
+        )
     return load_file(path)
 
 
@@ -139,7 +157,8 @@ def render_frames(task: str, count: int, size: int = 112, seed: int = 0) -> "tup
     rgb_BVHW3 = torch.from_numpy(np.concatenate([frame["rgb_TVHW3"] for frame in frames]))
     images_BV3HW = rgb_BVHW3.movedim(-1, 2).float() / 255
     state_B4, action_B4 = (
-        torch.from_numpy(np.concatenate([frame[key] for frame in frames])) for key in ("state_T4", "action_T4")
+        torch.from_numpy(np.concatenate([frame[key] for frame in frames]))
+        for key in ("state_T4", "action_T4")
     )
     return images_BV3HW, state_B4, action_B4
 
@@ -147,7 +166,9 @@ def render_frames(task: str, count: int, size: int = 112, seed: int = 0) -> "tup
 def _plan(spec: DemoSpec) -> list[_Piece]:
     starts = range(0, spec.episodes, _PIECE)
     return [
-        _Piece(t * len(starts) + i, task, first, t * spec.episodes + first, min(_PIECE, spec.episodes - first))
+        _Piece(
+            t * len(starts) + i, task, first, t * spec.episodes + first, min(_PIECE, spec.episodes - first)
+        )
         for t, task in enumerate(spec.tasks)
         for i, first in enumerate(starts)
     ]
@@ -169,7 +190,9 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
             "length": np.array([len(rgb_TVHW3)]),
             "png": np.frombuffer(b"".join(pngs), dtype=np.uint8),
             "png_size_TV": np.array([len(png) for png in pngs]).reshape(len(rgb_TVHW3), len(VIEWS)),
-            "histogram_VC256": np.stack([picture_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))])[None],
+            "histogram_VC256": np.stack([picture_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))])[
+                None
+            ],
         } | {key: episode[key] for key in _VECTORS.values()}
         for key, value in arrays.items():
             parts.setdefault(key, []).append(value)
@@ -232,9 +255,17 @@ def _bytes(spec: DemoSpec, episodes: int) -> float:
 def _check_complete(root: Path) -> None:
     path = root / "demos.json"
     if not path.exists():
-        raise SpatialForcingError(f"{root} holds no demonstrations (no demos.json). Make some with: spatial-forcing demos")
-    if not json.loads(path.read_text()).get("complete"):
-        raise SpatialForcingError(f"The demonstrations in {root} are not complete. Collect them again to continue.")
+        raise SpatialForcingError(
+            f"{root} holds no demonstrations (no demos.json). Make some with: spatial-forcing demos"
+        )
+    if not _is_complete(root):
+        raise SpatialForcingError(
+            f"The demonstrations in {root} are not complete. Collect them again to continue."
+        )
+
+
+def _is_complete(root: Path) -> bool:
+    return bool(json.loads((root / "demos.json").read_text()).get("complete")) and (root / "meta").is_dir()
 
 
 def _geometry_path(root: Path, episode: int) -> Path:
@@ -243,10 +274,6 @@ def _geometry_path(root: Path, episode: int) -> Path:
 
 def _repo_id(root: Path) -> str:
     return f"local/{root.resolve().name}"
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("mujoco", "metaworld", "numpy", "lerobot")}
 
 
 def _import_lerobot() -> None:

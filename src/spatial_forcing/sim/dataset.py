@@ -1,7 +1,8 @@
 """Recorded episodes as a LeRobotDataset with pictures in parquet, through LeRobot's own metadata and schema.
 
-LeRobot's `save_episode` takes 0.3 to 0.5 s whatever the length, nearly all of it in building and hashing one Hugging
-Face dataset an episode: minutes for hundreds of short demonstrations. Here an episode is one row group, written
+LeRobot's `save_episode` takes 0.3 to 0.5 s whatever the length, nearly all of it in building and hashing one
+Hugging Face dataset an episode: minutes for hundreds of short demonstrations. Here an episode is one row
+    group, written
 directly; metadata, statistics and files are those that LeRobot writes.
 """
 
@@ -25,7 +26,9 @@ def features(size: int) -> dict[str, dict[str, Any]]:
         "observation.environment_state": ["object_x", "object_y", "object_z", "goal_x", "goal_y", "goal_z"],
         "action": ["x", "y", "z", "gripper"],
     }
-    vectors = {key: {"dtype": "float32", "shape": (len(names),), "names": names} for key, names in named.items()}
+    vectors = {
+        key: {"dtype": "float32", "shape": (len(names),), "names": names} for key, names in named.items()
+    }
     return {f"observation.images.{view}": dict(picture) for view in VIEWS} | vectors
 
 
@@ -79,8 +82,9 @@ def write_dataset(root: Path, repo_id: str, size: int, episodes: Iterable[dict[s
         root: folder; must not exist.
         repo_id: the data set's name.
         size: height and width of pictures.
-        episodes: in order, each with `task` (the instruction), `png` (per view a list of T PNG files), `histograms`
-            (per view (3, 256)), and the columns `observation.state`, `observation.environment_state`, `action`.
+        episodes: in order, each with `task` (the instruction), `png` (per view a list of T PNG files),
+            `histograms` (per view (3, 256)), and the columns `observation.state`,
+            `observation.environment_state`, `action`.
     """
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
@@ -108,7 +112,9 @@ def _columns(meta: Any, number: int, episode: dict[str, Any]) -> dict[str, Any]:
     frame = np.arange(count)
     columns: dict[str, Any] = {key: episode[key] for key in meta.features if key in episode}
     for key in meta.image_keys:
-        columns[key] = [{"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(episode["png"][key])]
+        columns[key] = [
+            {"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(episode["png"][key])
+        ]
     return columns | {
         "timestamp": (frame / FPS).astype(np.float32),
         "frame_index": frame,
@@ -133,7 +139,9 @@ class _DataFiles:
         from lerobot.datasets.utils import update_chunk_file_indices
 
         arrays = {
-            field.name: list(columns[field.name]) if pa.types.is_fixed_size_list(field.type) else columns[field.name]
+            field.name: list(columns[field.name])
+            if pa.types.is_fixed_size_list(field.type)
+            else columns[field.name]
             for field in self.schema
         }
         table = pa.Table.from_pydict(arrays, schema=self.schema)

@@ -4,7 +4,7 @@ T frames of an episode, V = 2 views, H rows, W columns.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,8 +30,9 @@ class DemoSpec:
         tasks: Meta-World tasks.
         episodes: demonstrations a task.
         frames: length of a demonstration; None records until shortly after success.
-        start: "random-hand" (anywhere over the table), "initial" (Meta-World's), or "expert-warmup" (the expert, with
-            noise, for a random number of steps first, so that short demonstrations cover whole episodes).
+        start: "random-hand" (anywhere over the table), "initial" (Meta-World's), or "expert-warmup" (from a
+            random position the expert, with noise, for a random number of steps first, so that short
+            demonstrations cover whole episodes).
         camera: a new random pose every "frame" or "episode", or "fixed".
         jitter: how far cameras move from the default pair.
         size: height and width of pictures, pixels.
@@ -48,7 +49,7 @@ class DemoSpec:
     frames: int | None = 6
     start: str = "random-hand"
     camera: str = "frame"
-    jitter: Jitter = Jitter()
+    jitter: Jitter = field(default_factory=Jitter)
     size: int = 112
     noise: float = 0.0
     seed: int = 0
@@ -73,9 +74,9 @@ class DemoSpec:
         return self.frames or max(task_record(task).max_steps for task in self.tasks)
 
 
-def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterator[tuple[Camera, Camera]]:
+def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterator[tuple[Camera, ...]]:
     """The pair of cameras of every frame of an episode, for one of `CAMERA_MODES`; never ends."""
-    pair = default_cameras()
+    pair: tuple[Camera, ...] = default_cameras()
     if mode == "episode":
         pair = tuple(jitter(camera, rng) for camera in pair)
     while True:
@@ -86,7 +87,7 @@ def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterat
 
 
 def observe(world: World, cameras: tuple[Camera, ...]) -> dict[str, np.ndarray]:
-    """All that can be known of a world now: pictures, depth, camera matrices, hand state, privileged state."""
+    """All that is known of a world now: pictures, depth, camera matrices, hand and privileged state."""
     pictures = [world.draw(camera) for camera in cameras]
     intrinsics_V33, extrinsics_V34 = stack_matrices(cameras, world.size, world.size)
     return {
@@ -115,7 +116,7 @@ def demonstrate(world: World, spec: DemoSpec, episode: int) -> dict[str, np.ndar
     cameras = camera_stream(spec.camera, spec.jitter, np.random.default_rng(camera_seed))
     noise = np.random.default_rng(noise_seed)
     warm = spec.start == "expert-warmup"
-    world.reset(world_seed, "initial" if warm else spec.start)
+    world.reset(world_seed, "random-hand" if warm else spec.start)
     if warm:
         _warm_up(world, noise)
     frames: list[dict[str, np.ndarray]] = []

@@ -1,14 +1,16 @@
 """Fewer triangles: vertex clustering on the meshes of a compiled MuJoCo model.
 
-Software rendering spends its time on triangles that are smaller than a pixel. Vertices in one cell of a cubic grid
-become one vertex (Rossignac and Borrel, 1993). Only the drawn faces change; collisions use the convex hulls.
-F faces, V vertices.
+Software rendering spends its time on triangles that are smaller than a pixel. Vertices in one cell of a cubic
+grid become one vertex (Rossignac and Borrel, 1993). Only the drawn faces change; collisions use the convex
+hulls. F faces, V vertices.
 """
 
 import numpy as np
 
 
-def cluster_faces(vertices_V3: np.ndarray, faces_F3: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
+def cluster_faces(
+    vertices_V3: np.ndarray, faces_F3: np.ndarray, cell: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Merge vertices by grid cell and drop the faces that collapse.
 
     Args:
@@ -23,7 +25,9 @@ def cluster_faces(vertices_V3: np.ndarray, faces_F3: np.ndarray, cell: float) ->
     _, cluster_V = np.unique(cells_V3, axis=0, return_inverse=True)
     cluster_V = cluster_V.reshape(-1)
     count_C = np.bincount(cluster_V)
-    mean_C3 = np.stack([np.bincount(cluster_V, vertices_V3[:, i]) for i in range(3)], axis=1) / count_C[:, None]
+    mean_C3 = (
+        np.stack([np.bincount(cluster_V, vertices_V3[:, i]) for i in range(3)], axis=1) / count_C[:, None]
+    )
     error_V = np.square(vertices_V3 - mean_C3[cluster_V]).sum(axis=1)
     order_V = np.lexsort((np.arange(len(error_V)), error_V, cluster_V))
     first_C = np.concatenate([[0], np.cumsum(count_C)[:-1]])

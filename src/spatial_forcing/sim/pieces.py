@@ -1,7 +1,8 @@
-"""Work in pieces that are files: a folder is claimed for one job, and what it lacks is made by several processes.
+"""Work in pieces that are files: a folder is claimed for one job, and what it lacks is made by several
+processes.
 
-A piece is written under another name and moved into place when it is whole. Its presence is all the state there is, so
-that an interrupted run is started again and makes the rest.
+A piece is written under another name and moved into place when it is whole. Its presence is all the state
+there is, so that an interrupted run is started again and makes the rest.
 """
 
 import json
@@ -11,13 +12,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
 
 def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
@@ -36,8 +39,9 @@ def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
         found = json.loads(path.read_text())
         differ = [key for key in manifest if found.get(key) != manifest[key]]
         if differ:
+            how = _difference(found.get(differ[0]), manifest[differ[0]])
             raise SpatialForcingError(
-                f"{folder} was made with another {differ[0]}: {_difference(found.get(differ[0]), manifest[differ[0]])}. "
+                f"{folder} was made with another {differ[0]}: {how}. "
                 "Choose another folder, or remove this one to make it anew."
             )
         return
@@ -45,6 +49,18 @@ def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
         raise SpatialForcingError(f"{folder} is not empty and holds no {name}. Choose an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, manifest)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of packages that decide what is made.
+
+    Raises:
+        MissingDependencyError: one of them is not installed.
+    """
+    try:
+        return {package: version(package) for package in packages}
+    except PackageNotFoundError as error:
+        raise MissingDependencyError(str(error.name), "sim") from error
 
 
 def _difference(found: Any, wanted: Any) -> str:
@@ -60,7 +76,7 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1))
 
 
-class partial_file:  # noqa: N801 (used like a function, as contextlib's are)
+class partial_file:
     """A path to write to, which becomes `path` if the block ends well and vanishes if not."""
 
     def __init__(self, path: Path):
@@ -79,7 +95,8 @@ class partial_file:  # noqa: N801 (used like a function, as contextlib's are)
 
 
 def check_space(folder: Path, needed: float) -> None:
-    """Raise before anything is written if `needed` bytes, and a tenth more, are not free where `folder` is or will be.
+    """Raise before anything is written if `needed` bytes, and a tenth more, are not free where `folder` is or
+    will be.
 
     Raises:
         SpatialForcingError: with both numbers.
@@ -117,7 +134,7 @@ def in_processes(
     stop = context.Event()
     cuts = np.linspace(0, len(jobs), workers + 1).astype(int)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_remember, initargs=(stop,)) as pool:
-        parts = [list(jobs[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [list(jobs[a:b]) for a, b in pairwise(cuts)]
         running = {pool.submit(partial(_run_part, work), part) for part in parts}
         try:
             while running:

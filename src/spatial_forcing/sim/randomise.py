@@ -1,4 +1,4 @@
-"""Random colours, lights, shapes and camera moves, so that a teacher of geometry does not learn one room by heart."""
+"""Random colours, lights, shapes and camera moves, so that a teacher does not learn one room by heart."""
 
 import numpy as np
 

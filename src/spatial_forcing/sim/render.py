@@ -1,7 +1,7 @@
 """Pictures and depth from MuJoCo by software rendering, one pass for both.
 
-H rows, W columns. A `Renderer` owns a GL context with the meshes and textures of one compiled model; any copy of that
-model, with any data, is drawn with it, so that many worlds of one task share one renderer.
+H rows, W columns. A `Renderer` owns a GL context with the meshes and textures of one compiled model; any copy
+of that model, with any data, is drawn with it, so that many worlds of one task share one renderer.
 """
 
 import os
@@ -24,7 +24,8 @@ class RenderingError(SpatialForcingError, RuntimeError):
 
 
 def load_mujoco() -> ModuleType:
-    """Import mujoco with a GL backend that works here: OSMesa where nothing is chosen and there is no display.
+    """Import mujoco with a GL backend that works here: OSMesa where nothing is chosen and there is no
+    display.
 
     Raises:
         MissingDependencyError: mujoco is not installed.
@@ -128,7 +129,7 @@ class Renderer:
         self._camera.distance = camera.distance
         model.vis.global_.fovy = camera.fov
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        # The light on the camera follows the scene's last camera: move that first, or the light is one picture late.
+        # The camera's light goes where the scene's camera was last: move that, or it is one picture late.
         mujoco.mjv_updateCamera(model, data, self._camera, self._scene)
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
         for primitive in primitives:
@@ -162,7 +163,7 @@ class Renderer:
 
 
 def prepare(model, size: int) -> None:
-    """Set what a model says about rendering for fast small pictures, in place and before a `Renderer` is made."""
+    """Set a model up, in place, for fast small pictures; before a `Renderer` is made from it."""
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = size

@@ -2,9 +2,9 @@
 
     python -m spatial_forcing.sim.scenes --out scenes --scenes 8000 --workers 2 --seed 0
 
-Writes `<split>-<number>.safetensors`, a shard for one task each, and `scenes.json`, which names them. A shard is a
-function of the seed and its own number, so that the number of workers does not matter, and it appears in one move
-when it is whole: an interrupted run is started again and keeps what it has.
+Writes `<split>-<number>.safetensors`, a shard for one task each, and `scenes.json`, which names them. A shard
+is a function of the seed and its own number, so that the number of workers does not matter, and it appears in
+one move when it is whole: an interrupted run is started again and keeps what it has.
 
 N scenes of a shard, V = 2 views, H rows, W columns:
 
@@ -18,13 +18,12 @@ N scenes of a shard, V = 2 views, H rows, W columns:
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from spatial_forcing.sim.camera import Camera, default_cameras, stack_matrices
-from spatial_forcing.sim.pieces import check_space, claim_folder, in_processes, partial_file
+from spatial_forcing.sim.pieces import check_space, claim_folder, in_processes, partial_file, versions
 from spatial_forcing.sim.randomise import WIDE, random_primitives, randomise_looks, sees
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
 from spatial_forcing.sim.world import World
@@ -101,7 +100,7 @@ def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
 
 
 def _good_view(world: World, home: Camera, primitives, rng: np.random.Generator):
-    """A random view with the hand in the picture and nothing large right before the lens; `home` if none turns up."""
+    """A random view with the hand in the picture and nothing large right before the lens, or else `home`."""
     hand = world.state[:3]
     for _ in range(20):
         camera = WIDE(home, rng)
@@ -128,7 +127,10 @@ def render_shard(spec: ScenesSpec, out: Path, shard: Shard) -> None:
 
 
 def render_scenes(
-    spec: ScenesSpec, out: Path, workers: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
+    spec: ScenesSpec,
+    out: Path,
+    workers: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Render a set of scenes, or what is missing of it.
 
@@ -163,14 +165,19 @@ def _manifest(spec: ScenesSpec, shards: list[Shard]) -> dict:
     return {
         "spec": asdict(spec),
         "tasks": list(TEACHER_TASKS + POLICY_TASKS),
-        "versions": {name: version(name) for name in ("mujoco", "metaworld", "numpy")},
+        "versions": versions("mujoco", "metaworld", "numpy"),
         "counts": {s: sum(x.scenes for x in shards if x.split == s) for s in _SPLITS},
         "shards": [asdict(shard) for shard in shards],
     }
 
 
 def main(
-    out: Path, scenes: int = 8000, seen_val: int = 400, unseen_val: int = 400, size: int = 112, seed: int = 0,
+    out: Path,
+    scenes: int = 8000,
+    seen_val: int = 400,
+    unseen_val: int = 400,
+    size: int = 112,
+    seed: int = 0,
     workers: int = 2,
 ) -> None:
     """Render random scenes for a small 3D teacher, in shards that survive an interruption."""

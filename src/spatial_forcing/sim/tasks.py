@@ -1,4 +1,4 @@
-"""The Meta-World tasks: what each is told to do, which ones policies learn, and which ones a teacher may see."""
+"""The Meta-World tasks: what each is told to do, which policies learn, and which a teacher may see."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,10 @@ class Task:
 
     Attributes:
         instruction: the sentence a policy is given.
-        goal_shown: draw the goal as an enlarged ball; for tasks whose goal is a place and not a part of an object.
-        max_steps: episode length in evaluation, control steps; the scripted expert needs less from every start.
+        goal_shown: draw the goal as an enlarged ball; for tasks whose goal is a place and not a part of an
+            object.
+        max_steps: episode length in evaluation, control steps; the scripted expert needs less from every
+            start.
     """
 
     instruction: str

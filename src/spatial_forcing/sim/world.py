@@ -1,10 +1,12 @@
 """A Meta-World task as a world with cameras: reset by seed, step, ask the expert, draw.
 
-H rows, W columns. Positions are metres in MuJoCo's world frame (z up, the robot stands at the origin and faces +y).
+H rows, W columns. Positions are metres in MuJoCo's world frame (z up, the robot stands at the origin and
+faces +y).
 """
 
 import copy
 import functools
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +23,7 @@ HAND_BOX = np.array([[-0.28, 0.45, 0.10], [0.28, 0.82, 0.38]])
 """Where the hand starts in `start="random-hand"`: low and high corner, metres."""
 
 REACH_BOX = np.array([[-0.25, 0.50, 0.06], [0.25, 0.85, 0.35]])
-"""Where the goal of reach-v3 may be. Meta-World's own box is 20 x 10 x 25 cm: a blind policy would nearly do."""
+"""Where the goal of reach-v3 may be. In Meta-World's own, 20 x 10 x 25 cm, a blind policy would nearly do."""
 
 CLEARANCE = 0.10
 """Least distance of hand and object at a "random-hand" start, metres."""
@@ -30,8 +32,10 @@ Seed = int | Sequence[int] | np.random.SeedSequence
 STARTS = ("initial", "random-hand", "anywhere")
 _ATTEMPTS = 100
 
-_RESTORED = ("body_pos", "body_quat", "site_pos", "site_size", "site_rgba", "geom_rgba", "geom_matid", "mat_rgba")
-_RESTORED += ("mat_texid", "light_pos", "light_dir", "light_diffuse", "light_ambient", "light_specular")
+_RESTORED = (
+    *("body_pos", "body_quat", "site_pos", "site_size", "site_rgba", "geom_rgba", "geom_matid", "mat_rgba"),
+    *("mat_texid", "light_pos", "light_dir", "light_diffuse", "light_ambient", "light_specular"),
+)
 
 
 class World:
@@ -55,6 +59,10 @@ class World:
         self._mujoco = load_mujoco()
         self.env = _environment_class(task, size, decimated)()
         self._pristine = {name: getattr(self.env.model, name).copy() for name in _RESTORED}
+        headlight = self.env.model.vis.headlight
+        self._headlight = {
+            name: getattr(headlight, name).copy() for name in ("ambient", "diffuse", "specular")
+        }
         self._initial_hand = np.array(self.env.hand_init_pos)
         self._expert = _expert_class(task)()
         self.reset(seed)
@@ -105,6 +113,8 @@ class World:
         """Undo every change to positions, colours and lights of the model."""
         for name, values in self._pristine.items():
             getattr(self.env.model, name)[:] = values
+        for name, values in self._headlight.items():
+            getattr(self.env.model.vis.headlight, name)[:] = values
 
     def _place_goal(self, rng: np.random.Generator) -> None:
         env = self.env
@@ -137,17 +147,17 @@ class World:
 
     @property
     def distance(self) -> float:
-        """How far from done, metres: hand to goal in reach-v3, elsewhere object to target as Meta-World measures it."""
+        """Metres from done: hand to goal in reach-v3, else object to target as Meta-World measures it."""
         if self.task == "reach-v3":
             return float(np.linalg.norm(self.env.get_endeff_pos() - self.goal))
         return float(self._outcome()["obj_to_target"])
 
     def success(self, radius: float = 0.05) -> bool:
-        """Whether the task is done: the hand within `radius` metres in reach-v3, elsewhere Meta-World's own criterion."""
+        """Whether the task is done: hand within `radius` metres in reach-v3, else Meta-World's criterion."""
         return self.distance <= radius if self.task == "reach-v3" else bool(self._outcome()["success"])
 
     def move(self, action: np.ndarray) -> None:
-        """Move like `step`, without asking Meta-World for its reward, which some unusual starts make it refuse."""
+        """Move like `step`, without Meta-World's reward, which raises an error after some unusual starts."""
         env = self.env
         action = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
         env.set_xyz_action(action[:3])
@@ -156,9 +166,11 @@ class World:
         self._info = None
 
     def expert_action(self) -> np.ndarray:
-        """What Meta-World's scripted policy, which knows the goal, does in this state: (4,) float32 in [-1, 1]."""
+        """What Meta-World's scripted policy, which knows the goal, does now: (4,) float32 in [-1, 1]."""
         before = self.env._prev_obs
-        action = self._expert.get_action(self.env._get_obs())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Meta-World warns of actions beyond the limits, which we clip
+            action = self._expert.get_action(self.env._get_obs())
         self.env._prev_obs = before
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
@@ -178,9 +190,7 @@ class World:
         """Goal position, (3,) float64."""
         return np.array(self.env._target_pos, dtype=np.float64)
 
-    def draw(
-        self, camera: Camera, primitives: Sequence[Primitive] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, camera: Camera, primitives: Sequence[Primitive] = ()) -> tuple[np.ndarray, np.ndarray]:
         """rgb (H, W, 3) uint8 and z-depth (H, W) float32 in metres of what `camera` sees."""
         return self._renderer.draw(self.env.model, self.env.data, camera, primitives)
 
@@ -200,7 +210,7 @@ def compiled_model(task: str, size: int, decimated: bool):
 
 @functools.lru_cache(maxsize=4)
 def renderer_for(task: str, size: int, decimated: bool) -> Renderer:
-    """The process's renderer of a task: a context takes a third of a second to make, so all worlds share it."""
+    """The process's renderer of a task, which all its worlds share: it takes a third of a second to make."""
     return Renderer(compiled_model(task, size, decimated), size)
 
 

@@ -78,18 +78,19 @@ def load_teacher(
         if not Path(name_or_path).expanduser().exists():
             raise UnknownNameError("teacher (and no file or folder)", name_or_path, RECORDS)
         record, weights = _local(Path(name_or_path).expanduser(), weights), name_or_path
+    folder = None if weights is None else Path(weights).expanduser()
     options = {"layer": layer, "dtype": dtype, "batch_size": batch_size}
     resolution = record.resolution if resolution is None else resolution
     _show_licence(record)
     if record.family == "transformers":
         from spatial_forcing.teachers.hf import load_transformers
 
-        return load_transformers(record, weights, resolution=resolution, device=device, **options)
+        return load_transformers(record, folder, resolution=resolution, device=device, **options)
     if record.family == "pixels":
         if layer not in (-1, 0):
             raise TeacherInputError(f"The teacher 'pixels' has one layer, got layer {layer}.")
         return PixelTeacher(name=record.name, resolution=resolution, batch_size=batch_size)
-    model = _untrained(record) if record.family == "untrained" else _vggt(record, weights)
+    model = _untrained(record) if record.family == "untrained" else _vggt(record, folder)
     return VGGTTeacher(
         model,
         name=record.name,
@@ -100,7 +101,7 @@ def load_teacher(
     ).to(device)
 
 
-def _vggt(record: TeacherRecord, weights: str | os.PathLike | None) -> VGGT:
+def _vggt(record: TeacherRecord, weights: Path | None) -> VGGT:
     if weights is not None:
         checkpoint = Checkpoint(weights)
     elif record.packaged:

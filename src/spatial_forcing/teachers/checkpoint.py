@@ -30,7 +30,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path):
-        self.path = _file(Path(path).expanduser())
+        self.path = _file(Path(path))
         if self.path.suffix == ".safetensors":
             self.metadata, self.shapes = self._open_safetensors()
         else:
@@ -50,8 +50,8 @@ class Checkpoint:
 
         try:
             with safe_open(self.path, "pt") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                return file.metadata() or {}, shapes
+                names = file.keys()
+                return file.metadata() or {}, {k: tuple(file.get_slice(k).get_shape()) for k in names}
         except SafetensorError as error:
             raise WeightsError(f"{self.path} is not a readable safetensors file: {error}") from error
 

@@ -5,6 +5,7 @@ B: batch, V: views (always one), H, W: pixels, h, w: patches, N: tokens, C: chan
 
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
 from spatial_forcing.teachers.records import TeacherRecord
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -42,7 +46,7 @@ class TransformersTeacher(FrozenTeacher):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "PreTrainedModel",
         *,
         model_type: str,
         name: str,
@@ -78,12 +82,12 @@ class TransformersTeacher(FrozenTeacher):
         del blocks[layer + 1 :]
         resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resizes else {}
-        self.model = model.to(dtype)
+        self.model, self.dtype = nn.Module.to(model, dtype=dtype), dtype
         self.freeze()
 
     def tokens(self, images_BV3HW: Tensor) -> Tensor:
         mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
-        normed_B3HW = ((images_BV3HW - mean) / std).flatten(0, 1).to(self.model.dtype)
+        normed_B3HW = ((images_BV3HW - mean) / std).flatten(0, 1).to(self.dtype)
         hidden_BNC = self.model(pixel_values=normed_B3HW, **self.options).last_hidden_state
         rows, cols = (side // self.patch for side in images_BV3HW.shape[-2:])
         patches_BPC = hidden_BNC[:, -rows * cols :]  # class and register tokens come first
@@ -92,7 +96,7 @@ class TransformersTeacher(FrozenTeacher):
 
 def load_transformers(
     record: TeacherRecord,
-    weights: str | Path | None = None,
+    weights: Path | None = None,
     *,
     resolution: int | tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
@@ -110,7 +114,7 @@ def load_transformers(
     except ImportError as error:
         raise MissingDependencyError("transformers", "teachers") from error
     source = str(weights or record.repo)
-    if weights is not None and not (Path(weights) / "config.json").is_file():
+    if weights is not None and not (weights / "config.json").is_file():
         raise WeightsError(f"No transformers model at {weights}: expected a folder with its config.json.")
     try:
         model_type = AutoConfig.from_pretrained(source).model_type

@@ -37,7 +37,7 @@ def fetch(record: TeacherRecord) -> Path:
     reason: Exception | None = None
     for name in record.files:
         try:
-            return Path(hf_hub_download(record.repo, name))
+            return Path(hf_hub_download(str(record.repo), name))
         except RemoteEntryNotFoundError as error:  # the repository has no such file: try the next
             reason = error
         except LocalEntryNotFoundError:  # offline, or no connection: another file may still be cached

@@ -1,4 +1,4 @@
-"""What small VGGTs are trained to do, and how well they do it: geometry, or masked modelling as its 2D control.
+"""What small VGGTs are trained to do, and how well they do it: geometry, or masked modelling, its 2D control.
 
 B: batch, V: views, H, W: pixels, P: patches, C: channels, I: refinements of the camera.
 """
@@ -68,8 +68,8 @@ class GeometryVGGT(VGGT):
     def numbers(self, batch: Batch) -> dict[str, Tensor]:
         """Errors with no scale or shift fitted.
 
-        Depth AbsRel and delta1 (the fraction within a ratio of 1.25), mean distance of the points in metres, and
-        the mean error of the cameras in metres and degrees.
+        Depth AbsRel and delta1 (the fraction within a ratio of 1.25), mean distance of the points in metres,
+        and the mean error of the cameras in metres and degrees.
         """
         p = self(batch.images_BV3HW)
         depth, target = p.depth_BVHW[batch.valid_BVHW], batch.depth_BVHW[batch.valid_BVHW]

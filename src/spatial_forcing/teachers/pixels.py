@@ -26,6 +26,7 @@ class PixelTeacher(FrozenTeacher):
             identity={"pixels": patch, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
             batch_size=batch_size,
         )
+        self.freeze()
 
     def tokens(self, images_BV3HW: Tensor) -> Tensor:
         mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))

@@ -1,7 +1,7 @@
 """Simulated scenes as training batches of a VGGT: images, depth, point maps and cameras.
 
-B: batch, V: views, H, W: pixels, N: scenes, K: intrinsics in pixels, E = [R | t]: world to camera, OpenCV axes.
-Lengths are metres. The folder of scenes is written by `spatial_forcing.sim.scenes`.
+B: batch, V: views, H, W: pixels, N: scenes, K: intrinsics in pixels, E = [R | t]: world to camera, OpenCV
+axes. Lengths are metres. The folder of scenes is written by `spatial_forcing.sim.scenes`.
 """
 
 import json
@@ -47,7 +47,8 @@ def read_scenes(folder: Path, split: str, size: int) -> Scenes:
     """
     if not (folder / "scenes.json").is_file():
         raise SpatialForcingError(
-            f"No scenes.json in {folder}. Render scenes first: python -m spatial_forcing.sim.scenes --out {folder}"
+            f"No scenes.json in {folder}. Render scenes first: "
+            f"python -m spatial_forcing.sim.scenes --out {folder}"
         )
     shards = json.loads((folder / "scenes.json").read_text())["shards"]
     names = [shard["file"] for shard in shards if shard["split"] == split]
@@ -97,7 +98,7 @@ def to_batch(rgb_BVHW3: Tensor, depth_BVHW: Tensor, K_BV33: Tensor, E_BV34: Tens
 
 
 def encode_pose(R_BV33: Tensor, t_BV3: Tensor, K_BV33: Tensor, size: tuple[int, int]) -> Tensor:
-    """VGGT's camera encoding: translation, quaternion xyzw with w >= 0, vertical and horizontal field of view."""
+    """VGGT's encoding of a camera: translation, quaternion xyzw (w >= 0), vertical, horizontal angle."""
     from scipy.spatial.transform import Rotation
 
     quaternion = Rotation.from_matrix(R_BV33.flatten(0, 1).double().numpy()).as_quat(canonical=True)

@@ -212,7 +212,8 @@ class VGGT(nn.Module):
             self.depth_head = self._dense_head(outputs=2, activation="exp")
         if "point_head" in built:
             self.point_head = self._dense_head(outputs=4, activation="inv_log")
-        self.reset_parameters()
+        if not self.aggregator.camera_token.is_meta:  # there, it would only take seconds
+            self.reset_parameters()
 
     def _dense_head(self, **kwargs) -> DPTHead:
         c = self.config

@@ -14,7 +14,7 @@ from spatial_forcing.teachers.base import FrozenTeacher, digest
 from spatial_forcing.teachers.checkpoint import Checkpoint, check_names
 from spatial_forcing.teachers.vggt import MODULES, VGGT, VGGTConfig
 
-# What a checkpoint may hold beside what is built: a released one its track head, our 2D control its pixel head.
+# What a checkpoint may hold beside what is built: published ones a track head, our 2D control a pixel head.
 KNOWN_MODULES = (*MODULES, "track_head", "pixel_head")
 
 

@@ -1,0 +1,147 @@
+"""Importing is cheap, and imports point one way."""
+
+import ast
+import json
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import spatial_forcing
+
+PACKAGE = Path(spatial_forcing.__file__).parent
+
+# What may import what: a part imports parts on lines above its own; parts on one line may import each other,
+# but not in a circle. `errors` is for all.
+ORDER = (
+    ("grid", "uv"),
+    ("tap",),
+    ("align",),
+    ("teachers", "hosts"),
+    ("cache",),
+    ("sim", "probe", "study", "stats", "provenance", "train", "evaluate"),
+    ("report", "evidence", "demo", "doctor", "cli"),
+)
+LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}
+
+
+def run(program: str) -> dict:
+    """What a fresh interpreter prints, as JSON."""
+    source = str(PACKAGE.parent)
+    program = f"import sys; sys.path.insert(0, {source!r})\n{program}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_importing_the_package_is_quick_and_imports_nothing_heavy():
+    found = run(
+        "import time, json; start = time.perf_counter(); import spatial_forcing\n"
+        "seconds = time.perf_counter() - start\n"
+        "print(json.dumps({'seconds': seconds, 'modules': sorted({m.split('.')[0] for m in sys.modules})}))"
+    )
+    assert found["seconds"] < 1
+    third_party = set(found["modules"]) - sys.stdlib_module_names - {"__main__", "spatial_forcing"}
+    heavy = {"torch", "numpy", "lerobot", "transformers", "mujoco", "matplotlib"}
+    assert not third_party & heavy
+
+
+def test_the_core_imports_torch_and_nothing_else():
+    found = run(
+        "import json, torch; before = set(sys.modules)\n"
+        "import spatial_forcing.align, spatial_forcing.grid, spatial_forcing.tap, spatial_forcing.uv\n"
+        "import spatial_forcing.hosts\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
+    assert parts == {"align", "errors", "grid", "hosts", "tap", "uv"}
+    others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
+    assert others <= {"spatial_forcing", "torch"}
+
+
+@pytest.mark.parametrize("name", [name for name in spatial_forcing.__all__ if name != "__version__"])
+def test_public_names_resolve_to_where_they_are_documented(name):
+    value = getattr(spatial_forcing, name)
+    assert value.__module__.startswith(f"spatial_forcing.{spatial_forcing._HOME[name]}")
+    assert value.__doc__
+
+
+def test_public_names_are_declared_once_each():
+    assert set(spatial_forcing.__all__) - {"__version__"} == spatial_forcing._HOME.keys()
+    with pytest.raises(AttributeError, match="no attribute 'SpatialForcin'"):
+        _ = spatial_forcing.SpatialForcin
+
+
+# ---- one way -----------------------------------------------------------------------------------------------
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(source: str, package: tuple[str, ...]) -> set[str]:
+    """Parts of the package that a file imports, at any level of nesting; `package` is where the file is."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    parts = {name.split(".")[1] for name in names if name.startswith("spatial_forcing.")}
+    # `from spatial_forcing import SpatialForcing` is an import of the part it lives in.
+    return {spatial_forcing._HOME.get(part, part) for part in parts} - {"errors", "__version__"}
+
+
+def imports() -> dict[Path, set[str]]:
+    """By file, the other parts it imports."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if part_of(path) not in ("__init__", "errors"):
+            package = ("spatial_forcing", *path.relative_to(PACKAGE).parent.parts)
+            found[path] = imported_parts(path.read_text(), package) - {part_of(path)}
+    return found
+
+
+def test_every_part_has_its_place():
+    strangers = {part_of(path) for path in imports()} - LINE.keys()
+    assert not strangers, f"say in ORDER what {sorted(strangers)} may import"
+
+
+def test_imports_point_one_way():
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {part}"
+        for path, parts in imports().items()
+        for part in sorted(parts)
+        if LINE.get(part, len(ORDER)) > LINE.get(part_of(path), -1)
+    ]
+    assert not wrong
+
+
+def test_no_imports_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for path, parts in imports().items():
+        graph.setdefault(part_of(path), set()).update(parts)
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_errors_import_nothing_of_the_package():
+    assert imported_parts((PACKAGE / "errors.py").read_text(), ("spatial_forcing",)) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("import spatial_forcing.tap", {"tap"}),
+        ("from spatial_forcing import grid, SpatialForcing", {"grid", "align"}),
+        ("from spatial_forcing.hosts.tiny import TinyVLA", {"hosts"}),
+        ("def f():\n    from ..cache.store import x", {"cache"}),
+        ("from . import render", {"sim"}),
+        ("from spatial_forcing.errors import SpatialForcingError\nimport torch", set()),
+        ("from spatial_forcing import __version__", set()),
+    ],
+)
+def test_the_reading_of_imports(source, parts):
+    assert imported_parts(source, ("spatial_forcing", "sim")) == parts
