@@ -4,8 +4,9 @@
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher-2d --objective masked
 
-Start a stopped run again with the same command: it goes on where it was. A finished run leaves
-`<name>.safetensors` (float16), `<name>.md` and `<name>.json`; `--evaluate FILE` computes its numbers again.
+A step of the first takes about 1.1 s of one CPU core. Start a stopped run again with the same command: it goes
+on where it was. A finished run leaves `<name>.safetensors` (float16), `<name>.md` and `<name>.json`;
+`--evaluate FILE` computes its numbers again.
 
 Supervision as in VGGT (arXiv 2503.11651, section 3.4): depth, point maps and cameras, with learned
 confidences. Lengths are in metres and never rescaled. `--objective masked` trains the 2D control on the same
@@ -72,7 +73,7 @@ class Args:
     objective: Literal["geometry", "masked"] = "geometry"
     frame: Frame = "first-camera"
     loss: Loss = "confidence"
-    steps: int = 2400
+    steps: int = 1400
     batch: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.05

@@ -1,4 +1,4 @@
-"""The LeRobot plug-in: sf_tiny trains through LeRobot's trainer, changes nothing it should not, and leaves a plain checkpoint."""
+"""The LeRobot plug-in: sf_tiny trains with LeRobot's trainer and leaves a plain checkpoint."""
 
 import json
 import shutil
@@ -21,7 +21,15 @@ from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
 
-SMALL = {"image_size": 28, "width": 32, "depth": 4, "heads": 2, "device": "cpu", "warmup_steps": 1, "decay_steps": 4}
+SMALL = {
+    "image_size": 28,
+    "width": 32,
+    "depth": 4,
+    "heads": 2,
+    "device": "cpu",
+    "warmup_steps": 1,
+    "decay_steps": 4,
+}
 TEACHER = "untrained-tiny"
 
 
@@ -40,7 +48,9 @@ def forced_config(**forcing) -> SfTinyConfig:
 
 
 def train(config, dataset: Path, out: Path, steps: int = 4, save_every: int = 2) -> Path:
-    run = train_config(config, dataset, out, steps=steps, batch_size=4, seed=3, save_every=save_every, log_every=1)
+    run = train_config(
+        config, dataset, out, steps=steps, batch_size=4, seed=3, save_every=save_every, log_every=1
+    )
     return train_or_continue(run)
 
 
@@ -75,7 +85,9 @@ def test_lerobot_finds_the_plug_in():
 def test_checkpoint_is_the_hosts_own(forced_run, plain_run):
     forced, plain = checkpoints(forced_run)[4], checkpoints(plain_run)[4]
     assert json.loads((forced / "config.json").read_text())["type"] == "tiny"
-    assert set(json.loads((forced / "config.json").read_text())) == set(json.loads((plain / "config.json").read_text()))
+    assert set(json.loads((forced / "config.json").read_text())) == set(
+        json.loads((plain / "config.json").read_text())
+    )
     a, b = weights(forced_run, 4), weights(plain_run, 4)
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
     assert any((a[k] != b[k]).any() for k in a), "forcing changed nothing"
@@ -100,8 +112,8 @@ def test_exported_policy_is_bit_equal_to_the_training_object(dataset, cache, tmp
 
 def test_weight_zero_is_the_plain_policy(dataset, cache, plain_run, tmp_path):
     baseline = train(forced_config(cache=str(cache), weight=0.0), dataset, tmp_path / "run")
-    # Same weights, same batches, so the same loss at every step. Only the gradient norm that clips both is summed over
-    # more (zero) terms: rounding.
+    # Same weights, same batches, so the same loss at every step. Only the gradient norm that clips both is
+    # summed over more (zero) terms: rounding.
     for a, b in zip(read_metrics(baseline), read_metrics(plain_run), strict=True):
         assert a["action_loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
@@ -145,7 +157,10 @@ def test_cached_and_online_give_the_same_loss(dataset, cache, forced_run, tmp_pa
 def test_evaluation_and_action_selection_know_nothing_of_forcing(dataset, forced_run):
     loaded = LoadedPolicy(checkpoints(forced_run)[4])
     config = forced_config()
-    config.input_features, config.output_features = loaded.config.input_features, loaded.config.output_features
+    config.input_features, config.output_features = (
+        loaded.config.input_features,
+        loaded.config.output_features,
+    )
     forced = SfTinyPolicy.from_pretrained(checkpoints(forced_run)[4], config=config)
     batch = a_batch(loaded, dataset)
     with torch.no_grad():

@@ -75,7 +75,9 @@ def test_finished_cache_is_reused(tmp_path):
     write_features(tmp_path / "c", SOURCE, frames, Teacher(limit=0))
 
 
-@pytest.mark.parametrize("change", [{"teacher": "u"}, {"teacher_fingerprint": "f2"}, {"cameras": ("right", "left")}])
+@pytest.mark.parametrize(
+    "change", [{"teacher": "u"}, {"teacher_fingerprint": "f2"}, {"cameras": ("right", "left")}]
+)
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_features_are_refused_and_nothing_is_lost(tmp_path, change, finished):
     teacher = Teacher(10**9 if finished else 6)

@@ -1,7 +1,7 @@
 """LeRobot's door to Spatial Forcing.
 
-LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this package registers the
-policy types ``tiny`` and ``sf_tiny`` and the environment type ``sf_metaworld``.
+LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this
+package registers the policy types ``tiny`` and ``sf_tiny`` and the environment type ``sf_metaworld``.
 """
 
 from lerobot_policy_spatial_forcing.configuration_sf_tiny import SfTinyConfig

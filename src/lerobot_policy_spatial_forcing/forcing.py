@@ -7,9 +7,9 @@ For a host policy ``XPolicy`` with configuration ``XConfig`` the plug-in package
     class SfXConfig(XConfig):  forcing: ForcingConfig
     class SfXPolicy(ForcedPolicy, XPolicy):  ...
 
-Everything of the host is inherited. Training adds the loss; evaluation and ``select_action`` are the host's own; a saved
-checkpoint has the host's type and exactly the host's weights, with the projector beside it in ``spatial_forcing/`` for
-resuming.
+Everything of the host is inherited. Training adds the loss; evaluation and ``select_action`` are the host's
+own; a saved checkpoint has the host's type and exactly the host's weights, with the projector beside it in
+``spatial_forcing/`` for resuming.
 """
 
 import json
@@ -31,7 +31,8 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.teachers import load_teacher
 
 SIDE_FOLDER = "spatial_forcing"
-# The projector is initialised from this seed, so that turning forcing on never shifts the host's own random numbers.
+# The projector is initialised from this seed, so that turning forcing on never shifts the host's own random
+# numbers.
 PROJECTOR_SEED = 20251012
 
 
@@ -42,14 +43,17 @@ class ForcingConfig:
     Args:
         teacher: a registered teacher (``spatial-forcing doctor`` lists them).
         weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
-        cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher runs online if None.
+        cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
+            runs online if None.
         weight: weight of the alignment loss; 0 is the baseline and runs the same code.
         depth: blocks before the tap; the host's recommendation if None.
         norm: the projector's norm, "layer" or "batch".
         position_embedding: share of position embedding in the target.
-        standardize: subtract the mean of the teacher's features and divide by their deviation, channel by channel.
+        standardize: subtract the mean of the teacher's features and divide by their deviation, channel by
+            channel.
         published: the public code's numerics.
-        ratio_every: measure the gradient-norm ratio every so many steps; 0 never. It costs a second backward down to the tap.
+        ratio_every: measure the gradient-norm ratio every so many steps; 0 never. It costs a second backward
+            down to the tap.
     """
 
     teacher: str = "vggt-1b"
@@ -65,9 +69,11 @@ class ForcingConfig:
 
 
 class FeatureSource:
-    """Where a training step gets its teacher features: from a folder of stored ones, or from the teacher itself."""
+    """Where a training step gets its teacher features: from stored ones, or from the teacher itself."""
 
-    def __init__(self, config: ForcingConfig, cameras: list[str], device: str, dataset_root: Path | None = None):
+    def __init__(
+        self, config: ForcingConfig, cameras: list[str], device: str, dataset_root: Path | None = None
+    ):
         self.store = None
         if config.cache is not None:
             self.store = FeatureStore(config.cache)
@@ -76,19 +82,23 @@ class FeatureSource:
         else:
             self.teacher = load_teacher(config.teacher, weights=config.weights, device=device)
 
-    def __call__(self, batch: dict[str, Any], images: Callable[[dict[str, Any]], Tensor]) -> Tensor | Features:
+    def __call__(
+        self, batch: dict[str, Any], images: Callable[[dict[str, Any]], Tensor]
+    ) -> Tensor | Features:
         if self.store is None:
             return images(batch)
         if "index" not in batch:
-            raise SpatialForcingError("Stored features are looked up by frame `index`, and the batch has none.")
+            raise SpatialForcingError(
+                "Stored features are looked up by frame `index`, and the batch has none."
+            )
         return self.store.read(batch["index"])
 
 
 class ForcedPolicy:
     """Mixin that adds the alignment loss to a LeRobot policy. Put it before the policy class.
 
-    The host class must offer ``images_BV3HW(batch)``: the pictures of a preprocessed batch in [0, 1], in the order of its
-    visual tokens.
+    The host class must offer ``images_BV3HW(batch)``: the pictures of a preprocessed batch in [0, 1], in the
+    order of its visual tokens.
     """
 
     plain_config_class: ClassVar[type]
@@ -110,7 +120,8 @@ class ForcedPolicy:
         stats = getattr(source.teacher, "stats", None) if forcing.standardize else None
         if forcing.standardize and stats is None:
             raise SpatialForcingError(
-                f"forcing.standardize needs the mean and deviation of the features of {forcing.teacher!r}, which come with a "
+                f"forcing.standardize needs the mean and deviation of the features of {forcing.teacher!r}, "
+                f"which come with a "
                 "feature cache: give forcing.cache, or set forcing.standardize=false."
             )
         return SpatialForcing(
@@ -139,7 +150,8 @@ class ForcedPolicy:
         self._forward_count += 1
         return action_loss + align_loss, logs
 
-    # ---- checkpoints: the host's files, the projector beside them ------------------------------------------------
+    # ---- checkpoints: the host's files, the projector beside them
+    # ------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         everything = self.state_dict() if state_dict is None else state_dict
@@ -173,7 +185,8 @@ class ForcedPolicy:
             saved = json.loads((side / "forcing.json").read_text())["teacher_fingerprint"]
             if saved != forcing.teacher.fingerprint:
                 raise SpatialForcingError(
-                    f"This checkpoint was trained toward teacher features {saved}, but the ones given now are "
+                    f"This checkpoint was trained toward teacher features {saved}, but the ones given now "
+                    f"are "
                     f"{forcing.teacher.fingerprint}: other weights, layer, resolution or views."
                 )
         return model

@@ -120,7 +120,9 @@ class Cache:
         from spatial_forcing.demo import stages
         from spatial_forcing.teachers import load_teacher
 
-        teacher = load_teacher(self.teacher, weights=self.weights, resolution=self.resolution, device=self.device)
+        teacher = load_teacher(
+            self.teacher, weights=self.weights, resolution=self.resolution, device=self.device
+        )
         info_path = self.dataset / "meta" / "info.json"
         if not info_path.is_file():
             raise SpatialForcingError(f"{self.dataset} is not a LeRobotDataset: it has no meta/info.json.")
@@ -170,8 +172,10 @@ class Eval:
         rate = wilson(sum(e["success"] for e in result.episodes), len(result.episodes))
         distance = sum(e["final_distance"] for e in result.episodes) / len(result.episodes)
         print(
-            f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval {rate.low:.0%} to {rate.high:.0%}), "
-            f"mean final distance {100 * distance:.1f} cm, seeds {self.seed} to {self.seed + self.episodes - 1}"
+            f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval {rate.low:.0%} "
+            f"to {rate.high:.0%}), "
+            f"mean final distance {100 * distance:.1f} cm, seeds {self.seed} to "
+            f"{self.seed + self.episodes - 1}"
         )
         if self.out:
             result.save(self.out / "eval.json")
@@ -196,7 +200,9 @@ class Probe:
         settings, roots = finished_settings(self.run_folder)
         arms = demo_arms(settings, *roots)
         result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.run_folder, self.device)
-        table = Table("tokens of", "AbsRel", "RMSE (m)", "delta < 1.25", title="Depth read linearly from frozen tokens")
+        table = Table(
+            "tokens of", "AbsRel", "RMSE (m)", "delta < 1.25", title="Depth read linearly from frozen tokens"
+        )
         for row in result["rows"]:
             table.add_row(row["name"], f"{row['absrel']:.3f}", f"{row['rmse_m']:.3f}", f"{row['delta1']:.3f}")
         _console().print(table)
@@ -214,13 +220,15 @@ class Report:
 
         results = self.run_folder / "results.json"
         if not results.is_file():
-            raise SpatialForcingError(f"{self.run_folder} has no results.json: finish the run with spatial-forcing demo first.")
+            raise SpatialForcingError(
+                f"{self.run_folder} has no results.json: finish the run with spatial-forcing demo first."
+            )
         print(write_report(json.loads(results.read_text()), self.run_folder))
 
 
 @dataclass
 class Doctor:
-    """Check a host, a teacher and a data set together: token layout, grids, gradients, cost, and what looks wrong."""
+    """Check a host, a teacher and a data set together: layout, gradients, cost, and what looks wrong."""
 
     dataset: Path | None = None
     """Folder of a LeRobotDataset; without one the check runs on rendered frames."""
@@ -255,7 +263,7 @@ class Doctor:
 
 
 def train(arguments: list[str]) -> None:
-    """``spatial-forcing train``: lerobot-train with all its flags, plus metrics.jsonl in the output folder."""
+    """``spatial-forcing train``: lerobot-train and its flags, plus metrics.jsonl in the output folder."""
     try:
         from lerobot.configs import parser
         from lerobot.configs.train import TrainPipelineConfig
@@ -309,7 +317,10 @@ def _guarded(run) -> None:
         print(f"spatial-forcing: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("spatial-forcing: stopped. What is finished is kept: run the same command again to continue.", file=sys.stderr)
+        print(
+            "spatial-forcing: stopped. What is finished is kept: run the same command again to continue.",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -1,7 +1,8 @@
-"""The main job in minutes: demonstrations, teacher features, two policies from the same start, rollouts, probe, report.
+"""The main job in minutes: demonstrations, teacher features, two policies from the same start, rollouts,
+probe, report.
 
-Every stage is the ordinary part of the package, run on the embedded world; every stage keeps what it finished, so that a second
-run reuses it and an interrupted one continues.
+Every stage is the ordinary part of the package, run on the embedded world; every stage keeps what it
+finished, so that a second run reuses it and an interrupted one continues.
 """
 
 import json
@@ -14,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
 # Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
 EVAL_SEED = 1_000_000
-# Seconds a unit of work takes on two cores at about 3 GHz, for the estimate at the start (LOG.md has the measurements).
+# Seconds a unit of work takes on two cores at about 3 GHz, for the estimate at the start (LOG.md has the
+# measurements).
 SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
 
 
@@ -67,22 +76,29 @@ class DemoSettings:
         """A rough estimate of the wall time on two cores."""
         frames = len(self.tasks) * self.frames * (self.episodes + self.heldout_episodes)
         episodes = len(self.tasks) * self.eval_episodes * (2 * self.evaluations + 2)
-        shared = frames * SECONDS["frame"] + 2.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
+        shared = (
+            frames * SECONDS["frame"] + 2.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
+        )
         return SECONDS["fixed"] + frames * SECONDS["feature"] + 2 * shared / max(1, workers)
 
 
-def run_demo(settings: DemoSettings, out: Path, *, workers: int = 2, command: str = "", console: Console | None = None) -> Path:
+def run_demo(
+    settings: DemoSettings, out: Path, *, workers: int = 2, command: str = "", console: Console | None = None
+) -> Path:
     """Runs the demo in ``out`` and returns the report's path.
 
     Raises:
-        SpatialForcingError: ``out`` holds a run with other settings, the disk is too full, or a stage failed; nothing that
-            was finished is lost.
+        SpatialForcingError: ``out`` holds a run with other settings, the disk is too full, or a stage
+            failed; nothing that was finished is lost.
     """
     console = console or Console()
     out = out.resolve()
     check_folder(out, settings)
     minutes = settings.seconds(workers) / 60
-    console.print(f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there is reused.")
+    console.print(
+        f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there is "
+        f"reused."
+    )
     timings: dict[str, float] = {}
     with stages(console) as bars:
         with timed(timings, "demonstrations"):
@@ -109,7 +125,9 @@ def check_folder(out: Path, settings: DemoSettings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     need, free = 1.0, shutil.disk_usage(out).free / 2**30
     if free < need:
-        raise SpatialForcingError(f"The demo needs about {need:.0f} GiB under {out}; {free:.2f} GiB are free.")
+        raise SpatialForcingError(
+            f"The demo needs about {need:.0f} GiB under {out}; {free:.2f} GiB are free."
+        )
     claim(out / "settings.json", asdict(settings))
 
 
@@ -122,24 +140,31 @@ def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]
     out = out.resolve()
     path = out / "settings.json"
     if not path.is_file():
-        raise SpatialForcingError(f"{out} holds no demo run (no settings.json). Make one with: spatial-forcing demo --out {out}")
+        raise SpatialForcingError(
+            f"{out} holds no demo run (no settings.json). Make one with: spatial-forcing demo --out {out}"
+        )
     saved = json.loads(path.read_text())
     settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
     roots = (out / "demonstrations", out / "held-out-demonstrations", out / "features" / settings.teacher)
     missing = [str(root) for root in roots if not root.is_dir()]
     if missing:
-        raise SpatialForcingError(f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again.")
+        raise SpatialForcingError(
+            f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again."
+        )
     return settings, roots
 
 
-# ---- stages ----------------------------------------------------------------------------------------------------------
+# ---- stages
+# ----------------------------------------------------------------------------------------------------------
 
 
 def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progress) -> tuple[Path, Path]:
     """Scripted experts' demonstrations, to train on and held out: two LeRobotDatasets."""
     from spatial_forcing.sim.collect import DemoSpec, collect
 
-    spec = DemoSpec(tasks=settings.tasks, episodes=settings.episodes, frames=settings.frames, seed=settings.seed)
+    spec = DemoSpec(
+        tasks=settings.tasks, episodes=settings.episodes, frames=settings.frames, seed=settings.seed
+    )
     heldout = replace(spec, episodes=settings.heldout_episodes, seed=settings.seed + 500_000)
     roots = []
     for name, one in (("demonstrations", spec), ("held-out demonstrations", heldout)):
@@ -194,14 +219,16 @@ def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Pa
     reference = replace(common, role="reference", evaluations=1, videos=0)
     return [
         replace(common, name="baseline", label="without forcing", forcing=forcing | {"weight": 0.0}),
-        replace(common, name="forced", label="Spatial Forcing", forcing=forcing | {"weight": settings.weight}),
+        replace(
+            common, name="forced", label="Spatial Forcing", forcing=forcing | {"weight": settings.weight}
+        ),
         replace(reference, name="blind", label="blind: sees no pictures", policy=blind),
         replace(reference, name="state", label="state: knows the goal", policy=state),
     ]
 
 
 def train_arms(arms: list[Arm], root: Path, workers: int, bars: Progress) -> None:
-    """Trains and evaluates all arms; one bar an arm counts training steps and, as equal shares, evaluations."""
+    """Trains and evaluates all arms; an arm's bar counts training steps and shares for evaluations."""
     totals = {arm.name: arm.steps + arm.evaluations * arm.save_every // 4 for arm in arms}
     rows = {arm.name: bars.add_task(f"policy: {arm.name}", total=totals[arm.name]) for arm in arms}
     shares = {arm.name: arm.save_every // 4 for arm in arms}
@@ -228,7 +255,12 @@ def probe_arms(
 
 
 def write_demo_report(
-    settings: DemoSettings, arms: list[Arm], probe: dict[str, Any], timings: dict[str, float], out: Path, command: str
+    settings: DemoSettings,
+    arms: list[Arm],
+    probe: dict[str, Any],
+    timings: dict[str, float],
+    out: Path,
+    command: str,
 ) -> Path:
     """Gathers every number into results.json and draws the report from it."""
     from spatial_forcing.evidence import gather_results
@@ -248,7 +280,8 @@ def write_demo_report(
     return write_report(results, out)
 
 
-# ---- console ---------------------------------------------------------------------------------------------------------
+# ---- console
+# ---------------------------------------------------------------------------------------------------------
 
 
 def stages(console: Console) -> Progress:

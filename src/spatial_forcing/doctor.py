@@ -1,4 +1,4 @@
-"""Doctor: put a host, a teacher and some pictures together once, and say what is there and what looks wrong."""
+"""Doctor: put a host, a teacher and some pictures together once, and say what looks wrong."""
 
 import resource
 import time
@@ -55,7 +55,9 @@ def examine(
     return not findings.wrong
 
 
-def diagnose(host: Host, teacher: Any, images_BV3HW: Tensor, loss_of: Any, policy: Any, depth: int | None) -> Findings:
+def diagnose(
+    host: Host, teacher: Any, images_BV3HW: Tensor, loss_of: Any, policy: Any, depth: int | None
+) -> Findings:
     """One training step with and without forcing, and what it shows.
 
     Args:
@@ -98,7 +100,14 @@ def diagnose(host: Host, teacher: Any, images_BV3HW: Tensor, loss_of: Any, polic
 
 
 def _measure(
-    found: Findings, host: Host, teacher: Any, sf: SpatialForcing, policy: Any, features: Any, action: Tensor, align: Tensor
+    found: Findings,
+    host: Host,
+    teacher: Any,
+    sf: SpatialForcing,
+    policy: Any,
+    features: Any,
+    action: Tensor,
+    align: Tensor,
 ) -> None:
     trains = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total = sum(p.numel() for p in policy.parameters())
@@ -111,7 +120,8 @@ def _measure(
         "tap": f"after block {sf.tap.depth} of {len(host.blocks)}",
         "teacher": f"{rows} x {cols} tokens a view, width {teacher.width}; {licence}",
         "valid tokens": f"{valid:.0%}",
-        "trainable parameters": f"{trains:,} of {total:,} in the policy, {sum(p.numel() for p in sf.parameters()):,} projector",
+        "trainable parameters": f"{trains:,} of {total:,} in the policy, "
+        f"{sum(p.numel() for p in sf.parameters()):,} projector",
         "cosine at start": f"{cosine:.3f}",
         "gradient ratio at tap": f"{ratio:.3f} (alignment over action, weight {sf.weight})",
     }
@@ -119,27 +129,37 @@ def _measure(
     common = torch.nn.functional.cosine_similarity(tokens, tokens.mean(0, keepdim=True)).mean().item()
     found.facts["teacher's common part"] = f"cosine of a token to the mean token: {common:.2f}"
     if features.tokens_BVHWC.shape[1] < host.layout.views:
-        found.odd.append(f"The data have {features.tokens_BVHWC.shape[1]} views, the host {host.layout.views}.")
+        found.odd.append(
+            f"The data have {features.tokens_BVHWC.shape[1]} views, the host {host.layout.views}."
+        )
     if valid == 0:
         found.wrong.append("No token is valid: the alignment loss is zero and trains nothing.")
     elif valid < 0.5:
-        found.odd.append(f"Only {valid:.0%} of the visual tokens are valid: padding or missing views take the rest.")
+        found.odd.append(
+            f"Only {valid:.0%} of the visual tokens are valid: padding or missing views take the rest."
+        )
     if common > 0.8:
         found.odd.append(
-            "The teacher's tokens share a large common part, so a cosine is high without learning anything. Try "
+            "The teacher's tokens share a large common part, so a cosine is high without learning anything. "
+            "Try "
             "standardize=True."
         )
     if ratio > 10:
-        found.odd.append(f"The alignment pulls {ratio:.0f} times as hard as the action loss; try a smaller weight.")
+        found.odd.append(
+            f"The alignment pulls {ratio:.0f} times as hard as the action loss; try a smaller weight."
+        )
     if rows * cols < host.layout.rows * host.layout.cols:
         found.odd.append("The teacher's grid is coarser than the host's: raise its resolution.")
 
 
-def _batch(dataset: Path | None, checkpoint: Path | None, size: int, cameras: tuple[str, ...]) -> tuple[Any, Tensor, Any]:
-    """(policy, images_BV3HW, loss_of) from a checkpoint and a data set, or from the built-in parts where one is missing."""
+def _batch(
+    dataset: Path | None, checkpoint: Path | None, size: int, cameras: tuple[str, ...]
+) -> tuple[Any, Tensor, Any]:
+    """(policy, images_BV3HW, loss_of) from a checkpoint and a data set, or from the built-in parts."""
     if (dataset is None) != (checkpoint is None):
         raise SpatialForcingError(
-            "Give both a data set and a checkpoint trained on such data, or neither to check the built-in VLA on rendered frames."
+            "Give both a data set and a checkpoint trained on such data, or neither to check the built-in "
+            "VLA on rendered frames."
         )
     if dataset is None or checkpoint is None:
         return _built_in(size)
@@ -155,7 +175,11 @@ def _batch(dataset: Path | None, checkpoint: Path | None, size: int, cameras: tu
     for key in keys:
         if key not in batch:
             raise UnknownNameError("camera", key, data.meta.camera_keys)
-    return loaded.policy, torch.stack([batch[key] for key in keys], 1), lambda: loaded.policy.forward(batch)[0]
+    return (
+        loaded.policy,
+        torch.stack([batch[key] for key in keys], 1),
+        lambda: loaded.policy.forward(batch)[0],
+    )
 
 
 def _built_in(size: int) -> tuple[Any, Tensor, Any]:

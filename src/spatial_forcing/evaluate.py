@@ -1,4 +1,4 @@
-"""Rollouts of a saved policy through LeRobot's evaluation, on fixed episodes, and its action error on held-out demonstrations."""
+"""Rollouts of a saved policy through LeRobot's evaluation, and its error on held-out demonstrations."""
 
 import json
 import time
@@ -19,9 +19,10 @@ class Evaluation:
 
     Attributes:
         step: training step of the checkpoint.
-        heldout_error: mean absolute error of the action chunk on held-out demonstrations, in standard deviations of each
-            action dimension.
-        episodes: {"task", "seed", "success", "final_distance", "closest_distance", "steps"}; distances in metres.
+        heldout_error: mean absolute error of the action chunk on held-out demonstrations, in standard
+            deviations of each action dimension.
+        episodes: {"task", "seed", "success", "final_distance", "closest_distance", "steps"}; distances in
+            metres.
         videos: files of the first few episodes.
         seconds: wall time.
     """
@@ -56,7 +57,9 @@ class LoadedPolicy:
         if not (checkpoint / "config.json").is_file():
             near = [str(p.parent) for p in sorted(checkpoint.glob("**/config.json"))[:3]]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise SpatialForcingError(f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}")
+            raise SpatialForcingError(
+                f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}"
+            )
         register_third_party_plugins()
         config = PreTrainedConfig.from_pretrained(checkpoint)
         config.device, config.pretrained_path = device, checkpoint
@@ -81,7 +84,9 @@ class LoadedPolicy:
 
         repo_id = f"local/{Path(root).name}"
         meta = LeRobotDatasetMetadata(repo_id, root=root)
-        return LeRobotDataset(repo_id, root=root, delta_timestamps=resolve_delta_timestamps(self.config, meta))
+        return LeRobotDataset(
+            repo_id, root=root, delta_timestamps=resolve_delta_timestamps(self.config, meta)
+        )
 
 
 @torch.no_grad()
@@ -97,9 +102,15 @@ def heldout_error(loaded: LoadedPolicy, root: Path) -> float:
 
 
 def roll_out(
-    loaded: LoadedPolicy, env_config: Any, *, episodes: int, seed: int, videos: Path | None = None, video_count: int = 2
+    loaded: LoadedPolicy,
+    env_config: Any,
+    *,
+    episodes: int,
+    seed: int,
+    videos: Path | None = None,
+    video_count: int = 2,
 ) -> Evaluation:
-    """Runs a policy in an environment with LeRobot's evaluation; episode i has the seed ``seed`` + i for every policy."""
+    """Runs LeRobot's evaluation; episode i has the seed ``seed`` + i, for every policy."""
     from lerobot.envs import close_envs, make_env, make_env_pre_post_processors
     from lerobot.scripts.lerobot_eval import eval_policy_all
 

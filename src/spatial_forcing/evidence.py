@@ -37,11 +37,15 @@ class ProbeFrames:
 
         self.root = root
         dataset = demo_dataset(root)
-        count = dataset.meta.total_episodes if episodes is None else min(episodes, dataset.meta.total_episodes)
+        count = (
+            dataset.meta.total_episodes if episodes is None else min(episodes, dataset.meta.total_episodes)
+        )
         self.episodes = list(range(count))
         depth = [load_geometry(root, episode)["depth_TVHW"].float() for episode in self.episodes]
         self.depth_FVHW = torch.cat(depth)
-        self.episode_F = torch.cat([torch.full((len(d),), e) for e, d in zip(self.episodes, depth, strict=True)])
+        self.episode_F = torch.cat(
+            [torch.full((len(d),), e) for e, d in zip(self.episodes, depth, strict=True)]
+        )
         keys = dataset.meta.camera_keys
         frames = [dataset[i] for i in range(len(self.episode_F))]
         self.images_FV3HW = torch.stack([torch.stack([frame[key] for key in keys]) for frame in frames])
@@ -55,9 +59,11 @@ class ProbeFrames:
 def probe_policies(
     teacher: str, arms: Sequence[Arm], train_root: Path, heldout_root: Path, out: Path, device: str
 ) -> dict[str, Any]:
-    """Depth probes on the tapped tokens of the first two arms, of an untrained policy, and on the teacher's features.
+    """Depth probes on the tapped tokens of the first two arms, of an untrained policy, and on the teacher's
+    features.
 
-    Every head is fitted on demonstrations the policies were trained on and tested on held-out ones. Writes ``probe.png``.
+    Every head is fitted on demonstrations the policies were trained on and tested on held-out ones. Writes
+    ``probe.png``.
     """
     from spatial_forcing.probe import run_probe, tapped_tokens
     from spatial_forcing.teachers import load_teacher
@@ -183,4 +189,6 @@ def sample_pictures(dataset_root: Path, out: Path) -> list[dict[str, str]]:
     count = min(PROBE_CAMERA_PICTURES, len(frames.episode_F))
     path = out / "samples.png"
     frame_strip(frames.images_FV3HW[:count], frames.depth_FVHW[:count], path)
-    return [{"path": path.name, "caption": f"{count} consecutive training frames, both views, and their depth"}]
+    return [
+        {"path": path.name, "caption": f"{count} consecutive training frames, both views, and their depth"}
+    ]

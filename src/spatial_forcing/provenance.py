@@ -8,7 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("spatial-forcing", "torch", "lerobot", "metaworld", "mujoco", "gymnasium", "transformers", "numpy", "safetensors")
+PACKAGES = (
+    "spatial-forcing",
+    "torch",
+    "lerobot",
+    "metaworld",
+    "mujoco",
+    "gymnasium",
+    "transformers",
+    "numpy",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:
@@ -23,11 +33,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this package runs from, with ``+changes`` if it was edited; None outside a checkout."""
+    """The commit of this source tree, with ``+changes`` if it was edited; None outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         head = git("rev-parse", "--short=12", "HEAD")

@@ -1,8 +1,9 @@
 """Arms of a comparison: the same policy trained with different options, everything else equal.
 
-An arm is trained through LeRobot's trainer and every checkpoint is rolled out on the same episodes. Arms with the same seed start
-from the same weights and see the same batches in the same order; whatever an arm adds (projector, teacher) draws its random
-numbers elsewhere. Each arm is a folder; a finished one is reused, an interrupted one continues.
+An arm is trained through LeRobot's trainer and every checkpoint is rolled out on the same episodes. Arms
+with the same seed start from the same weights and see the same batches in the same order; whatever an arm
+adds (projector, teacher) draws its random numbers elsewhere. Each arm is a folder; a finished one is reused,
+an interrupted one continues.
 
     <folder>/arm.json            the specification
     <folder>/train/              LeRobot's run: checkpoints, metrics.jsonl
@@ -36,7 +37,8 @@ class Arm:
         policy: options of TinyConfig.
         forcing: options of ForcingConfig; None trains the plain policy.
         dataset, heldout: roots of LeRobotDatasets.
-        steps, batch_size, seed, evaluations: the budget; checkpoints are evaluated ``evaluations`` times, evenly spread.
+        steps, batch_size, seed, evaluations: the budget; checkpoints are evaluated ``evaluations`` times,
+            evenly spread.
         env: options of SimEnvConfig, one dict a task.
         episodes, eval_seed: rollouts a task; episode i has the seed eval_seed + i.
         videos: how many of them are filmed.
@@ -116,7 +118,7 @@ def policy_config(arm: Arm) -> Any:
 
 
 def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> Any:
-    """Held-out action error and rollouts of one checkpoint on every task. Only the last checkpoint is filmed."""
+    """Held-out action error and rollouts of one checkpoint. Only the last checkpoint is filmed."""
     from spatial_forcing.evaluate import Evaluation, LoadedPolicy, heldout_error, roll_out
     from spatial_forcing.sim.env import SimEnvConfig
 
@@ -146,7 +148,8 @@ def progress_of(folder: Path) -> ArmProgress:
     return ArmProgress(rows[-1]["step"] if rows else 0, len(list((folder / "eval").glob("[0-9]*.json"))))
 
 
-# ---- several arms, side by side --------------------------------------------------------------------------------------
+# ---- several arms, side by side
+# --------------------------------------------------------------------------------------
 
 
 def run_arms(
@@ -156,7 +159,8 @@ def run_arms(
     workers: int = 2,
     watch: Callable[[dict[str, ArmProgress]], None] = lambda progress: None,
 ) -> None:
-    """Runs arms in ``root/<name>``, ``workers`` at a time, one thread each: on few cores two runs beat two threads.
+    """Runs arms in ``root/<name>``, ``workers`` at a time, one thread each: on few cores two runs beat two
+    threads.
 
     Args:
         arms: what to run; names must differ.
@@ -165,11 +169,12 @@ def run_arms(
         watch: called about once a second with the progress of every arm.
 
     Raises:
-        SpatialForcingError: an arm failed; says which and where its log is. The others are stopped after their current run.
+        SpatialForcingError: an arm failed; says which and where its log is. The others are stopped after
+            their current run.
     """
     folders = {arm.name: root / arm.name for arm in arms}
     assert len(folders) == len(arms), "arms with equal names"
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(arms))))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
         jobs = {pool.submit(_run_logged, arm, folders[arm.name]): arm for arm in arms}
@@ -181,7 +186,8 @@ def run_arms(
                 pool.shutdown(wait=False, cancel_futures=True)
                 arm = jobs[failed[0]]
                 raise SpatialForcingError(
-                    f"The arm {arm.name!r} failed: {failed[0].exception()}\nIts log: {folders[arm.name] / 'log.txt'}. What "
+                    f"The arm {arm.name!r} failed: {failed[0].exception()}\nIts log: "
+                    f"{folders[arm.name] / 'log.txt'}. What "
                     "is finished is kept: run the same command again to continue."
                 ) from failed[0].exception()
             watch({name: progress_of(folder) for name, folder in folders.items()})
@@ -240,6 +246,7 @@ def claim(path: Path, specification: dict[str, Any]) -> None:
     if keys:
         differing = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} wanted" for k in keys)
         raise SpatialForcingError(
-            f"{path.parent} already holds another run ({differing}). Nothing was changed. Choose another folder with --out, "
+            f"{path.parent} already holds another run ({differing}). Nothing was changed. Choose another "
+            f"folder with --out, "
             "or delete this one."
         )

@@ -1,7 +1,7 @@
 """Training through LeRobot's own trainer, with its logged numbers kept as a file.
 
-``spatial-forcing train`` takes exactly the flags of ``lerobot-train`` and adds one thing: ``metrics.jsonl`` in the output folder,
-a JSON object per logged step, which the report draws its curves from.
+``spatial-forcing train`` takes exactly the flags of ``lerobot-train`` and adds one thing: ``metrics.jsonl``
+in the output folder, a JSON object per logged step, which the report draws its curves from.
 """
 
 import json
@@ -26,8 +26,9 @@ METRICS = "metrics.jsonl"
 class MetricsFile(logging.Filter):
     """Writes every MetricsTracker that LeRobot logs to ``<output_dir>/metrics.jsonl``.
 
-    A filter on the root logger and not a handler, because LeRobot clears the handlers when training starts. The output folder
-    is looked up when the first record comes, because LeRobot may choose it after training starts.
+    A filter on the root logger and not a handler, because LeRobot clears the handlers when training starts.
+    The output folder is looked up when the first record comes, because LeRobot may choose it after training
+    starts.
     """
 
     def __init__(self, config: TrainPipelineConfig):
@@ -48,7 +49,7 @@ class MetricsFile(logging.Filter):
 
 
 def train_policy(config: TrainPipelineConfig) -> Path:
-    """Runs ``lerobot-train`` on a configuration, in this process, and keeps its metrics. Returns the output folder."""
+    """Runs LeRobot's trainer in this process and keeps its metrics. Returns the output folder."""
     from lerobot.scripts.lerobot_train import train
 
     metrics, root = MetricsFile(config), logging.getLogger()
@@ -72,7 +73,7 @@ def train_config(
     save_every: int,
     log_every: int = 10,
 ) -> TrainPipelineConfig:
-    """A LeRobot training configuration for a local data set: offline, nothing pushed, nothing logged elsewhere."""
+    """A LeRobot configuration for a local data set: offline, nothing pushed, nothing logged elsewhere."""
     policy.push_to_hub = False
     return TrainPipelineConfig(
         dataset=DatasetConfig(repo_id=f"local/{dataset_root.name}", root=str(dataset_root)),
@@ -91,7 +92,8 @@ def train_config(
 
 
 def train_or_continue(config: TrainPipelineConfig) -> Path:
-    """Trains, or continues an interrupted training from its last checkpoint, or does nothing if it is complete.
+    """Trains, or continues an interrupted training from its last checkpoint, or does nothing if it is
+    complete.
 
     Raises:
         SpatialForcingError: the output folder holds something that is not a LeRobot run.
@@ -107,8 +109,10 @@ def train_or_continue(config: TrainPipelineConfig) -> Path:
             truncate_metrics(folder / METRICS, checkpoint_step(last))
             return train_policy(resumed)
     if folder.exists():
-        if set(p.name for p in folder.iterdir()) - {METRICS, "checkpoints"}:
-            raise SpatialForcingError(f"{folder} exists and is not a training run of ours. Choose another output folder.")
+        if {p.name for p in folder.iterdir()} - {METRICS, "checkpoints"}:
+            raise SpatialForcingError(
+                f"{folder} exists and is not a training run of ours. Choose another output folder."
+            )
         # Stopped before its first checkpoint: there is nothing to continue from.
         shutil.rmtree(folder)
     with command_line():
@@ -145,7 +149,7 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 @contextmanager
 def command_line(*arguments: str) -> Iterator[None]:
-    """LeRobot reads some of its configuration from ``sys.argv`` again; show it these arguments and not ours."""
+    """LeRobot reads some of its configuration from ``sys.argv``: show it these arguments, not ours."""
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         yield

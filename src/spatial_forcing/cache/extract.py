@@ -25,7 +25,8 @@ def extract(
     batch_size: int = 32,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Stores a teacher's features of every frame of a local LeRobotDataset. Continues where it was interrupted.
+    """Stores a teacher's features of every frame of a local LeRobotDataset. Continues where it was
+    interrupted.
 
     Args:
         dataset_root: the data set's folder.
@@ -55,7 +56,9 @@ def extract(
         cameras=tuple(keys),
         frames=len(dataset),
     )
-    device = next(iter(teacher.parameters()), torch.empty(0)).device if hasattr(teacher, "parameters") else "cpu"
+    device = (
+        next(iter(teacher.parameters()), torch.empty(0)).device if hasattr(teacher, "parameters") else "cpu"
+    )
 
     def frames(start: int, stop: int) -> Tensor:
         return torch.stack([_views(dataset[i], keys) for i in range(start, stop)]).to(device)

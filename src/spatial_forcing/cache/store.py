@@ -2,11 +2,13 @@
 
     features/
       source.json                   what these features are of; written first
-      manifest.json                 the same with grid and statistics; written last, its presence means finished
-      shard-00000.safetensors       tokens (F, V, H, W, C) float16 of frames 0 .. F-1 of the data set, then the next shard
+      manifest.json                 the same with grid and statistics; written last, its presence means
+      finished shard-00000.safetensors       tokens (F, V, H, W, C) float16 of frames 0 .. F-1 of the data
+      set, then the next shard
 
-A shard is written under a temporary name and renamed, so an interrupted extraction continues where it stopped and never leaves
-half a shard under a real name. Reading maps the shards into memory: a batch touches only its own frames.
+A shard is written under a temporary name and renamed, so an interrupted extraction continues where it
+stopped and never leaves half a shard under a real name. Reading maps the shards into memory: a batch touches
+only its own frames.
 
 Shapes: F frames, B batch, V views, H W rows and columns, C channels.
 """
@@ -151,10 +153,12 @@ class Moments:
 
 
 class FeatureStore:
-    """Reads stored features. Stands where a teacher would: it has ``width``, ``fingerprint``, ``licence`` and ``stats``.
+    """Reads stored features. Stands where a teacher would: it has ``width``, ``fingerprint``, ``licence``
+    and ``stats``.
 
     Raises:
-        CacheError: no cache there, an unfinished one, one of another version, or a shard is missing or truncated.
+        CacheError: no cache there, an unfinished one, one of another version, or a shard is missing or
+            truncated.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
@@ -174,15 +178,22 @@ class FeatureStore:
     def _manifest(self) -> dict[str, Any]:
         path = self.root / "manifest.json"
         if not path.is_file():
-            state = "an unfinished feature cache" if (self.root / "source.json").is_file() else "no feature cache"
-            raise CacheError(f"{self.root} holds {state}. Write it (or finish it) with: spatial-forcing cache")
+            state = (
+                "an unfinished feature cache" if (self.root / "source.json").is_file() else "no feature cache"
+            )
+            raise CacheError(
+                f"{self.root} holds {state}. Write it (or finish it) with: spatial-forcing cache"
+            )
         try:
             manifest = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise CacheError(f"{path} is not readable JSON ({error}). Delete the folder and write it again.") from error
+            raise CacheError(
+                f"{path} is not readable JSON ({error}). Delete the folder and write it again."
+            ) from error
         if manifest.get("format") != FORMAT:
             raise CacheError(
-                f"{path} has format {manifest.get('format')}, this version reads {FORMAT}. Write the cache again."
+                f"{path} has format {manifest.get('format')}, this version reads {FORMAT}. Write the cache "
+                f"again."
             )
         return manifest
 
@@ -191,7 +202,8 @@ class FeatureStore:
         index = index_B.tolist()
         if index and not 0 <= min(index) <= max(index) < self.source.frames:
             raise CacheError(
-                f"Frame {max(index)} was asked for, but the cache at {self.root} has {self.source.frames} frames: it is of "
+                f"Frame {max(index)} was asked for, but the cache at {self.root} has {self.source.frames} "
+                f"frames: it is of "
                 "another data set."
             )
         tokens = torch.stack([self.shards[i // self._shard_frames][i % self._shard_frames] for i in index])
@@ -199,19 +211,23 @@ class FeatureStore:
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool, device=tokens.device))
 
     def check(self, *, teacher: str, cameras: Iterable[str], dataset_root: Path | None = None) -> None:
-        """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras`` in this order, and of the data set
-        at ``dataset_root`` if one is given."""
+        """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras`` in this order,
+        and of the data set at ``dataset_root`` if one is given."""
         cameras = tuple(cameras)
         if self.source.teacher != teacher:
-            raise CacheError(f"The cache at {self.root} is of teacher {self.source.teacher!r}, not {teacher!r}.")
+            raise CacheError(
+                f"The cache at {self.root} is of teacher {self.source.teacher!r}, not {teacher!r}."
+            )
         if self.source.cameras != cameras:
             raise CacheError(
-                f"The cache at {self.root} has the cameras {list(self.source.cameras)}, the policy has {list(cameras)}. Their "
+                f"The cache at {self.root} has the cameras {list(self.source.cameras)}, the policy has "
+                f"{list(cameras)}. Their "
                 "order matters: the teacher attends across views."
             )
         if dataset_root is not None and (found := dataset_fingerprint(dataset_root)) != self.source.dataset:
             raise CacheError(
-                f"The cache at {self.root} is of data set {self.source.dataset}, but {dataset_root} has the fingerprint "
+                f"The cache at {self.root} is of data set {self.source.dataset}, but {dataset_root} has the "
+                f"fingerprint "
                 f"{found}: other frames, or the data set changed since. Write the cache again."
             )
 
@@ -225,7 +241,8 @@ def _check_same(root: Path, found: Source, wanted: Source) -> None:
     differing = [f"{key}: {a[key]!r} there, {b[key]!r} wanted" for key in a if a[key] != b[key]]
     if differing:
         raise CacheError(
-            f"{root} already holds features of something else ({'; '.join(differing)}). Choose another folder, or delete this "
+            f"{root} already holds features of something else ({'; '.join(differing)}). Choose another "
+            f"folder, or delete this "
             "one."
         )
 
@@ -248,7 +265,8 @@ def _check_space(root: Path, tokens_FVHWC: Tensor, frames_left: int) -> None:
     if need > free:
         raise CacheError(
             f"The disk under {root} has {free / 2**30:.2f} GiB free, the remaining {frames_left} frames need "
-            f"{need / 2**30:.2f} GiB. Finished shards are kept: free some space and run the same command again."
+            f"{need / 2**30:.2f} GiB. Finished shards are kept: free some space and run the same command "
+            f"again."
         )
 
 
@@ -258,13 +276,20 @@ def _shard_name(start: int) -> str:
 
 def _load_shard(path: Path, frames: int) -> Tensor:
     if not path.is_file():
-        raise CacheError(f"The shard {path.name} is missing from {path.parent}. Delete manifest.json and write the cache again.")
+        raise CacheError(
+            f"The shard {path.name} is missing from {path.parent}. Delete manifest.json and write the cache "
+            f"again."
+        )
     try:
         tokens_FVHWC = load_file(path)["tokens"]
     except (SafetensorError, KeyError) as error:
-        raise CacheError(f"{path} is damaged ({error}). Delete it and manifest.json, and run again.") from error
+        raise CacheError(
+            f"{path} is damaged ({error}). Delete it and manifest.json, and run again."
+        ) from error
     if len(tokens_FVHWC) != frames:
-        raise CacheError(f"{path} holds {len(tokens_FVHWC)} frames, expected {frames}. Delete it and run again.")
+        raise CacheError(
+            f"{path} holds {len(tokens_FVHWC)} frames, expected {frames}. Delete it and run again."
+        )
     return tokens_FVHWC
 
 

@@ -4,9 +4,9 @@ One transformer reads one sequence, everything attending to everything:
 
     instruction words | patches of view 1 | patches of view 2 | ... | proprioception | action queries
 
-The action queries also carry the instruction and the proprioception, and come out as a chunk of actions. It has what Spatial
-Forcing needs of a host (visual tokens in a residual stream) and what a comparison needs of a policy: nothing pretrained, one
-optimizer setting, seconds to build.
+The action queries also carry the instruction and the proprioception, and come out as a chunk of actions. It
+has what Spatial Forcing needs of a host (visual tokens in a residual stream) and what a comparison needs of
+a policy: nothing pretrained, one optimizer setting, seconds to build.
 
 Shapes: B batch, V views, H W pixels, L sequence, K words, S proprioception, T chunk, A action, D width.
 """
@@ -91,7 +91,9 @@ class TinyVLA(nn.Module):
     ):
         super().__init__()
         if image_size % patch:
-            raise SpatialForcingError(f"The image size {image_size} is not a multiple of the patch size {patch}.")
+            raise SpatialForcingError(
+                f"The image size {image_size} is not a multiple of the patch size {patch}."
+            )
         side = image_size // patch
         self.layout = Layout(views, side, side) if views else None
         self.image_size, self.vocabulary, self.max_words = image_size, vocabulary, max_words
@@ -129,7 +131,9 @@ class TinyVLA(nn.Module):
         expected = (self.layout.views, 3, self.image_size, self.image_size)
         if images_BV3HW is None or tuple(images_BV3HW.shape[1:]) != expected:
             found = None if images_BV3HW is None else tuple(images_BV3HW.shape[1:])
-            raise SpatialForcingError(f"TinyVLA expects pictures of shape (views, 3, H, W) = {expected}, got {found}.")
+            raise SpatialForcingError(
+                f"TinyVLA expects pictures of shape (views, 3, H, W) = {expected}, got {found}."
+            )
         # Centred, so that the first layer does not have to learn the mean of the pictures.
         patches_bDhw = self.patches(2 * images_BV3HW.flatten(0, 1) - 1)
         patches_BND = patches_bDhw.flatten(2).transpose(1, 2).reshape(batch, -1, patches_bDhw.shape[1])
@@ -138,7 +142,9 @@ class TinyVLA(nn.Module):
     def spatial_forcing_host(self) -> Host:
         """Where the visual tokens are: after the words, view by view."""
         if self.layout is None:
-            raise SpatialForcingError("A blind TinyVLA has no visual tokens: Spatial Forcing has nothing to act on.")
+            raise SpatialForcingError(
+                "A blind TinyVLA has no visual tokens: Spatial Forcing has nothing to act on."
+            )
         visual = slice(self.max_words, self.max_words + self.layout.tokens)
         return Host(
             name="TinyVLA",

@@ -1,6 +1,8 @@
-"""TinyVLA as a LeRobot policy, type ``tiny``: ``lerobot-train --policy.type=tiny`` (and ``sf_tiny`` with Spatial Forcing).
+"""TinyVLA as a LeRobot policy, type ``tiny``: ``lerobot-train --policy.type=tiny`` (and ``sf_tiny`` with
+Spatial Forcing).
 
-Configuration, policy and processors share this file because LeRobot finds the latter two by the module of the first.
+Configuration, policy and processors share this file because LeRobot finds the latter two by the module of
+the first.
 Shapes: B batch, V views, H W pixels, S proprioception, T chunk, A action.
 """
 
@@ -60,7 +62,9 @@ class TinyConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise ValueError(f"n_action_steps must be 1 to chunk_size = {self.chunk_size}, got {self.n_action_steps}.")
+            raise ValueError(
+                f"n_action_steps must be 1 to chunk_size = {self.chunk_size}, got {self.n_action_steps}."
+            )
 
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig(lr=self.optimizer_lr, weight_decay=self.optimizer_weight_decay, grad_clip_norm=1.0)
@@ -170,5 +174,8 @@ def make_tiny_pre_post_processors(config: TinyConfig, dataset_stats: dict | None
 
 def _width(feature: PolicyFeature | None) -> int:
     if feature is None or feature.type is FeatureType.VISUAL:
-        raise ValueError("TinyVLA was asked for a feature that the data set does not have (observation.environment_state?).")
+        raise ValueError(
+            "TinyVLA was asked for a feature that the data set does not have "
+            "(observation.environment_state?)."
+        )
     return feature.shape[0]
