@@ -4,8 +4,8 @@
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher-2d --objective masked
 
-A step of the first takes about 1.1 s of one CPU core. Start a stopped run again with the same command: it goes
-on where it was. A finished run leaves `<name>.safetensors` (float16), `<name>.md` and `<name>.json`;
+A step of the first takes about 1.1 s of one CPU core. Start a stopped run again with the same command: it
+goes on where it was. A finished run leaves `<name>.safetensors` (float16), `<name>.md` and `<name>.json`;
 `--evaluate FILE` computes its numbers again.
 
 Supervision as in VGGT (arXiv 2503.11651, section 3.4): depth, point maps and cameras, with learned

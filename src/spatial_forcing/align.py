@@ -64,8 +64,8 @@ class Projector(nn.Module):
 def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
     """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2] (Eq. 4).
 
-    Computed in float32. Zero if and only if every valid pair is parallel, as when no token is valid; invariant
-    to either side's scale.
+    Computed in float32. Zero if and only if every valid pair is parallel (or none is valid); invariant to
+    either side's scale.
     """
     projected = torch.where(valid_BN[..., None], projected_BNC.float(), 1.0)
     target = torch.where(valid_BN[..., None], target_BNC.float(), 1.0)

@@ -78,8 +78,7 @@ class DepthProbe:
         return self
 
     def predict(self, tokens_FVHWC: Tensor) -> Tensor:
-        """depth_FVhw in metres, float32, on the CPU. Raises ProbeError before :meth:`fit` or if tokens do not
-        fit."""
+        """depth_FVhw in metres, float32, on the CPU, from tokens as wide as the fitted ones."""
         if self._head is None:
             raise ProbeError("The probe has not been fitted: call fit() first.")
         C = len(self._head.mean_C)

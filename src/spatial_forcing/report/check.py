@@ -80,7 +80,7 @@ ROLES = ("arm", "reference")
 def check_results(results: Mapping[str, Any]) -> None:
     """Raises :class:`ReportError` naming the first thing that is missing or wrong.
 
-    More keys than needed are fine. An arm without curves or evaluations is one that has not finished, and passes.
+    More keys than needed are fine. An arm without curves or evaluations has not finished, and passes.
     """
     _check(results, RESULTS, "results")
     if not results["arms"]:

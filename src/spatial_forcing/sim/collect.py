@@ -115,7 +115,8 @@ def demo_dataset(root: Path) -> Any:
     _import_lerobot()
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    return LeRobotDataset(_repo_id(Path(root)), root=Path(root))
+    # There are no videos; naming a backend spares a search for FFmpeg and its warnings.
+    return LeRobotDataset(_repo_id(Path(root)), root=Path(root), video_backend="pyav")
 
 
 def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":

@@ -1,0 +1,109 @@
+"""What Spatial Forcing costs a training step: plain, with stored features, with the teacher online.
+
+    make bench    # python benchmarks/step_time.py --batch 16 --rounds 20
+
+The three kinds of step take turns in one process, so that whatever else the machine does hits all alike; reported
+are median and quartiles of the step times, and of the ratios to the plain step of the same round. Writes
+benchmarks/step_time.json.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from spatial_forcing import SpatialForcing, host_of, load_teacher
+from spatial_forcing.hosts.tiny import TinyVLA, hash_words
+from spatial_forcing.provenance import command_line, commit, hardware, versions
+
+
+@dataclass
+class Args:
+    """Options of the benchmark."""
+
+    batch: int = 16
+    """Frames a step."""
+    rounds: int = 20
+    """How often each kind of step is timed, after two rounds that are not."""
+    teacher: str = "vggt-tiny-sim"
+    """Teacher that runs online."""
+    threads: int = 1
+    """Threads of torch."""
+    out: Path = Path("benchmarks/step_time.json")
+    """Where the numbers go."""
+
+
+def main(args: Args) -> None:
+    """Times the three kinds of step and writes the numbers."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    steps = build_steps(args)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(args.rounds + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if round_ >= 2:
+                times[name].append(time.perf_counter() - start)
+    result = {
+        "command": command_line(),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+        "step_seconds": {name: quartiles(values) for name, values in times.items()},
+        "ratio_to_plain": {
+            name: quartiles([a / b for a, b in zip(values, times["plain"], strict=True)])
+            for name, values in times.items()
+        },
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for name in steps:
+        seconds, ratio = result["step_seconds"][name], result["ratio_to_plain"][name]
+        print(
+            f"{name:<16}{seconds['median']:.3f} s a step   {ratio['median']:.2f} x plain"
+            f"   (quartiles {ratio['low']:.2f} to {ratio['high']:.2f})"
+        )
+    print(args.out)
+
+
+def build_steps(args: Args) -> dict[str, Callable[[], None]]:
+    """The three kinds of step, on the same host and batch."""
+    vla = TinyVLA()
+    teacher = load_teacher(args.teacher)
+    images, state = torch.rand(args.batch, 2, 3, 112, 112), torch.randn(args.batch, 4)
+    actions = torch.randn(args.batch, 8, 4)
+    words = hash_words(["move the hand to the ball"] * args.batch, vla.vocabulary, vla.max_words)
+    sf = SpatialForcing(host_of(vla), teacher)
+    optimizer = torch.optim.AdamW([*vla.parameters(), *sf.parameters()], lr=1e-3)
+    features = teacher(images)
+
+    def step(target: object) -> None:
+        with sf.watch():
+            loss = (vla(images, words, state) - actions).abs().mean()
+        if target is not None:
+            loss = loss + sf(target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {
+        "plain": lambda: step(None),
+        "stored features": lambda: step(features),
+        "teacher online": lambda: step(images),
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
