@@ -2,9 +2,9 @@
 
     make bench    # python benchmarks/step_time.py --batch 16 --rounds 20
 
-The three kinds of step take turns in one process, so that whatever else the machine does hits all alike; reported
-are median and quartiles of the step times, and of the ratios to the plain step of the same round. Writes
-benchmarks/step_time.json.
+The three kinds of step take turns in one process, so that whatever else the machine does hits all alike;
+reported are median and quartiles of the step times, and of the ratios to the plain step of the same round.
+Writes benchmarks/step_time.json.
 """
 
 import json

@@ -2,10 +2,10 @@
 
     python recipes/embedded_study.py --out outputs/study --seeds 0 1 2
 
-Arms of every seed share demonstrations, first weights, batches and evaluation episodes: no forcing, forced toward
-vggt-tiny-sim, toward its 2D control (same network and pictures, no geometry), and the blind and state references.
-Two cores: about 5 minutes an arm and core. Writes <out>/study.json; LOG.md has the numbers of our runs. An
-interrupted study continues.
+Arms of every seed share demonstrations, first weights, batches and evaluation episodes: no forcing, forced
+toward vggt-tiny-sim, toward its 2D control (same network and pictures, no geometry), and the blind and state
+references. Two cores: about 5 minutes an arm and core. Writes <out>/study.json; LOG.md has the numbers of our
+runs. An interrupted study continues.
 """
 
 import json

@@ -1,0 +1,115 @@
+"""Arms of a comparison on a tiny budget: they really run, are reused, continue, and refuse to be mixed up."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spatial_forcing.demo import DemoSettings, check_folder, finished_settings
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.sim.collect import DemoSpec, collect
+from spatial_forcing.study import Arm, claim, run_arm, run_arms
+from spatial_forcing.train import checkpoints
+
+POLICY = {"image_size": 28, "width": 32, "heads": 2, "chunk_size": 2, "n_action_steps": 2, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    spec = DemoSpec(episodes=3, frames=3, size=28)
+    return collect(spec, tmp_path_factory.mktemp("demos") / "train", workers=1)
+
+
+def an_arm(demos: Path, **changes) -> Arm:
+    arm = Arm(
+        name="blind",
+        label="blind",
+        role="reference",
+        dataset=str(demos),
+        heldout=str(demos),
+        steps=4,
+        batch_size=2,
+        seed=0,
+        env=({"task": "reach-v3", "size": 28, "max_steps": 4, "look_every": 2},),
+        episodes=2,
+        eval_seed=1_000_000,
+        policy=POLICY,
+        evaluations=2,
+        videos=1,
+    )
+    return replace(arm, **changes)
+
+
+def test_an_arm_trains_and_evaluates_every_checkpoint_and_is_reused(demos, tmp_path):
+    folder = run_arm(an_arm(demos), tmp_path / "a")
+    evaluations = [json.loads(p.read_text()) for p in sorted((folder / "eval").glob("*.json"))]
+    assert [e["step"] for e in evaluations] == [2, 4]
+    assert [e["seed"] for e in evaluations[0]["episodes"]] == [1_000_000, 1_000_001]
+    assert all(0 < e["closest_distance"] <= e["final_distance"] + 1e-9 for e in evaluations[0]["episodes"])
+    assert evaluations[0]["heldout_error"] != evaluations[1]["heldout_error"]
+    assert evaluations[0]["videos"] == []
+    assert (folder / evaluations[1]["videos"][0]).stat().st_size > 0
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    run_arm(an_arm(demos), folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_another_arm_is_refused_and_nothing_is_lost(demos, tmp_path):
+    claim(tmp_path / "arm.json", {"steps": 4})
+    with pytest.raises(SpatialForcingError, match="steps: 4 there, 5 wanted"):
+        claim(tmp_path / "arm.json", {"steps": 5})
+    assert json.loads((tmp_path / "arm.json").read_text()) == {"steps": 4}
+
+
+def test_a_failing_arm_is_named_with_its_log(demos, tmp_path):
+    arm = an_arm(demos, name="broken", policy=POLICY | {"patch": 13})
+    with pytest.raises(SpatialForcingError, match=r"'broken' failed.*not a multiple of the patch"):
+        run_arms([arm], tmp_path, workers=1)
+    assert "not a multiple" in (tmp_path / "broken" / "log.txt").read_text()
+
+
+def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(demos, tmp_path):
+    arms = {"sees": an_arm(demos, evaluations=1), "blind": None}
+    arms["blind"] = replace(arms["sees"], policy=POLICY | {"use_images": False})
+    found = {}
+    for name, arm in arms.items():
+        folder = run_arm(arm, tmp_path / name)
+        found[name] = json.loads((folder / "eval" / "000004.json").read_text())
+    sees, blind = ([e["seed"] for e in found[name]["episodes"]] for name in arms)
+    assert sees == blind
+    assert found["sees"]["heldout_error"] != found["blind"]["heldout_error"]
+
+
+def test_no_checkpoint_there(tmp_path):
+    (tmp_path / "run" / "pretrained_model").mkdir(parents=True)
+    (tmp_path / "run" / "pretrained_model" / "config.json").write_text("{}")
+    with pytest.raises(SpatialForcingError, match=r"Did you mean .*pretrained_model"):
+        LoadedPolicy(tmp_path / "run")
+
+
+def test_demo_refuses_foreign_folders_and_other_settings(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SpatialForcingError, match="not empty"):
+        check_folder(tmp_path, DemoSettings())
+    out = tmp_path / "demo"
+    check_folder(out, DemoSettings())
+    check_folder(out, DemoSettings())
+    with pytest.raises(SpatialForcingError, match="seed: 0 there, 1 wanted"):
+        check_folder(out, DemoSettings(seed=1))
+    with pytest.raises(SpatialForcingError, match="not finished"):
+        finished_settings(out)
+    with pytest.raises(SpatialForcingError, match="no demo run"):
+        finished_settings(tmp_path)
+
+
+def test_demo_checks_the_disk_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(SpatialForcingError, match="GiB are free"):
+        check_folder(tmp_path / "demo", DemoSettings())
+
+
+def test_checkpoints_are_found_by_step(demos, tmp_path):
+    run = run_arm(an_arm(demos, steps=2, evaluations=1, policy=POLICY | {"use_images": False}), tmp_path)
+    assert list(checkpoints(run / "train")) == [2]
