@@ -86,7 +86,7 @@ def results(tmp_path) -> dict:
         "arms": arms,
         "probe": {
             "rows": [
-                {"name": "baseline", "absrel": 0.1523, "rmse_m": 0.2013, "delta1": 0.8013},
+                {"name": "baseline", "absrel": 0.1523, "rmse_m": 0.2013, "delta1": 0.8013, "ridge": 0.0777},
                 {"name": "forced", "absrel": 0.0917, "rmse_m": 0.1418, "delta1": 0.9319},
                 {"name": "mean depth", "absrel": 0.1729, "rmse_m": 0.2236, "delta1": 0.7421},
             ],

@@ -169,7 +169,9 @@ def test_files_are_what_lerobot_itself_writes(demos, world, tmp_path):
     assert {k for k in info if info[k] != their_info[k]} <= {"total_episodes", "total_frames", "splits"}
     for name in (data, episodes):
         schema, their_schema = (pq.read_schema(root / name) for root in (demos, tmp_path / "theirs"))
-        assert schema.equals(their_schema)
+        assert {field.name: field.type for field in schema} == {
+            field.name: field.type for field in their_schema
+        }
         if name == data:
             described = [json.loads(s.metadata[b"huggingface"])["info"] for s in (schema, their_schema)]
             assert described[0] == described[1]
@@ -180,10 +182,9 @@ def test_files_are_what_lerobot_itself_writes(demos, world, tmp_path):
             assert mine[column][:2] == values, column
             continue
         name = column.split("/")[-1]
-        tolerance = 1e-5 if name in ("min", "max", "mean", "std", "count") else 0.05 * np.ptp(values) + 0.02
-        assert np.allclose(mine[column][:2], values, atol=tolerance), (
-            column
-        )  # their quantiles are from histograms
+        exact = name in ("min", "max", "mean", "std", "count")  # their quantiles are from histograms
+        tolerance = 1e-5 if exact else 0.01 * np.ptp(values) + 1e-3
+        assert np.allclose(mine[column][:2], values, atol=tolerance), column
 
 
 # ---- interruptions, workers, folders -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from spatial_forcing.sim.experts import observe
 from spatial_forcing.sim.world import REACH_BOX, World
 
 SEEDS = [1_000_000 + i for i in range(25)]
-NO_PICTURES = 10_000  # look_every: only the first observation is drawn
+BLIND = {"look_every": 10_000, "size": 64}  # only the first observation is drawn
 
 
 def play(vector, act, seeds=SEEDS) -> list[dict]:
@@ -41,7 +41,7 @@ def vector_of(task: str, n: int = 25, **options):
     ("task", "rate"), [("reach-v3", 1.0), ("button-press-topdown-v3", 0.9), ("drawer-open-v3", 0.9)]
 )
 def test_the_expert_succeeds_from_evaluation_starts(task, rate):
-    vector = vector_of(task, look_every=NO_PICTURES)
+    vector = vector_of(task, **BLIND)
     records = play(vector, lambda _: np.stack(vector.call("expert_action")))
     assert [record["seed"] for record in records] == SEEDS
     assert np.mean([record["success"] for record in records]) >= rate
@@ -52,7 +52,7 @@ def test_the_expert_succeeds_from_evaluation_starts(task, rate):
 
 def test_reach_cannot_be_won_blind():
     """Neither by standing still, nor by moving to the middle of all goals."""
-    still = play(vector_of("reach-v3", look_every=NO_PICTURES), lambda _: np.zeros((25, 4), dtype=np.float32))
+    still = play(vector_of("reach-v3", **BLIND), lambda _: np.zeros((25, 4), dtype=np.float32))
     assert not any(record["success"] for record in still)
     assert min(record["closest_distance"] for record in still) >= LEAST_REACH - 0.02
     middle = REACH_BOX.mean(axis=0)
@@ -62,7 +62,7 @@ def test_reach_cannot_be_won_blind():
             np.float32
         )
 
-    blind = play(vector_of("reach-v3", look_every=NO_PICTURES), to_the_middle)
+    blind = play(vector_of("reach-v3", **BLIND), to_the_middle)
     assert np.mean([record["success"] for record in blind]) <= 0.2
     assert np.mean([record["final_distance"] for record in blind]) > 0.12
 
@@ -86,8 +86,8 @@ def test_demonstrations_and_evaluations_share_no_start():
     """The same number as a seed means different episodes in the two."""
     from spatial_forcing.sim.experts import DemoSpec, demonstrate
 
-    env, world = SimEnv(size=32, look_every=NO_PICTURES), World("reach-v3", 32)
-    spec = DemoSpec(frames=1, size=32, seed=11)
+    env, world = SimEnv(**BLIND), World("reach-v3", 64)
+    spec = DemoSpec(frames=1, size=64, seed=11)
     demos = {demonstrate(world, spec, episode)["environment_state_T6"].tobytes() for episode in range(20)}
     evaluations = {env.reset(seed=seed)[0]["environment_state"].tobytes() for seed in range(20)}
     assert len(demos) == len(evaluations) == 20
@@ -113,8 +113,10 @@ def test_observations_are_those_of_the_data_set():
     for v, view in enumerate(("left", "right")):
         picture = batch[f"observation.images.{view}"]
         assert torch.equal(picture[0], torch.from_numpy(seen["rgb_VHW3"][v]).permute(2, 0, 1) / 255)
-    assert torch.equal(batch["observation.state"][0], torch.from_numpy(seen["state"]))
-    assert torch.equal(batch["observation.environment_state"][0], torch.from_numpy(seen["environment_state"]))
+    assert torch.equal(batch["observation.state"][0], torch.from_numpy(seen["state_4"]))
+    assert torch.equal(
+        batch["observation.environment_state"][0], torch.from_numpy(seen["environment_state_6"])
+    )
 
 
 def test_looking_less_often_changes_only_what_is_between_looks():
@@ -180,7 +182,7 @@ def test_lerobot_evaluates_a_policy_in_it(tmp_path):
 
 
 def test_a_time_out_is_a_failure_with_its_distance():
-    env = SimEnv(size=32, max_steps=3)
+    env = SimEnv(size=64, max_steps=3)
     env.reset(seed=1)
     outcomes = [env.step(np.zeros(4))[2:4] for _ in range(3)]
     assert outcomes == [(False, False), (False, False), (False, True)]

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.sim import pieces
 from spatial_forcing.sim.camera import unproject
 from spatial_forcing.sim.scenes import ScenesSpec, plan, render_scenes
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
@@ -80,9 +82,10 @@ def test_another_set_or_a_foreign_folder_is_left_alone(scenes, tmp_path):
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
 
 
-def test_a_full_disk_is_noticed_first(tmp_path):
+def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(SpatialForcingError, match=r"needs about .* GB; .* are free"):
-        render_scenes(ScenesSpec(train=10**7), tmp_path / "huge")
+        render_scenes(SPEC, tmp_path / "huge")
     assert not (tmp_path / "huge").exists()
 
 

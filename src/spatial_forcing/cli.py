@@ -7,7 +7,6 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
@@ -120,13 +119,13 @@ class Cache:
         from spatial_forcing.demo import stages
         from spatial_forcing.teachers import load_teacher
 
-        teacher = load_teacher(
-            self.teacher, weights=self.weights, resolution=self.resolution, device=self.device
-        )
         info_path = self.dataset / "meta" / "info.json"
         if not info_path.is_file():
             raise SpatialForcingError(f"{self.dataset} is not a LeRobotDataset: it has no meta/info.json.")
         frames = json.loads(info_path.read_text())["total_frames"]
+        teacher = load_teacher(
+            self.teacher, weights=self.weights, resolution=self.resolution, device=self.device
+        )
         with stages(_console()) as bars:
             bar = bars.add_task(f"features of {self.teacher}", total=frames)
             root = extract(
@@ -186,7 +185,7 @@ class Eval:
 class Probe:
     """Fit the depth probe on a finished demo's policies again."""
 
-    run_folder: Annotated[Path, "tyro:positional"] = Path("outputs/demo")
+    out: Path = Path("outputs/demo")
     """Folder of a demo run."""
     device: str = "cpu"
     """Where policies and teacher run."""
@@ -197,9 +196,9 @@ class Probe:
         from spatial_forcing.demo import demo_arms, finished_settings
         from spatial_forcing.evidence import probe_policies
 
-        settings, roots = finished_settings(self.run_folder)
+        settings, roots = finished_settings(self.out)
         arms = demo_arms(settings, *roots)
-        result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.run_folder, self.device)
+        result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.out, self.device)
         table = Table(
             "tokens of", "AbsRel", "RMSE (m)", "delta < 1.25", title="Depth read linearly from frozen tokens"
         )
@@ -212,18 +211,18 @@ class Probe:
 class Report:
     """Draw the report of a run again from its results.json."""
 
-    run_folder: Annotated[Path, "tyro:positional"] = Path("outputs/demo")
+    out: Path = Path("outputs/demo")
     """Folder of a demo run."""
 
     def run(self) -> None:
         from spatial_forcing.report import write_report
 
-        results = self.run_folder / "results.json"
+        results = self.out / "results.json"
         if not results.is_file():
             raise SpatialForcingError(
-                f"{self.run_folder} has no results.json: finish the run with spatial-forcing demo first."
+                f"{self.out} has no results.json: finish the run with spatial-forcing demo first."
             )
-        print(write_report(json.loads(results.read_text()), self.run_folder))
+        print(write_report(json.loads(results.read_text()), self.out))
 
 
 @dataclass

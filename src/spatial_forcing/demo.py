@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
 # Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
@@ -93,6 +93,7 @@ def run_demo(
     """
     console = console or Console()
     out = out.resolve()
+    check_names(settings)
     check_folder(out, settings)
     minutes = settings.seconds(workers) / 60
     console.print(
@@ -116,6 +117,17 @@ def run_demo(
             bars.update(bar, completed=1)
     console.print(f"Report: [bold]{report}[/]")
     return report
+
+
+def check_names(settings: DemoSettings) -> None:
+    """Raises :class:`UnknownNameError` for a task or teacher that does not exist, before anything is made."""
+    from spatial_forcing.sim.tasks import task_record
+    from spatial_forcing.teachers.records import RECORDS
+
+    for task in settings.tasks:
+        task_record(task)
+    if settings.teacher not in RECORDS:
+        raise UnknownNameError("teacher", settings.teacher, RECORDS)
 
 
 def check_folder(out: Path, settings: DemoSettings) -> None:

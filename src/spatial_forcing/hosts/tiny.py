@@ -123,7 +123,7 @@ class TinyVLA(nn.Module):
         x_BLD = torch.cat([words_BKD, visual_BND, state_B1D, queries_BTD], dim=1)
         for block in self.blocks:
             x_BLD = block(x_BLD)
-        return self.actions(self.final_norm(x_BLD[:, -self.queries.shape[0] :]))
+        return self.actions(self.final_norm(x_BLD)[:, -self.queries.shape[0] :])
 
     def _visual(self, images_BV3HW: Tensor | None, batch: int) -> Tensor:
         if self.layout is None:

@@ -23,7 +23,7 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     summary = {key: results[key] for key in ("title", "created", "command", "versions", "hardware")}
     summary |= {key: results[key] for key in ("settings", "teacher", "timings", "tasks")}
     summary |= {"commit": results.get("commit"), "arms": arms, "comparisons": comparisons}
-    summary |= {"probe": results.get("probe"), "plots": series(results["arms"])}
+    summary |= {"probe": probe_rows(results.get("probe")), "plots": series(results["arms"])}
     summary["headline"] = headline(summary)
     summary["notes"] = notes(summary)
     return without_nan(summary)
@@ -81,6 +81,14 @@ def series(arms: Mapping[str, Any]) -> dict[str, dict[str, list]]:
         for quantity in ("action_loss", "cosine", "gradient_ratio"):
             found.setdefault(quantity, {})[name] = _points(arm["curves"], quantity)
     return found
+
+
+def probe_rows(probe: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the page shows of the depth probe."""
+    if probe is None:
+        return None
+    rows = [{key: row[key] for key in ("name", "absrel", "rmse_m", "delta1")} for row in probe["rows"]]
+    return {"rows": rows, "train_frames": probe["train_frames"], "test_frames": probe["test_frames"]}
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""A world to try it in: Meta-World in MuJoCo with cameras, depth, experts, demonstrations and a LeRobot
-environment.
+"""A world to try it in: Meta-World with cameras, depth, experts, demonstrations and a LeRobot environment.
 
     from spatial_forcing.sim import DemoSpec, collect, demo_dataset, load_geometry
 

@@ -1,8 +1,7 @@
 """Cameras: a pose on a sphere around a point, its matrices, and small random moves of it.
 
-Shapes: N views, H rows, W columns. World axes are MuJoCo's (metres, z up). Camera axes are OpenCV's (x right,
-    y down,
-z forward), so that a pixel with depth z is at `inv(K) @ (u, v, 1) * z` in the camera.
+N views or points, H rows, W columns. World axes are MuJoCo's (metres, z up). Camera axes are OpenCV's (x
+right, y down, z forward): the pixel (u, v) with depth z is at `inv(K) @ (u, v, 1) * z` in the camera.
 """
 
 from collections.abc import Sequence

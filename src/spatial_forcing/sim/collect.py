@@ -3,8 +3,8 @@
     root/
       demos.json                                what was asked for, versions, whether it is complete
       meta/, data/                              a LeRobotDataset: lerobot-train --dataset.root=root
-      geometry/episode_000000.safetensors       depth_TVHW float16 (m), intrinsics_TV33, extrinsics_TV34
-      (world to camera)
+      geometry/episode_000000.safetensors       depth_TVHW float16 (metres), intrinsics_TV33 (pixels),
+                                                extrinsics_TV34 (world to camera)
 
 T frames of an episode, V = 2 views ("left", "right"), H rows, W columns.
 """
@@ -28,6 +28,7 @@ from spatial_forcing.sim.pieces import (
     claim_folder,
     in_processes,
     partial_file,
+    remove_partial_files,
     versions,
     write_json,
 )
@@ -87,14 +88,13 @@ def collect(
         "spec": json.loads(json.dumps(asdict(spec))),
         "versions": versions("mujoco", "metaworld", "numpy", "lerobot"),
     }
-    if not (root / "demos.json").exists():
-        check_space(root, _bytes(spec, len(spec.tasks) * spec.episodes))
+    complete = _is_complete(root)
+    missing = [] if complete else [piece for piece in pieces if not piece.path(root).exists()]
+    check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
     claim_folder(root, "demos.json", manifest)
-    if _is_complete(root):
+    if complete:
         progress(len(spec.tasks) * spec.episodes)
         return root
-    missing = [piece for piece in pieces if not piece.path(root).exists()]
-    check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
     for folder in (root / ".pieces", root / "geometry"):
         folder.mkdir(exist_ok=True)
     with ThreadPoolExecutor(1) as thread:
@@ -191,9 +191,7 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
             "length": np.array([len(rgb_TVHW3)]),
             "png": np.frombuffer(b"".join(pngs), dtype=np.uint8),
             "png_size_TV": np.array([len(png) for png in pngs]).reshape(len(rgb_TVHW3), len(VIEWS)),
-            "histogram_VC256": np.stack([picture_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))])[
-                None
-            ],
+            "histogram_VC256": np.stack([[picture_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))]]),
         } | {key: episode[key] for key in _VECTORS.values()}
         for key, value in arrays.items():
             parts.setdefault(key, []).append(value)
@@ -229,8 +227,9 @@ def _assemble(spec: DemoSpec, root: Path, pieces: list[_Piece], manifest: dict[s
     write_dataset(building, _repo_id(root), spec.size, episodes)
     for name in ("data", "meta"):
         (building / name).replace(root / name)
-    write_json(root / "demos.json", {**manifest, "complete": True})
+    remove_partial_files(root / "geometry")
     shutil.rmtree(building)
+    write_json(root / "demos.json", {**manifest, "complete": True})
     shutil.rmtree(root / ".pieces")
 
 
@@ -266,7 +265,8 @@ def _check_complete(root: Path) -> None:
 
 
 def _is_complete(root: Path) -> bool:
-    return bool(json.loads((root / "demos.json").read_text()).get("complete")) and (root / "meta").is_dir()
+    path = root / "demos.json"
+    return path.exists() and bool(json.loads(path.read_text()).get("complete")) and (root / "meta").is_dir()
 
 
 def _geometry_path(root: Path, episode: int) -> Path:

@@ -1,9 +1,10 @@
 """Recorded episodes as a LeRobotDataset with pictures in parquet, through LeRobot's own metadata and schema.
 
-LeRobot's `save_episode` takes 0.3 to 0.5 s whatever the length, nearly all of it in building and hashing one
-Hugging Face dataset an episode: minutes for hundreds of short demonstrations. Here an episode is one row
-    group, written
-directly; metadata, statistics and files are those that LeRobot writes.
+LeRobot's `save_episode` takes 0.3 to 0.5 s whatever the length, most of it to build and hash one Hugging Face
+dataset an episode: minutes for hundreds of short demonstrations. Here an episode is one row group, written
+directly. Files, metadata and statistics are those that LeRobot writes, only that quantiles are exact here.
+
+T frames of an episode, H rows, W columns, C = 3 channels, D values of a column.
 """
 
 import io
@@ -71,7 +72,7 @@ def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
         "std": columns_TD.std(axis=0),
         "count": np.array([len(values)]),
     }
-    quantiles = np.quantile(columns_TD, list(_QUANTILES.values()), axis=0)
+    quantiles = np.quantile(columns_TD, list(_QUANTILES.values()), axis=0, method="inverted_cdf")
     return numbers | dict(zip(_QUANTILES, quantiles, strict=True))
 
 

@@ -22,11 +22,12 @@ from spatial_forcing.sim.camera import Jitter
 from spatial_forcing.sim.dataset import FPS, VIEWS
 from spatial_forcing.sim.experts import CAMERA_MODES, EVALUATIONS, camera_stream
 from spatial_forcing.sim.tasks import TASKS, task_record
-from spatial_forcing.sim.world import STARTS, World
+from spatial_forcing.sim.world import World
 
 LEAST_REACH = 0.15
 """Least distance of hand and goal at the start of reach-v3, metres: no episode is won by standing still."""
 
+_STARTS = ("random-hand", "initial")
 _ATTEMPTS = 100
 
 
@@ -37,7 +38,7 @@ class SimEnv(gym.Env):
         task: Meta-World task.
         size: height and width of pictures.
         camera: a new random pose every "frame" or "episode", or "fixed".
-        start: "random-hand", "initial" or "anywhere", as in `World.reset`.
+        start: "random-hand" or "initial", as in `World.reset`.
         success_radius: hand to goal in reach-v3, metres; other tasks use Meta-World's own criterion.
         max_steps: length of an episode; None for the task's own.
         look_every: draw new pictures on every so many steps only, and hold them in between. For a policy that
@@ -50,6 +51,7 @@ class SimEnv(gym.Env):
 
     Raises:
         UnknownNameError: an unknown task, camera mode or start.
+        SpatialForcingError: a number that makes no sense, or a step after the end of an episode.
         RenderingError: this machine cannot draw (at the first reset); says what to install.
     """
 
@@ -68,8 +70,11 @@ class SimEnv(gym.Env):
         record = task_record(task)
         if camera not in CAMERA_MODES:
             raise UnknownNameError("camera mode", camera, CAMERA_MODES)
-        if start not in STARTS:
-            raise UnknownNameError("start", start, STARTS)
+        if start not in _STARTS:
+            raise UnknownNameError("start", start, _STARTS)
+        for name, value in (("max_steps", max_steps or 1), ("look_every", look_every)):
+            if value < 1:
+                raise SpatialForcingError(f"{name} must be at least 1; got {value}.")
         self.task, self.task_description, self.render_mode = task, record.instruction, "rgb_array"
         self.size, self.camera, self.start, self.success_radius = size, camera, start, success_radius
         self._max_episode_steps, self.look_every = max_steps or record.max_steps, look_every
@@ -106,18 +111,21 @@ class SimEnv(gym.Env):
             if self.task != "reach-v3" or world.distance >= LEAST_REACH:
                 break
         self._cameras = camera_stream(self.camera, Jitter(), np.random.default_rng(camera_seed))
-        self._steps, self._closest = 0, world.distance
+        self._steps, self._closest, self._over = 0, world.distance, False
         return self._observe(), {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move one control step; `info["is_success"]` says whether the task is done."""
+        if self._over:
+            raise SpatialForcingError("The episode is over: reset the environment before the next step.")
         world = self.world
         world.step(action)
         self._steps += 1
         distance, success = world.distance, world.success(self.success_radius)
         self._closest = min(self._closest, distance)
         truncated = not success and self._steps >= self._max_episode_steps
-        if success or truncated:
+        self._over = success or truncated
+        if self._over:
             self.episodes.append(
                 {
                     "seed": self._seed,
@@ -168,11 +176,10 @@ class SimEnvConfig(EnvConfig):
         fps: control steps a second.
         size: height and width of pictures.
         camera: a new random pose every "frame" or "episode", or "fixed".
-        start: "random-hand", "initial" or "anywhere".
+        start: "random-hand" or "initial".
         success_radius: for reach-v3, metres.
         max_steps: length of an episode; None for the task's own.
-        look_every: draw new pictures on every so many steps only; at most the policy's `n_action_steps`, a
-            divisor of it.
+        look_every: draw new pictures on every so many steps only: the policy's `n_action_steps` or a divisor.
     """
 
     task: str | None = "reach-v3"

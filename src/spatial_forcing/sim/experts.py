@@ -20,6 +20,15 @@ DEMONSTRATIONS, EVALUATIONS = 1, 2
 
 _HOLD = 10  # frames recorded after success in a full demonstration, so that a policy learns to stay
 _WARMUP_NOISE = 0.5
+_STACKED = {
+    "rgb_VHW3": "rgb_TVHW3",
+    "depth_VHW": "depth_TVHW",
+    "intrinsics_V33": "intrinsics_TV33",
+    "extrinsics_V34": "extrinsics_TV34",
+    "state_4": "state_T4",
+    "environment_state_6": "environment_state_T6",
+    "action_4": "action_T4",
+}
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,8 @@ def observe(world: World, cameras: tuple[Camera, ...]) -> dict[str, np.ndarray]:
         "depth_VHW": np.stack([depth for _, depth in pictures]).astype(np.float16),
         "intrinsics_V33": intrinsics_V33,
         "extrinsics_V34": extrinsics_V34,
-        "state": world.state,
-        "environment_state": world.environment_state,
+        "state_4": world.state,
+        "environment_state_6": world.environment_state,
     }
 
 
@@ -109,7 +118,7 @@ def demonstrate(world: World, spec: DemoSpec, episode: int) -> dict[str, np.ndar
         episode: its number within the task; with the spec it decides everything.
 
     Returns:
-        The arrays of `observe` and `action`, stacked over frames: `rgb_TVHW3`, ..., `action_T4`.
+        The arrays of `observe` and the expert's actions, stacked over frames: `rgb_TVHW3` ... `action_T4`.
     """
     key = [DEMONSTRATIONS, spec.seed, sorted(TASKS).index(world.task), episode]
     world_seed, camera_seed, noise_seed = np.random.SeedSequence(key).spawn(3)
@@ -123,14 +132,12 @@ def demonstrate(world: World, spec: DemoSpec, episode: int) -> dict[str, np.ndar
     left = spec.frames or world.record.max_steps
     while left > 0:
         action = world.expert_action()
-        frames.append({**observe(world, next(cameras)), "action": action})
+        frames.append({**observe(world, next(cameras)), "action_4": action})
         world.step(action + spec.noise * noise.standard_normal(4))
         left -= 1
         if spec.frames is None and world.success():
             left = min(left, _HOLD)
-    suffix = {"state": "_T4", "environment_state": "_T6", "action": "_T4"}
-    names = {name: name + suffix[name] if name in suffix else name.replace("_V", "_TV") for name in frames[0]}
-    return {names[name]: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+    return {_STACKED[name]: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 
 
 def _warm_up(world: World, rng: np.random.Generator) -> None:

@@ -5,6 +5,8 @@ grid become one vertex (Rossignac and Borrel, 1993). Only the drawn faces change
 hulls. F faces, V vertices.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -41,7 +43,7 @@ def cluster_faces(
     return chosen_C[clusters_F3[origin]].astype(faces_F3.dtype), origin
 
 
-def decimate(model, cell: float = 0.012, small: int = 800) -> int:
+def decimate(model: Any, cell: float = 0.012, small: int = 800) -> int:
     """Simplify the drawn meshes of `model` in place; must run before a render context is made from it.
 
     Args:

@@ -1,5 +1,4 @@
-"""Work in pieces that are files: a folder is claimed for one job, and what it lacks is made by several
-processes.
+"""Work in pieces that are files: a folder is claimed for one job, and several processes make what it lacks.
 
 A piece is written under another name and moved into place when it is whole. Its presence is all the state
 there is, so that an interrupted run is started again and makes the rest.
@@ -8,9 +7,9 @@ there is, so that an interrupted run is started again and makes the rest.
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -76,30 +75,32 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1))
 
 
-class partial_file:
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` if the block ends well and vanishes if not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
 
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.temporary.replace(self.path)
-        else:
-            with suppress(FileNotFoundError):
-                self.temporary.unlink()
+def remove_partial_files(folder: Path) -> None:
+    """Remove what processes that were killed left behind."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, needed: float) -> None:
-    """Raise before anything is written if `needed` bytes, and a tenth more, are not free where `folder` is or
-    will be.
+    """Check the disk before anything is written.
+
+    Args:
+        folder: where things will be; need not exist.
+        needed: bytes; a tenth more is asked for.
 
     Raises:
-        SpatialForcingError: with both numbers.
+        SpatialForcingError: less is free.
     """
     home = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(home).free

@@ -1,5 +1,7 @@
 """Random colours, lights, shapes and camera moves, so that a teacher does not learn one room by heart."""
 
+from typing import Any
+
 import numpy as np
 
 from spatial_forcing.sim.camera import Camera, Jitter
@@ -34,12 +36,12 @@ def randomise_looks(world: World, rng: np.random.Generator) -> None:
     world.forward()
 
 
-def _robot_geoms(model) -> np.ndarray:
+def _robot_geoms(model: Any) -> np.ndarray:
     root = model.body("hand").rootid[0]
     return model.body_rootid[model.geom_bodyid] == root
 
 
-def _randomise_lights(model, rng: np.random.Generator) -> None:
+def _randomise_lights(model: Any, rng: np.random.Generator) -> None:
     for light in range(model.nlight):
         direction = rng.normal(size=3)
         direction[2] = -abs(direction[2]) - 0.3

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,7 @@ class RenderingError(SpatialForcingError, RuntimeError):
 
 
 def load_mujoco() -> ModuleType:
-    """Import mujoco with a GL backend that works here: OSMesa where nothing is chosen and there is no
-    display.
+    """Import mujoco with a GL backend that works here: OSMesa if none is chosen and there is no display.
 
     Raises:
         MissingDependencyError: mujoco is not installed.
@@ -83,14 +83,14 @@ class Renderer:
     """Draws worlds of one compiled model as square pictures.
 
     Args:
-        model: a `mujoco.MjModel`; its offscreen size, multisampling and clipping planes are set here.
+        model: a `mujoco.MjModel` that `prepare` has set up.
         size: height and width in pixels.
 
     Raises:
         RenderingError: no GL context can be made.
     """
 
-    def __init__(self, model, size: int):
+    def __init__(self, model: Any, size: int):
         self._mujoco = mujoco = load_mujoco()
         self.size = size
         try:
@@ -109,7 +109,7 @@ class Renderer:
         self._rectangle = mujoco.MjrRect(0, 0, size, size)
 
     def draw(
-        self, model, data, camera: Camera, primitives: Sequence[Primitive] = ()
+        self, model: Any, data: Any, camera: Camera, primitives: Sequence[Primitive] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw what `camera` sees.
 
@@ -162,7 +162,7 @@ class Renderer:
             self.close()
 
 
-def prepare(model, size: int) -> None:
+def prepare(model: Any, size: int) -> None:
     """Set a model up, in place, for fast small pictures; before a `Renderer` is made from it."""
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0

@@ -23,8 +23,16 @@ from pathlib import Path
 import numpy as np
 
 from spatial_forcing.sim.camera import Camera, default_cameras, stack_matrices
-from spatial_forcing.sim.pieces import check_space, claim_folder, in_processes, partial_file, versions
+from spatial_forcing.sim.pieces import (
+    check_space,
+    claim_folder,
+    in_processes,
+    partial_file,
+    remove_partial_files,
+    versions,
+)
 from spatial_forcing.sim.randomise import WIDE, random_primitives, randomise_looks, sees
+from spatial_forcing.sim.render import Primitive
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
 from spatial_forcing.sim.world import World
 
@@ -54,6 +62,8 @@ class ScenesSpec:
 
 @dataclass(frozen=True)
 class Shard:
+    """One file: consecutive scenes of one task."""
+
     file: str
     split: str
     task: str
@@ -99,7 +109,9 @@ def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
     }
 
 
-def _good_view(world: World, home: Camera, primitives, rng: np.random.Generator):
+def _good_view(
+    world: World, home: Camera, primitives: list[Primitive], rng: np.random.Generator
+) -> tuple[Camera, tuple[np.ndarray, np.ndarray]]:
     """A random view with the hand in the picture and nothing large right before the lens, or else `home`."""
     hand = world.state[:3]
     for _ in range(20):
@@ -158,6 +170,7 @@ def render_scenes(
 
     report()
     in_processes(partial(render_shard, spec, out), missing, workers, report)
+    remove_partial_files(out)
     return out
 
 

@@ -11,10 +11,8 @@ class Task:
 
     Attributes:
         instruction: the sentence a policy is given.
-        goal_shown: draw the goal as an enlarged ball; for tasks whose goal is a place and not a part of an
-            object.
-        max_steps: episode length in evaluation, control steps; the scripted expert needs less from every
-            start.
+        goal_shown: draw the goal as an enlarged ball: it is a place and not a part of an object.
+        max_steps: episode length in evaluation, control steps.
     """
 
     instruction: str

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spatial_forcing.errors import MissingDependencyError, UnknownNameError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError, UnknownNameError
 from spatial_forcing.sim.camera import Camera
 from spatial_forcing.sim.meshes import decimate
 from spatial_forcing.sim.render import Primitive, Renderer, load_mujoco, prepare
@@ -23,7 +23,7 @@ HAND_BOX = np.array([[-0.28, 0.45, 0.10], [0.28, 0.82, 0.38]])
 """Where the hand starts in `start="random-hand"`: low and high corner, metres."""
 
 REACH_BOX = np.array([[-0.25, 0.50, 0.06], [0.25, 0.85, 0.35]])
-"""Where the goal of reach-v3 may be. In Meta-World's own, 20 x 10 x 25 cm, a blind policy would nearly do."""
+"""Where the goal of reach-v3 may be. Meta-World's own box, 20 x 10 x 25 cm, is near one place throughout."""
 
 CLEARANCE = 0.10
 """Least distance of hand and object at a "random-hand" start, metres."""
@@ -77,6 +77,7 @@ class World:
 
         Raises:
             UnknownNameError: no such start.
+            SpatialForcingError: this task has no such start with these objects.
         """
         if start not in STARTS:
             raise UnknownNameError("start", start, STARTS)
@@ -85,6 +86,9 @@ class World:
             self._begin(start, rng)
             if start != "random-hand" or self._can_go_on():
                 return
+        raise SpatialForcingError(
+            f'{self.task} has no free hand position after {_ATTEMPTS} tries. Use start="initial".'
+        )
 
     def _begin(self, start: str, rng: np.random.Generator) -> None:
         env, hand = self.env, rng.uniform(*HAND_BOX)
@@ -98,7 +102,6 @@ class World:
         self._place_goal(rng)
         self.forward()
         env._prev_obs = env._get_curr_obs_combined_no_goal()
-        self._info = None
 
     def _can_go_on(self) -> bool:
         hand, thing = self.state[:3], self.environment_state[:3]
@@ -128,6 +131,7 @@ class World:
     def forward(self) -> None:
         """Recompute all derived quantities, lights included, after a change of the model or the state."""
         self._mujoco.mj_forward(self.env.model, self.env.data)
+        self._info = self._observed = None
 
     def step(self, action: np.ndarray) -> None:
         """Move one control step (12.5 ms).
@@ -137,6 +141,7 @@ class World:
         """
         self.env.curr_path_length = 0  # the caller decides when an episode ends
         *_, self._info = self.env.step(np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0))
+        self._observed = None
 
     def _outcome(self) -> dict:
         if self._info is None:
@@ -163,7 +168,6 @@ class World:
         env.set_xyz_action(action[:3])
         env.do_simulation([action[-1], -action[-1]], n_frames=env.frame_skip)
         self.forward()
-        self._info = None
 
     def expert_action(self) -> np.ndarray:
         """What Meta-World's scripted policy, which knows the goal, does now: (4,) float32 in [-1, 1]."""
@@ -177,13 +181,17 @@ class World:
     @property
     def state(self) -> np.ndarray:
         """Hand position and gripper opening (0 to 1), (4,) float32."""
-        return self.env._get_curr_obs_combined_no_goal()[:4].astype(np.float32)
+        return self._observation()[:4].astype(np.float32)
 
     @property
     def environment_state(self) -> np.ndarray:
         """Privileged: object position and goal position, (6,) float32."""
-        object_3 = self.env._get_curr_obs_combined_no_goal()[4:7]
-        return np.concatenate([object_3, self.goal]).astype(np.float32)
+        return np.concatenate([self._observation()[4:7], self.goal]).astype(np.float32)
+
+    def _observation(self) -> np.ndarray:
+        if self._observed is None:
+            self._observed = self.env._get_curr_obs_combined_no_goal()
+        return self._observed
 
     @property
     def goal(self) -> np.ndarray:

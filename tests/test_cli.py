@@ -1,0 +1,149 @@
+"""The command line as a person meets it: one clear message for bad input, and the README's code runs."""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from spatial_forcing import SpatialForcing, host_of, load_teacher
+from spatial_forcing.cli import COMMANDS, main
+from spatial_forcing.doctor import diagnose, examine
+from spatial_forcing.hosts.tiny import TinyVLA, hash_words
+from spatial_forcing.provenance import commit, hardware, versions
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Exit code and what was printed on standard error."""
+    monkeypatch.setattr(sys, "argv", ["spatial-forcing", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demos", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
+        (["demo", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
+        (["demo", "--out", "OUT/d", "--teacher", "vgtt-1b"], "Did you mean 'vggt-1b'"),
+        (["eval", "--checkpoint", "OUT"], "has no config.json"),
+        (["report", "--out", "OUT"], "has no results.json"),
+        (["probe", "--out", "OUT"], "holds no demo run"),
+        (
+            ["cache", "--dataset", "OUT", "--out", "OUT/f", "--teacher", "untrained-tiny"],
+            "not a LeRobotDataset",
+        ),
+        (["doctor", "--teacher", "nobody"], "Unknown teacher"),
+        (["doctor", "--dataset", "OUT", "--teacher", "untrained-tiny"], "both a data set and a checkpoint"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
+    code, error = run(monkeypatch, capsys, *[a.replace("OUT", str(tmp_path)) for a in arguments])
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "argv", ["spatial-forcing", command, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert COMMANDS[command].__doc__.split(":")[0][:30] in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_the_readmes_code_runs_as_printed():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    assert len(blocks) >= 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert all(p.grad is not None for p in names["sf"].parameters())
+    assert names["vla"].patches.weight.grad.abs().sum() > 0
+    names["sf"].detach()
+
+
+def test_the_readmes_file_map_names_every_file():
+    named = README.read_text()
+    package = README.parent / "src" / "spatial_forcing"
+    for path in package.iterdir():
+        if path.suffix == ".py" and path.stem not in ("__init__", "errors"):
+            assert f"{path.name} " in named, path.name
+        if path.is_dir() and (path / "__init__.py").is_file():
+            assert f"{path.name}/" in named, path.name
+
+
+def test_doctor_says_what_is_there():
+    output = io.StringIO()
+    healthy = examine(
+        dataset=None,
+        checkpoint=None,
+        teacher_name="untrained-tiny",
+        weights=None,
+        depth=None,
+        batch_size=2,
+        cameras=(),
+        console=Console(file=output, width=160),
+    )
+    text = output.getvalue()
+    assert healthy
+    for fact in (
+        "128 visual tokens",
+        "after block 3 of 4",
+        "8 x 8 tokens a view",
+        "Apache-2.0",
+        "100%",
+        "plain",
+    ):
+        assert fact in text, text
+
+
+def a_loss(vla: TinyVLA, images: torch.Tensor):
+    words = hash_words(["move the hand to the ball"] * len(images), vla.vocabulary, vla.max_words)
+    return lambda: vla(images, words, torch.zeros(len(images), 4)).abs().mean()
+
+
+def test_doctor_finds_a_frozen_host():
+    vla, images = TinyVLA(), torch.rand(2, 2, 3, 112, 112)
+    vla.requires_grad_(False)
+    vla.actions.requires_grad_(True)
+    found = diagnose(host_of(vla), load_teacher("untrained-tiny"), images, a_loss(vla, images), vla, None)
+    assert any("no gradient" in message for message in found.wrong)
+
+
+def test_doctor_finds_a_missing_view_and_leaves_the_host_alone():
+    vla, images = TinyVLA(), torch.rand(2, 2, 3, 112, 112)
+    teacher = load_teacher("untrained-tiny")
+    found = diagnose(host_of(vla), teacher, images[:, :1], a_loss(vla, images), vla, None)
+    assert any("1 views, the host 2" in message for message in found.odd)
+    assert not any(module._forward_pre_hooks for module in vla.modules())
+    assert all(p.grad is None for p in vla.parameters())
+
+
+def test_provenance_is_serialisable_and_names_no_folder():
+    record = json.dumps({"versions": versions(), "hardware": hardware(), "commit": commit()})
+    assert "torch" in record
+    assert str(Path.home()) not in record
+
+
+def test_all_tokens_masked_trains_nothing():
+    from spatial_forcing import Features
+
+    vla, images = TinyVLA(), torch.rand(2, 2, 3, 112, 112)
+    sf = SpatialForcing(host_of(vla), load_teacher("untrained-tiny"))
+    with sf.watch():
+        a_loss(vla, images)()
+    width = sf.teacher.width
+    loss = sf(Features(torch.full((2, 2, 8, 8, width), torch.nan), torch.zeros(2, 2, 8, 8, dtype=torch.bool)))
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in sf.parameters())
