@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,6 +201,19 @@ def test_the_distance_ignores_the_scale_of_either_side(seed, a, b):
     assert cosine_distance(a * projected, b * target, valid).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 0.0])
+@given(seed=seeds)
+def test_the_distance_ignores_what_is_not_valid(poison, seed):
+    projected, target, valid = random_pair(seed)
+    dirty = torch.where(valid[..., None], projected, poison).requires_grad_()
+    dirty_target = torch.where(valid[..., None], target, poison)
+    distance = cosine_distance(dirty, dirty_target, valid)
+    distance.backward()
+    assert torch.equal(distance, cosine_distance(projected, target, valid))
+    assert dirty.grad.isfinite().all()
+    assert (dirty.grad[~valid] == 0).all()
+
+
 def test_the_distance_is_computed_in_float32():
     projected, target, valid = random_pair(0)
     distance = cosine_distance(projected.half(), target.double(), valid)
@@ -314,11 +328,24 @@ def test_the_affine_moves_the_target_with_the_hosts_picture():
 def test_a_host_that_pads_gets_no_loss_on_its_padding():
     setting = Setting()
     layout = Layout(VIEWS, 4, 4, fit="pad")
-    host = setting.sf.host
-    padded = Host("padding", host.blocks, host.final_norm, WIDTH, layout, host.visual, entry="norm1")
-    sf = SpatialForcing(padded, setting.teacher)
+    sf = SpatialForcing(replace(setting.sf.host, layout=layout), setting.teacher)
     valid_BVhw = sf.target(torch.rand(1, VIEWS, 3, 28, 56))[1].view(1, VIEWS, 4, 4)  # twice as wide as high
     assert valid_BVhw[0, 0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
+
+
+def test_a_cropped_host_picture_is_padded_after_the_crop():
+    # The padding stays where the host puts it; what is between shows the crop.
+    setting = Setting(position_embedding=0.0)
+    layout = Layout(VIEWS, 4, 4, fit="pad", anchor=(0.5, 0.0))
+    sf = SpatialForcing(replace(setting.sf.host, layout=layout), setting.teacher, position_embedding=0.0)
+    images_BV3HW, window = torch.rand(1, VIEWS, 3, 28, 56), crop(0.5, 0.25, 1.0, 0.75)
+    target_BNC, valid_BN = sf.target(images_BV3HW, affine_BV23=window)
+    valid_BVhw = valid_BN.view(1, VIEWS, 4, 4)
+    assert valid_BVhw[:, :, :2].all()
+    assert not valid_BVhw[:, :, 2:].any()
+    with torch.no_grad():
+        seen = resample(setting.teacher(images_BV3HW), 2, 4, window).tokens_BVHWC
+    torch.testing.assert_close(target_BNC.view(1, VIEWS, 4, 4, CHANNELS)[:, :, :2], seen, atol=1e-6, rtol=0)
 
 
 # ---- masks -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ tokens.
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 

@@ -197,7 +197,7 @@ class SpatialForcing(nn.Module):
         """|d(align) / dx| / |d(action) / dx| at the tapped residual stream: who pulls harder.
 
         Costs a backward pass from both losses down to the tap; call it every so many steps, before
-        ``backward()``.
+        ``backward()``. torch refuses it under activation checkpointing with ``use_reentrant=True``.
         """
         hidden = self.tap.hidden_BLD
         if hidden is None or not hidden.requires_grad:

@@ -4,7 +4,11 @@ Each command is a dataclass of options with a ``run`` method; heavy imports wait
 """
 
 import json
+import logging
+import os
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -305,11 +309,25 @@ def main() -> None:
         "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train.\n\n"
         "`spatial-forcing train` takes the flags of lerobot-train; see spatial-forcing train --help."
     )
+    _quiet()
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)
     return _guarded(command.run)
 
 
-def _guarded(run) -> None:
+def _quiet() -> None:
+    """Keeps what other packages say while they are imported off the console; what this one says stays."""
+    logging.getLogger().setLevel(logging.ERROR)
+    ours = logging.getLogger("spatial_forcing")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
+    # For this process, and through the environment for its workers.
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="spatial_forcing")  # a teacher's licence, for one
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+
+
+def _guarded(run: Callable[[], None]) -> None:
     try:
         run()
     except SpatialForcingError as error:

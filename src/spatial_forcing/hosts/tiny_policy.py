@@ -20,6 +20,9 @@ from torch import Tensor
 
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
 
+# A deviation below this is no motion: a millimetre, a thousandth of the gripper's way.
+STILL = 1e-3
+
 
 @PreTrainedConfig.register_subclass("tiny")
 @dataclass
@@ -168,8 +171,20 @@ class TinyPolicy(PreTrainedPolicy):
 
 
 def make_tiny_pre_post_processors(config: TinyConfig, dataset_stats: dict | None = None) -> tuple[Any, Any]:
-    """LeRobot's default processors: standardise state and action, leave pictures in [0, 1]."""
-    return make_default_pre_post_processors(config, dataset_stats, normalizer_device=config.device)
+    """LeRobot's default processors: standardise state and action, leave pictures in [0, 1].
+
+    A dimension that never moves in the data (a gripper that is always open) is centred only. Divided by its
+    deviation, a rounding error in the data would be a thousand deviations in a rollout.
+    """
+    stats = dataset_stats and {key: _without_still_dimensions(value) for key, value in dataset_stats.items()}
+    return make_default_pre_post_processors(config, stats, normalizer_device=config.device)
+
+
+def _without_still_dimensions(stats: dict[str, Any]) -> dict[str, Any]:
+    if "std" not in stats:
+        return stats
+    std = torch.as_tensor(stats["std"])
+    return {**stats, "std": torch.where(std < STILL, torch.ones_like(std), std)}
 
 
 def _width(feature: PolicyFeature | None) -> int:
