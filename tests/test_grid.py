@@ -294,8 +294,9 @@ def test_padding_is_invalid_and_the_picture_valid(height, width, rows, cols, anc
     within_y = (row + 1).clamp(max=top + height * scale) - row.clamp(min=top)
     part = within_x.clamp(min=0) * within_y.clamp(min=0)  # of each cell that the picture covers
     valid = out.valid_BVHW[0, 0]
-    assert not valid[part < 1e-3].any()
-    assert valid[part > 1 - 1e-3].all()
+    for valid_hw in (valid, layout.picture_hw(height, width)):
+        assert not valid_hw[part < 1e-3].any()
+        assert valid_hw[part > 1 - 1e-3].all()
     assert out.tokens_BVHWC[0, 0, ..., 0][valid] == pytest.approx(1.0)
 
 

@@ -413,10 +413,7 @@ def test_depths_out_of_range(depth):
 
 @pytest.mark.parametrize("entry", ["input_layernorm", "forward"])
 def test_a_block_without_the_named_norm(entry):
-    record = tiny_vla().spatial_forcing_host()
-    record = Host(
-        record.name, record.blocks, record.final_norm, 16, record.layout, record.visual, entry=entry
-    )
+    record = replace(tiny_vla().spatial_forcing_host(), entry=entry)
     with pytest.raises(TapError, match=rf"no module '{entry}'. It has: norm1, attention, norm2, mlp"):
         Tap(record, 2)
 
@@ -426,11 +423,7 @@ def test_a_block_without_the_named_norm(entry):
 )
 def test_visual_tokens_that_do_not_fit_the_record(wrong):
     vla = tiny_vla()
-    given = vla.spatial_forcing_host()
-    record = {"width": 16, "layout": given.layout, "visual": given.visual} | wrong
-    tap = Tap(
-        Host(name="TinyVLA", blocks=given.blocks, final_norm=given.final_norm, entry="norm1", **record), 2
-    )
+    tap = Tap(replace(vla.spatial_forcing_host(), **wrong), 2)
     watch_and_run(tap, vla, observation())
     with pytest.raises(TapError, match=r"sequence has 14 tokens: check Host\.layout and Host\.visual"):
         tap.visual_BND()

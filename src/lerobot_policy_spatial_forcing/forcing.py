@@ -104,7 +104,7 @@ class ForcedPolicy:
     plain_config_class: ClassVar[type]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)

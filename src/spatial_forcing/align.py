@@ -183,14 +183,18 @@ class SpatialForcing(nn.Module):
         features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
 
         if self.published:
-            affine = affine_BV23
+            target_BVhwC, valid_BVhw = resample(
+                features, layout.rows, layout.cols, affine_BV23, published=True
+            )
         else:
             affine = layout.affine_23(height, width).to(tokens.device)
             affine = affine if affine_BV23 is None else compose(affine_BV23.to(affine), affine)
-        on_host = resample(features, layout.rows, layout.cols, affine, published=self.published)
-        missing = layout.views - on_host.tokens_BVHWC.shape[1]
-        target_BVhwC = F.pad(on_host.tokens_BVHWC, (0, 0, 0, 0, 0, 0, 0, missing))
-        valid_BVhw = F.pad(on_host.valid_BVHW, (0, 0, 0, 0, 0, missing))
+            target_BVhwC, valid_BVhw = resample(features, layout.rows, layout.cols, affine)
+            # Padding is no part of the picture, even where the teacher saw something beyond the host's crop.
+            valid_BVhw = valid_BVhw & layout.picture_hw(height, width).to(valid_BVhw.device)
+        missing = layout.views - target_BVhwC.shape[1]
+        target_BVhwC = F.pad(target_BVhwC, (0, 0, 0, 0, 0, 0, 0, missing))
+        valid_BVhw = F.pad(valid_BVhw, (0, 0, 0, 0, 0, missing))
         return target_BVhwC.flatten(1, 3), valid_BVhw.flatten(1)
 
     def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:

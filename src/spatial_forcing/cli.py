@@ -283,7 +283,7 @@ def train(arguments: list[str]) -> None:
         train_policy(config)
 
     sys.argv = ["spatial-forcing train", *arguments]
-    main()
+    main()  # type: ignore[call-arg]  # LeRobot's parser fills in the configuration
 
 
 COMMANDS = {

@@ -98,6 +98,14 @@ class Layout:
         x0, y0 = (1 - fx) * self.anchor[0], (1 - fy) * self.anchor[1]
         return torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]])
 
+    def picture_hw(self, height: int, width: int) -> Tensor:
+        """bool (rows, cols): cells with their centre in a ``height`` x ``width`` picture, not in padding."""
+        (scale_x, _, x0), (_, scale_y, y0) = self.affine_23(height, width)
+        x_w = scale_x * (torch.arange(self.cols) + 0.5) / self.cols + x0
+        y_h = scale_y * (torch.arange(self.rows) + 0.5) / self.rows + y0
+        inside_w, inside_h = ((at >= -1e-6) & (at <= 1 + 1e-6) for at in (x_w, y_h))
+        return inside_h[:, None] & inside_w
+
     def draw(self) -> str:
         """The token sequence as text, one row of boxes a view (for ``doctor`` and docs)."""
         box = ["+" + "-" * (2 * self.cols + 1) + "+", *["| " + "o " * self.cols + "|"] * self.rows]

@@ -66,5 +66,5 @@ def extract(
     return write_features(root, source, frames, teacher, batch_size=batch_size, advance=advance)
 
 
-def _views(frame: dict[str, Any], keys: Sequence[str]) -> Tensor:
+def _views(frame: Any, keys: Sequence[str]) -> Tensor:
     return torch.stack([frame[key] for key in keys])

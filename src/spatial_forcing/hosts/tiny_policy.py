@@ -106,8 +106,8 @@ class TinyConfig(PreTrainedConfig):
 class TinyPolicy(PreTrainedPolicy):
     """TinyVLA trained with an L1 loss on standardised action chunks."""
 
-    config_class = TinyConfig
-    name = "tiny"
+    config_class = TinyConfig  # type: ignore[assignment]  # LeRobot declares None
+    name = "tiny"  # type: ignore[assignment]
 
     def __init__(self, config: TinyConfig, **_: Any):
         super().__init__(config)
