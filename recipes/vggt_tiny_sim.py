@@ -8,6 +8,9 @@ A step of the first takes about 1.1 s of one CPU core. Start a stopped run again
 goes on where it was. A finished run leaves `<name>.safetensors` (float16), `<name>.md` and `<name>.json`;
 `--evaluate FILE` computes its numbers again.
 
+Measured for `vggt-tiny-sim` (1400 steps, one thread of a busy 2-core machine, 31 minutes): depth AbsRel 0.222
+and delta1 0.673 on held-out scenes of seen tasks, 0.241 and 0.651 on unseen tasks.
+
 Supervision as in VGGT (arXiv 2503.11651, section 3.4): depth, point maps and cameras, with learned
 confidences. Lengths are in metres and never rescaled. `--objective masked` trains the 2D control on the same
 images instead: the same aggregator, each view on its own, fills in masked patches (arXiv 2111.06377).
