@@ -188,7 +188,7 @@ def test_frozen_host_stops_before_the_first_step(dataset, cache):
     [
         ({"teacher": "pixels"}, "is of teacher"),
         ({"weight": -1.0}, "0 or more"),
-        ({"depth": 5}, "1 to that"),
+        ({"depth": 5}, "must be 1 to 4, got 5"),
         ({"norm": "instance"}, "'layer' or 'batch'"),
     ],
 )

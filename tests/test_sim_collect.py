@@ -183,7 +183,7 @@ def test_files_are_what_lerobot_itself_writes(demos, world, tmp_path):
             continue
         name = column.split("/")[-1]
         exact = name in ("min", "max", "mean", "count")
-        # Their standard deviation is a difference of float32 squares, and their quantiles are from histograms.
+        # Their standard deviation is a difference of float32 squares; their quantiles are from histograms.
         tolerance = 1e-5 if exact else 0.01 * np.ptp(values) + 1e-3
         assert np.allclose(mine[column][:2], values, atol=tolerance), column
 

@@ -85,7 +85,11 @@ class LoadedPolicy:
         repo_id = f"local/{Path(root).name}"
         meta = LeRobotDatasetMetadata(repo_id, root=root)
         return LeRobotDataset(
-            repo_id, root=root, delta_timestamps=resolve_delta_timestamps(self.config, meta)
+            repo_id,
+            root=root,
+            delta_timestamps=resolve_delta_timestamps(self.config, meta),  # type: ignore[arg-type]
+            # The default looks for FFmpeg and prints a page when there is none; pictures need neither.
+            video_backend="pyav",
         )
 
 

@@ -43,7 +43,7 @@ def extract(
     """
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    dataset = LeRobotDataset(f"local/{Path(dataset_root).name}", root=dataset_root)
+    dataset = LeRobotDataset(f"local/{Path(dataset_root).name}", root=dataset_root, video_backend="pyav")
     keys = list(cameras or dataset.meta.camera_keys)
     for key in keys:
         if key not in dataset.meta.camera_keys:
