@@ -407,7 +407,7 @@ def test_a_tap_that_never_fired_raises():
 
 @pytest.mark.parametrize("depth", [0, -1, 5])
 def test_depths_out_of_range(depth):
-    with pytest.raises(TapError, match=f"has 4 blocks; the tap depth must be 1 to that, got {depth}"):
+    with pytest.raises(TapError, match=f"has 4 blocks; the tap depth must be 1 to 4, got {depth}"):
         Tap(tiny_vla().spatial_forcing_host(), depth)
 
 

@@ -13,4 +13,4 @@ from spatial_forcing.hosts.tiny_policy import TinyConfig
 class SfTinyConfig(TinyConfig):
     """TinyConfig and one more field, ``forcing``."""
 
-    forcing: ForcingConfig = field(default_factory=lambda: ForcingConfig(teacher="vggt-tiny-sim"))
+    forcing: ForcingConfig = field(default_factory=ForcingConfig)

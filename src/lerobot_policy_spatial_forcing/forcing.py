@@ -31,6 +31,7 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.teachers import load_teacher
 
 SIDE_FOLDER = "spatial_forcing"
+DEFAULT_TEACHER = "vggt-1b"
 # The projector is initialised from this seed, so that turning forcing on never shifts the host's own random
 # numbers.
 PROJECTOR_SEED = 20251012
@@ -41,7 +42,7 @@ class ForcingConfig:
     """Options of Spatial Forcing on the command line: ``--policy.forcing.<name>``.
 
     Args:
-        teacher: a registered teacher (``spatial-forcing doctor`` lists them).
+        teacher: a registered teacher; the one the cache is of if None, or vggt-1b without a cache.
         weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
         cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
             runs online if None.
@@ -56,7 +57,7 @@ class ForcingConfig:
             down to the tap.
     """
 
-    teacher: str = "vggt-1b"
+    teacher: str | None = None
     weights: str | None = None
     cache: str | None = None
     weight: float = 0.5
@@ -80,7 +81,7 @@ class FeatureSource:
             self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
             self.teacher: Any = self.store
         else:
-            self.teacher = load_teacher(config.teacher, weights=config.weights, device=device)
+            self.teacher = load_teacher(config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device)
 
     def __call__(
         self, batch: dict[str, Any], images: Callable[[dict[str, Any]], Tensor]

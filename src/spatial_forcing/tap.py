@@ -52,8 +52,9 @@ class Host:
     def reader(self, depth: int) -> nn.Module:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
         if not 1 <= depth <= len(self.blocks):
+            blocks = len(self.blocks)
             raise TapError(
-                f"{self.name} has {len(self.blocks)} blocks; the tap depth must be 1 to that, got {depth}."
+                f"{self.name} has {blocks} blocks; the tap depth must be 1 to {blocks}, got {depth}."
             )
         if depth == len(self.blocks):
             return self.final_norm

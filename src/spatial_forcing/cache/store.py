@@ -210,11 +210,11 @@ class FeatureStore:
         tokens = tokens.to(index_B.device)
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool, device=tokens.device))
 
-    def check(self, *, teacher: str, cameras: Iterable[str], dataset_root: Path | None = None) -> None:
+    def check(self, *, teacher: str | None, cameras: Iterable[str], dataset_root: Path | None = None) -> None:
         """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras`` in this order,
         and of the data set at ``dataset_root`` if one is given."""
         cameras = tuple(cameras)
-        if self.source.teacher != teacher:
+        if teacher is not None and self.source.teacher != teacher:
             raise CacheError(
                 f"The cache at {self.root} is of teacher {self.source.teacher!r}, not {teacher!r}."
             )
