@@ -81,7 +81,9 @@ class FeatureSource:
             self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
             self.teacher: Any = self.store
         else:
-            self.teacher = load_teacher(config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device)
+            self.teacher = load_teacher(
+                config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device
+            )
 
     def __call__(
         self, batch: dict[str, Any], images: Callable[[dict[str, Any]], Tensor]
@@ -122,8 +124,7 @@ class ForcedPolicy:
         if forcing.standardize and stats is None:
             raise SpatialForcingError(
                 f"forcing.standardize needs the mean and deviation of the features of {forcing.teacher!r}, "
-                f"which come with a "
-                "feature cache: give forcing.cache, or set forcing.standardize=false."
+                "which come with a feature cache: give forcing.cache, or set forcing.standardize=false."
             )
         return SpatialForcing(
             host,
@@ -187,8 +188,7 @@ class ForcedPolicy:
             if saved != forcing.teacher.fingerprint:
                 raise SpatialForcingError(
                     f"This checkpoint was trained toward teacher features {saved}, but the ones given now "
-                    f"are "
-                    f"{forcing.teacher.fingerprint}: other weights, layer, resolution or views."
+                    f"are {forcing.teacher.fingerprint}: other weights, layer, resolution or views."
                 )
         return model
 

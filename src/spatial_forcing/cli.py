@@ -175,10 +175,9 @@ class Eval:
         rate = wilson(sum(e["success"] for e in result.episodes), len(result.episodes))
         distance = sum(e["final_distance"] for e in result.episodes) / len(result.episodes)
         print(
-            f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval {rate.low:.0%} "
-            f"to {rate.high:.0%}), "
-            f"mean final distance {100 * distance:.1f} cm, seeds {self.seed} to "
-            f"{self.seed + self.episodes - 1}"
+            f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval "
+            f"{rate.low:.0%} to {rate.high:.0%}), mean final distance {100 * distance:.1f} cm, seeds "
+            f"{self.seed} to {self.seed + self.episodes - 1}"
         )
         if self.out:
             result.save(self.out / "eval.json")
@@ -306,8 +305,9 @@ def main() -> None:
     except ImportError:
         sys.exit(str(MissingDependencyError("tyro", "lerobot")))
     description = (
-        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train.\n\n"
-        "`spatial-forcing train` takes the flags of lerobot-train; see spatial-forcing train --help."
+        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they "
+        "train.\n\n`spatial-forcing train` takes the flags of lerobot-train; see spatial-forcing train "
+        "--help."
     )
     _quiet()
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)

@@ -97,8 +97,8 @@ def run_demo(
     check_folder(out, settings)
     minutes = settings.seconds(workers) / 60
     console.print(
-        f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there is "
-        f"reused."
+        f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there "
+        "is reused."
     )
     timings: dict[str, float] = {}
     with stages(console) as bars:

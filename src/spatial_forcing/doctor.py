@@ -140,9 +140,8 @@ def _measure(
         )
     if common > 0.8:
         found.odd.append(
-            "The teacher's tokens share a large common part, so a cosine is high without learning anything. "
-            "Try "
-            "standardize=True."
+            "The teacher's tokens share a large common part, so a cosine is high without learning "
+            "anything. Try standardize=True."
         )
     if ratio > 10:
         found.odd.append(

@@ -187,8 +187,8 @@ def run_arms(
                 arm = jobs[failed[0]]
                 raise SpatialForcingError(
                     f"The arm {arm.name!r} failed: {failed[0].exception()}\nIts log: "
-                    f"{folders[arm.name] / 'log.txt'}. What "
-                    "is finished is kept: run the same command again to continue."
+                    f"{folders[arm.name] / 'log.txt'}. What is finished is kept: run the same command "
+                    "again to continue."
                 ) from failed[0].exception()
             watch({name: progress_of(folder) for name, folder in folders.items()})
 
@@ -247,6 +247,5 @@ def claim(path: Path, specification: dict[str, Any]) -> None:
         differing = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} wanted" for k in keys)
         raise SpatialForcingError(
             f"{path.parent} already holds another run ({differing}). Nothing was changed. Choose another "
-            f"folder with --out, "
-            "or delete this one."
+            "folder with --out, or delete this one."
         )

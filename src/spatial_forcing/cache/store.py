@@ -193,7 +193,7 @@ class FeatureStore:
         if manifest.get("format") != FORMAT:
             raise CacheError(
                 f"{path} has format {manifest.get('format')}, this version reads {FORMAT}. Write the cache "
-                f"again."
+                "again."
             )
         return manifest
 
@@ -203,8 +203,7 @@ class FeatureStore:
         if index and not 0 <= min(index) <= max(index) < self.source.frames:
             raise CacheError(
                 f"Frame {max(index)} was asked for, but the cache at {self.root} has {self.source.frames} "
-                f"frames: it is of "
-                "another data set."
+                "frames: it is of another data set."
             )
         tokens = torch.stack([self.shards[i // self._shard_frames][i % self._shard_frames] for i in index])
         tokens = tokens.to(index_B.device)
@@ -221,14 +220,13 @@ class FeatureStore:
         if self.source.cameras != cameras:
             raise CacheError(
                 f"The cache at {self.root} has the cameras {list(self.source.cameras)}, the policy has "
-                f"{list(cameras)}. Their "
-                "order matters: the teacher attends across views."
+                f"{list(cameras)}. Their order matters: the teacher attends across views."
             )
         if dataset_root is not None and (found := dataset_fingerprint(dataset_root)) != self.source.dataset:
             raise CacheError(
-                f"The cache at {self.root} is of data set {self.source.dataset}, but {dataset_root} has the "
-                f"fingerprint "
-                f"{found}: other frames, or the data set changed since. Write the cache again."
+                f"The cache at {self.root} is of data set {self.source.dataset}, but {dataset_root} has "
+                f"the fingerprint {found}: other frames, or the data set changed since. Write the cache "
+                "again."
             )
 
     def check_source(self, source: Source) -> None:
@@ -242,8 +240,7 @@ def _check_same(root: Path, found: Source, wanted: Source) -> None:
     if differing:
         raise CacheError(
             f"{root} already holds features of something else ({'; '.join(differing)}). Choose another "
-            f"folder, or delete this "
-            "one."
+            "folder, or delete this one."
         )
 
 
@@ -264,9 +261,9 @@ def _check_space(root: Path, tokens_FVHWC: Tensor, frames_left: int) -> None:
     need, free = per_frame * frames_left, shutil.disk_usage(root).free
     if need > free:
         raise CacheError(
-            f"The disk under {root} has {free / 2**30:.2f} GiB free, the remaining {frames_left} frames need "
-            f"{need / 2**30:.2f} GiB. Finished shards are kept: free some space and run the same command "
-            f"again."
+            f"The disk under {root} has {free / 2**30:.2f} GiB free, the remaining {frames_left} frames "
+            f"need {need / 2**30:.2f} GiB. Finished shards are kept: free some space and run the same "
+            "command again."
         )
 
 
@@ -277,8 +274,8 @@ def _shard_name(start: int) -> str:
 def _load_shard(path: Path, frames: int) -> Tensor:
     if not path.is_file():
         raise CacheError(
-            f"The shard {path.name} is missing from {path.parent}. Delete manifest.json and write the cache "
-            f"again."
+            f"The shard {path.name} is missing from {path.parent}. Delete manifest.json and write the "
+            "cache again."
         )
     try:
         tokens_FVHWC = load_file(path)["tokens"]
