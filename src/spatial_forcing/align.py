@@ -85,6 +85,9 @@ class SpatialForcing(nn.Module):
     The host is tapped from construction to :meth:`detach`; its class, state dict and outputs stay as they
     are. The teacher is frozen and not registered: it is neither saved nor trained.
 
+    With several processes the projector's gradients must be averaged as the host's are: put host and
+    SpatialForcing into one module before wrapping it in DDP, as the LeRobot plug-in does.
+
     Args:
         host: from ``host_of(model)``, or your own record.
         teacher: anything with ``width`` that maps images_BV3HW to :class:`Features`; a feature cache serves
@@ -98,7 +101,7 @@ class SpatialForcing(nn.Module):
         standardize: (mean_C, std_C) of the teacher's features over a data set. Removes what all its tokens
             share, which a cosine would reward for nothing; usually ``teacher.stats``.
         published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
-            position embedding.
+            position embedding. It knows no padding, so for hosts that pad use the default.
     """
 
     teacher: Any
