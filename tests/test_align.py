@@ -333,6 +333,18 @@ def test_a_host_that_pads_gets_no_loss_on_its_padding():
     assert valid_BVhw[0, 0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
 
 
+def test_stored_features_of_a_host_that_pads_need_the_pictures_shape():
+    setting = Setting()
+    layout = Layout(VIEWS, 4, 4, fit="pad")
+    sf = SpatialForcing(replace(setting.sf.host, layout=layout), setting.teacher)
+    images_BV3HW = torch.rand(1, VIEWS, 3, 28, 56)
+    stored = setting.teacher(images_BV3HW)
+    with pytest.raises(SpatialForcingError, match="picture_hw"):
+        sf.target(stored)
+    for a, b in zip(sf.target(stored, picture_hw=(28, 56)), sf.target(images_BV3HW), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_cropped_host_picture_is_padded_after_the_crop():
     # The padding stays where the host puts it; what is between shows the crop.
     setting = Setting(position_embedding=0.0)

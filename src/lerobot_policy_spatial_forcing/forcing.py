@@ -143,7 +143,10 @@ class ForcedPolicy:
             return super().forward(batch, *args, **kwargs)  # type: ignore[misc]
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
-        align_loss = self.forcing(self.feature_source(batch, self.images_BV3HW))
+        height, width = batch[next(iter(self.config.image_features))].shape[-2:]
+        align_loss = self.forcing(
+            self.feature_source(batch, self.images_BV3HW), picture_hw=(int(height), int(width))
+        )
         logs = {**(logs or {}), "action_loss": action_loss.item()}
         logs |= {name: value.item() for name, value in self.forcing.logs.items()}
         every = self.config.forcing.ratio_every

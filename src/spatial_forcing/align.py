@@ -143,7 +143,13 @@ class SpatialForcing(nn.Module):
         with self.tap.watch():
             yield
 
-    def forward(self, images: Tensor | Features, affine_BV23: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor | Features,
+        affine_BV23: Tensor | None = None,
+        *,
+        picture_hw: tuple[int, int] | None = None,
+    ) -> Tensor:
         """w * L_align for the watched forward.
 
         Args:
@@ -153,6 +159,8 @@ class SpatialForcing(nn.Module):
             affine_BV23: from the picture the host was given to the picture the teacher saw, in unit
                 coordinates, where they differ (random crops, flips and rotations of the host's copy): see
                 ``spatial_forcing.grid``.
+            picture_hw: height and width in pixels of the picture the host was given, where ``images`` does
+                not say: with Features, for a host that pads; with crops that change the aspect ratio.
 
         Returns:
             A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts,
@@ -164,7 +172,9 @@ class SpatialForcing(nn.Module):
         """
         visual_BND = self.tap.visual_BND()
         self.tap.require_gradient()
-        target_BNC, valid_BN = self.target(images, affine_BV23, batch=visual_BND.shape[0])
+        target_BNC, valid_BN = self.target(
+            images, affine_BV23, picture_hw=picture_hw, batch=visual_BND.shape[0]
+        )
         align = cosine_distance(self.projector(visual_BND, valid_BN), target_BNC, valid_BN)
         self.logs = {
             "align_loss": align.detach(),
@@ -175,13 +185,18 @@ class SpatialForcing(nn.Module):
 
     @torch.no_grad()
     def target(
-        self, images: Tensor | Features, affine_BV23: Tensor | None = None, batch: int | None = None
+        self,
+        images: Tensor | Features,
+        affine_BV23: Tensor | None = None,
+        *,
+        picture_hw: tuple[int, int] | None = None,
+        batch: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
         layout = self.host.layout
         features = images.checked() if isinstance(images, Features) else self.teacher(images)
         features = self._checked(features, batch)
-        height, width = _picture_size(images)
+        height, width = picture_hw or self._picture_size(images)
         tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
         features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
 
@@ -240,6 +255,17 @@ class SpatialForcing(nn.Module):
         rms_B1111 = (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
         return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
 
+    def _picture_size(self, images: Tensor | Features) -> tuple[int, int]:
+        """Height and width of the host's picture; a host that stretches does not care for features' own."""
+        if not isinstance(images, Features):
+            return int(images.shape[-2]), int(images.shape[-1])
+        if self.host.layout.fit == "pad":
+            raise SpatialForcingError(
+                f"{self.host.name} pads its pictures, and stored features do not say what shape those had: "
+                "pass sf(features, picture_hw=(height, width))."
+            )
+        return int(images.tokens_BVHWC.shape[2]), int(images.tokens_BVHWC.shape[3])
+
     def _checked(self, features: Features, batch: int | None) -> Features:
         B, V, _, _, C = features.checked().tokens_BVHWC.shape
         if self.teacher.width != C:
@@ -258,9 +284,3 @@ class SpatialForcing(nn.Module):
                 f"{batch}."
             )
         return features
-
-
-def _picture_size(images: Tensor | Features) -> tuple[int, int]:
-    """Height and width of what the teacher saw; of a cached grid only the aspect ratio is known."""
-    shape = images.tokens_BVHWC.shape[2:4] if isinstance(images, Features) else images.shape[-2:]
-    return int(shape[0]), int(shape[1])
