@@ -35,7 +35,6 @@ class ProbeFrames:
     def __init__(self, root: Path, episodes: int | None = None):
         from spatial_forcing.sim.collect import demo_dataset, load_geometry
 
-        self.root = root
         dataset = demo_dataset(root)
         count = (
             dataset.meta.total_episodes if episodes is None else min(episodes, dataset.meta.total_episodes)
@@ -47,13 +46,14 @@ class ProbeFrames:
             [torch.full((len(d),), e) for e, d in zip(self.episodes, depth, strict=True)]
         )
         keys = dataset.meta.camera_keys
-        frames = [dataset[i] for i in range(len(self.episode_F))]
-        self.images_FV3HW = torch.stack([torch.stack([frame[key] for key in keys]) for frame in frames])
+        # Frame by frame without action chunks, once: tokens need observations only, and LeRobot decodes the
+        # pictures of every frame of a chunk.
+        self.frames = [dataset[i] for i in range(len(self.episode_F))]
+        self.images_FV3HW = torch.stack([torch.stack([f[key] for key in keys]) for f in self.frames])
 
     def batches(self, loaded: LoadedPolicy) -> Any:
-        from torch.utils.data import Subset
-
-        return loaded.batches(Subset(loaded.dataset(self.root), range(len(self.episode_F))))
+        """Preprocessed batches for a policy, in order."""
+        return loaded.batches(self.frames)
 
 
 def probe_policies(
