@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export MUJOCO_GL ?= osmesa
+# Threads that wait must not spin: on a busy machine that is slower than one thread.
+export OMP_WAIT_POLICY ?= PASSIVE
 # Nothing after installation may need the network.
 OFFLINE := HF_HUB_OFFLINE=1
 

@@ -95,6 +95,12 @@ def run_demo(
     out = out.resolve()
     check_names(settings)
     check_folder(out, settings)
+    if (out / "results.json").is_file():
+        from spatial_forcing.report import write_report
+
+        report = write_report(json.loads((out / "results.json").read_text()), out)
+        console.print(f"This run is finished; nothing was computed again. Report: [bold]{report}[/]")
+        return report
     minutes = settings.seconds(workers) / 60
     console.print(
         f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there "

@@ -140,6 +140,12 @@ def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> 
     return result
 
 
+def is_complete(arm: Arm, folder: Path) -> bool:
+    """Whether every checkpoint of an arm has been evaluated."""
+    steps = {*range(arm.save_every, arm.steps + 1, arm.save_every), arm.steps}
+    return all((folder / "eval" / f"{step:06d}.json").is_file() for step in steps)
+
+
 def progress_of(folder: Path) -> ArmProgress:
     """How far an arm is, from its files."""
     from spatial_forcing.train import read_metrics
@@ -176,6 +182,12 @@ def run_arms(
     assert len(folders) == len(arms), "arms with equal names"
     threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(arms))))
     context = multiprocessing.get_context("spawn")
+    for arm in arms:
+        if (folders[arm.name] / "arm.json").is_file():
+            claim(folders[arm.name] / "arm.json", asdict(arm))
+    arms = [arm for arm in arms if not is_complete(arm, folders[arm.name])]
+    if not arms:
+        return
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
         jobs = {pool.submit(_run_logged, arm, folders[arm.name]): arm for arm in arms}
         pending: set[Future] = set(jobs)
