@@ -10,7 +10,7 @@ from spatial_forcing.demo import DemoSettings, check_folder, finished_settings
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.sim.collect import DemoSpec, collect
-from spatial_forcing.study import Arm, claim, run_arm, run_arms
+from spatial_forcing.study import Arm, claim, is_complete, run_arm, run_arms
 from spatial_forcing.train import checkpoints
 
 POLICY = {"image_size": 28, "width": 32, "heads": 2, "chunk_size": 2, "n_action_steps": 2, "warmup_steps": 1}
@@ -51,6 +51,8 @@ def test_an_arm_trains_and_evaluates_every_checkpoint_and_is_reused(demos, tmp_p
     assert evaluations[0]["heldout_error"] != evaluations[1]["heldout_error"]
     assert evaluations[0]["videos"] == []
     assert (folder / evaluations[1]["videos"][0]).stat().st_size > 0
+    assert is_complete(an_arm(demos), folder)
+    assert not is_complete(an_arm(demos, evaluations=4), folder)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     run_arm(an_arm(demos), folder)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
