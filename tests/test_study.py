@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spatial_forcing.demo import DemoSettings, check_folder, finished_settings
+from spatial_forcing.demo import DemoSettings, check_folder, finished_settings, hold
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.sim.collect import DemoSpec, collect
@@ -104,6 +104,14 @@ def test_demo_refuses_foreign_folders_and_other_settings(tmp_path):
         finished_settings(out)
     with pytest.raises(SpatialForcingError, match="no demo run"):
         finished_settings(tmp_path)
+
+
+def test_two_demos_cannot_run_in_one_folder(tmp_path):
+    lock = hold(tmp_path)
+    with pytest.raises(SpatialForcingError, match="Another demo is running"):
+        hold(tmp_path)
+    lock.close()
+    hold(tmp_path).close()
 
 
 def test_demo_checks_the_disk_first(tmp_path, monkeypatch):

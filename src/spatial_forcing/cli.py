@@ -17,7 +17,7 @@ from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
 @dataclass
 class Demo:
-    """Run the whole job on the embedded world: two policies trained, rolled out, probed and reported."""
+    """Run the whole job on the embedded world: two policies and two references, rolled out and reported."""
 
     out: Path = Path("outputs/demo")
     """Folder of the run. A second run with the same settings reuses what is there."""
@@ -96,7 +96,7 @@ class Demos:
         with stages(_console()) as bars:
             bar = bars.add_task("demonstrations", total=self.episodes * len(self.tasks))
             root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
-        print(root)
+        print(f"Wrote {root}")
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Cache:
                 cameras=self.cameras or None,
                 advance=lambda n: bars.advance(bar, n),
             )
-        print(root)
+        print(f"Wrote {root}")
 
 
 @dataclass
@@ -266,6 +266,8 @@ class Doctor:
 
 def train(arguments: list[str]) -> None:
     """``spatial-forcing train``: lerobot-train and its flags, plus metrics.jsonl in the output folder."""
+    # LeRobot sets its own level when training starts; until then it would print a page about FFmpeg.
+    logging.getLogger().setLevel(logging.ERROR)
     try:
         from lerobot.configs import parser
         from lerobot.configs.train import TrainPipelineConfig

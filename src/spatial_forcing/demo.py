@@ -5,6 +5,7 @@ Every stage is the ordinary part of the package, run on the embedded world; ever
 finished, so that a second run reuses it and an interrupted one continues.
 """
 
+import fcntl
 import json
 import shutil
 import time
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -101,6 +102,7 @@ def run_demo(
         report = write_report(json.loads((out / "results.json").read_text()), out)
         console.print(f"This run is finished; nothing was computed again. Report: [bold]{report}[/]")
         return report
+    lock = hold(out)
     minutes = settings.seconds(workers) / 60
     console.print(
         f"Spatial Forcing demo in [bold]{out}[/]: about {minutes:.0f} minutes on two cores; what is there "
@@ -121,6 +123,7 @@ def run_demo(
             bar = bars.add_task("report", total=1)
             report = write_demo_report(settings, arms, probe, timings, out, command)
             bars.update(bar, completed=1)
+    lock.close()
     console.print(f"Report: [bold]{report}[/]")
     return report
 
@@ -147,6 +150,23 @@ def check_folder(out: Path, settings: DemoSettings) -> None:
             f"The demo needs about {need:.0f} GiB under {out}; {free:.2f} GiB are free."
         )
     claim(out / "settings.json", asdict(settings))
+
+
+def hold(out: Path) -> IO[str]:
+    """Locks the folder for this process until the returned file is closed or the process ends.
+
+    Raises:
+        SpatialForcingError: another process is running a demo there.
+    """
+    lock = (out / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise SpatialForcingError(
+            f"Another demo is running in {out}. Wait for it, or choose --out."
+        ) from error
+    return lock
 
 
 def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]:

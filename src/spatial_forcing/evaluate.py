@@ -48,11 +48,6 @@ class LoadedPolicy:
     """
 
     def __init__(self, checkpoint: Path, device: str = "cpu"):
-        from lerobot.configs import PreTrainedConfig
-        from lerobot.policies import make_pre_post_processors
-        from lerobot.policies.factory import get_policy_class
-        from lerobot.utils.import_utils import register_third_party_plugins
-
         checkpoint = Path(checkpoint)
         if not (checkpoint / "config.json").is_file():
             near = [str(p.parent) for p in sorted(checkpoint.glob("**/config.json"))[:3]]
@@ -60,6 +55,11 @@ class LoadedPolicy:
             raise SpatialForcingError(
                 f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}"
             )
+        from lerobot.configs import PreTrainedConfig
+        from lerobot.policies import make_pre_post_processors
+        from lerobot.policies.factory import get_policy_class
+        from lerobot.utils.import_utils import register_third_party_plugins
+
         register_third_party_plugins()
         config = PreTrainedConfig.from_pretrained(checkpoint)
         config.device, config.pretrained_path = device, checkpoint

@@ -1,6 +1,6 @@
 """What the numbers say, in sentences: the same words for better, worse and no difference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -55,6 +55,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         if not comparison["problem"] and not any(comparison[k] for k in ("both", "only_a", "only_b")):
             found.append(f"Neither {comparison['b']} nor {comparison['a']} solved an episode.")
     found += reference_notes(arms)
+    found += probe_notes((summary["probe"] or {"rows": []})["rows"], arms)
     if len(comparisons) > 1:
         found.append(f"The p-values are not corrected for {len(comparisons)} comparisons.")
     return found
@@ -84,6 +85,8 @@ def error_notes(found: Mapping[str, Any]) -> list[str]:
     target = f"the last error of {a} ({number(reach['target'])})"
     if reach["steps_b"] is None:
         return [f"{text} {upper(b)} never reached {target}, so there is no ratio of steps."]
+    if reach["ratio"] is not None and reach["steps_a"] == found["first_step"]:
+        return [f"{text} {upper(a)} was there at its first evaluation already: no ratio of steps."]
     text += f" {upper(b)} reached {target} at step {reach['steps_b']}, {a} itself at step {reach['steps_a']}"
     if reach["ratio"] is None:
         return [f"{text}."]
@@ -110,6 +113,19 @@ def reference_notes(arms: Mapping[str, Any]) -> list[str]:
             "action error of this task says little about seeing."
         )
     return found
+
+
+def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> list[str]:
+    """Says when a policy's tokens hold less depth than the mean depth of each place, which sees nothing."""
+    mean = next((row["absrel"] for row in rows if row["name"] == "mean depth"), None)
+    below = [row for row in rows if row["name"] in arms and mean is not None and row["absrel"] > mean]
+    if not below:
+        return []
+    names = ", ".join(f"{row['name']} {number(row['absrel'])}" for row in below)
+    return [
+        f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which sees "
+        f"nothing: {names}. Compare the policies with each other, not with the scene."
+    ]
 
 
 def rate_text(rate: Mapping[str, Any] | None, level: str = "95 % ") -> str:

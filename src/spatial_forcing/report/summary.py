@@ -131,9 +131,9 @@ def speed(arm_a: Mapping[str, Any], arm_b: Mapping[str, Any]) -> dict[str, Any]:
     common = max(points[0].keys() & points[1].keys(), default=None)
     errors = None if common is None else {"step": common, "a": points[0][common], "b": points[1][common]}
     if not all(points):
-        return {"reach": None, "heldout": errors}
+        return {"reach": None, "heldout": errors, "first_step": None}
     a, b = (Curve(list(of), list(of.values())) for of in points)
-    return {"reach": asdict(steps_to_target(a, b)), "heldout": errors}
+    return {"reach": asdict(steps_to_target(a, b)), "heldout": errors, "first_step": min(points[0])}
 
 
 # ---- small things ------------------------------------------------------------------------------------------
