@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.cache.store import FeatureStore
@@ -202,9 +202,3 @@ def plain_config(config: Any, plain_class: type) -> Any:
     for f in fields(plain_class):
         setattr(plain, f.name, getattr(config, f.name))
     return plain
-
-
-def count_trainable(module: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of a module."""
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)

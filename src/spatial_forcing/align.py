@@ -1,6 +1,6 @@
 """Spatial Forcing (arXiv 2510.12276): pull a policy's visual tokens toward a frozen 3D teacher's features.
 
-    L = L_action + w * L_align,     L_align = mean over valid tokens of 1 - cos(P(x), y)     (paper, Eq. 3-5)
+    L = L_action + w * L_align,     L_align = mean over valid tokens of 1 - cos(P(x), y)
 
 x: visual tokens of the host after an intermediate block; P: a small projector, thrown away after training;
 y: the teacher's features of the same pictures plus a sinusoidal position embedding, resampled to the host's
@@ -62,7 +62,7 @@ class Projector(nn.Module):
 
 
 def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
-    """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2] (Eq. 4).
+    """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2].
 
     Computed in float32. Zero if and only if every valid pair is parallel (or none is valid); invariant to
     either side's scale.

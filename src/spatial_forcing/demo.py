@@ -30,8 +30,7 @@ from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
 # Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
 EVAL_SEED = 1_000_000
-# Seconds a unit of work takes on two cores at about 3 GHz, for the estimate at the start (LOG.md has the
-# measurements).
+# Rough seconds a unit of work takes on two cores, for the estimate at the start.
 SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
 
 

@@ -36,7 +36,7 @@ class Host:
         layout: the visual token grid, in the host's own order.
         visual: hidden_BLD -> visual_BND, the only host-specific code.
         depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
-            arXiv 2510.12276, Table 4 and its code).
+            the published code of arXiv 2510.12276).
         entry: the name, inside a block, of the norm that reads the block's input.
     """
 
