@@ -1,10 +1,14 @@
-"""Does geometry help, or any picture model? Several seeds and teachers on the embedded world.
+r"""Does geometry help, or any picture model, or more tuning? Equal-budget arms on the embedded world.
 
-    python recipes/embedded_study.py --out outputs/study --seeds 0 1 2
+    python recipes/embedded_study.py --out outputs/study --teachers vggt-tiny-sim vggt-tiny-sim-2d
+    python recipes/embedded_study.py --out outputs/long --steps 3000 --evaluations 10
+    python recipes/embedded_study.py --out outputs/drawer --task drawer-open-v3 --start expert-warmup
+    python recipes/embedded_study.py --out outputs/tune --seeds 100 --learning-rates 5e-4 1e-3 2e-3 \
+        --weights 0.5 2
 
-Arms of every seed share demonstrations, first weights, batches and evaluation episodes: no forcing, forced
-toward each teacher, and the blind and state references. Two cores: about 5 minutes an arm and core. Writes
-<out>/study.json; LOG.md has the numbers of our runs. An interrupted study continues.
+Arms of a seed share demonstrations, first weights, batches and evaluation episodes. Every learning rate is
+given to every arm, so that no arm is tuned more than another. Two cores: about 5 minutes an arm and core for
+600 steps. Writes <out>/study.json; LOG.md has the numbers of our runs. An interrupted study continues.
 """
 
 import json
@@ -29,25 +33,31 @@ class Args:
     out: Path = Path("outputs/study")
     """Folder of the study."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of weights and data order. The demonstrations are those of the first."""
-    teachers: tuple[str, ...] = ("vggt-tiny-sim",)
-    """Teachers to compare; add vggt-tiny-sim-2d once its weights are there (recipes/vggt_tiny_sim.py)."""
-    steps: int = 600
-    """Training steps."""
+    """Seeds of weights and data order. All share the demonstrations of --demo-seed."""
+    demo_seed: int = 0
+    """Seed of the demonstrations."""
     task: str = "reach-v3"
     """Meta-World task."""
-    weight: float = 0.5
-    """Weight of the alignment loss."""
-    learning_rate: float = 1e-3
-    """Of all arms."""
+    start: str = "random-hand"
+    """How demonstrations begin; expert-warmup covers whole episodes of tasks with several stages."""
+    episodes: int = 250
+    """Demonstrations of 6 frames."""
+    teachers: tuple[str, ...] = ("vggt-tiny-sim",)
+    """Teachers to compare: vggt-tiny-sim, vggt-tiny-sim-2d, pixels, ..."""
+    weights: tuple[float, ...] = (0.5,)
+    """Weights of the alignment loss, each an arm of its own for each teacher."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Given to every arm, the baseline included."""
+    steps: int = 600
+    """Training steps."""
     evaluations: int = 2
     """Checkpoints that are rolled out."""
     eval_episodes: int = 25
     """Rollouts a checkpoint."""
-    references: bool = True
-    """Train the blind and state references too."""
     baseline: bool = True
-    """Train the baseline too."""
+    """Train the baseline."""
+    references: bool = False
+    """Train the blind and state references, at the first learning rate."""
     workers: int = 2
     """Arms side by side."""
 
@@ -56,15 +66,22 @@ def main(args: Args) -> None:
     """Runs every arm and writes the numbers."""
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    claim(out / "settings.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()})
+    made_with = {
+        "command": command_line(),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    options = {k: v for k, v in asdict(args).items() if k not in ("out", "workers")}
+    claim(out / "settings.json", options)
     settings = DemoSettings(
         tasks=(args.task,),
+        start=args.start,
+        episodes=args.episodes,
         steps=args.steps,
-        weight=args.weight,
-        learning_rate=args.learning_rate,
         evaluations=args.evaluations,
         eval_episodes=args.eval_episodes,
-        seed=args.seeds[0],
+        seed=args.demo_seed,
     )
     with stages(Console()) as bars:
         train_root, heldout_root = collect_demos(settings, out, args.workers, bars)
@@ -80,7 +97,7 @@ def main(args: Args) -> None:
             workers=args.workers,
             watch=lambda progress: bars.update(row, completed=sum(p.step for p in progress.values())),
         )
-    results = summarise(arms, out)
+    results = made_with | summarise(arms, out)
     (out / "study.json").write_text(json.dumps(results, indent=1) + "\n")
     for line in results["table"]:
         print(line)
@@ -90,17 +107,31 @@ def main(args: Args) -> None:
 def study_arms(
     args: Args, settings: DemoSettings, train: Path, heldout: Path, features: dict[str, Path]
 ) -> list[Arm]:
-    """The arms of every seed."""
-    arms: list[Arm] = []
+    """The arms of every seed and learning rate; names carry what is varied."""
+    arms: dict[str, Arm] = {}
+
+    def add(arm: Arm, *, tag: str, **named: float) -> None:
+        varied = [f"{key}{value:g}" for key, value in named.items() if len(getattr(args, OPTION[key])) > 1]
+        name = "-".join([tag, *varied, f"s{arm.seed}"])
+        arms.setdefault(name, replace(arm, name=name))
+
     for seed in args.seeds:
-        for i, teacher in enumerate(args.teachers):
-            one = replace(settings, seed=seed, teacher=teacher)
-            baseline, forced, blind, state = demo_arms(one, train, heldout, features[teacher])
-            if i == 0:
-                arms += [baseline] * args.baseline + [blind, state] * args.references
-                arms = [replace(a, name=f"{a.name}-s{seed}") if "-s" not in a.name else a for a in arms]
-            arms.append(replace(forced, name=f"{teacher}-s{seed}", label=f"forced toward {teacher}"))
-    return arms
+        for lr in args.learning_rates:
+            for teacher in args.teachers:
+                for w in args.weights:
+                    one = replace(settings, seed=seed, teacher=teacher, learning_rate=lr, weight=w)
+                    baseline, forced, blind, state = demo_arms(one, train, heldout, features[teacher])
+                    if args.baseline:
+                        add(baseline, tag="baseline", lr=lr)
+                    if args.references and lr == args.learning_rates[0]:
+                        add(blind, tag="blind")
+                        add(state, tag="state")
+                    forced = replace(forced, label=f"forced toward {teacher}")
+                    add(forced, tag=teacher, lr=lr, w=w)
+    return list(arms.values())
+
+
+OPTION = {"lr": "learning_rates", "w": "weights"}
 
 
 def portable(value: Any, out: Path) -> Any:
@@ -113,43 +144,44 @@ def portable(value: Any, out: Path) -> Any:
 
 
 def summarise(arms: list[Arm], out: Path) -> dict[str, Any]:
-    """Every evaluation of every arm, and McNemar's test against the baseline of the same seed."""
-    found: dict[str, list[dict]] = {}
-    for arm in arms:
-        folder = out / "runs" / arm.name
-        found[arm.name] = [json.loads(p.read_text()) for p in sorted((folder / "eval").glob("[0-9]*.json"))]
+    """Every evaluation of every arm, and McNemar's test against the baseline of the same seed and rate."""
+    found = {
+        arm.name: [
+            json.loads(p.read_text()) for p in sorted((out / "runs" / arm.name / "eval").glob("[0-9]*"))
+        ]
+        for arm in arms
+    }
+    baselines = {
+        (arm.seed, arm.policy["optimizer_lr"]): arm.name for arm in arms if arm.name.startswith("baseline")
+    }
     table, rows = [], {}
     for arm in arms:
-        last = found[arm.name][-1]
-        success = [bool(e["success"]) for e in last["episodes"]]
+        success = [bool(e["success"]) for e in found[arm.name][-1]["episodes"]]
         rate = wilson(sum(success), len(success))
-        closest = 100 * sum(e["closest_distance"] for e in last["episodes"]) / len(success)
-        errors = {e["step"]: round(e["heldout_error"], 4) for e in found[arm.name]}
-        line = (
-            f"{arm.name:<24} {rate.successes:>3}/{rate.episodes} ({rate.low:.0%} to {rate.high:.0%})"
-            f"  closest {closest:5.1f} cm  held-out error {errors}"
-        )
-        base = found.get(f"baseline-s{arm.seed}")
-        if base and not arm.name.startswith("baseline"):
-            other = [bool(e["success"]) for e in base[-1]["episodes"]]
-            line += f"  p = {mcnemar(other, success).p_value:.3g} against the baseline"
-        table.append(line)
         rows[arm.name] = {
-            "successes": rate.successes,
+            "successes": {e["step"]: sum(bool(x["success"]) for x in e["episodes"]) for e in found[arm.name]},
             "episodes": rate.episodes,
-            "closest_cm": round(closest, 2),
-            "heldout_error": errors,
+            "closest_cm": {e["step"]: closest_cm(e) for e in found[arm.name]},
+            "heldout_error": {e["step"]: round(e["heldout_error"], 4) for e in found[arm.name]},
             "final_cosine": read_metrics(out / "runs" / arm.name / "train")[-1].get("cosine"),
         }
-    return {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "arms": [portable(asdict(arm), out) for arm in arms],
-        "rows": rows,
-        "table": table,
-    }
+        line = (
+            f"{arm.name:<32} {rate.successes:>3}/{rate.episodes} ({rate.low:.0%} to {rate.high:.0%})"
+            f"  closest {closest_cm(found[arm.name][-1]):5.1f} cm"
+            f"  held-out error {rows[arm.name]['heldout_error']}"
+        )
+        base = baselines.get((arm.seed, arm.policy["optimizer_lr"]))
+        if base and base != arm.name:
+            other = [bool(e["success"]) for e in found[base][-1]["episodes"]]
+            line += f"  p = {mcnemar(other, success).p_value:.3g} against {base}"
+        table.append(line)
+    return {"arms": [portable(asdict(arm), out) for arm in arms], "rows": rows, "table": table}
+
+
+def closest_cm(evaluation: dict[str, Any]) -> float:
+    """Mean closest distance to the goal over the episodes of an evaluation, centimetres."""
+    distances = [100 * e["closest_distance"] for e in evaluation["episodes"]]
+    return round(sum(distances) / len(distances), 2)
 
 
 if __name__ == "__main__":

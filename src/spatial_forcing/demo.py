@@ -43,6 +43,7 @@ class DemoSettings:
         episodes: demonstrations a task to train on.
         heldout_episodes: demonstrations a task for the held-out action error and the probe's test.
         frames: length of a demonstration.
+        start: how demonstrations begin: "random-hand", "initial" or "expert-warmup" (see DemoSpec).
         steps: training steps.
         batch_size: frames a step.
         learning_rate: of all arms alike.
@@ -60,6 +61,7 @@ class DemoSettings:
     episodes: int = 250
     heldout_episodes: int = 40
     frames: int = 6
+    start: str = "random-hand"
     steps: int = 600
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -200,7 +202,11 @@ def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progres
     from spatial_forcing.sim.collect import DemoSpec, collect
 
     spec = DemoSpec(
-        tasks=settings.tasks, episodes=settings.episodes, frames=settings.frames, seed=settings.seed
+        tasks=settings.tasks,
+        episodes=settings.episodes,
+        frames=settings.frames,
+        start=settings.start,
+        seed=settings.seed,
     )
     heldout = replace(spec, episodes=settings.heldout_episodes, seed=settings.seed + 500_000)
     roots = []
