@@ -1,11 +1,12 @@
 """LeRobot's door to Spatial Forcing.
 
 LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this
-package registers the policy types ``tiny`` and ``sf_tiny`` and the environment type ``sf_metaworld``.
+package registers the policy types ``tiny`` and ``sf_<type>`` for every host record (``sf_smolvla``,
+``sf_pi0``, ...) and the environment type ``sf_metaworld``.
 """
 
-from lerobot_policy_spatial_forcing.configuration_sf_tiny import SfTinyConfig
+from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from spatial_forcing.hosts.tiny_policy import TinyConfig
 from spatial_forcing.sim.env import SimEnvConfig
 
-__all__ = ["SfTinyConfig", "SimEnvConfig", "TinyConfig"]
+__all__ = ["CLASSES", "SimEnvConfig", "TinyConfig"]

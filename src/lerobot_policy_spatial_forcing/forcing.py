@@ -1,21 +1,16 @@
 """Spatial Forcing inside a LeRobot policy: the part that is the same for every host.
 
-For a host policy ``XPolicy`` with configuration ``XConfig`` the plug-in package has
-
-    @PreTrainedConfig.register_subclass("sf_x")
-    @dataclass
-    class SfXConfig(XConfig):  forcing: ForcingConfig
-    class SfXPolicy(ForcedPolicy, XPolicy):  ...
-
-Everything of the host is inherited. Training adds the loss; evaluation and ``select_action`` are the host's
-own; a saved checkpoint has the host's type and exactly the host's weights, with the projector beside it in
-``spatial_forcing/`` for resuming.
+For a host with configuration ``XConfig`` and policy ``XPolicy`` the plug-in makes ``SfXConfig(XConfig)`` with
+one more field, ``forcing``, and ``SfXPolicy(ForcedPolicy, XPolicy)``. Everything of the host is inherited.
+Training adds the loss; evaluation and ``select_action`` are the host's own; a saved checkpoint has the host's
+type and exactly the host's weights, with the projector beside it in ``spatial_forcing/`` for resuming.
 """
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +22,8 @@ from spatial_forcing.align import SpatialForcing
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features
-from spatial_forcing.hosts import host_of
+from spatial_forcing.hosts.lerobot import Pictures, PolicyRecord, cameras_in, pictures_of, policy_host
+from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
 
 SIDE_FOLDER = "spatial_forcing"
@@ -46,6 +42,8 @@ class ForcingConfig:
         weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
         cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
             runs online if None.
+        cameras: the cache's names of the policy's cameras, in the policy's order, where they differ
+            (``--rename_map``).
         weight: weight of the alignment loss; 0 is the baseline and runs the same code.
         depth: blocks before the tap; the host's recommendation if None.
         norm: the projector's norm, "layer" or "batch".
@@ -60,6 +58,7 @@ class ForcingConfig:
     teacher: str | None = None
     weights: str | None = None
     cache: str | None = None
+    cameras: list[str] | None = None
     weight: float = 0.5
     depth: int | None = None
     norm: str = "layer"
@@ -78,6 +77,7 @@ class FeatureSource:
         self.store = None
         if config.cache is not None:
             self.store = FeatureStore(config.cache)
+            cameras = config.cameras or cameras
             self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
             self.teacher: Any = self.store
         else:
@@ -85,11 +85,9 @@ class FeatureSource:
                 config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device
             )
 
-    def __call__(
-        self, batch: dict[str, Any], images: Callable[[dict[str, Any]], Tensor]
-    ) -> Tensor | Features:
+    def __call__(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | Features:
         if self.store is None:
-            return images(batch)
+            return pictures.stacked_BV3HW()
         if "index" not in batch:
             raise SpatialForcingError(
                 "Stored features are looked up by frame `index`, and the batch has none."
@@ -98,27 +96,30 @@ class FeatureSource:
 
 
 class ForcedPolicy:
-    """Mixin that adds the alignment loss to a LeRobot policy. Put it before the policy class.
+    """Mixin that adds the alignment loss to a LeRobot policy. Put it before the policy class."""
 
-    The host class must offer ``images_BV3HW(batch)``: the pictures of a preprocessed batch in [0, 1], in the
-    order of its visual tokens.
-    """
-
-    plain_config_class: ClassVar[type]
+    record: ClassVar[PolicyRecord]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        meta = kwargs.get("dataset_meta")
+        self._picture_stats = None if meta is None else meta.stats
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)
-            self.forcing = self._build_forcing(config.forcing, kwargs.get("dataset_meta"))
+            self.forcing = self._build_forcing(config.forcing, meta)
         self._forward_count = 0
         logging.getLogger(__name__).info(self.forcing.describe())
 
-    def _build_forcing(self, forcing: ForcingConfig, dataset_meta: Any) -> SpatialForcing:
-        host = host_of(self)  # type: ignore[arg-type]
-        root = None if dataset_meta is None else Path(dataset_meta.root)
-        source = FeatureSource(forcing, list(self.config.image_features), self.config.device, root)
+    def _build_forcing(self, forcing: ForcingConfig, meta: Any) -> SpatialForcing:
+        host = policy_host(self)
+        cameras = cameras_in(self.config, self.config.image_features if meta is None else meta.features)
+        source = FeatureSource(
+            forcing,
+            cameras or list(self.config.image_features),
+            self.config.device,
+            None if meta is None else Path(meta.root),
+        )
         object.__setattr__(self, "feature_source", source)
         stats = getattr(source.teacher, "stats", None) if forcing.standardize else None
         if forcing.standardize and stats is None:
@@ -137,37 +138,102 @@ class ForcedPolicy:
             published=forcing.published,
         )
 
+    # ---- training --------------------------------------------------------------------------------------
+
     def forward(self, batch: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """The host's loss plus, in training, the alignment loss; both are in the logs."""
         if not self.training:
             return super().forward(batch, *args, **kwargs)  # type: ignore[misc]
+        if self._forward_count == 0:
+            self._check_what_trains()
+        pictures = pictures_of(self, batch, self._picture_stats)
+        if pictures.views != self.forcing.host.layout.views:
+            self._use_views(pictures.views)
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
-        height, width = batch[next(iter(self.config.image_features))].shape[-2:]
         align_loss = self.forcing(
-            self.feature_source(batch, self.images_BV3HW), picture_hw=(int(height), int(width))
+            self.feature_source(batch, pictures),
+            picture_hw=None if self.forcing.published else pictures.sizes,
+            present_BV=pictures.present_BV,
         )
-        logs = {**(logs or {}), "action_loss": action_loss.item()}
-        logs |= {name: value.item() for name, value in self.forcing.logs.items()}
-        every = self.config.forcing.ratio_every
-        if every and self._forward_count % every == 0 and self.forcing.weight > 0:
-            logs["gradient_ratio"] = self.forcing.gradient_ratio(action_loss, align_loss).item()
+        logs = {**(logs or {}), **self._scalars(action_loss.mean(), align_loss)}
         self._forward_count += 1
         return action_loss + align_loss, logs
 
-    # ---- checkpoints: the host's files, the projector beside them
-    # ------------------------------------------------
+    def _scalars(self, action_loss: Tensor, align_loss: Tensor) -> dict[str, float]:
+        """What is logged of this step, read from the device in one go."""
+        values = {"action_loss": action_loss.detach(), **self.forcing.logs}
+        every = self.config.forcing.ratio_every
+        if every and self._forward_count % every == 0 and self.forcing.weight > 0:
+            values["gradient_ratio"] = self.forcing.gradient_ratio(action_loss, align_loss)
+        numbers = torch.stack([value.float() for value in values.values()]).tolist()
+        return dict(zip(values, numbers, strict=True))
+
+    def _use_views(self, views: int) -> None:
+        """Some hosts have tokens only for the cameras that are in the batch."""
+        self.forcing.host = self.forcing.tap.host = policy_host(self, views)
+
+    def _check_what_trains(self) -> None:
+        """Before the first step: something that shapes the tapped tokens must train.
+
+        The tap's own check is not enough here: in SmolVLA the state token is part of the tapped stream and
+        trains, while no gradient of a visual token reaches anything.
+        """
+        tap = self.forcing.tap
+        before = [*list(self.forcing.host.blocks)[: tap.depth], *self.record.upstream(self)]
+        trains = [n for m in before for n, p in m.named_parameters() if p.requires_grad]
+        if not trains and self.forcing.weight > 0:
+            flags = self.record.unfreeze or "unfreeze the blocks before the tap"
+            raise TapError(
+                f"Nothing that shapes the visual tokens of {self.forcing.host.name} after block {tap.depth} "
+                f"trains, so Spatial Forcing cannot act. Set {flags}; or train without forcing "
+                "(--policy.forcing.weight=0)."
+            )
+        if trains and self.record.language_model and not any("lora" in name for name in trains):
+            logging.getLogger(__name__).warning(
+                "The language model of %s trains with all its weights. Alignment with full fine-tuning has "
+                "been reported to damage pretrained language models (the paper used LoRA): watch the action "
+                "loss, lower forcing.weight, or use LoRA on the VLM.",
+                self.forcing.host.name,
+            )
+
+    def get_optim_params(self) -> Any:
+        """The host's parameters and the projector's, which continues from the run that is resumed, if any.
+
+        LeRobot asks for them once before training, whichever way the policy was made. PEFT, which freezes
+        everything it did not add, has been at work by then.
+        """
+        self.forcing.requires_grad_(True)
+        if self.config.pretrained_path is not None:
+            self._restore_projector(Path(self.config.pretrained_path) / SIDE_FOLDER)
+        return super().get_optim_params()  # type: ignore[misc]
+
+    def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
+        """LoRA on the host. The projector is none of PEFT's business: it is trained and saved as ever."""
+        with self._without_forcing():
+            wrapped = super().wrap_with_peft(*args, **kwargs)  # type: ignore[misc]
+        save = wrapped.save_pretrained
+
+        def save_with_projector(save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+            save(save_directory, *args, **kwargs)
+            self.save_projector(Path(save_directory))
+
+        wrapped.save_pretrained = save_with_projector
+        return wrapped
+
+    # ---- checkpoints: the host's files, the projector beside them --------------------------------------
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        everything = self.state_dict() if state_dict is None else state_dict
-        plain = {k: v for k, v in everything.items() if not k.startswith("forcing.")}
-        config, self.config = self.config, plain_config(self.config, self.plain_config_class)
-        try:
+        with self._without_forcing():
+            plain = state_dict and {k: v for k, v in state_dict.items() if not k.startswith("forcing.")}
             super()._save_pretrained(save_directory, state_dict=plain)  # type: ignore[misc]
-        finally:
-            self.config = config
+        self.save_projector(save_directory, state_dict)
+
+    def save_projector(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes the projector and what it was trained toward beside a checkpoint, for resuming."""
         side = save_directory / SIDE_FOLDER
-        side.mkdir(exist_ok=True)
+        side.mkdir(parents=True, exist_ok=True)
+        everything = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
         projector = {k.removeprefix("forcing."): v for k, v in everything.items() if k.startswith("forcing.")}
         save_file({k: v.contiguous() for k, v in projector.items()}, side / "projector.safetensors")
         record = asdict(self.config.forcing) | {
@@ -176,29 +242,27 @@ class ForcedPolicy:
         }
         (side / "forcing.json").write_text(json.dumps(record, indent=2) + "\n")
 
-    @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        forcing = model.forcing
-        del model.forcing  # so that LeRobot's loader compares with exactly the host's keys
+    def _restore_projector(self, side: Path) -> None:
+        if not side.is_dir():
+            return
+        saved = json.loads((side / "forcing.json").read_text())["teacher_fingerprint"]
+        if saved != self.forcing.teacher.fingerprint:
+            raise SpatialForcingError(
+                f"This checkpoint was trained toward teacher features {saved}, but the ones given now are "
+                f"{self.forcing.teacher.fingerprint}: other weights, layer, resolution or views. To start a "
+                f"new projector from these weights, remove {side}."
+            )
+        self.forcing.load_state_dict(load_file(side / "projector.safetensors"))
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""
+        present = {f"forcing.{k}": v for k, v in self.forcing.state_dict().items()}
+        return super().load_state_dict(present | dict(state_dict), *args, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _without_forcing(self) -> Iterator[None]:
+        forcing = self._modules.pop("forcing")  # type: ignore[attr-defined]
         try:
-            model = super()._load_as_safetensor(model, model_file, map_location, strict)  # type: ignore[misc]
+            yield
         finally:
-            model.forcing = forcing
-        side = Path(model_file).parent / SIDE_FOLDER
-        if side.is_dir():
-            forcing.load_state_dict(load_file(side / "projector.safetensors"))
-            saved = json.loads((side / "forcing.json").read_text())["teacher_fingerprint"]
-            if saved != forcing.teacher.fingerprint:
-                raise SpatialForcingError(
-                    f"This checkpoint was trained toward teacher features {saved}, but the ones given now "
-                    f"are {forcing.teacher.fingerprint}: other weights, layer, resolution or views."
-                )
-        return model
-
-
-def plain_config(config: Any, plain_class: type) -> Any:
-    """The host's own configuration, with the values of a forced one."""
-    plain = object.__new__(plain_class)
-    for f in fields(plain_class):
-        setattr(plain, f.name, getattr(config, f.name))
-    return plain
+            self._modules["forcing"] = forcing  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ Shapes: B batch, V views, H W rows and columns of a grid, N = V*h*w visual token
 host, C width of the teacher.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose, resample
 from spatial_forcing.tap import Host, Tap
 from spatial_forcing.uv import uv_position_embedding
+
+# Height and width of the pictures: of all views alike, or of each.
+PictureSize = tuple[int, int] | Sequence[tuple[int, int]]
 
 
 class Projector(nn.Module):
@@ -148,7 +151,8 @@ class SpatialForcing(nn.Module):
         images: Tensor | Features,
         affine_BV23: Tensor | None = None,
         *,
-        picture_hw: tuple[int, int] | None = None,
+        picture_hw: PictureSize | None = None,
+        present_BV: Tensor | None = None,
     ) -> Tensor:
         """w * L_align for the watched forward.
 
@@ -160,7 +164,9 @@ class SpatialForcing(nn.Module):
                 coordinates, where they differ (random crops, flips and rotations of the host's copy): see
                 ``spatial_forcing.grid``.
             picture_hw: height and width in pixels of the picture the host was given, where ``images`` does
-                not say: with Features, for a host that pads; with crops that change the aspect ratio.
+                not say: with Features, for a host that pads; with crops that change the aspect ratio. One
+                pair, or one for each view.
+            present_BV: bool, False where a sample lacks a view; all are there if None.
 
         Returns:
             A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts,
@@ -171,9 +177,10 @@ class SpatialForcing(nn.Module):
             SpatialForcingError: images or features do not fit the host or the teacher.
         """
         visual_BND = self.tap.visual_BND()
-        self.tap.require_gradient()
+        if self.weight > 0:
+            self.tap.require_gradient()
         target_BNC, valid_BN = self.target(
-            images, affine_BV23, picture_hw=picture_hw, batch=visual_BND.shape[0]
+            images, affine_BV23, picture_hw=picture_hw, present_BV=present_BV, batch=visual_BND.shape[0]
         )
         align = cosine_distance(self.projector(visual_BND, valid_BN), target_BNC, valid_BN)
         self.logs = {
@@ -189,14 +196,17 @@ class SpatialForcing(nn.Module):
         images: Tensor | Features,
         affine_BV23: Tensor | None = None,
         *,
-        picture_hw: tuple[int, int] | None = None,
+        picture_hw: PictureSize | None = None,
+        present_BV: Tensor | None = None,
         batch: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
         layout = self.host.layout
         features = images.checked() if isinstance(images, Features) else self.teacher(images)
         features = self._checked(features, batch)
-        height, width = picture_hw or self._picture_size(images)
+        if present_BV is not None:
+            present = present_BV.to(features.valid_BVHW)[:, : features.valid_BVHW.shape[1], None, None]
+            features = features._replace(valid_BVHW=features.valid_BVHW & present)
         tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
         features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
 
@@ -205,11 +215,16 @@ class SpatialForcing(nn.Module):
                 features, layout.rows, layout.cols, affine_BV23, published=True
             )
         else:
-            affine = layout.affine_23(height, width).to(tokens.device)
-            affine = affine if affine_BV23 is None else compose(affine_BV23.to(affine), affine)
-            target_BVhwC, valid_BVhw = resample(features, layout.rows, layout.cols, affine)
+            sizes = self._picture_sizes(images, picture_hw, tokens.shape[1])
+            affine = torch.stack([layout.affine_23(*size) for size in sizes])
+            if affine_BV23 is not None:
+                affine = compose(affine_BV23.float(), affine.to(affine_BV23.device))
+            target_BVhwC, valid_BVhw = resample(
+                features, layout.rows, layout.cols, affine, coverage=layout.coverage
+            )
             # Padding is no part of the picture, even where the teacher saw something beyond the host's crop.
-            valid_BVhw = valid_BVhw & layout.picture_hw(height, width).to(valid_BVhw.device)
+            picture_Vhw = torch.stack([layout.picture_hw(*size) for size in sizes])
+            valid_BVhw = valid_BVhw & picture_Vhw.to(valid_BVhw.device)
         missing = layout.views - target_BVhwC.shape[1]
         target_BVhwC = F.pad(target_BVhwC, (0, 0, 0, 0, 0, 0, 0, missing))
         valid_BVhw = F.pad(valid_BVhw, (0, 0, 0, 0, 0, missing))
@@ -255,16 +270,24 @@ class SpatialForcing(nn.Module):
         rms_B1111 = (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
         return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
 
-    def _picture_size(self, images: Tensor | Features) -> tuple[int, int]:
-        """Height and width of the host's picture; a host that stretches does not care for features' own."""
-        if not isinstance(images, Features):
-            return int(images.shape[-2]), int(images.shape[-1])
-        if self.host.layout.fit == "pad":
+    def _picture_sizes(
+        self, images: Tensor | Features, picture_hw: PictureSize | None, views: int
+    ) -> list[tuple[int, int]]:
+        """Height and width of the host's picture of each view."""
+        if picture_hw is None and isinstance(images, Features) and self.host.layout.fit == "pad":
             raise SpatialForcingError(
                 f"{self.host.name} pads its pictures, and stored features do not say what shape those had: "
                 "pass sf(features, picture_hw=(height, width))."
             )
-        return int(images.tokens_BVHWC.shape[2]), int(images.tokens_BVHWC.shape[3])
+        if picture_hw is None:
+            # A host that stretches does not care for the shape: that of the features' grid serves.
+            grid = images.tokens_BVHWC.shape[2:4] if isinstance(images, Features) else images.shape[-2:]
+            return [(int(grid[0]), int(grid[1]))] * views
+        if not isinstance(picture_hw[0], Sequence):
+            return [(int(picture_hw[0]), int(picture_hw[1]))] * views  # type: ignore[arg-type]
+        if len(picture_hw) != views:
+            raise SpatialForcingError(f"Got the picture sizes of {len(picture_hw)} views for {views} views.")
+        return [(int(size[0]), int(size[1])) for size in picture_hw]  # type: ignore[index]
 
     def _checked(self, features: Features, batch: int | None) -> Features:
         B, V, _, _, C = features.checked().tokens_BVHWC.shape

@@ -21,6 +21,7 @@ Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,8 +69,13 @@ class Layout:
         views, rows, cols: the grid, in the host's own order (view by view, row by row).
         fit: ``"stretch"`` if the host resizes the picture to the grid, ``"pad"`` if it keeps the picture's
             aspect ratio and pads the rest (SmolVLA, pi0: ``resize_with_pad``).
-        anchor: with ``"pad"``, where the picture sits in the padded square, as fractions (x, y) of the free
-            space: (0, 0) top left, (0.5, 0.5) centred, (1, 1) bottom right.
+        anchor: with ``"pad"``, where the picture sits in the padded rectangle, as fractions (x, y) of the
+            free space: (0, 0) top left, (0.5, 0.5) centred, (1, 1) bottom right.
+        overhang: (x, y), the size of the grid over that of the host's image: above one where the last cells
+            reach beyond it (a convolutional host whose stride does not divide the image).
+        offset: from the centre of a cell to the centre of what it sees, in cells, down and right alike. Zero
+            for patches. A convolution of stride s with half its width as padding sees around the first pixel
+            of its cell, which makes (1 - s) / (2 s).
     """
 
     views: int
@@ -77,6 +83,8 @@ class Layout:
     cols: int
     fit: Literal["stretch", "pad"] = "stretch"
     anchor: tuple[float, float] = (0.5, 0.5)
+    overhang: tuple[float, float] = (1.0, 1.0)
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.views, self.rows, self.cols) < 1:
@@ -88,15 +96,23 @@ class Layout:
     def tokens(self) -> int:
         return self.views * self.rows * self.cols
 
+    @property
+    def coverage(self) -> float:
+        """See ``resample``. A field centred on the picture's first pixel lies three quarters outside it."""
+        return VALID_COVERAGE if self.offset == 0 else 0.15
+
     def affine_23(self, height: int, width: int) -> Tensor:
         """The affine (2, 3) from this grid to a picture of ``height`` x ``width`` pixels."""
+        (ox, oy), shift = self.overhang, self.offset
+        to_image = torch.tensor([[ox, 0, ox * shift / self.cols], [0, oy, oy * shift / self.rows]])
         if self.fit == "stretch":
-            return identity()
-        # The picture fills the fraction (fx, fy) of the grid and starts at (1 - f) * anchor.
-        scale = min(self.cols / width, self.rows / height)
-        fx, fy = width * scale / self.cols, height * scale / self.rows
+            return to_image
+        # The picture fills the fraction (fx, fy) of the image and starts at (1 - f) * anchor.
+        image_w, image_h = self.cols / ox, self.rows / oy
+        scale = min(image_w / width, image_h / height)
+        fx, fy = width * scale / image_w, height * scale / image_h
         x0, y0 = (1 - fx) * self.anchor[0], (1 - fy) * self.anchor[1]
-        return torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]])
+        return compose(torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]]), to_image)
 
     def picture_hw(self, height: int, width: int) -> Tensor:
         """bool (rows, cols): cells with their centre in a ``height`` x ``width`` picture, not in padding."""
@@ -159,6 +175,7 @@ def resample(
     affine_BV23: Tensor | None = None,
     *,
     published: bool = False,
+    coverage: float = VALID_COVERAGE,
 ) -> Features:
     """Carries teacher features to a grid of ``rows`` x ``cols`` host tokens.
 
@@ -168,10 +185,10 @@ def resample(
         affine_BV23: from the host's grid to the teacher's picture, broadcastable to (B, V, 2, 3); identity if
             None.
         published: the public code's numerics (bilinear, corners aligned, no antialiasing). Takes no affine.
+        coverage: a token is valid if at least this fraction of its sample points read valid teacher tokens.
 
     Returns:
-        :class:`Features` of exactly ``rows`` x ``cols`` tokens. A token is valid if at least half of its
-        sample points read valid teacher tokens; tokens that are not valid are zero.
+        :class:`Features` of exactly ``rows`` x ``cols`` tokens; those that are not valid are zero.
     """
     tokens_BVHWC, _ = features.checked()
     B, V, H, W, _ = tokens_BVHWC.shape
@@ -182,20 +199,19 @@ def resample(
         if published:
             weights_bvNHW = _corner_aligned_weights(H, W, rows, cols).to(tokens_BVHWC.device)
         else:
-            affine_bv23 = _shaped_affine(identity() if affine_BV23 is None else affine_BV23, B, V)
-            affine_bv23 = affine_bv23.to(tokens_BVHWC.device, torch.float32)
-            weights_bvNHW = _cell_weights(affine_bv23, H, W, rows, cols)
-        return _weighted(features, weights_bvNHW, rows, cols)
+            affine_bv23 = _shaped_affine(identity() if affine_BV23 is None else affine_BV23, B, V).float()
+            weights_bvNHW = _weights_of(affine_bv23, H, W, rows, cols, tokens_BVHWC.device)
+        return _weighted(features, weights_bvNHW, rows, cols, coverage)
 
 
-def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int) -> Features:
+def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int, coverage: float) -> Features:
     """Applies resampling weights (b, v, rows*cols, H, W) to what is valid."""
     tokens_BVHWC, valid_BVHW = features
     B, V, _, _, C = tokens_BVHWC.shape
     # Weights on tokens that are not valid go; what is left is scaled back to one.
     weights_BVNM = (weights_bvNHW * valid_BVHW[:, :, None]).flatten(3)
     coverage_BVN = weights_BVNM.sum(-1)
-    out_valid_BVN = coverage_BVN >= VALID_COVERAGE - 1e-6
+    out_valid_BVN = coverage_BVN >= coverage - 1e-6
     weights_BVNM = torch.where(
         out_valid_BVN[..., None], weights_BVNM / coverage_BVN.clamp(min=1e-6)[..., None], 0.0
     )
@@ -214,6 +230,21 @@ def _shaped_affine(affine: Tensor, B: int, V: int) -> Tensor:
             f"views, got {tuple(affine.shape)}."
         )
     return affine.reshape(b, v, 2, 3)
+
+
+def _weights_of(affine_bv23: Tensor, H: int, W: int, h: int, w: int, device: torch.device) -> Tensor:
+    """Weights (b, v, h*w, H, W) on ``device``; those of an affine that all samples share are kept."""
+    if len(affine_bv23) > 1 or affine_bv23.device.type != "cpu":
+        return _cell_weights(affine_bv23.to(device), H, W, h, w)
+    rows = tuple(tuple(view) for view in affine_bv23[0].flatten(1).tolist())
+    return _kept_weights(rows, H, W, h, w, device)
+
+
+@lru_cache(maxsize=8)
+def _kept_weights(
+    rows: tuple[tuple[float, ...], ...], H: int, W: int, h: int, w: int, device: torch.device
+) -> Tensor:
+    return _cell_weights(torch.tensor(rows).view(1, -1, 2, 3), H, W, h, w).to(device)
 
 
 def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor:

@@ -106,15 +106,15 @@ def run_arm(arm: Arm, folder: Path) -> Path:
 
 
 def policy_config(arm: Arm) -> Any:
-    """The LeRobot configuration of an arm: TinyConfig, or SfTinyConfig when it has forcing options."""
-    from lerobot_policy_spatial_forcing.configuration_sf_tiny import SfTinyConfig
+    """The LeRobot configuration of an arm: TinyConfig, or that of ``sf_tiny`` when it has forcing options."""
+    from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
     from lerobot_policy_spatial_forcing.forcing import ForcingConfig
     from spatial_forcing.hosts.tiny_policy import TinyConfig
 
     options = {"device": arm.device, "decay_steps": arm.steps, **arm.policy}
     if arm.forcing is None:
         return TinyConfig(**options)
-    return SfTinyConfig(forcing=ForcingConfig(**arm.forcing), **options)
+    return CLASSES["tiny"](forcing=ForcingConfig(**arm.forcing), **options)
 
 
 def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> Any:

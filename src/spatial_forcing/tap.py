@@ -37,7 +37,8 @@ class Host:
         visual: hidden_BLD -> visual_BND, the only host-specific code.
         depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
             the published code of arXiv 2510.12276).
-        entry: the name, inside a block, of the norm that reads the block's input.
+        entry: the name, inside a block, of the norm that reads the block's input; "" for hosts that call
+            their blocks and have no such norm (post-norm blocks), where the block itself is read.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Host:
         if depth == len(self.blocks):
             return self.final_norm
         block = self.blocks[depth]
-        reader = getattr(block, self.entry, None)
+        reader = getattr(block, self.entry, None) if self.entry else block
         if not isinstance(reader, nn.Module):
             found = ", ".join(name for name, _ in block.named_children())
             raise TapError(
@@ -128,12 +129,13 @@ class Tap:
             )
         visual = self.host.visual(self.hidden_BLD)
         layout = self.host.layout
-        expected = (self.hidden_BLD.shape[0], layout.tokens, self.host.width)
-        if tuple(visual.shape) != expected:
+        expected = (layout.tokens, self.host.width)
+        if visual.ndim != 3 or tuple(visual.shape[1:]) != expected:
             raise TapError(
-                f"The tap {where} found visual tokens of shape {tuple(visual.shape)}, expected {expected} = "
-                f"(batch, {layout.views} views x {layout.rows} x {layout.cols}, width). The sequence has "
-                f"{self.hidden_BLD.shape[1]} tokens: check Host.layout and Host.visual."
+                f"The tap {where} found visual tokens of shape {tuple(visual.shape)}, expected (batch, "
+                f"{expected[0]}, {expected[1]}) = (batch, {layout.views} views x {layout.rows} x "
+                f"{layout.cols}, width). The tapped stream has shape {tuple(self.hidden_BLD.shape)}: check "
+                "Host.layout and Host.visual."
             )
         return visual
 

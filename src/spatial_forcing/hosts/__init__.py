@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
+from spatial_forcing.hosts.lerobot import policy_host, record_of
 from spatial_forcing.tap import Host
 
 Visual = slice | Callable[[Tensor], Tensor]
@@ -21,8 +22,9 @@ def host_of(
 ) -> Host:
     """Finds the host record of a model.
 
-    Recognised are models with a method ``spatial_forcing_host() -> Host`` (the built-in VLA has one; give
-    yours one and it is a host) and Hugging Face decoders (Llama, Gemma, Qwen2 and all that keep ``layers``
+    Recognised are LeRobot's policies that have a record (``hosts.lerobot.RECORDS``), models with a method
+    ``spatial_forcing_host() -> Host`` (the built-in VLA has one; give yours one and it is a host) and Hugging
+    Face decoders (Llama, Gemma, Qwen2 and all that keep ``layers``
     with an ``input_layernorm`` beside a final ``norm``), alone or inside a larger model. Wrappers (DDP,
     ``torch.compile``, LeRobot policies) are looked through. What is given goes before what the model says.
 
@@ -36,7 +38,11 @@ def host_of(
         HostError: not recognised, several decoders found, or layout and visual are missing; says what was
             found.
     """
+    given = {"layout": layout, "visual": visual and _selector(visual), "depth": depth}
+    given = {field: value for field, value in given.items() if value is not None}
     for inner in _unwrapped(model):
+        if record_of(inner) is not None:
+            return replace(policy_host(inner), **given)
         describe = getattr(inner, "spatial_forcing_host", None)
         if callable(describe):
             host = describe()
@@ -45,15 +51,14 @@ def host_of(
                     f"{type(inner).__name__}.spatial_forcing_host() must return a spatial_forcing.Host, got "
                     f"{type(host).__name__}."
                 )
-            given = {"layout": layout, "visual": visual and _selector(visual), "depth": depth}
-            return replace(host, **{field: value for field, value in given.items() if value is not None})
+            return replace(host, **given)
     return _decoder_host(model, layout, visual, depth)
 
 
 def _unwrapped(model: nn.Module) -> list[nn.Module]:
     """The model and what its wrappers hold, outermost first."""
     chain = [model]
-    for name in ("_orig_mod", "module", "model"):
+    for name in ("_orig_mod", "module", "base_model", "model"):
         inner = getattr(chain[-1], name, None)
         if isinstance(inner, nn.Module):
             chain += _unwrapped(inner)
