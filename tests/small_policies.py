@@ -6,7 +6,23 @@ from typing import Any
 
 import pytest
 
-WORDS = "move the hand to ball push puck task state action go : ; , .".split()
+WORDS = [
+    "move",
+    "the",
+    "hand",
+    "to",
+    "ball",
+    "push",
+    "puck",
+    "task",
+    "state",
+    "action",
+    "go",
+    ":",
+    ";",
+    ",",
+    ".",
+]
 SPECIAL = [
     "<pad>",
     "<s>",

@@ -60,7 +60,8 @@ def _unwrapped(model: nn.Module) -> list[nn.Module]:
     chain = [model]
     for name in ("_orig_mod", "module", "base_model", "model"):
         inner = getattr(chain[-1], name, None)
-        if isinstance(inner, nn.Module):
+        # transformers' models are their own `base_model`.
+        if isinstance(inner, nn.Module) and inner is not chain[-1]:
             chain += _unwrapped(inner)
             break
     return chain
