@@ -6,23 +6,7 @@ from typing import Any
 
 import pytest
 
-WORDS = [
-    "move",
-    "the",
-    "hand",
-    "to",
-    "ball",
-    "push",
-    "puck",
-    "task",
-    "state",
-    "action",
-    "go",
-    ":",
-    ";",
-    ",",
-    ".",
-]
+WORDS = [*"move the hand to ball push puck task state action go".split(), *":;,."]  # noqa: SIM905
 SPECIAL = [
     "<pad>",
     "<s>",

@@ -14,16 +14,18 @@ from spatial_forcing.probe import (
     run_probe,
     tapped_tokens,
 )
+from spatial_forcing.probe.picture import probe_picture
 
 F, V, H, W, C, K = 24, 2, 3, 4, 10, 2
 
 
 def planted(seed: int = 0, frames: int = F) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and a depth map on the sub-grid that is exactly exp(linear) of them, between 0.4 and 2.5 m."""
-    weights = torch.randn(C, K * K, generator=torch.Generator().manual_seed(99)) * 0.05
+    """Tokens, and a depth map on the sub-grid: linear in them, plus an offset of each cell; 0.5 to 2.5 m."""
+    g = torch.Generator().manual_seed(99)
+    weights, offset = torch.randn(C, K * K, generator=g) * 0.05, torch.rand(V, H * K, W * K, generator=g)
     tokens = torch.randn(frames, V, H, W, C, generator=torch.Generator().manual_seed(seed))
-    log_depth = (tokens @ weights).view(frames, V, H, W, K, K).permute(0, 1, 2, 4, 3, 5)
-    return tokens, log_depth.reshape(frames, V, H * K, W * K).exp()
+    linear = (tokens @ weights).view(frames, V, H, W, K, K).transpose(3, 4)
+    return tokens, 1 + offset + linear.reshape(frames, V, H * K, W * K)
 
 
 def episodes(frames: int = F, first: int = 0) -> torch.Tensor:
@@ -33,29 +35,62 @@ def episodes(frames: int = F, first: int = 0) -> torch.Tensor:
 # ---- the head ----------------------------------------------------------------------------------------------
 
 
-def test_a_planted_linear_relation_is_recovered_on_other_episodes():
-    train, test = planted(0), planted(1)
-    probe = DepthProbe(sub_grid=K).fit(*train, episodes())
-    found = metrics(probe.predict(test[0]), test[1])
-    assert found.absrel < 1e-3
-    assert found.delta1 == 1.0
-    assert found.pixels == test[1].numel()
+def test_depth_linear_in_tokens_plus_an_offset_of_each_cell_is_recovered_exactly():
+    (train, depth), (test, true) = planted(0), planted(1)
+    plain = DepthProbe(sub_grid=K, ridges=[0.0]).fit(train, depth, episodes())
+    seen = true.clamp(depth.min(), depth.max())
+    torch.testing.assert_close(plain.predict(test), seen, rtol=1e-5, atol=1e-5)
+    chosen = metrics(DepthProbe(sub_grid=K).fit(train, depth, episodes()).predict(test), true)
+    assert chosen.absrel < 1e-3
+    assert chosen.delta1 == 1.0
+    assert chosen.pixels == true.numel()
 
 
-def test_the_head_is_ridge_regression():
-    """The same predictions as least squares with one more equation a channel, sqrt(λN) w = 0."""
+@pytest.mark.parametrize("missing", [False, True])
+def test_tokens_that_never_change_give_the_mean_depth_exactly(missing):
+    """A token of its own for every place says where it lies, which is nothing new."""
+    _, depth = planted()
+    g = torch.Generator().manual_seed(4)
+    if missing:
+        depth = torch.where(torch.rand(depth.shape, generator=g) < 0.05, torch.nan, depth)
+        depth[:, 0, :K, :K] = 0.0
+    place = torch.randn(V, H, W, C, generator=g).expand(F, V, H, W, C)
+    probe = DepthProbe(sub_grid=K).fit(place, depth, episodes())
+    mean = torch.where(depth > 0, depth, torch.nan).double().nanmean(0)
+    mean = torch.where(mean.isnan(), mean.nanmean(), mean)
+    torch.testing.assert_close(
+        probe.predict(place[:5]), mean.float().expand(5, -1, -1, -1), rtol=1e-6, atol=0
+    )
+    result = run_probe({"place": (place, place)}, depth, depth, episodes(), episodes(first=50), sub_grid=K)
+    assert torch.equal(result.predicted["place"], result.predicted["mean depth"])
+
+
+def test_a_constant_for_each_place_changes_nothing():
+    (train, depth), (test, _) = planted(0), planted(1)
+    place = 3 * torch.randn(V, H, W, C, generator=torch.Generator().manual_seed(4))
+    depth = depth + 0.1 * torch.randn(depth.shape, generator=torch.Generator().manual_seed(5))
+    plain = DepthProbe(sub_grid=K).fit(train, depth, episodes())
+    moved = DepthProbe(sub_grid=K).fit(train + place, depth, episodes())
+    assert moved.ridge == plain.ridge
+    torch.testing.assert_close(moved.predict(test + place), plain.predict(test), rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_is_ridge_regression_with_a_free_offset_for_every_place():
+    """The same predictions as least squares on tokens and places, with sqrt(λN) w = 0 for each channel."""
     tokens, depth = planted()
-    depth = depth * torch.exp(0.1 * torch.randn(depth.shape, generator=torch.Generator().manual_seed(5)))
+    depth = depth + 0.1 * torch.randn(depth.shape, generator=torch.Generator().manual_seed(5))
     probe = DepthProbe(sub_grid=K, ridges=[0.1]).fit(tokens, depth, episodes())
-    x = tokens.reshape(-1, C).double()
-    x = (x - x.mean(0)) / x.std(0, unbiased=False)
-    y = depth.log().double().view(F, V, H, K, W, K).transpose(3, 4).reshape(-1, K * K)
+    x = tokens.double()
+    x = (x / (x - x.mean(0)).square().mean((0, 1, 2, 3)).sqrt()).reshape(-1, C)
+    y = depth.double().view(F, V, H, K, W, K).transpose(3, 4).reshape(-1, K * K)
+    places = torch.eye(V * H * W).double().repeat(F, 1)
+    penalty = torch.cat([(0.1 * len(x)) ** 0.5 * torch.eye(C), torch.zeros(C, V * H * W)], 1)
+    known = torch.cat([x, places], 1)
     a = torch.linalg.lstsq(
-        torch.cat([x, (0.1 * len(x)) ** 0.5 * torch.eye(C).double()]),
-        torch.cat([y - y.mean(0), torch.zeros(C, K * K).double()]),
+        torch.cat([known, penalty.double()]), torch.cat([y, torch.zeros(C, K * K).double()])
     ).solution
-    expected = (x @ a + y.mean(0)).view(F, V, H, W, K, K).transpose(3, 4).reshape(depth.shape).exp()
-    torch.testing.assert_close(probe.predict(tokens), expected.float(), rtol=1e-4, atol=1e-5)
+    expected = (known @ a).view(F, V, H, W, K, K).transpose(3, 4).reshape(depth.shape)
+    torch.testing.assert_close(probe.predict(tokens), expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_rescaling_and_shifting_channels_changes_nothing():
@@ -102,14 +137,34 @@ def test_noise_asks_for_a_stronger_ridge():
     assert clean.ridge < noisy.ridge
 
 
+def holes(depth: torch.Tensor, zero: float, beyond: float, none: float) -> torch.Tensor:
+    """The same depth, out of range on whole patches and on parts of them, in all frames or in some."""
+    depth = depth.clone()
+    depth[:, :, 0], depth[:, :, 1, :2], depth[: F // 2, 1, 2:4, 2] = zero, beyond, none
+    return depth
+
+
 def test_depth_out_of_range_is_neither_fitted_nor_judged():
     (train, depth), (test, true) = planted(0), planted(1)
-    spoilt, spoilt_true = depth.clone(), true.clone()
-    for d in (spoilt, spoilt_true):
-        d[:, :, 0], d[:, :, 1, :2], d[:, 1, 2:4, 2] = 0.0, 50.0, float("nan")
-    found = metrics(DepthProbe(sub_grid=K).fit(train, spoilt, episodes()).predict(test), spoilt_true)
-    assert found.absrel < 1e-3
-    assert found.pixels == int(((spoilt_true > 0) & (spoilt_true < 3)).sum()) < true.numel()
+    fillings = (0.0, 50.0, torch.nan), (-1.0, torch.inf, 3.0)
+    found, other = (
+        DepthProbe(sub_grid=K).fit(train, holes(depth, *filling), episodes()).predict(test)
+        for filling in fillings
+    )
+    assert torch.equal(found, other)
+    judged = metrics(found, holes(true, *fillings[0]))
+    assert judged.absrel < 1e-3
+    assert judged.pixels < true.numel()
+    assert judged == metrics(found, holes(true, *fillings[1]))
+
+
+def test_tokens_without_any_depth_in_range_are_not_fitted():
+    (train, depth), (test, _) = planted(0), planted(1)
+    depth[: F // 2, 0, :K, :K] = 0.0
+    moved = train.clone()
+    moved[: F // 2, 0, 0, 0] = torch.nan
+    fitted = [DepthProbe(sub_grid=K).fit(x, depth, episodes()).predict(test) for x in (train, moved)]
+    assert torch.equal(*fitted)
 
 
 # ---- maps and metrics --------------------------------------------------------------------------------------
@@ -169,18 +224,15 @@ def test_ratios_ignore_the_unit_and_metres_do_not():
 # ---- sources -----------------------------------------------------------------------------------------------
 
 
-def smooth_world(frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens that hold the depth, a slope common to all frames included, and pictures that hold nothing."""
+def world(frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens that hold what of the depth changes from frame to frame, and pictures that hold nothing."""
     tokens, depth = planted(seed, frames)
-    slope = torch.logspace(-0.2, 0.15, H * K)[:, None].expand(-1, W * K)
-    row = torch.arange(H).float().view(1, 1, H, 1, 1).expand(frames, V, H, W, 1)
-    tokens, depth = torch.cat([tokens, row], dim=-1), depth * slope
     images = torch.rand(frames, V, 3, 6 * H, 6 * W, generator=torch.Generator().manual_seed(seed + 50))
     return tokens, depth, images
 
 
 def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
-    (train, train_depth, train_rgb), (test, test_depth, test_rgb) = smooth_world(F, 0), smooth_world(12, 1)
+    (train, train_depth, train_rgb), (test, test_depth, test_rgb) = world(F, 0), world(12, 1)
     noise = torch.randn(F + 12, V, H, W, 40, generator=torch.Generator().manual_seed(7))
     result = run_probe(
         {"policy": (train, test), "noise": (noise[:F], noise[F:])},
@@ -200,14 +252,16 @@ def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
 
 
 def test_mean_depth_is_the_mean_of_the_training_frames():
-    (train, depth, _), (test, test_depth, _) = smooth_world(F, 0), smooth_world(12, 1)
+    (train, depth, _), (test, test_depth, _) = world(F, 0), world(12, 1)
     result = run_probe({"x": (train, test)}, depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
-    torch.testing.assert_close(result.predicted["mean depth"][5], depth.mean(0))
-    assert result.rows[-1].metrics == metrics(depth.mean(0).expand(12, -1, -1, -1), test_depth)
+    mean = depth.double().mean(0).float()
+    torch.testing.assert_close(result.predicted["mean depth"][5], mean)
+    assert result.rows[-1].metrics == metrics(mean.expand(12, -1, -1, -1), test_depth)
+    assert result.rows[-1].ridge is None
 
 
 def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
-    (train, depth, _), (test, test_depth, images) = smooth_world(F, 0), smooth_world(12, 1)
+    (train, depth, _), (test, test_depth, images) = world(F, 0), world(12, 1)
     result = run_probe({"x": (train, test)}, depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
     record = json.loads(json.dumps(result.to_dict("probe.png"), allow_nan=False))
     assert record["rows"][0]["absrel"] == result.rows[0].metrics.absrel
@@ -221,6 +275,18 @@ def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["probe.png"]
     with pytest.raises(ProbeError, match="12 test frames"):
         result.pictures(images[:5], tmp_path / "other.png")
+
+
+def test_what_is_predicted_where_nothing_is_true_is_not_drawn(tmp_path):
+    _, depth = planted(frames=2)
+    depth = depth[:, 0]
+    depth[:, :3] = torch.nan
+    drawn = []
+    for i, beyond in enumerate((0.1, 9.0)):
+        predicted = torch.where(depth.isnan(), beyond, depth + 0.1)
+        path = probe_picture(torch.full((2, 3, 6, 8), 0.5), depth, {"x": predicted}, tmp_path / f"{i}.png")
+        drawn.append(path.read_bytes())
+    assert drawn[0] == drawn[1]
 
 
 def test_overlapping_episodes_are_refused():
@@ -254,8 +320,10 @@ def test_predicting_from_broken_tokens_or_before_the_fit_is_an_error():
     probe = DepthProbe(sub_grid=K).fit(tokens, depth, episodes())
     with pytest.raises(ProbeError, match="predict from are NaN"):
         probe.predict(tokens / 0)
-    with pytest.raises(ProbeError, match=r"\(F, V, H, W, 10\)"):
+    with pytest.raises(ProbeError, match=r"\(F, 2, 3, 4, 10\)"):
         probe.predict(tokens[..., :4])
+    with pytest.raises(ProbeError, match=r"\(F, 2, 3, 4, 10\)"):
+        probe.predict(tokens[:, :1])
 
 
 def test_sources_on_different_grids_are_not_compared():

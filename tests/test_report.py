@@ -316,6 +316,15 @@ def test_a_policy_at_the_blind_line_is_said_to_be_there(results):
     assert "Knowing the true state helps little" in " ".join(summarise(results)["notes"])
 
 
+def test_a_policy_that_gains_nothing_over_the_mean_depth_is_said_to(results):
+    assert not any("Depth probe" in note for note in summarise(results)["notes"])
+    baseline, _, mean = results["probe"]["rows"]
+    baseline["absrel"] = mean["absrel"]
+    (note,) = (note for note in summarise(results)["notes"] if "Depth probe" in note)
+    assert "baseline 0.173." in note
+    assert "forced" not in note
+
+
 def test_a_target_never_reached_gets_no_ratio(results, tmp_path):
     for evaluation in results["arms"]["forced"]["evaluations"]:
         evaluation["heldout_error"] = 0.26

@@ -19,7 +19,7 @@ from spatial_forcing.provenance import commit, hardware, versions
 from spatial_forcing.study import Arm, policy_config
 from spatial_forcing.train import checkpoints, read_metrics
 
-# Enough to fit a linear head on 128 channels; more episodes change nothing in the second digit.
+# Enough to fit the probe on 128 channels: twice as many change no AbsRel of the demo by 0.001.
 PROBE_TRAIN_EPISODES = 120
 PROBE_CAMERA_PICTURES = 4
 
@@ -62,7 +62,7 @@ def probe_policies(
     """Depth probes on the tapped tokens of the first two arms, of an untrained policy, and on the teacher's
     features.
 
-    Every head is fitted on demonstrations the policies were trained on and tested on held-out ones. Writes
+    Every probe is fitted on demonstrations the policies were trained on and tested on held-out ones. Writes
     ``probe.png``.
     """
     from spatial_forcing.probe import run_probe, tapped_tokens

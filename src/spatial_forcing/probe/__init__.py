@@ -1,8 +1,10 @@
 """A depth probe: how much depth a frozen layer's visual tokens hold, linearly.
 
-A ridge regression reads, from one token alone, the log-depth of the token's own patch on a k x k sub-grid. It
-is fitted on some episodes and judged on others. The network stays as it is, so a good score means that the
-depth was in the tokens already and near the surface.
+A ridge regression reads, from one token alone, the depth of the token's own patch on a k x k sub-grid. The
+linear map is the same everywhere; beside it every cell of the depth map has an offset of its own, so that a
+token gains nothing by saying where in the picture it lies. It is fitted on some episodes and judged on
+others. The network stays as it is, so what a source gains over the mean depth of each cell, which is the same
+probe without tokens, was in the tokens already and near the surface.
 
     train, test = tapped_tokens(policy, train_batches), tapped_tokens(policy, test_batches)
     result = run_probe({"policy": (train, test)}, train_depth, test_depth, train_episodes, test_episodes)

@@ -14,10 +14,12 @@ from torch import Tensor
 from spatial_forcing.probe.depth import FAR, DepthMetrics, ProbeError, cell_depth, metrics
 from spatial_forcing.probe.linear import SUB_GRID, DepthProbe, checked_grid
 
+MEAN = "mean depth"
+
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One source of tokens: its metrics on the test episodes and its ridge strength (None without a head)."""
+    """One source of tokens: its metrics on the test episodes and its ridge strength (None for mean depth)."""
 
     name: str
     metrics: DepthMetrics
@@ -30,7 +32,7 @@ class ProbeResult:
 
     Attributes:
         rows: the sources in the order given, then the references: "pixels" (if given) and "mean depth".
-        train_frames, test_frames: how many frames the heads were fitted on and judged on.
+        train_frames, test_frames: how many frames the probes were fitted on and judged on.
         sub_grid, far: as given.
         depth_FVhw: true depth of the test frames on the sub-grid, NaN out of range.
         predicted: depth_FVhw a row.
@@ -58,6 +60,8 @@ class ProbeResult:
 
     def pictures(self, images_FV3HW: Tensor, path: Path, frames: int = 3, view: int = 0) -> Path:
         """Draws test frames: picture, true depth, and each source's depth with its error below.
+
+        Places without depth in range are grey in all of them.
 
         Args:
             images_FV3HW: the test frames in [0, 1].
@@ -96,8 +100,9 @@ def run_probe(
 ) -> ProbeResult:
     """Fits one depth probe a source on the same frames, and judges all of them on the same test frames.
 
-    Two references are added. "mean depth" sees no tokens: it is the training frames' mean depth in each cell.
-    "pixels" is the same linear head on raw patches, if pictures are given.
+    Two references are added. "mean depth" sees nothing: it is the same probe on tokens that never change,
+    whose linear map is zero, and predicts the training frames' mean depth of each cell. What a source gains
+    over it is read from its tokens. "pixels" is the same probe on raw patches, if pictures are given.
 
     Args:
         sources: name -> (train tokens, test tokens), each tokens_FVHWC, all on one grid.
@@ -118,12 +123,13 @@ def run_probe(
     test_cells = cell_depth(test_depth, H * sub_grid, W * sub_grid, far)
     predicted: dict[str, Tensor] = {}
     ridges: dict[str, float | None] = {}
-    for name, (train_tokens, test_tokens) in sources.items():
+    same = tuple(torch.zeros(*depth.shape[:2], H, W, 1) for depth in (train_depth, test_depth))
+    for name, (train_tokens, test_tokens) in {**sources, MEAN: same}.items():
         probe = DepthProbe(sub_grid, far).fit(train_tokens, train_cells, train_episodes)
         predicted[name], ridges[name] = probe.predict(test_tokens), probe.ridge
-    predicted["mean depth"] = _mean_depth(train_cells).expand_as(test_cells)
+    ridges[MEAN] = None  # nothing was fitted but offsets
     return ProbeResult(
-        rows=[ProbeRow(name, metrics(p, test_cells, far), ridges.get(name)) for name, p in predicted.items()],
+        rows=[ProbeRow(name, metrics(p, test_cells, far), ridges[name]) for name, p in predicted.items()],
         train_frames=len(train_depth),
         test_frames=len(test_depth),
         sub_grid=sub_grid,
@@ -131,12 +137,6 @@ def run_probe(
         depth_FVhw=test_cells,
         predicted=predicted,
     )
-
-
-def _mean_depth(depth_FVhw: Tensor) -> Tensor:
-    """The mean over frames; a cell that never had depth gets the mean of all cells."""
-    mean_Vhw = depth_FVhw.nanmean(0)
-    return torch.where(mean_Vhw.isnan(), mean_Vhw.nanmean(), mean_Vhw)
 
 
 def _patches(images_FV3HW: Tensor, rows: int, cols: int) -> Tensor:

@@ -1,15 +1,18 @@
 """The linear head of the depth probe.
 
-    min_W,b  mean over tokens of |x̂ W + b - log d|² + λ |W|²,    x̂ = (x - mean) / std      (ridge
-    regression)
+    d = x W + b_p,      min_W  mean over tokens of |(x̂ - x̂_p) W - (d - d_p)|² + λ |W|²      (ridge regression)
+
+x: a token; d: the depth of its patch's k x k cells, in metres; p: its place (view, row, column); x̂: x, each
+channel divided by its standard deviation within a place; x̂_p and d_p: means over the training frames at p.
+W serves all places. The offset b_p is free for every place and cell, and makes the mean error there zero.
+So position is given to every source of tokens, and W = 0 is the mean depth of each cell.
 
 Shapes: F frames, V views, H W rows and columns of tokens, C channels, N tokens, k cells a side of a token,
-K = k*k, h = H*k and w = W*k rows and columns of the depth map.
+K = k*k, h = H*k and w = W*k rows and columns of the depth map, M = K outputs for each ridge strength.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +29,13 @@ CHUNK = 32
 
 
 class DepthProbe:
-    """A linear head from a token to the log-depth of its own patch on a k x k sub-grid.
+    """Depth of a token's own patch on a k x k sub-grid: a linear map of the token plus an offset of the cell.
 
-    Ridge regression in closed form, in float64, with an intercept and standardised inputs. One head serves
-    every place in the picture: it knows where a token lies only if the token says so. A token is fitted only
-    if its whole patch has depth in range. Predictions are kept inside the range of depth seen in training.
+    Ridge regression in closed form, in float64, on standardised inputs. One map serves every place in the
+    picture, and every cell of the depth map has an offset of its own: tokens need not say where they lie, and
+    tokens that never change give each cell's mean depth. The map is fitted on tokens whose whole patch has
+    depth in range, the offsets on every cell in range; a cell that never was is predicted at the mean of all
+    others. Predictions are kept inside the range of depth seen in training.
 
     Args:
         sub_grid: k; 8 x 8 tokens and k = 4 give a 32 x 32 map.
@@ -62,33 +67,32 @@ class DepthProbe:
         """
         H, W = checked_grid(tokens_FVHWC, depth_FVHW, episode_F)
         depth_FVhw = cell_depth(depth_FVHW, H * self.sub_grid, W * self.sub_grid, self.far)
-        held_F = _validation_frames(episode_F)
-        target_FVHWK = self._per_token(depth_FVhw.log())
-        fitted = _Moments.of(tokens_FVHWC[~held_F], target_FVHWK[~held_F])
-        held = _Moments.of(tokens_FVHWC[held_F], target_FVHWK[held_F])
-        if not fitted.count or not held.count:
+        tokens_FVHWC, target_FVHWK = tokens_FVHWC.cpu(), self._per_token(depth_FVhw)
+        held_F = _validation_frames(episode_F).cpu()
+        whole_FVHW = ~target_FVHWK.isnan().any(-1)
+        if not whole_FVHW[held_F].any() or not whole_FVHW[~held_F].any():
             raise ProbeError(f"No patch lies wholly between 0 and {self.far} m: is the depth in metres?")
-        if not (fitted + held).x_C.isfinite().all():
+        if not (tokens_FVHWC.isfinite().all(-1) | target_FVHWK.isnan().all(-1)).all():
             raise ProbeError("Some tokens to fit are NaN or infinite.")
-        heads = {ridge: fitted.solve(ridge) for ridge in self.ridges}
-        self.ridge = min(heads, key=lambda ridge: held.error(heads[ridge]))
-        self._head = (fitted + held).solve(self.ridge)
+        heads = fit_head(tokens_FVHWC[~held_F], target_FVHWK[~held_F], self.ridges)
+        self.ridge = self.ridges[int(heads.errors(tokens_FVHWC[held_F], target_FVHWK[held_F]).argmin())]
+        self._head = fit_head(tokens_FVHWC, target_FVHWK, [self.ridge])
         seen = depth_FVhw[~depth_FVhw.isnan()]
         self._range = (float(seen.min()), float(seen.max()))
         return self
 
     def predict(self, tokens_FVHWC: Tensor) -> Tensor:
-        """depth_FVhw in metres, float32, on the CPU, from tokens as wide as the fitted ones."""
+        """depth_FVhw in metres, float32, on the CPU, from tokens of the fitted grid and width."""
         if self._head is None:
             raise ProbeError("The probe has not been fitted: call fit() first.")
-        C = len(self._head.mean_C)
-        if tokens_FVHWC.ndim != 5 or tokens_FVHWC.shape[-1] != C:
-            raise ProbeError(f"Expected tokens (F, V, H, W, {C}), got {tuple(tokens_FVHWC.shape)}.")
+        V, H, W, C = (*self._head.offset_VHWM.shape[:3], len(self._head.weight_CM))
+        if tokens_FVHWC.shape[1:] != (V, H, W, C):
+            raise ProbeError(f"Expected tokens (F, {V}, {H}, {W}, {C}), got {tuple(tokens_FVHWC.shape)}.")
         low, high = self._range
-        log_depth_FVHWK = torch.cat([self._head(x_fVHWC.cpu()) for x_fVHWC in tokens_FVHWC.split(CHUNK)])
-        if not log_depth_FVHWK.isfinite().all():
+        depth_FVHWK = torch.cat([self._head(x_fVHWC.cpu()) for x_fVHWC in tokens_FVHWC.split(CHUNK)])
+        if not depth_FVHWK.isfinite().all():
             raise ProbeError("Some tokens to predict from are NaN or infinite.")
-        return self._per_cell(log_depth_FVHWK).exp().clamp(low, high).float()
+        return self._per_cell(depth_FVHWK).clamp(low, high).float()
 
     def _per_token(self, map_FVhw: Tensor) -> Tensor:
         k = self.sub_grid
@@ -99,66 +103,80 @@ class DepthProbe:
         return map_FVHWK.unflatten(4, (k, k)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
-class Head(NamedTuple):
-    """A linear map from tokens to targets on standardised inputs, in float64."""
+@dataclass(frozen=True)
+class Head:
+    """W and b_p on raw tokens, in float64, of one ridge strength or of several side by side.
 
-    mean_C: Tensor
-    std_C: Tensor
-    weight_CK: Tensor
-    bias_K: Tensor
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        return ((tokens.double() - self.mean_C) / self.std_C) @ self.weight_CK + self.bias_K
-
-
-@dataclass
-class _Moments:
-    """Sums over tokens from which every ridge solution and its error follow, in float64.
-
-    They add up, so the tokens are passed through once, a few frames at a time.
+    A cell without an offset (NaN) is predicted at ``mean``, whatever its token.
     """
 
-    count: int
-    x_C: Tensor
-    y_K: Tensor
-    xx_CC: Tensor
-    xy_CK: Tensor
-    yy: Tensor
+    weight_CM: Tensor
+    offset_VHWM: Tensor
+    mean: Tensor
 
     @classmethod
-    def of(cls, tokens_FVHWC: Tensor, target_FVHWK: Tensor) -> "_Moments":
-        """Of the tokens whose targets are all known (not NaN)."""
-        C, K = tokens_FVHWC.shape[-1], target_FVHWK.shape[-1]
-        sums = cls(0, *(torch.zeros(shape, dtype=torch.float64) for shape in (C, K, (C, C), (C, K), ())))
-        for x_fVHWC, y_fVHWK in zip(tokens_FVHWC.split(CHUNK), target_FVHWK.split(CHUNK), strict=True):
-            known_fVHW = ~y_fVHWK.isnan().any(-1)
-            x_NC, y_NK = x_fVHWC.cpu()[known_fVHW].double(), y_fVHWK[known_fVHW].double()
-            xx_CC, xy_CK, yy = x_NC.T @ x_NC, x_NC.T @ y_NK, y_NK.square().sum()
-            sums += cls(len(x_NC), x_NC.sum(0), y_NK.sum(0), xx_CC, xy_CK, yy)
-        return sums
+    def of(cls, weight_CM: Tensor, tokens_FVHWC: Tensor, target_FVHWK: Tensor) -> "Head":
+        """With the offsets that make the mean error of each cell zero, over frames with a known target."""
+        times = weight_CM.shape[1] // target_FVHWK.shape[-1]
+        chunks = _chunks(tokens_FVHWC, target_FVHWK)
+        offset_VHWM = _mean(y.repeat(1, 1, 1, 1, times) - x @ weight_CM for x, y in chunks)
+        return cls(weight_CM, offset_VHWM, target_FVHWK.double().nanmean(0).nanmean())
 
-    def __add__(self, other: "_Moments") -> "_Moments":
-        mine, theirs = vars(self), vars(other)
-        return _Moments(**{name: mine[name] + theirs[name] for name in mine})
+    def __call__(self, tokens_FVHWC: Tensor) -> Tensor:
+        read_FVHWM = tokens_FVHWC.double() @ self.weight_CM + self.offset_VHWM
+        return torch.where(self.offset_VHWM.isnan(), self.mean, read_FVHWM)
 
-    def solve(self, ridge: float) -> Head:
-        """The ridge regression of strength λ = ``ridge``; a channel that never varies gets no weight."""
-        n, mean_C, bias_K = self.count, self.x_C / self.count, self.y_K / self.count
-        covariance_CC = self.xx_CC / n - mean_C[:, None] * mean_C
-        variance_C, square_C = covariance_CC.diagonal(), self.xx_CC.diagonal() / n
-        std_C = torch.where(variance_C > 1e-12 * square_C, variance_C.clamp(min=0).sqrt(), torch.inf)
-        correlation_CC = covariance_CC / (std_C[:, None] * std_C)
-        target_CK = (self.xy_CK / n - mean_C[:, None] * bias_K) / std_C[:, None]
-        eye_CC = torch.eye(len(mean_C), dtype=torch.float64)
-        return Head(mean_C, std_C, torch.linalg.solve(correlation_CC + ridge * eye_CC, target_CK), bias_K)
+    def errors(self, tokens_FVHWC: Tensor, target_FVHWK: Tensor) -> Tensor:
+        """Mean square error of each ridge strength, over known targets."""
+        K = target_FVHWK.shape[-1]
+        heads = [(self(x).unflatten(-1, (-1, K)), y) for x, y in _chunks(tokens_FVHWC, target_FVHWK)]
+        return _mean((p - y[..., None, :]).square().flatten(0, 3) for p, y in heads).mean(-1)
 
-    def error(self, head: Head) -> float:
-        """Mean over these tokens of |x A + b - y|², where A and b are the head's on raw inputs."""
-        A_CK = head.weight_CK / head.std_C[:, None]
-        b_K = head.bias_K - head.mean_C @ A_CK
-        cross = (A_CK * self.xy_CK).sum() + b_K @ self.y_K
-        square = (A_CK * (self.xx_CC @ A_CK)).sum() + 2 * b_K @ (A_CK.T @ self.x_C) + self.count * b_K @ b_K
-        return float((square - 2 * cross + self.yy) / self.count)
+
+def fit_head(tokens_FVHWC: Tensor, target_FVHWK: Tensor, ridges: Iterable[float]) -> Head:
+    """Ridge regressions of all strengths, from targets that are NaN where unknown.
+
+    A channel that never varies within a place gets no weight.
+    """
+    whole_FVHW = ~target_FVHWK.isnan().any(-1)
+    x_VHWC, y_VHWK = _place_mean(tokens_FVHWC, whole_FVHW), _place_mean(target_FVHWK, whole_FVHW)
+    C, K = tokens_FVHWC.shape[-1], target_FVHWK.shape[-1]
+    xx_CC, xy_CK, square_C = (torch.zeros(s, dtype=torch.float64) for s in ((C, C), (C, K), (C,)))
+    for x_fVHWC, y_fVHWK in _chunks(tokens_FVHWC, target_FVHWK):
+        whole_fVHW = ~y_fVHWK.isnan().any(-1)
+        x_NC, y_NK = (x_fVHWC - x_VHWC)[whole_fVHW], (y_fVHWK - y_VHWK)[whole_fVHW]
+        xx_CC, xy_CK = xx_CC + x_NC.T @ x_NC, xy_CK + x_NC.T @ y_NK
+        square_C += x_fVHWC[whole_fVHW].square().sum(0)
+    n = whole_FVHW.sum()
+    varies_C = xx_CC.diagonal() > 1e-12 * square_C
+    std_C = torch.where(varies_C, (xx_CC.diagonal() / n).sqrt(), torch.inf)
+    correlation_CC = xx_CC / n / (std_C[:, None] * std_C)
+    target_CK = xy_CK / n / std_C[:, None]
+    eye_CC = torch.eye(C, dtype=torch.float64)
+    solved = [torch.linalg.solve(correlation_CC + ridge * eye_CC, target_CK) for ridge in ridges]
+    return Head.of(torch.cat(solved, 1) / std_C[:, None], tokens_FVHWC, target_FVHWK)
+
+
+def _chunks(*maps: Tensor) -> Iterator[list[Tensor]]:
+    """A few frames of each at a time, in float64."""
+    for parts in zip(*(map_.split(CHUNK) for map_ in maps), strict=True):
+        yield [part.double() for part in parts]
+
+
+def _mean(parts: Iterable[Tensor]) -> Tensor:
+    """Mean over the first dimension of all parts together, without NaN; NaN where nothing else is."""
+    total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
+    for part in parts:
+        total, count = total + part.nansum(0), count + (~part.isnan()).sum(0)
+    return total / count
+
+
+def _place_mean(map_FVHWC: Tensor, chosen_FVHW: Tensor) -> Tensor:
+    """Mean over the chosen frames of each place, in float64; 0 where none is chosen."""
+    total_VHWC = torch.zeros(map_FVHWC.shape[1:], dtype=torch.float64)
+    for x_fVHWC, chosen_fVHW in zip(map_FVHWC.split(CHUNK), chosen_FVHW.split(CHUNK), strict=True):
+        total_VHWC += torch.where(chosen_fVHW[..., None], x_fVHWC, 0.0).sum(0, dtype=torch.float64)
+    return total_VHWC / chosen_FVHW.sum(0).clamp(min=1)[..., None]
 
 
 def checked_grid(

@@ -23,7 +23,8 @@ def probe_picture(
 ) -> Path:
     """Writes a PNG with two rows a frame: true depth and predictions above, picture and errors below.
 
-    All depth maps share one colour scale, all errors another, which ends at the 99th percentile.
+    All depth maps share one colour scale, all errors another, which ends at the 99th percentile. Where
+    there is no true depth, all of them are grey: what a probe says there is not judged.
 
     Args:
         images_F3HW: in [0, 1].
@@ -31,7 +32,8 @@ def probe_picture(
         predicted: depth_Fhw in metres by source.
         path: the file to write.
     """
-    errors = {name: (map_Fhw - depth_Fhw).abs() for name, map_Fhw in predicted.items()}
+    judged = {n: torch.where(depth_Fhw.isnan(), torch.nan, map_Fhw) for n, map_Fhw in predicted.items()}
+    errors = {name: (map_Fhw - depth_Fhw).abs() for name, map_Fhw in judged.items()}
     near, far = value_range(depth_Fhw, 0.0, 1.0)
     worst = value_range(torch.stack(list(errors.values())), 0.0, 0.99)[1]
     figure, axes = panels(2 * len(images_F3HW), 1 + len(predicted))
@@ -41,11 +43,12 @@ def probe_picture(
         below[0].imshow(image_3HW.permute(1, 2, 0).clamp(0, 1))
         above[0].set_ylabel("depth")
         below[0].set_ylabel("picture | error")
-        for column, name in enumerate(predicted, start=1):
-            draw_map(above[column], predicted[name][f], DEPTH_COLOURS, near, far)
+        for column, name in enumerate(judged, start=1):
+            draw_map(above[column], judged[name][f], DEPTH_COLOURS, near, far)
             wrong = draw_map(below[column], errors[name][f], ERROR_COLOURS, 0.0, worst)
     for axis, name in zip(axes[0], ["truth", *predicted], strict=True):
         axis.set_title(name, fontsize=9)
+    figure.supxlabel("grey: no true depth in range, not judged", fontsize=8)
     half = len(axes) // 2
     colour_bar(shown, axes[:half], "depth (m)")
     colour_bar(wrong, axes[half:], "error (m)", extend="max")

@@ -116,15 +116,15 @@ def reference_notes(arms: Mapping[str, Any]) -> list[str]:
 
 
 def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> list[str]:
-    """Says when a policy's tokens hold less depth than the mean depth of each place, which sees nothing."""
+    """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
     mean = next((row["absrel"] for row in rows if row["name"] == "mean depth"), None)
-    below = [row for row in rows if row["name"] in arms and mean is not None and row["absrel"] > mean]
+    below = [row for row in rows if row["name"] in arms and mean is not None and row["absrel"] >= mean]
     if not below:
         return []
     names = ", ".join(f"{row['name']} {number(row['absrel'])}" for row in below)
     return [
-        f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which sees "
-        f"nothing: {names}. Compare the policies with each other, not with the scene."
+        f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which is the same "
+        f"probe without tokens: {names}. A linear map finds no depth in these tokens."
     ]
 
 
