@@ -123,8 +123,8 @@ def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> l
         return []
     names = ", ".join(f"{row['name']} {number(row['absrel'])}" for row in below)
     return [
-        f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which is the same "
-        f"probe without tokens: {names}. A linear map finds no depth in these tokens."
+        f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which is the "
+        f"same probe without tokens: {names}. A linear map finds no depth in these tokens."
     ]
 
 
