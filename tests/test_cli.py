@@ -52,13 +52,33 @@ def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, tmp_path,
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(monkeypatch, capsys, command):
-    monkeypatch.setattr(sys, "argv", ["spatial-forcing", command, "--help"])
+def help_of(monkeypatch, capsys, *command: str) -> str:
+    """What ``--help`` prints, without frames and line breaks."""
+    monkeypatch.setattr(sys, "argv", ["spatial-forcing", *command, "--help"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
-    assert COMMANDS[command].__doc__.split(":")[0][:30] in re.sub(r"\s+", " ", capsys.readouterr().out)
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+def test_every_command_explains_itself(monkeypatch, capsys, command):
+    assert COMMANDS[command].__doc__ in help_of(monkeypatch, capsys, command)
+
+
+def test_the_help_lists_every_command_with_what_it_does(monkeypatch, capsys):
+    text = help_of(monkeypatch, capsys)
+    for name, command in COMMANDS.items():
+        assert f"• {name} {command.__doc__}" in text
+
+
+def test_train_hands_everything_to_lerobot_untouched(monkeypatch):
+    given = ["--policy.type=sf_tiny", "--help", "--dataset.root", "a b", "--no-such-flag=1"]
+    seen = []
+    monkeypatch.setattr("spatial_forcing.cli.train", seen.append)
+    monkeypatch.setattr(sys, "argv", ["spatial-forcing", "train", *given])
+    main()
+    assert seen == [given]
 
 
 def test_the_readmes_code_runs_as_printed():

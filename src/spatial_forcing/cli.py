@@ -1,6 +1,7 @@
 """The command line: ``spatial-forcing demo | demos | cache | train | eval | probe | report | doctor``.
 
-Each command is a dataclass of options with a ``run`` method; heavy imports wait until the command is known.
+Each command is a dataclass of options with a ``run`` method, except ``train``, whose options are LeRobot's;
+heavy imports wait until the command is known.
 """
 
 import json
@@ -141,6 +142,13 @@ class Cache:
                 advance=lambda n: bars.advance(bar, n),
             )
         print(f"Wrote {root}")
+
+
+class Train:
+    """Train a policy with the flags of lerobot-train, and keep its metrics in metrics.jsonl."""
+
+    def run(self) -> None:
+        train(sys.argv[2:])
 
 
 @dataclass
@@ -291,6 +299,7 @@ COMMANDS = {
     "demo": Demo,
     "demos": Demos,
     "cache": Cache,
+    "train": Train,
     "eval": Eval,
     "probe": Probe,
     "report": Report,
@@ -300,16 +309,14 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point. Errors of ours are printed as one message, without a traceback."""
-    if sys.argv[1:2] == ["train"]:
-        return _guarded(lambda: train(sys.argv[2:]))
+    if sys.argv[1:2] == ["train"]:  # every flag after it is LeRobot's to read, --help too
+        return _guarded(Train().run)
     try:
         import tyro
     except ImportError:
         sys.exit(str(MissingDependencyError("tyro", "lerobot")))
     description = (
-        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they "
-        "train.\n\n`spatial-forcing train` takes the flags of lerobot-train; see spatial-forcing train "
-        "--help."
+        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
     )
     _quiet()
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)
