@@ -1,6 +1,7 @@
 """Teachers: what they promise of images and features, the registry, and local weights."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -166,6 +167,18 @@ def test_digest_depends_on_every_value_and_name():
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(UnknownNameError, match=r"'vggt-1b'.*Available: .*pixels"):
         load_teacher("vggt-1B")
+
+
+def test_of_many_names_the_nearest_are_listed_and_the_rest_counted():
+    names = [f"{letter}-name" for letter in "abcdefghijklmnop"]
+    assert "Available: a-name, b-name, " in str(UnknownNameError("thing", "m-nam", names[:12]))
+    many = UnknownNameError("thing", "m-nam", names)
+    listed = re.search(r"Did you mean 'm-name'.*The nearest: (.*), and 8 more\.$", str(many))
+    assert listed, many
+    assert listed[1].split(", ")[0] == "m-name"
+    assert len(set(listed[1].split(", "))) == 8
+    assert list(many.available) == names
+    assert "Available: none." in str(UnknownNameError("thing", "x", []))
 
 
 @pytest.mark.parametrize("resolution", [100, 0, (112, 100)])

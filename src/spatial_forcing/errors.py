@@ -3,19 +3,31 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# So many names are listed whole; of more, the nearest ones.
+LISTED_WHOLE, NEAREST = 12, 8
+
 
 class SpatialForcingError(Exception):
     """Base class of every error this package raises on purpose."""
 
 
 class UnknownNameError(SpatialForcingError, KeyError):
-    """A teacher, host, task or option was asked for by a name that does not exist."""
+    """A teacher, host, task or option was asked for by a name that does not exist.
+
+    ``available`` holds all names that do; the message lists them all if they are few, else the nearest.
+    """
 
     def __init__(self, kind: str, name: object, available: Iterable[str]):
-        names = sorted(str(n) for n in available)
-        near = get_close_matches(str(name), names, n=3, cutoff=0.4)
+        self.available = tuple(sorted(str(n) for n in available))
+        near = get_close_matches(str(name), self.available, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        super().__init__(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.")
+        super().__init__(f"Unknown {kind} {name!r}.{hint} {self._listed(str(name))}")
+
+    def _listed(self, name: str) -> str:
+        if len(self.available) <= LISTED_WHOLE:
+            return f"Available: {', '.join(self.available) or 'none'}."
+        near = get_close_matches(name, self.available, n=NEAREST, cutoff=0.0)
+        return f"The nearest: {', '.join(near)}, and {len(self.available) - NEAREST} more."
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return self.args[0]
