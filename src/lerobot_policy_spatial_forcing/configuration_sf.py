@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from lerobot.configs import PreTrainedConfig
 
+from lerobot_policy_spatial_forcing.augment import track_geometry
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing.hosts.lerobot import RECORDS, PolicyRecord
 
@@ -19,6 +20,13 @@ class ForcedConfig:
     """What a configuration with forcing does differently: it is saved as the host's own."""
 
     plain_class: ClassVar[type]
+    forcing: ForcingConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        # Before LeRobot makes the data set, which happens before it makes the policy.
+        if self.forcing.cache is not None:
+            track_geometry()
 
     def plain(self) -> Any:
         """The host's own configuration, with the values of this one."""

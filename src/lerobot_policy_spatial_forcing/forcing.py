@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lerobot_policy_spatial_forcing.augment import affines_of
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
@@ -84,6 +85,10 @@ class FeatureSource:
             self.teacher = load_teacher(
                 config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device
             )
+
+    def affine_BV23(self, batch: dict[str, Any]) -> Tensor | None:
+        """From the pictures the policy was given to those the teacher saw, where they differ."""
+        return None if self.store is None else affines_of(batch, list(self.store.source.cameras))
 
     def __call__(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | Features:
         if self.store is None:
@@ -153,6 +158,7 @@ class ForcedPolicy:
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
         align_loss = self.forcing(
             self.feature_source(batch, pictures),
+            self.feature_source.affine_BV23(batch),
             picture_hw=None if self.forcing.published else pictures.sizes,
             present_BV=pictures.present_BV,
         )

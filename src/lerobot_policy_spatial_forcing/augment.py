@@ -1,0 +1,147 @@
+"""Where LeRobot's image transforms moved the pictures, so that stored features move with them.
+
+LeRobot draws the parameters of its transforms deep inside the data set and forgets them. With the teacher
+online that does no harm: it sees the transformed pictures. Stored features are of the pictures as recorded,
+and need the affine from one to the other. ``track_geometry()`` makes data sets add it to every frame whose
+pictures they transform, under ``observation.spatial_forcing_affine.<camera>``: (2, 3), from the transformed
+picture to the recorded one, in unit coordinates (see ``spatial_forcing.grid``). Neither pictures nor random
+numbers change.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import identity
+
+AFFINE_KEY = "observation.spatial_forcing_affine."
+
+
+class TrackedTransforms:
+    """Image transforms that remember where they moved the last picture.
+
+    Args:
+        transforms: LeRobot's ``ImageTransforms`` or any torchvision v2 transform.
+
+    Attributes:
+        affine_23: from the last transformed picture to the one that went in.
+    """
+
+    def __init__(self, transforms: Any):
+        self.transforms = transforms
+        self.affine_23 = identity()
+        self._drawn: list[tuple[Any, dict[str, Any]]] = []
+        for leaf in _leaves(transforms):
+            leaf.make_params = _Recorder(leaf, self._drawn)
+
+    def __call__(self, image_3HW: Tensor) -> Tensor:
+        self._drawn.clear()
+        moved = self.transforms(image_3HW)
+        self.affine_23 = _inverse_affine(self._drawn, image_3HW.shape[-2:], moved.shape[-2:])
+        return moved
+
+
+class _Recorder:
+    """Stands for a transform's ``make_params`` and notes what it returns."""
+
+    def __init__(self, leaf: Any, drawn: list[tuple[Any, dict[str, Any]]]):
+        self.leaf, self.drawn = leaf, drawn
+
+    def __call__(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = type(self.leaf).make_params(self.leaf, flat_inputs)
+        self.drawn.append((self.leaf, params))
+        return params
+
+
+def _leaves(transform: Any) -> Iterator[Any]:
+    """The transforms inside containers. Only torchvision's own: LeRobot's additions leave pixels in place."""
+    inner = getattr(transform, "transforms", None)
+    if inner is not None:
+        for one in inner.values() if isinstance(inner, dict) else inner:
+            yield from _leaves(one)
+    elif type(transform).__module__.startswith("torchvision."):
+        yield transform
+
+
+def _inverse_affine(drawn: list[tuple[Any, dict[str, Any]]], before: torch.Size, after: torch.Size) -> Tensor:
+    """From the picture after the drawn transforms to that before, in unit coordinates."""
+    from torchvision.transforms import v2
+    from torchvision.tv_tensors import KeyPoints, wrap
+
+    (h, w), (h2, w2) = before, after
+    # Three corners and the fourth as a check: what moves them otherwise than an affine cannot be followed.
+    corners = torch.tensor([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]])
+    flips = (v2.RandomHorizontalFlip, v2.RandomVerticalFlip)
+    canvas = (int(h), int(w))
+    points = KeyPoints(corners, canvas_size=canvas)  # type: ignore[call-arg]
+    for leaf, params in drawn:
+        points = leaf.transform(points, params)
+        # torchvision mirrors key points as pixel numbers, 0 to w - 1; corners go from 0 to w.
+        mirrored = torch.tensor([float(isinstance(leaf, flip)) for flip in flips])
+        points = wrap(points + mirrored, like=points)  # type: ignore[call-arg]
+    unit = torch.tensor([[0.0, 0.0, 1], [1, 0.0, 1], [0.0, 1, 1], [1, 1, 1]], dtype=torch.float64)
+    moved = torch.as_tensor(points).double() / torch.tensor([w2, h2], dtype=torch.float64)
+    forward_23 = torch.linalg.solve(unit[:3], moved[:3]).mT
+    if (unit[3] @ forward_23.mT - moved[3]).abs().max() > 1e-3:
+        names = ", ".join(type(leaf).__name__ for leaf, _ in drawn)
+        raise SpatialForcingError(
+            f"The image transforms bend pictures ({names}), which stored features cannot follow. Train with "
+            "the teacher online (without forcing.cache), or leave them out of dataset.image_transforms."
+        )
+    square = torch.cat([forward_23, forward_23.new_tensor([[0, 0, 1]])])
+    return torch.linalg.inv(square)[:2].float()
+
+
+def track_geometry() -> None:
+    """From now on, data sets with image transforms say where they moved each picture. Idempotent.
+
+    LeRobot has no place to hook in: its ``DatasetReader.get_item`` is wrapped. Worker processes that are
+    forked, Linux's way, inherit this.
+    """
+    from lerobot.datasets.dataset_reader import DatasetReader
+
+    plain = DatasetReader.get_item
+    if hasattr(plain, "without_tracking"):
+        return
+
+    def get_item(reader: Any, idx: int) -> dict[str, Any]:
+        if reader._image_transforms is None:
+            return plain(reader, idx)
+        affines: list[Tensor] = []
+        tracked, transforms = _tracked(reader), reader._image_transforms
+
+        def transform(image: Tensor) -> Tensor:
+            moved = tracked(image)
+            affines.append(tracked.affine_23)
+            return moved
+
+        reader._image_transforms = transform
+        try:
+            item = plain(reader, idx)
+        finally:
+            reader._image_transforms = transforms
+        cameras = [key for key in reader._meta.camera_keys if key not in reader._meta.depth_keys]
+        return item | {AFFINE_KEY + key: affine for key, affine in zip(cameras, affines, strict=True)}
+
+    get_item.without_tracking = plain  # type: ignore[attr-defined]
+    DatasetReader.get_item = get_item  # type: ignore[method-assign]
+
+
+def _tracked(reader: Any) -> TrackedTransforms:
+    found = getattr(reader, "_tracked_transforms", None)
+    if found is None or found.transforms is not reader._image_transforms:
+        found = reader._tracked_transforms = TrackedTransforms(reader._image_transforms)
+    return found
+
+
+def affines_of(batch: dict[str, Any], cameras: list[str]) -> Tensor | None:
+    """affine_BV23 of a batch's views, None if its pictures are where they were recorded."""
+    found = [batch.get(AFFINE_KEY + key) for key in cameras]
+    there = [affine for affine in found if affine is not None]
+    if not there:
+        return None
+    still = identity().to(there[0]).expand_as(there[0])
+    return torch.stack([still if affine is None else affine for affine in found], dim=1)
