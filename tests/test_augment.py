@@ -170,7 +170,7 @@ def test_targets_of_moved_pictures_are_what_the_policy_sees_there():
 
 @pytest.mark.parametrize("tfs", [{"RandomHorizontalFlip": {"p": 1.0}}, {"RandomAffine": {"degrees": 10}}])
 def test_stored_features_move_with_the_policys_pictures(root, tmp_path, tfs):
-    """The loss is that toward the recorded pictures' features moved by hand, and not that toward them unmoved."""
+    """The loss is toward the recorded pictures' features, moved by hand; not toward them unmoved."""
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
     from lerobot.policies import make_policy
 
