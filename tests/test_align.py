@@ -13,6 +13,7 @@ from reference import reference
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spatial_forcing.align import Projector, SpatialForcing, cosine_distance
 from spatial_forcing.errors import SpatialForcingError
@@ -428,6 +429,24 @@ def test_all_views_masked_gives_zero_loss_and_zero_gradient_everywhere(norm, poi
     assert "vla.patches.weight" in reached
     assert all((gradients[name] == 0).all() for name in reached)
     assert setting.sf.logs["valid_fraction"] == 0
+    assert setting.sf.logs["cosine"].isnan(), "nothing was compared"
+
+
+def test_a_batch_without_valid_tokens_leaves_lerobots_metrics_in_order():
+    """LeRobot averages over processes by position: each must log the same names in the same order."""
+    tracker = pytest.importorskip("lerobot.utils.logging_utils").MetricsTracker
+    setting, trackers = Setting(), [tracker(4, 100, 10, {}) for _ in range(2)]
+    features = setting.features()
+    nothing = Features(features.tokens_BVHWC, torch.zeros_like(features.valid_BVHW))
+    for metrics, batches in zip(trackers, [(nothing, features), (features, features)], strict=True):
+        for batch in batches:
+            setting.loss(batch)
+            metrics.update_metrics({name: value.item() for name, value in setting.sf.logs.items()})
+    assert list(trackers[0].metrics) == list(trackers[1].metrics) == list(setting.sf.logs)
+    assert math.isnan(trackers[0].to_dict()["cosine"])
+    assert trackers[0].to_dict()["valid_fraction"] == 0.5
+    assert trackers[1].to_dict()["cosine"] == pytest.approx(setting.sf.logs["cosine"].item())
+    assert "cosine:nan" in str(trackers[0])
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
@@ -623,6 +642,30 @@ def test_gradient_ratio_is_nan_where_there_is_none():
     action = setting.act()
     unrelated = torch.ones((), requires_grad=True) * 2
     assert setting.sf.gradient_ratio(action, unrelated).isnan()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_ratio_under_checkpointing_is_the_same_or_refused_in_words(monkeypatch, reentrant):
+    setting = Setting()
+    expected = setting.sf.gradient_ratio(setting.act(), setting.sf(setting.images_BV3HW))
+    block = setting.vla.blocks[3]
+    plain = block.forward
+    monkeypatch.setattr(block, "forward", lambda x: checkpoint(plain, x, use_reentrant=reentrant))
+    action = setting.act()
+    align = setting.sf(setting.images_BV3HW)
+    if reentrant:
+        with pytest.raises(TapError, match=r"use_reentrant=False, .*ratio_every=0"):
+            setting.sf.gradient_ratio(action, align)
+    else:
+        assert setting.sf.gradient_ratio(action, align).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_other_errors_of_the_gradient_ratio_are_told_as_they_are():
+    setting = Setting()
+    action, align = setting.act(), setting.sf(setting.images_BV3HW)
+    (action + align).backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        setting.sf.gradient_ratio(action, align)
 
 
 def test_it_describes_itself():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose, resample
-from spatial_forcing.tap import Host, Tap
+from spatial_forcing.tap import Host, Tap, TapError
 from spatial_forcing.uv import uv_position_embedding
 
 # Height and width of the pictures: of all views alike, or of each.
@@ -170,7 +170,7 @@ class SpatialForcing(nn.Module):
 
         Returns:
             A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts,
-            detached.
+            detached; where no token is valid the loss is 0, ``valid_fraction`` 0 and ``cosine`` NaN.
 
         Raises:
             TapError: the tap never fired, carries no gradient, or found tokens that do not fit the layout.
@@ -185,7 +185,9 @@ class SpatialForcing(nn.Module):
         align = cosine_distance(self.projector(visual_BND, valid_BN), target_BNC, valid_BN)
         self.logs = {
             "align_loss": align.detach(),
-            "cosine": 1 - align.detach(),
+            # Without valid tokens not a number, and not left out: LeRobot averages the metrics of several
+            # processes by their position.
+            "cosine": torch.where(valid_BN.any(), 1 - align.detach(), torch.nan),
             "valid_fraction": valid_BN.float().mean(),
         }
         return self.weight * align
@@ -234,13 +236,28 @@ class SpatialForcing(nn.Module):
         """|d(align) / dx| / |d(action) / dx| at the tapped residual stream: who pulls harder.
 
         Costs a backward pass from both losses down to the tap; call it every so many steps, before
-        ``backward()``. torch refuses it under activation checkpointing with ``use_reentrant=True``.
+        ``backward()``.
+
+        Returns:
+            A scalar; NaN if nothing was watched, or a loss does not depend on the tapped stream.
+
+        Raises:
+            TapError: the host checkpoints activations with ``use_reentrant=True``, where torch refuses it.
         """
         hidden = self.tap.hidden_BLD
         if hidden is None or not hidden.requires_grad:
             return torch.full((), float("nan"))
-        (by_action,) = torch.autograd.grad(action_loss, hidden, retain_graph=True, allow_unused=True)
-        (by_align,) = torch.autograd.grad(align_loss, hidden, retain_graph=True, allow_unused=True)
+        try:
+            (by_action,) = torch.autograd.grad(action_loss, hidden, retain_graph=True, allow_unused=True)
+            (by_align,) = torch.autograd.grad(align_loss, hidden, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise TapError(
+                f"The gradient ratio of {self.host.name} cannot be measured: it checkpoints activations with "
+                "use_reentrant=True, where torch computes no gradient at the tap alone. Checkpoint with "
+                "use_reentrant=False, or do not measure the ratio (--policy.forcing.ratio_every=0)."
+            ) from error
         if by_action is None or by_align is None:
             return torch.full((), float("nan"))
         return by_align.float().norm() / by_action.float().norm().clamp(min=1e-12)
