@@ -10,10 +10,9 @@
     loss = losses.mean() + sf(pictures.images_BV3HW(), present_BV=pictures.present_BV(observation))
 
 openpi crops, turns and recolours the pictures *inside* the model's forward. ``SeenPictures`` reads what
-arrives at
-the vision tower, so that the teacher sees exactly what the policy sees and the augmentation stays on: other
-implementations of this loss turn it off for the forced arm, which confounds the comparison. The price is
-that the teacher runs online. With DDP put ``model`` and ``sf`` into one module before wrapping it.
+arrives at the vision tower, so that the teacher sees exactly what the policy sees and the augmentation stays
+on: other implementations of this loss turn it off for the forced arm, which confounds the comparison. The
+price is that the teacher runs online. With DDP put ``model`` and ``sf`` into one module before wrapping it.
 
 tests/test_examples.py runs this on LeRobot's port of the same model at small size, called as openpi calls its
 own; it has not been run with openpi itself or with real weights.
@@ -30,7 +29,7 @@ from spatial_forcing import Host, Layout, SpatialForcing
 
 
 def paligemma_of(model: Any) -> nn.Module:
-??    """The module that holds ``vision_tower`` and ``language_model``; transformers moved it between versions."""
+??    """The module that holds ``vision_tower`` and ``language_model``: transformers has moved it."""
     paligemma = model.paligemma_with_expert.paligemma
     return paligemma.model if hasattr(paligemma, "model") else paligemma
 
