@@ -29,7 +29,7 @@ from spatial_forcing import Host, Layout, SpatialForcing
 
 
 def paligemma_of(model: Any) -> nn.Module:
-??    """The module that holds ``vision_tower`` and ``language_model``: transformers has moved it."""
+    """The module that holds ``vision_tower`` and ``language_model``: transformers has moved it."""
     paligemma = model.paligemma_with_expert.paligemma
     return paligemma.model if hasattr(paligemma, "model") else paligemma
 
