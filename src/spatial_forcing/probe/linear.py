@@ -8,7 +8,7 @@ W serves all places. The offset b_p is free for every place and cell, and makes 
 So position is given to every source of tokens, and W = 0 is the mean depth of each cell.
 
 Shapes: F frames, V views, H W rows and columns of tokens, C channels, N tokens, k cells a side of a token,
-K = k*k, h = H*k and w = W*k rows and columns of the depth map, M = K outputs for each ridge strength.
+K = k*k, h = H*k and w = W*k rows and columns of the depth map, R ridge strengths, M = R*K outputs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -129,8 +129,10 @@ class Head:
     def errors(self, tokens_FVHWC: Tensor, target_FVHWK: Tensor) -> Tensor:
         """Mean square error of each ridge strength, over known targets."""
         K = target_FVHWK.shape[-1]
-        heads = [(self(x).unflatten(-1, (-1, K)), y) for x, y in _chunks(tokens_FVHWC, target_FVHWK)]
-        return _mean((p - y[..., None, :]).square().flatten(0, 3) for p, y in heads).mean(-1)
+        wrong = (
+            self(x).unflatten(-1, (-1, K)) - y[..., None, :] for x, y in _chunks(tokens_FVHWC, target_FVHWK)
+        )
+        return _mean(wrong_fVHWRK.square().flatten(0, 3) for wrong_fVHWRK in wrong).mean(-1)
 
 
 def fit_head(tokens_FVHWC: Tensor, target_FVHWK: Tensor, ridges: Iterable[float]) -> Head:
