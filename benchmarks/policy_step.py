@@ -1,0 +1,237 @@
+"""What forcing costs a step of a real policy: plain, with stored features, with the teacher online.
+
+    python benchmarks/policy_step.py --host smolvla --batch 2 --rounds 4            # CPU, full size, minutes
+    python benchmarks/policy_step.py --host pi05 --device cuda --batch 8 --dtype bfloat16
+
+LeRobot's classes at their published sizes with random weights, and VGGT-1B's architecture with random
+weights as teacher; speed does not depend on the values. The kinds of step take turns in one process, so that
+whatever else the machine does hits all alike; ratios are to the plain step of the same round. Stored
+features are read from a feature cache on disk, frame by frame, as in training. Peak memory is that of the
+device (CUDA only: torch counts it). Writes benchmarks/policy_step_<host>_<device>.json.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from lerobot.configs import FeatureType, PolicyFeature
+
+from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
+from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
+from spatial_forcing.cache.store import Source, write_features
+from spatial_forcing.grid import Features
+from spatial_forcing.provenance import command_line, commit, hardware, versions
+from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
+from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_time import quartiles
+
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+FRAMES = 64  # in the feature cache
+
+
+@dataclass
+class Args:
+    """Options of the benchmark."""
+
+    host: Literal["smolvla", "pi0", "pi05", "act"] = "smolvla"
+    """Policy."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the training step (autocast); bfloat16 for GPUs only."""
+    batch: int = 2
+    """Frames a step."""
+    rounds: int = 4
+    """How often each kind of step is timed, after one round that is not."""
+    resolution: int = 224
+    """Of the teacher, pixels; 518 as published."""
+    online: bool = True
+    """Time the teacher online too."""
+    threads: int = 2
+    """CPU threads."""
+    out: Path | None = None
+    """Where the numbers go."""
+
+
+def main(args: Args) -> None:
+    """Times the kinds of step in turns and writes the numbers."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    made_with = {
+        "command": command_line(),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        steps, sizes = build_steps(args, Path(folder))
+        times, memory = measure(steps, args)
+    plain = times["plain"]
+    result = made_with | {
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+        "parameters": sizes,
+        "step_seconds": {name: quartiles(values) for name, values in times.items()},
+        "ratio_to_plain": {
+            name: quartiles([a / b for a, b in zip(values, plain, strict=True)])
+            for name, values in times.items()
+        },
+        "peak_memory_ratio": {name: round(m / memory["plain"], 4) for name, m in memory.items()},
+        "peak_memory_gib": {name: round(m / 2**30, 2) for name, m in memory.items()},
+    }
+    out = args.out or Path(__file__).parent / f"policy_step_{args.host}_{args.device}.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    for name in steps:
+        seconds, ratio = result["step_seconds"][name], result["ratio_to_plain"][name]
+        print(
+            f"{name:<16}{seconds['median']:.3f} s a step   {ratio['median']:.3f} x plain"
+            f"   (quartiles {ratio['low']:.3f} to {ratio['high']:.3f})"
+            + (f"   memory {result['peak_memory_ratio'][name]:.3f} x" if memory else "")
+        )
+    print(out)
+
+
+def measure(
+    steps: dict[str, Callable[[], None]], args: Args
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of every timed step by kind, and peak memory by kind (CUDA)."""
+    cuda = args.device == "cuda"
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    memory: dict[str, int] = {}
+    for round_ in range(args.rounds + 1):
+        for name, step in steps.items():
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            step()
+            if cuda:
+                torch.cuda.synchronize()
+                memory[name] = max(memory.get(name, 0), torch.cuda.max_memory_allocated())
+            if round_:
+                times[name].append(time.perf_counter() - start)
+    return times, memory
+
+
+def build_steps(args: Args, folder: Path) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """The kinds of step on one policy and one batch, and the numbers of parameters."""
+    teacher = vggt_1b(args)
+    side = args.resolution // 14
+    cache = random_cache(folder / "features", side, teacher.width)
+    config = CLASSES[args.host](
+        **options(args.host, folder),
+        device=args.device,
+        forcing=ForcingConfig(cache=str(cache), ratio_every=0),
+    )
+    config.input_features = {key: PolicyFeature(FeatureType.VISUAL, (3, 480, 640)) for key in CAMERAS}
+    config.input_features["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    policy: Any = forced_policy_class(args.host)(config).to(args.device).train()
+    plain_class = type(policy).__mro__[2]
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-5)
+    batch = random_batch(args, config)
+    stored, source = policy.feature_source.store, policy.feature_source
+
+    def step(forward: Callable[[], torch.Tensor]) -> None:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            loss = forward()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def forced(store: Any) -> torch.Tensor:
+        source.store = store
+        source.teacher = policy.forcing.__dict__["teacher"] = stored if store is not None else teacher
+        return policy.forward(dict(batch))[0]
+
+    steps = {
+        "plain": lambda: step(lambda: plain_class.forward(policy, dict(batch))[0]),
+        "stored features": lambda: step(lambda: forced(stored)),
+    }
+    if args.online:
+        steps["teacher online"] = lambda: step(lambda: forced(None))
+    host_parameters = [p for n, p in policy.named_parameters() if not n.startswith("forcing.")]
+    sizes = {
+        "policy": sum(p.numel() for p in host_parameters),
+        "policy, training": sum(p.numel() for p in host_parameters if p.requires_grad),
+        "projector": sum(p.numel() for p in policy.forcing.parameters()),
+        "teacher": sum(p.numel() for p in teacher.parameters()),
+    }
+    return steps, sizes
+
+
+def vggt_1b(args: Args) -> VGGTTeacher:
+    """VGGT-1B's aggregator with random weights; in bfloat16 on a GPU."""
+    with torch.device(args.device):
+        model = VGGT(VGGTConfig(), ("aggregator",))
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    name, licence = "vggt-1b, random weights", "Apache-2.0"
+    return VGGTTeacher(model, name=name, licence=licence, resolution=args.resolution, dtype=dtype)
+
+
+def random_cache(root: Path, side: int, width: int) -> Path:
+    """A feature cache of random numbers in the shape of the teacher's."""
+    source = Source(
+        teacher="random", teacher_fingerprint="0" * 16, teacher_licence="none", dataset="0" * 16,
+        frames=FRAMES, cameras=CAMERAS,
+    )  # fmt: skip
+
+    def features(images_BV3HW: torch.Tensor) -> Features:
+        tokens = torch.randn(len(images_BV3HW), len(CAMERAS), side, side, width)
+        return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
+
+    return write_features(root, source, lambda a, b: torch.zeros(b - a, 2, 3, 8, 8), features, batch_size=8)
+
+
+def random_batch(args: Args, config: Any) -> dict[str, Any]:
+    """A preprocessed batch."""
+    on = {"device": args.device}
+    batch: dict[str, Any] = {key: torch.rand(args.batch, 3, 480, 640, **on) for key in CAMERAS}
+    batch["observation.state"] = torch.randn(args.batch, 8, **on)
+    batch["action"] = torch.randn(args.batch, config.chunk_size, 7, **on)
+    batch["action_is_pad"] = torch.zeros(args.batch, config.chunk_size, dtype=torch.bool, **on)
+    batch["observation.language.tokens"] = torch.randint(0, 64, (args.batch, 48), **on)
+    batch["observation.language.attention_mask"] = torch.ones(args.batch, 48, dtype=torch.bool, **on)
+    batch["index"] = torch.randint(0, FRAMES, (args.batch,), **on)
+    return batch
+
+
+def options(host: str, folder: Path) -> dict[str, Any]:
+    """What it takes to build a policy at its published size without downloading anything."""
+    if host == "smolvla":
+        # As people fine-tune it for forcing: the language model trains, the vision encoder does not.
+        return {"vlm_model_name": str(smolvlm2_500m(folder / "vlm")), "train_expert_only": False}
+    if host == "act":
+        return {"pretrained_backbone_weights": None, "normalization_mapping": {}}
+    return {}
+
+
+def smolvlm2_500m(folder: Path) -> Path:
+    """Configuration of SmolVLM2-500M, with the tests' small tokenizer."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    small = importlib.import_module("small_policies")
+    from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+    vision |= {"num_attention_heads": 12, "image_size": 512, "patch_size": 16}
+    text = {"model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32}
+    text |= {"num_attention_heads": 15, "num_key_value_heads": 5, "head_dim": 64, "vocab_size": 49280}
+    config = SmolVLMConfig(scale_factor=4, vision_config=vision, text_config=text | {"pad_token_id": 2})
+    config.save_pretrained(folder)
+    parts = SmolVLMImageProcessor(), small.small_tokenizer(), SmolVLMVideoProcessor()
+    SmolVLMProcessor(*parts).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
