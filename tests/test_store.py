@@ -1,13 +1,18 @@
 """The feature store: what is read is what was computed, interruptions continue, mix-ups are refused."""
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from spatial_forcing.cache import store
-from spatial_forcing.cache.store import CacheError, FeatureStore, Source, write_features
+from spatial_forcing.cache import write
+from spatial_forcing.cache.store import CacheError, FeatureStore, Source
+from spatial_forcing.cache.verify import broken_files, recompute, repair
+from spatial_forcing.cache.write import Share, write_features
 from spatial_forcing.grid import Features
 
 SOURCE = Source("t", "f1", "Apache-2.0", "d1", ("left", "right"), frames=11)
@@ -15,11 +20,11 @@ SOURCE = Source("t", "f1", "Apache-2.0", "d1", ("left", "right"), frames=11)
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD_FRAMES", 4)
+    monkeypatch.setattr(write, "MOST_SHARD_FRAMES", 4)
 
 
-def frames(start: int, stop: int) -> torch.Tensor:
-    return torch.arange(start, stop).view(-1, 1, 1, 1, 1).expand(-1, 2, 3, 4, 4) / 100
+def frames(indices: list[int]) -> torch.Tensor:
+    return torch.tensor(indices).view(-1, 1, 1, 1, 1).expand(-1, 2, 3, 4, 4) / 100
 
 
 class Teacher:
@@ -60,7 +65,7 @@ def test_statistics_are_those_of_all_tokens(tmp_path):
 def test_interrupted_extraction_continues_and_equals_an_undisturbed_one(tmp_path):
     write_features(tmp_path / "straight", SOURCE, frames, Teacher(), batch_size=2)
     with pytest.raises(KeyboardInterrupt):
-        write_features(tmp_path / "broken", SOURCE, frames, Teacher(limit=6), batch_size=2)
+        write_features(tmp_path / "broken", SOURCE, frames, Teacher(limit=SOURCE.frames + 6), batch_size=2)
     with pytest.raises(CacheError, match="unfinished"):
         FeatureStore(tmp_path / "broken")
     again = Teacher()
@@ -98,25 +103,27 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("damage", ["truncate", "missing", "format", "json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "missing", "format", "json"])
 def test_damage_is_named(tmp_path, damage):
     root = write_features(tmp_path / "c", SOURCE, frames, Teacher())
     shard, manifest = root / "shard-00001.safetensors", root / "manifest.json"
     if damage == "truncate":
         shard.write_bytes(shard.read_bytes()[:-7])
+    elif damage == "flip":
+        flip_a_bit(shard)
     elif damage == "missing":
         shard.unlink()
     elif damage == "format":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
     else:
         manifest.write_text("{")
-    with pytest.raises(CacheError, match="shard-00001" if damage in ("truncate", "missing") else "manifest"):
-        FeatureStore(root)
+    with pytest.raises(CacheError, match="manifest" if damage in ("format", "json") else "shard-00001"):
+        FeatureStore(root).read(torch.arange(SOURCE.frames))
 
 
 def test_full_disk_fails_before_writing(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CacheError, match="GiB free"):
         write_features(tmp_path / "c", SOURCE, frames, Teacher())
     assert not list((tmp_path / "c").glob("shard-*"))
@@ -131,3 +138,116 @@ def test_frames_beyond_the_cache_are_refused(tmp_path):
 def test_no_cache_there(tmp_path):
     with pytest.raises(CacheError, match="no feature cache"):
         FeatureStore(tmp_path)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+# ---- several processes
+# ----------------------------------------------------------------------------------------------------------
+
+
+def contents(root) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_shares_add_up_to_the_same_bytes(tmp_path, order):
+    write_features(tmp_path / "alone", SOURCE, frames, Teacher())
+    for rank in order:
+        with pytest.raises(CacheError, match=r"no feature cache|unfinished"):
+            FeatureStore(tmp_path / "shared")
+        write_features(tmp_path / "shared", SOURCE, frames, Teacher(), share=Share(rank, 3))
+    assert contents(tmp_path / "alone") == contents(tmp_path / "shared")
+
+
+@pytest.mark.parametrize(
+    ("variables", "share"),
+    [
+        ({}, Share(0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, Share(3, 8)),
+        (
+            {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "2"},
+            Share(3, 4),
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Share(1, 2)),
+    ],
+)
+def test_the_share_is_what_the_launcher_says(variables, share):
+    assert Share.from_environment(variables) == share
+
+
+def test_two_writers_of_one_share_are_refused(tmp_path):
+    class Nosy(Teacher):
+        def __call__(self, images):
+            with pytest.raises(CacheError, match="Another process is writing share 0 of 1"):
+                write_features(tmp_path / "c", SOURCE, frames, Teacher())
+            return super().__call__(images)
+
+    write_features(tmp_path / "c", SOURCE, frames, Nosy())
+    assert FeatureStore(tmp_path / "c").read(torch.arange(11)).valid_BVHW.all()
+
+
+def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(tmp_path):
+    """benchmarks/cache_kills.py does this a hundred times."""
+    source = replace(SOURCE, frames=40)
+    run_and_kill(tmp_path / "straight", source, None)
+    for number, seconds in enumerate((0.02, 0.08, 0.2, 0.4)):
+        run_and_kill(tmp_path / str(number), source, seconds)
+        run_and_kill(tmp_path / str(number), source, None)
+        assert contents(tmp_path / str(number)) == contents(tmp_path / "straight")
+
+
+def run_and_kill(root, source: Source, kill_after: float | None) -> None:
+    """Writes in a process of its own, which is killed after some seconds."""
+
+    def slow_frames(indices):
+        time.sleep(0.01)
+        return frames(indices)
+
+    child = os.fork()
+    if child == 0:
+        write_features(root, source, slow_frames, Teacher(), batch_size=2)
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert status == 0 or kill_after is not None
+
+
+# ---- verifying
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", ["shard-00001.safetensors", "codec.safetensors"])
+@pytest.mark.parametrize("how", ["flip", "delete"])
+def test_verify_names_the_broken_file_and_repair_restores_exactly_it(tmp_path, victim, how):
+    root = write_features(tmp_path / "c", SOURCE, frames, Teacher())
+    before = contents(root)
+    assert broken_files(root) == {}
+    flip_a_bit(root / victim) if how == "flip" else (root / victim).unlink()
+    assert list(broken_files(root)) == [victim]
+    again = Teacher()
+    repair(root, [victim], lambda: write_features(root, SOURCE, frames, again))
+    assert contents(root) == before
+    assert again.seen == (4 if "shard" in victim else SOURCE.frames)
+
+
+def test_recomputing_a_sample_notices_another_teacher(tmp_path):
+    def teacher(images):
+        features = Teacher()(images)
+        return features._replace(tokens_BVHWC=features.tokens_BVHWC + torch.arange(1.0, 6.0))
+
+    root = write_features(tmp_path / "c", SOURCE, frames, teacher)
+    assert recompute(root, frames, teacher) > 0.999
+
+    def other(images):
+        features = teacher(images)
+        return features._replace(tokens_BVHWC=torch.randn(features.tokens_BVHWC.shape))
+
+    with pytest.raises(CacheError, match="not what the teacher says now"):
+        recompute(root, frames, other)

@@ -425,7 +425,7 @@ def test_visual_tokens_that_do_not_fit_the_record(wrong):
     vla = tiny_vla()
     tap = Tap(replace(vla.spatial_forcing_host(), **wrong), 2)
     watch_and_run(tap, vla, observation())
-    with pytest.raises(TapError, match=r"stream has shape \(\d, 14, \d+\): check Host\.layout and Host\.visual"):
+    with pytest.raises(TapError, match=r"shape \(\d, 14, \d+\): check Host\.layout and Host\.visual"):
         tap.visual_BND()
 
 

@@ -26,6 +26,7 @@ from spatial_forcing.grid import Features
 from spatial_forcing.hosts.lerobot import Pictures, PolicyRecord, cameras_in, pictures_of, policy_host
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
+from spatial_forcing.teachers.base import stack_views
 
 SIDE_FOLDER = "spatial_forcing"
 DEFAULT_TEACHER = "vggt-1b"
@@ -92,7 +93,7 @@ class FeatureSource:
 
     def __call__(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | Features:
         if self.store is None:
-            return pictures.stacked_BV3HW()
+            return stack_views(pictures.images)
         if "index" not in batch:
             raise SpatialForcingError(
                 "Stored features are looked up by frame `index`, and the batch has none."

@@ -291,6 +291,8 @@ class SpatialForcing(nn.Module):
         self, images: Tensor | Features, picture_hw: PictureSize | None, views: int
     ) -> list[tuple[int, int]]:
         """Height and width of the host's picture of each view."""
+        if picture_hw is None and isinstance(images, Features):
+            picture_hw = getattr(self.teacher, "picture_hw", None)  # a cache remembers
         if picture_hw is None and isinstance(images, Features) and self.host.layout.fit == "pad":
             raise SpatialForcingError(
                 f"{self.host.name} pads its pictures, and stored features do not say what shape those had: "

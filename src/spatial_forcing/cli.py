@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
@@ -28,13 +29,13 @@ class Demo:
     """Meta-World tasks."""
     episodes: int = 250
     """Demonstrations a task."""
-    steps: int = 600
+    steps: int = 800
     """Training steps of every policy."""
     eval_episodes: int = 25
     """Rollouts a task and checkpoint."""
     teacher: str = "vggt-tiny-sim"
     """A registered teacher."""
-    weight: float = 0.5
+    weight: float = 2.0
     """Weight of the alignment loss."""
     seed: int = 0
     """Seed of weights, data order and demonstrations."""
@@ -101,47 +102,61 @@ class Demos:
 
 
 @dataclass
-class Cache:
-    """Compute a teacher's features of a data set once, for training to read."""
+class _Cached:
+    """What writing and verifying a cache have in common."""
 
-    dataset: Path
-    """Folder of a LeRobotDataset."""
-    out: Path
-    """Folder for the features. An interrupted extraction continues."""
-    teacher: str = "vggt-tiny-sim"
-    """A registered teacher."""
+    out: Path = Path("features")
+    """Folder of the features. An interrupted extraction continues."""
+    dataset: str | None = None
+    """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
     weights: Path | None = None
     """Local weights of the teacher, instead of the packaged ones or the Hub's."""
     resolution: int | None = None
     """Picture size the teacher sees; its own if None."""
-    cameras: tuple[str, ...] = ()
-    """Camera keys in the policy's order; all of the data set if empty."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the teacher's matrix products; bfloat16 on GPUs."""
+    decoders: int = 2
+    """Threads that decode pictures while the teacher works."""
     device: str = "cpu"
     """Where the teacher runs."""
 
-    def run(self) -> None:
-        from spatial_forcing.cache.extract import extract
-        from spatial_forcing.demo import stages
-        from spatial_forcing.teachers import load_teacher
 
-        info_path = self.dataset / "meta" / "info.json"
-        if not info_path.is_file():
-            raise SpatialForcingError(f"{self.dataset} is not a LeRobotDataset: it has no meta/info.json.")
-        frames = json.loads(info_path.read_text())["total_frames"]
-        teacher = load_teacher(
-            self.teacher, weights=self.weights, resolution=self.resolution, device=self.device
-        )
-        with stages(_console()) as bars:
-            bar = bars.add_task(f"features of {self.teacher}", total=frames)
-            root = extract(
-                self.dataset,
-                teacher,
-                self.teacher,
-                self.out,
-                cameras=self.cameras or None,
-                advance=lambda n: bars.advance(bar, n),
-            )
-        print(f"Wrote {root}")
+@dataclass
+class Cache(_Cached):
+    """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
+
+    teacher: str = "vggt-tiny-sim"
+    """A registered teacher."""
+    cameras: tuple[str, ...] = ()
+    """Camera keys in the policy's order; all of the data set if empty."""
+    codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"
+    """How tokens are stored; raw (float32) is for checks."""
+    fidelity: float = 0.99
+    """pca-int8: mean cosine to keep between stored and raw tokens."""
+    components: int | None = None
+    """pca-int8: numbers a token, instead of those that --fidelity asks for."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns to pool the teacher's grid to; kept if None."""
+    batch: int = 32
+    """Frames at a time."""
+
+    def run(self) -> None:
+        from spatial_forcing.cache.command import write_cache
+
+        write_cache(self)
+
+
+@dataclass
+class CacheVerify(_Cached):
+    """Compare every file of a cache with the sums in its manifest; with --dataset, compute a sample again."""
+
+    repair: bool = False
+    """Write exactly the broken files again (needs --dataset)."""
+
+    def run(self) -> None:
+        from spatial_forcing.cache.command import verify_cache
+
+        verify_cache(self)
 
 
 class Train:
@@ -319,6 +334,9 @@ def main() -> None:
         "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
     )
     _quiet()
+    if sys.argv[1:3] == ["cache", "verify"]:
+        verify = tyro.cli(CacheVerify, args=sys.argv[3:], prog="spatial-forcing cache verify")
+        return _guarded(verify.run)
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)
     return _guarded(command.run)
 

@@ -62,14 +62,14 @@ class DemoSettings:
     heldout_episodes: int = 40
     frames: int = 6
     start: str = "random-hand"
-    steps: int = 600
+    steps: int = 800
     batch_size: int = 16
     learning_rate: float = 1e-3
     chunk: int = 4
     evaluations: int = 4
     eval_episodes: int = 25
     teacher: str = "vggt-tiny-sim"
-    weight: float = 0.5
+    weight: float = 2.0
     standardize: bool = True
     seed: int = 0
     device: str = "cpu"
@@ -220,6 +220,7 @@ def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progres
 
 def teacher_features(settings: DemoSettings, dataset: Path, out: Path, bars: Progress) -> Path:
     """The teacher's features of the training frames."""
+    from spatial_forcing.cache.codec import CodecOptions
     from spatial_forcing.cache.extract import extract
     from spatial_forcing.teachers import load_teacher
 
@@ -227,7 +228,14 @@ def teacher_features(settings: DemoSettings, dataset: Path, out: Path, bars: Pro
     bar = bars.add_task(f"features of {settings.teacher}", total=frames)
     teacher = load_teacher(settings.teacher, device=settings.device)
     root = out / "features" / settings.teacher
-    extract(dataset, teacher, settings.teacher, root, advance=lambda n: bars.advance(bar, n))
+    extract(
+        dataset,
+        teacher,
+        settings.teacher,
+        root,
+        options=CodecOptions("pca-int8"),
+        advance=lambda n: bars.advance(bar, n),
+    )
     bars.update(bar, completed=frames)
     return root
 

@@ -4,67 +4,138 @@ Shapes: B batch, V views, H W pixels.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatial_forcing.cache.store import Source, dataset_fingerprint, write_features
+from spatial_forcing.cache.codec import CodecOptions
+from spatial_forcing.cache.layout import CacheError, Source, dataset_fingerprint
+from spatial_forcing.cache.write import Plan, Share, write_features
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers import Teacher
+from spatial_forcing.teachers.base import stack_views
 
 
 def extract(
-    dataset_root: Path,
+    dataset: Path | str,
     teacher: Teacher,
     name: str,
     root: Path,
     *,
     cameras: Sequence[str] | None = None,
+    options: CodecOptions | None = None,
+    grid: tuple[int, int] | None = None,
+    share: Share | None = None,
     batch_size: int = 32,
+    decoders: int = 2,
     advance: Callable[[int], None] = lambda done: None,
+    announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Path:
-    """Stores a teacher's features of every frame of a local LeRobotDataset. Continues where it was
-    interrupted.
+    """Stores a teacher's features of every frame of a LeRobotDataset. Continues where it was interrupted.
 
     Args:
-        dataset_root: the data set's folder.
+        dataset: a data set's folder, or its name on the Hub.
         teacher: from ``load_teacher``.
         name: its registered name, recorded in the cache.
         root: folder for the features.
         cameras: camera keys in the order the policy has them; all cameras in the data set's order if None.
+        options: how to store them.
+        grid: rows and columns to pool the teacher's grid to; kept if None.
+        share: this process's part.
         batch_size: frames at a time.
+        decoders: threads that decode pictures while the teacher works.
         advance: called with the number of frames just finished.
+        announce: called once with what it will cost, before the first shard.
 
     Raises:
-        CacheError: the folder holds other features, or the disk is full.
+        CacheError: no such data set, the folder holds other features, or the disk is full.
         UnknownNameError: the data set has no such camera.
     """
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    frames_of, source = open_source(dataset, teacher, name, cameras, grid, decoders)
+    return write_features(
+        root,
+        source,
+        frames_of,
+        teacher,
+        options=options,
+        share=share,
+        batch_size=batch_size,
+        advance=advance,
+        announce=announce,
+    )
 
-    dataset = LeRobotDataset(f"local/{Path(dataset_root).name}", root=dataset_root, video_backend="pyav")
-    keys = list(cameras or dataset.meta.camera_keys)
+
+def open_source(
+    dataset: Path | str,
+    teacher: Teacher,
+    name: str,
+    cameras: Sequence[str] | None,
+    grid: tuple[int, int] | None,
+    decoders: int = 2,
+) -> tuple[Callable[[list[int]], Tensor], Source]:
+    """What reads the pictures of some frames, and the description of all of them; see :func:`extract`."""
+    frames = open_dataset(dataset)
+    keys = list(cameras or (key for key in frames.meta.camera_keys if key not in frames.meta.depth_keys))
     for key in keys:
-        if key not in dataset.meta.camera_keys:
-            raise UnknownNameError("camera", key, dataset.meta.camera_keys)
+        if key not in frames.meta.camera_keys:
+            raise UnknownNameError("camera", key, frames.meta.camera_keys)
     source = Source(
         teacher=name,
         teacher_fingerprint=teacher.fingerprint,
         teacher_licence=teacher.licence,
-        dataset=dataset_fingerprint(Path(dataset_root)),
+        dataset=dataset_fingerprint(Path(frames.root)),
         cameras=tuple(keys),
-        frames=len(dataset),
+        frames=len(frames),
+        pictures=tuple(_size(frames.meta.features[key]) for key in keys),
+        grid=grid,
     )
-    device = (
-        next(iter(teacher.parameters()), torch.empty(0)).device if hasattr(teacher, "parameters") else "cpu"
-    )
+    parameter = next(iter(teacher.parameters()), None) if isinstance(teacher, torch.nn.Module) else None
+    device = "cpu" if parameter is None else parameter.device
+    pool = ThreadPoolExecutor(max(1, decoders))
 
-    def frames(start: int, stop: int) -> Tensor:
-        return torch.stack([_views(dataset[i], keys) for i in range(start, stop)]).to(device)
+    def frames_of(indices: list[int]) -> Tensor:
+        decoded = list(pool.map(lambda i: _pictures(frames[i], keys), indices))
+        views = [torch.stack([one[v] for one in decoded]) for v in range(len(keys))]
+        return stack_views(views).to(device)
 
-    return write_features(root, source, frames, teacher, batch_size=batch_size, advance=advance)
+    return frames_of, source
 
 
-def _views(frame: Any, keys: Sequence[str]) -> Tensor:
-    return torch.stack([frame[key] for key in keys])
+def open_dataset(dataset: Path | str) -> Any:
+    """A LeRobotDataset from a folder or from the Hub, pictures only.
+
+    Raises:
+        CacheError: neither a folder with a data set nor a name on the Hub that could be read.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    path = Path(dataset)
+    if (path / "meta" / "info.json").is_file():
+        return LeRobotDataset(f"local/{path.name}", root=path, video_backend="pyav")
+    if path.exists() or str(dataset).count("/") != 1:
+        raise CacheError(
+            f"{dataset} is not a LeRobotDataset: it has no meta/info.json. Give a data set's folder, or its "
+            f"name "
+            "on the Hub (owner/name)."
+        )
+    try:
+        return LeRobotDataset(str(dataset), video_backend="pyav")
+    except Exception as error:
+        raise CacheError(
+            f"{dataset} is no folder here, and could not be read from the Hub: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+
+
+def _size(feature: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of a camera, whichever way round the data set names its dimensions."""
+    shape, names = feature["shape"], feature.get("names") or ["height", "width", "channels"]
+    by_name = dict(zip(names, shape, strict=False))
+    return int(by_name.get("height", shape[0])), int(by_name.get("width", shape[1]))
+
+
+def _pictures(frame: Any, keys: Sequence[str]) -> list[Tensor]:
+    return [frame[key] for key in keys]

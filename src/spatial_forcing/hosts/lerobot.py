@@ -83,21 +83,6 @@ class Pictures(NamedTuple):
         """Height and width of each view's picture."""
         return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
 
-    def stacked_BV3HW(self) -> Tensor:
-        """All views in one tensor, the smaller ones stretched to the largest height and width.
-
-        Raises:
-            SpatialForcingError: pixels outside [0, 1].
-        """
-        height, width = (max(side) for side in zip(*self.sizes, strict=True))
-        stretched = [
-            image
-            if image.shape[-2:] == (height, width)
-            else nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
-            for image in self.images
-        ]
-        return torch.stack(stretched, dim=1)
-
 
 def record_of(policy: Any) -> PolicyRecord | None:
     """The record of a LeRobot policy, plain or with forcing; None for anything else."""

@@ -6,7 +6,7 @@ B: batch, V: views of one scene, H, W: pixels, h, w: patches, C: channels.
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -171,6 +171,19 @@ def resize(images_BV3HW: Tensor, resolution: tuple[int, int]) -> Tensor:
         return images_BV3HW
     flat_B3HW = F.interpolate(images_BV3HW.flatten(0, 1), size=resolution, mode="bilinear", antialias=True)
     return flat_B3HW.unflatten(0, images_BV3HW.shape[:2])
+
+
+def stack_views(views: Sequence[Tensor]) -> Tensor:
+    """B3HW pictures of several cameras as images_BV3HW, the smaller ones stretched to the largest height and
+    width. Teachers resize anyway; an affine in unit coordinates does not notice."""
+    height, width = (max(view.shape[side] for view in views) for side in (-2, -1))
+    same = [
+        view
+        if view.shape[-2:] == (height, width)
+        else F.interpolate(view, size=(height, width), mode="bilinear", antialias=True)
+        for view in views
+    ]
+    return torch.stack(same, dim=1)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -1,0 +1,177 @@
+"""What ``spatial-forcing cache`` does and prints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from spatial_forcing.cache.codec import CodecOptions
+from spatial_forcing.cache.extract import extract, open_source
+from spatial_forcing.cache.layout import MANIFEST, CacheError
+from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
+from spatial_forcing.cache.write import Plan, Share
+
+if TYPE_CHECKING:
+    from spatial_forcing.cli import Cache, CacheVerify
+
+
+def write_cache(options: "Cache") -> None:
+    """Writes a cache, or this process's share of it, and says before what it will cost."""
+    if options.dataset is None:
+        raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
+    console, share = Console(stderr=True), Share.from_environment()
+    teacher = teacher_of(options, options.teacher)
+    with progress(console) as bars:
+        bar = bars.add_task(f"features of {options.teacher}", total=None)
+
+        def announce(plan: Plan) -> None:
+            for line in plan_lines(plan, share):
+                console.print(line, highlight=False)
+            bars.update(bar, total=plan.frames if share.world == 1 else None)
+
+        extract(
+            options.dataset,
+            teacher,
+            options.teacher,
+            options.out,
+            cameras=options.cameras or None,
+            options=CodecOptions(options.codec, options.components, options.fidelity),
+            grid=options.grid,
+            share=share,
+            batch_size=options.batch,
+            decoders=options.decoders,
+            advance=lambda n: bars.advance(bar, n),
+            announce=announce,
+        )
+    finished = (options.out / MANIFEST).is_file()
+    print(
+        f"Wrote {options.out}"
+        if finished
+        else f"Share {share.rank} of {share.world} of {options.out} is done."
+    )
+
+
+def verify_cache(options: "CacheVerify") -> None:
+    """Checks the sum of every file, repairs if asked to, and computes a sample again if it can.
+
+    Raises:
+        CacheError: a file is broken and was not repaired, or the features are not the teacher's.
+    """
+    broken = broken_files(options.out)
+    for name, reason in broken.items():
+        print(f"{name}: {reason}")
+    if broken and not (options.repair and options.dataset):
+        raise CacheError(
+            f"{len(broken)} files of {options.out} are broken. Restore exactly them with: spatial-forcing "
+            f"cache verify --out {options.out} --dataset <data set> --repair"
+        )
+    claimed = written_with(options.out)
+    if broken:
+        repair(options.out, list(broken), lambda: rewrite(options, claimed))
+        print(f"Restored {', '.join(broken)}.")
+    print(f"Every file of {options.out} has its sum.")
+    if options.dataset is not None:
+        teacher = claimed_teacher(options, claimed)
+        frames, _ = open_source(
+            options.dataset, teacher, claimed["teacher"], claimed["cameras"], claimed["grid"]
+        )
+        cosine = recompute(options.out, frames, teacher, batch_size=claimed["batch_size"])
+        print(f"A sample computed again: mean cosine {cosine:.4f} with what is stored.")
+
+
+def rewrite(options: "CacheVerify", claimed: dict[str, Any]) -> Path:
+    """Finishes a cache with the options it was begun with."""
+    assert options.dataset is not None
+    return extract(
+        options.dataset,
+        claimed_teacher(options, claimed),
+        claimed["teacher"],
+        options.out,
+        cameras=claimed["cameras"],
+        options=CodecOptions(**claimed["codec"]),
+        grid=claimed["grid"] and tuple(claimed["grid"]),
+        batch_size=claimed["batch_size"],
+        decoders=options.decoders,
+    )
+
+
+def claimed_teacher(options: "CacheVerify", claimed: dict[str, Any]) -> Any:
+    """The teacher a cache was written with.
+
+    Raises:
+        CacheError: the options lead to another.
+    """
+    teacher = teacher_of(options, claimed["teacher"])
+    if teacher.fingerprint != claimed["teacher_fingerprint"]:
+        raise CacheError(
+            f"The cache was written with a teacher of fingerprint {claimed['teacher_fingerprint']}, these "
+            f"options give {teacher.fingerprint}: name the same --weights and --resolution."
+        )
+    return teacher
+
+
+def teacher_of(options: "Cache | CacheVerify", name: str) -> Any:
+    import torch
+
+    from spatial_forcing.teachers import load_teacher
+
+    return load_teacher(
+        name,
+        weights=options.weights,
+        resolution=options.resolution,
+        dtype=getattr(torch, options.dtype),
+        device=options.device,
+    )
+
+
+def plan_lines(plan: Plan, share: Share) -> list[str]:
+    """What a cache will cost, for people."""
+    report = plan.codec["report"]
+    lines = [
+        f"{plan.frames} frames of {plan.views} views: {size(plan.raw_bytes)} in bfloat16, "
+        f"{size(plan.stored_bytes)} stored ({plan.raw_bytes / plan.stored_bytes:.1f} x smaller)",
+        f"{plan.codec['kind']}, {plan.codec['components']} numbers a token; mean cosine to raw tokens "
+        f"{report['cosine_mean']:.4f}, less their mean {report['cosine_centred_mean']:.4f} (worst "
+        f"{report['cosine_centred_worst']:.3f})",
+    ]
+    if plan.seconds_per_frame is not None:
+        left = plan.seconds_per_frame * plan.mine
+        part = "" if share.world == 1 else f" of this process (share {share.rank} of {share.world})"
+        lines.append(
+            f"{plan.seconds_per_frame:.3f} s a frame: about {minutes(left)} for {plan.mine} frames{part}"
+        )
+    return lines
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} B"
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description:<32}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console)

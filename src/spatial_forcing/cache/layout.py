@@ -1,0 +1,187 @@
+"""The folder of a feature cache: what lies in it, what it is of, and how files get there.
+
+    features/
+      source.json                what these features are of and how they are stored; written first
+      codec.safetensors          the codec, found on a sample of frames
+      shard-00000.safetensors    codes of the first frames, then the next shard
+      manifest.json              all of it with sums of every file; written last, its presence means finished
+
+Files are written under a temporary name and renamed, so that half a file never has a real name.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from spatial_forcing.errors import SpatialForcingError
+
+FORMAT = 2
+SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
+COMMAND = "spatial-forcing cache"
+
+
+class CacheError(SpatialForcingError):
+    """A feature cache is missing, broken, or of something else."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What features are of. Two caches with equal sources hold the same features.
+
+    Attributes:
+        teacher: registered name of the teacher.
+        teacher_fingerprint: of weights, layer, resolution and preprocessing.
+        teacher_licence: of the weights.
+        dataset: fingerprint of the data set, from :func:`dataset_fingerprint`.
+        cameras: camera keys, in the order in which the teacher saw them.
+        frames: F of the data set.
+        pictures: height and width of each camera's pictures, pixels.
+        grid: rows and columns the teacher's grid was pooled to; None if it is kept.
+    """
+
+    teacher: str
+    teacher_fingerprint: str
+    teacher_licence: str
+    dataset: str
+    cameras: tuple[str, ...]
+    frames: int
+    pictures: tuple[tuple[int, int], ...] = ()
+    grid: tuple[int, int] | None = None
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Source":
+        cameras, pictures = tuple(saved["cameras"]), tuple(tuple(size) for size in saved["pictures"])
+        grid = saved["grid"] and tuple(saved["grid"])
+        return cls(**{**saved, "cameras": cameras, "pictures": pictures, "grid": grid})
+
+
+def dataset_fingerprint(root: Path) -> str:
+    """A short hash of a LeRobotDataset's description and statistics, which change whenever its frames do."""
+    digest = hashlib.sha256()
+    for name in ("meta/info.json", "meta/stats.json"):
+        path = Path(root) / name
+        if not path.is_file():
+            raise CacheError(f"{root} is not a LeRobotDataset: it has no {name}.")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def claim(root: Path, claimed: dict[str, Any]) -> None:
+    """Notes what an unfinished cache will hold, so that nobody continues it with something else.
+
+    Raises:
+        CacheError: the folder holds something else; names what differs.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / SOURCE
+    if path.is_file():
+        check_same(root, json.loads(path.read_text()), claimed)
+    elif any(not one.name.startswith(".") for one in root.iterdir()):
+        raise CacheError(f"{root} is not empty and holds no feature cache. Choose another folder.")
+    else:
+        create_once(path, lambda temporary: temporary.write_text(json.dumps(claimed, indent=1)))
+        check_same(root, json.loads(path.read_text()), claimed)
+
+
+def check_same(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises :class:`CacheError` naming what differs between two claims."""
+    found, wanted = (json.loads(json.dumps(one)) for one in (found, wanted))
+    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    if keys:
+        differing = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} wanted" for key in keys)
+        raise CacheError(
+            f"{root} already holds features of something else ({differing}). Choose another folder, or "
+            f"delete "
+            "this one."
+        )
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+        CacheError: no cache there, an unfinished one, or one of another version.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        state = "an unfinished feature cache" if (root / SOURCE).is_file() else "no feature cache"
+        raise CacheError(f"{root} holds {state}. Write it (or finish it) with: {COMMAND}")
+    try:
+        manifest = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CacheError(
+            f"{path} is not readable JSON ({error}). Delete it and run {COMMAND} again: shards are kept."
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise CacheError(
+            f"{path} has format {manifest.get('format')}, this version reads {FORMAT}. Write the cache again."
+        )
+    return manifest
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def file_sum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(root: Path, name: str, wanted: str) -> None:
+    """Raises :class:`CacheError` unless the file is there and has the sum that the manifest says."""
+    path = root / name
+    repair = f"{COMMAND} verify --out {root} --repair"
+    if not path.is_file():
+        raise CacheError(f"The file {name} is missing from {root}. Restore exactly it with: {repair}")
+    if file_sum(path) != wanted:
+        raise CacheError(
+            f"{path} is damaged: its sum is not the one in the manifest. Restore exactly it with: {repair}"
+        )
+
+
+def opened(path: Path) -> Any:
+    """A safetensors file, mapped into memory."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CacheError(f"{path} cannot be read ({error}).") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes to a temporary name and renames."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CacheError(f"Could not write {path} ({error}). What was finished before is kept.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_once(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file unless another process has written it first; then theirs stays."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise CacheError(f"Could not write {path} ({error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def source_record(source: Source) -> dict[str, Any]:
+    return asdict(source)

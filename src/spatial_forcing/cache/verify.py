@@ -1,0 +1,76 @@
+"""Is a feature cache what its manifest says, and would the teacher say the same again?"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from spatial_forcing.cache.layout import MANIFEST, CacheError, check_file, read_manifest
+from spatial_forcing.cache.store import FeatureStore
+from spatial_forcing.cache.write import Frames, Look, reader, spread
+
+
+def broken_files(root: Path, advance: Callable[[int], None] = lambda done: None) -> dict[str, str]:
+    """Files of a finished cache that are missing or have another sum, and what is wrong with each."""
+    found = {}
+    for name, wanted in read_manifest(root)["sums"].items():
+        try:
+            check_file(root, name, wanted)
+        except CacheError as error:
+            found[name] = str(error)
+        advance(1)
+    return found
+
+
+def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_size: int = 32) -> float:
+    """Mean cosine between stored tokens and what the teacher says now, on evenly spread frames.
+
+    Raises:
+        CacheError: it is lower than the codec's own losses explain: another teacher, other pictures.
+    """
+    store = FeatureStore(root)
+    picked = spread(store.source.frames, count)
+    said = reader(store.source, frames, teacher, batch_size)(picked, lambda done: None)
+    stored = store.read(torch.tensor(picked)).tokens_BVHWC.float()
+    cosine = F.cosine_similarity(stored, said, dim=-1).mean().item()
+    promised = store.codec.report["cosine_mean"]
+    # A sample this small may lie a little below the mean that was measured when the codec was found.
+    if cosine < promised - max(0.01, 2 * (1 - promised)):
+        raise CacheError(
+            f"The features in {root} are not what the teacher says now: cosine {cosine:.4f} on {len(picked)} "
+            f"frames, {promised:.4f} was promised. The teacher or the pictures have changed: write it again."
+        )
+    return cosine
+
+
+def repair(root: Path, names: Sequence[str], write: Callable[[], Path]) -> None:
+    """Writes exactly the broken files again, and makes sure that they are what they were.
+
+    Args:
+        root: the cache.
+        names: its broken files.
+        write: finishes the cache, as ``extract`` with the options it was written with.
+
+    Raises:
+        CacheError: the files came out differently.
+    """
+    before = read_manifest(root)["sums"]
+    (root / MANIFEST).unlink()
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+    write()
+    after = read_manifest(root)["sums"]
+    differ = [name for name in before if after.get(name) != before[name]]
+    if differ:
+        raise CacheError(
+            f"{', '.join(differ)} came out differently than before: other versions, hardware or threads. The "
+            f"cache is whole and its sums are those of now; to have all of it made alike, delete {root} and "
+            "write it again."
+        )
+
+
+def written_with(root: Path) -> dict:
+    """The options a finished cache was written with."""
+    return json.loads((root / MANIFEST).read_text())["claimed"]

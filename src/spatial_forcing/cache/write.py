@@ -1,0 +1,318 @@
+"""Writing a feature cache: resumable at any moment, shared by any number of processes without a coordinator.
+
+Every process takes each ``world``-th shard. Which frames are in a shard, how they are batched and what the
+codec is follow from the folder's first two files alone, so the finished cache has the same bytes whoever
+wrote which part, and however often they were killed.
+
+Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored numbers a token, N tokens.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spatial_forcing.cache.codec import Codec, CodecOptions, codec_from, codec_record, fit_codec
+from spatial_forcing.cache.layout import (
+    CODEC,
+    COMMAND,
+    FORMAT,
+    MANIFEST,
+    CacheError,
+    Source,
+    check_same,
+    claim,
+    create_once,
+    file_sum,
+    opened,
+    read_manifest,
+    shard_name,
+    source_record,
+    write_atomically,
+)
+from spatial_forcing.grid import Features, resample
+
+SHARD_BYTES = 48 * 2**20
+MOST_SHARD_FRAMES = 512
+SAMPLE_FRAMES, HELDOUT_FRAMES = 64, 16
+SAMPLE_TOKENS = 40_000
+
+Frames = Callable[[list[int]], Tensor]
+"""Indices of frames -> images_BV3HW in [0, 1]."""
+Look = Callable[[Tensor], Features]
+"""images_BV3HW -> Features: a teacher."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cache will cost, known before the first shard.
+
+    Attributes:
+        frames, views: of the data set; ``mine`` of the frames are this process's.
+        raw_bytes: the whole grid in bfloat16.
+        stored_bytes: of the whole cache.
+        seconds_per_frame: measured on the sample that the codec was found on; None if that was there already.
+        codec: its record: kind, components, what is lost.
+    """
+
+    frames: int
+    views: int
+    mine: int
+    raw_bytes: int
+    stored_bytes: int
+    seconds_per_frame: float | None
+    codec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the shards this process writes: number ``rank`` of ``world``."""
+
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise CacheError(f"A share is rank 0 to world - 1 of world; got {self.rank} of {self.world}.")
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Share":
+        """As torchrun, accelerate, a SLURM array or a SLURM job say; all of it by default."""
+        names = (
+            ("RANK", "WORLD_SIZE"),
+            ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+            ("SLURM_PROCID", "SLURM_NTASKS"),
+        )
+        for rank, world in names:
+            if rank in variables and world in variables:
+                first = int(variables.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in rank else 0
+                return cls(int(variables[rank]) - first, int(variables[world]))
+        return cls()
+
+
+def write_features(
+    root: Path,
+    source: Source,
+    frames: Frames,
+    teacher: Look,
+    *,
+    options: CodecOptions | None = None,
+    share: Share | None = None,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda done: None,
+    announce: Callable[[Plan], None] = lambda plan: None,
+) -> Path:
+    """Computes and stores the teacher's features of every frame, or of this process's share of them.
+
+    Args:
+        root: folder for the cache; made if needed. What is there of the same cache is not computed again.
+        source: what the features are of.
+        frames: the pictures of some frames.
+        teacher: what looks at them.
+        options: how to store; float16 by default.
+        share: which part to write; everything by default.
+        batch_size: frames at a time. Part of what decides the bytes, as batched arithmetic rounds
+            differently.
+        advance: called with the number of frames just finished, for a progress bar.
+        announce: called once with what it will cost, before the first shard.
+
+    Returns:
+        ``root``. The cache is finished once all processes are: ``manifest.json`` is there then.
+
+    Raises:
+        CacheError: the folder holds features of something else, another process writes the same share, or the
+            disk is too full. Nothing that was finished is lost.
+    """
+    root, share, options = Path(root), share or Share(), options or CodecOptions()
+    claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size}
+    if (root / MANIFEST).is_file():
+        check_same(root, read_manifest(root)["claimed"], claimed)
+        advance(source.frames)
+        return root
+    claim(root, claimed)
+    with only_writer(root, share):
+        tokens_of = reader(source, frames, teacher, batch_size)
+        codec, seconds = shared_codec(root, source, options, tokens_of)
+        grid = load_codec(root)[1]["grid"]
+        per_frame = grid[0] * grid[1] * grid[2]
+        size = max(1, min(MOST_SHARD_FRAMES, SHARD_BYTES // (codec.bytes_per_token * per_frame)))
+        mine = list(enumerate(range(0, source.frames, size)))[share.rank :: share.world]
+        missing = [(n, start) for n, start in mine if not (root / shard_name(n)).is_file()]
+        announce(
+            Plan(
+                frames=source.frames,
+                views=grid[0],
+                mine=sum(min(start + size, source.frames) - start for _, start in missing),
+                raw_bytes=2 * codec.width * per_frame * source.frames,
+                stored_bytes=codec.bytes_per_token * per_frame * source.frames,
+                seconds_per_frame=seconds,
+                codec=load_codec(root)[1],
+            )
+        )
+        check_space(root, codec.bytes_per_token * per_frame * min(size * len(missing), source.frames))
+        for number, start in mine:
+            stop, path = min(start + size, source.frames), root / shard_name(number)
+            if path.is_file():
+                advance(stop - start)
+            else:
+                write_shard(path, codec, tokens_of(list(range(start, stop)), advance))
+        finish(root, claimed, size, source)
+    return root
+
+
+def reader(
+    source: Source, frames: Frames, teacher: Look, batch_size: int
+) -> Callable[[list[int], Callable[[int], None]], Tensor]:
+    """indices -> tokens_FVHWC on the CPU, pooled to the source's grid.
+
+    A batch is decoded while the teacher looks at the one before.
+    """
+
+    def tokens_of(indices: list[int], advance: Callable[[int], None]) -> Tensor:
+        batches = [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
+        parts = []
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(frames, batches[0])
+            for number, some in enumerate(batches):
+                images = coming.result()
+                if number + 1 < len(batches):
+                    coming = ahead.submit(frames, batches[number + 1])
+                features = teacher(images)
+                if source.grid is not None:
+                    features = resample(features, *source.grid)
+                parts.append(features.tokens_BVHWC.float().cpu())
+                advance(len(some))
+        return torch.cat(parts)
+
+    return tokens_of
+
+
+def shared_codec(
+    root: Path, source: Source, options: CodecOptions, tokens_of: Callable[..., Tensor]
+) -> tuple[Codec, float | None]:
+    """The codec of this cache, found on evenly spread frames by whichever process comes first.
+
+    And the seconds a frame took, if it was found here and now.
+    """
+    path, seconds = root / CODEC, None
+    if not path.is_file():
+        picked = spread(source.frames, SAMPLE_FRAMES + HELDOUT_FRAMES)
+        # Every fifth is held out; a data set of very few frames is its own test.
+        heldout = picked[4::5] or picked
+        sample = [i for i in picked if i not in set(heldout)] or picked
+        first = tokens_of(heldout, ignore)
+        start = time.perf_counter()
+        tokens = tokens_of(sample, ignore)
+        seconds = (time.perf_counter() - start) / len(sample)
+        codec = fit_codec(options, thinned(tokens), thinned(first))
+        grid = list(first.shape[1:])
+        said = json.dumps(codec_record(codec, options) | {"grid": grid})
+        tensors = codec.tensors() or {"none": torch.zeros(1)}
+        create_once(path, lambda temporary: save_file(tensors, temporary, {"codec": said}))
+    return load_codec(root)[0], seconds
+
+
+def ignore(done: int) -> None:
+    """Progress that nobody watches."""
+
+
+def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
+    """The codec of a cache and what its file says."""
+    with opened(root / CODEC) as file:
+        said = json.loads(file.metadata()["codec"])
+        return codec_from(said, {name: file.get_tensor(name) for name in file.keys()}), said  # noqa: SIM118
+
+
+def spread(frames: int, count: int) -> list[int]:
+    """``count`` frames evenly spread over all, or all of them."""
+    count = min(count, frames)
+    return [round(i * (frames - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def thinned(tokens_FVHWC: Tensor) -> Tensor:
+    """At most SAMPLE_TOKENS tokens, evenly spread: tokens_NC."""
+    tokens_NC = tokens_FVHWC.flatten(0, -2)
+    return tokens_NC[spread(len(tokens_NC), SAMPLE_TOKENS)]
+
+
+def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
+    """Stores some frames, with what the statistics of the whole cache need to know of them."""
+    stored = codec.encode(tokens_FVHWC)
+    tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
+    for name, values in (("token", tokens_FVHWC), ("code", codec.coefficients(stored))):
+        flat = values.flatten(0, -2).double()
+        tensors |= {f"{name}_sum": flat.sum(0), f"{name}_square": flat.square().sum(0)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def finish(root: Path, claimed: dict[str, Any], size: int, source: Source) -> None:
+    """Writes the manifest if all shards are there; otherwise another process will."""
+    names = [shard_name(number) for number in range(-(-source.frames // size))]
+    if not all((root / name).is_file() for name in names):
+        return
+    tokens = 0
+    sums: dict[str, Tensor | float] = {}
+    for name in names:
+        with opened(root / name) as file:
+            tokens += file.get_slice("codes").get_shape()[0]
+            for key in ("token_sum", "token_square", "code_sum", "code_square"):
+                sums[key] = sums.get(key, 0.0) + file.get_tensor(key)
+    grid = load_codec(root)[1]["grid"]
+    tokens *= grid[0] * grid[1] * grid[2]
+    statistics = {}
+    for kind in ("token", "code"):
+        mean = sums[f"{kind}_sum"] / tokens
+        std = (sums[f"{kind}_square"] / tokens - mean**2).clamp(min=0).sqrt()  # type: ignore[union-attr]
+        statistics[kind] = {"mean": mean.tolist(), "std": std.tolist()}  # type: ignore[union-attr]
+    manifest = {
+        "format": FORMAT,
+        "claimed": claimed,
+        "source": source_record(source),
+        "codec": load_codec(root)[1],
+        "shard_frames": size,
+        "sums": {name: file_sum(root / name) for name in [CODEC, *names]},
+        "statistics": statistics,
+    }
+    write_atomically(root / MANIFEST, lambda temporary: temporary.write_text(json.dumps(manifest, indent=1)))
+    # What killed processes left behind; nobody writes any more.
+    for left in [*root.glob(".*.tmp"), *root.glob(".writer-*")]:
+        left.unlink(missing_ok=True)
+
+
+def check_space(root: Path, needed: int) -> None:
+    """Raises :class:`CacheError` if what is still to be written does not fit on the disk."""
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise CacheError(
+            f"The disk under {root} has {free / 2**30:.2f} GiB free, up to {needed / 2**30:.2f} GiB are "
+            f"needed. "
+            "Finished shards are kept: free some space and run the same command again."
+        )
+
+
+@contextmanager
+def only_writer(root: Path, share: Share) -> Iterator[None]:
+    """Holds this share of the folder; the lock goes with the process, however it ends."""
+    path = root / f".writer-{share.rank}-of-{share.world}"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CacheError(
+                f"Another process is writing share {share.rank} of {share.world} of {root}. Wait for it, or "
+                f"give "
+                f"processes different shares ({COMMAND} reads RANK and WORLD_SIZE)."
+            ) from error
+        yield
+    path.unlink(missing_ok=True)
