@@ -1,0 +1,114 @@
+"""Is a feature cache safe to kill? Extraction is killed (SIGKILL) at random moments and started again.
+
+    python benchmarks/cache_kills.py --trials 100
+
+The finished cache must have the bytes of one that was never disturbed. The small teacher looks at random
+pictures; shards are made small, so that kills fall into all stages. Writes benchmarks/cache_kills.json.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from spatial_forcing import load_teacher
+from spatial_forcing.cache import write
+from spatial_forcing.cache.codec import CodecOptions
+from spatial_forcing.cache.layout import MANIFEST, Source
+from spatial_forcing.provenance import command_line, commit, hardware, versions
+
+FRAMES = 96
+
+
+@dataclass
+class Args:
+    """Options of the benchmark."""
+
+    trials: int = 100
+    """How often extraction is killed and started again."""
+    seed: int = 0
+    """Of the moments."""
+    out: Path = Path(__file__).parent / "cache_kills.json"
+    """Where the numbers go."""
+
+
+def main(args: Args) -> None:
+    """Kills, restarts and compares."""
+    made_with = {
+        "command": command_line(),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
+    write.MOST_SHARD_FRAMES = 8
+    rng, moments = random.Random(args.seed), []
+    teacher = load_teacher("vggt-tiny-sim")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        start = time.perf_counter()
+        extract(root / "straight", teacher, None)
+        whole = time.perf_counter() - start
+        wanted = contents(root / "straight")
+        differ = early = 0
+        for trial in range(args.trials):
+            one = root / str(trial)
+            moments.append(rng.uniform(0, whole))
+            extract(one, teacher, moments[-1])
+            early += not (one / MANIFEST).is_file()
+            extract(one, teacher, None)
+            differ += contents(one) != wanted
+            shutil.rmtree(one)
+            print(
+                f"\rtrial {trial + 1}: {early} killed before the end, {differ} came out differently", end=""
+            )
+            sys.stdout.flush()
+    result = made_with | {
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+        "undisturbed_seconds": round(whole, 2),
+        "trials": args.trials,
+        "killed_before_the_end": early,
+        "came_out_differently": differ,
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\n{args.out}")
+    if differ:
+        sys.exit(1)
+
+
+def extract(root: Path, teacher: torch.nn.Module, kill_after: float | None) -> None:
+    """Writes a cache in a process of its own, which is killed after some seconds."""
+    source = Source("vggt-tiny-sim", "f", "Apache-2.0", "random pictures", ("left", "right"), FRAMES)
+    child = os.fork()
+    if child == 0:
+        write.write_features(root, source, pictures, teacher, options=CodecOptions("pca-int8"), batch_size=4)
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if status and kill_after is None:
+        sys.exit("the undisturbed extraction failed")
+
+
+def pictures(indices: list[int]) -> torch.Tensor:
+    return torch.stack(
+        [torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(i)) for i in indices]
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
