@@ -1,10 +1,12 @@
 """Small configurations of LeRobot's real policy classes, with a tokenizer made here; no downloads."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 WORDS = [*"move the hand to ball push puck task state action go".split(), *":;,."]  # noqa: SIM905
 SPECIAL = [
@@ -19,6 +21,12 @@ SPECIAL = [
     "<video>",
 ]
 WIDTH = 32
+VOCABULARY = 64
+CAMERAS = ("observation.images.left", "observation.images.right")
+# Neither square nor a multiple of any stride, so that padding, its place and an overhang show.
+SMALL, LARGE = (40, 60), (100, 150)
+# ACT and X-VLA have a token per 32 pixels and take pictures as they come.
+PICTURE = {"smolvla": SMALL, "pi0": SMALL, "pi05": SMALL, "pi0_fast": SMALL, "act": LARGE, "xvla": LARGE}
 
 
 def small_tokenizer() -> Any:
@@ -47,6 +55,8 @@ def small_tokenizer() -> Any:
 
 def small_smolvlm(folder: Path) -> Path:
     """A folder that ``vlm_model_name`` takes: configuration and processor of a small SmolVLM, no weights."""
+    if (folder / "config.json").is_file():
+        return folder
     from transformers import (
         SmolVLMConfig,
         SmolVLMImageProcessor,
@@ -73,7 +83,7 @@ def small_smolvlm(folder: Path) -> Path:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 8,
-            "vocab_size": 64,
+            "vocab_size": VOCABULARY,
             "pad_token_id": 0,
         },
     )
@@ -102,7 +112,7 @@ FLORENCE = {
         "decoder_attention_heads": 2,
         "encoder_ffn_dim": 32,
         "decoder_ffn_dim": 32,
-        "vocab_size": 64,
+        "vocab_size": VOCABULARY,
     },
 }
 
@@ -117,7 +127,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "pi0": {"image_resolution": (56, 56), "num_inference_steps": 2, "tokenizer_max_length": 8},
     "pi05": {"image_resolution": (56, 56), "num_inference_steps": 2, "tokenizer_max_length": 24},
-    "pi0_fast": {"image_resolution": (56, 56)},
+    "pi0_fast": {"image_resolution": (56, 56), "tokenizer_max_length": 24, "max_action_tokens": 6},
     "act": {
         "pretrained_backbone_weights": None,
         "dim_model": WIDTH,
@@ -154,20 +164,103 @@ def options_of(kind: str, folder: Path) -> dict[str, Any]:
     return options
 
 
+def features_of(sizes: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LeRobot's input and output features: a camera for each size (height, width), 4 states, 4 actions."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+
+    inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, *size)) for key, size in sizes.items()}
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (4,))
+    return inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}
+
+
+def small_config(
+    kind: str,
+    folder: Path,
+    *,
+    forcing: dict[str, Any] | None = None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    **options: Any,
+) -> Any:
+    """The configuration of ``kind``, or of ``sf_<kind>`` if there are forcing options."""
+    from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
+    from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+
+    options = {**options_of(kind, folder), **options}
+    if sizes is not None:
+        options["input_features"], options["output_features"] = features_of(sizes)
+    if forcing is None:
+        return CLASSES[kind].plain_class(**options)
+    return CLASSES[kind](**options, forcing=ForcingConfig(**{"teacher": "untrained-tiny"} | forcing))
+
+
+def small_policy(
+    kind: str,
+    folder: Path,
+    *,
+    forcing: dict[str, Any] | None = None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    seed: int = 7,
+    **options: Any,
+) -> Any:
+    """A policy of ``kind`` with random weights, in training mode; with forcing if there are options of it.
+
+    The same seed gives the same weights with forcing and without.
+    """
+    from lerobot.configs.types import NormalizationMode
+    from lerobot.policies.factory import get_policy_class
+
+    sizes = dict.fromkeys(CAMERAS, PICTURE[kind]) if sizes is None else sizes
+    if kind == "act":  # it wants the statistics of a data set, and there is none here
+        options = {"normalization_mapping": {"VISUAL": NormalizationMode.IDENTITY}} | options
+    with small_parts(kind):
+        config = small_config(kind, folder, forcing=forcing, sizes=sizes, **options)
+        torch.manual_seed(seed)
+        return get_policy_class(config.type)(config).train()
+
+
+def small_batch(
+    policy: Any, size: int = 3, *, seed: int = 1, without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A random batch as a policy's preprocessor would leave it, for all cameras but those ``without``."""
+    draw = torch.Generator().manual_seed(seed)
+    config = policy.config
+    batch = {
+        key: torch.rand(size, *feature.shape, generator=draw)
+        for key, feature in config.image_features.items()
+        if key not in without and "empty_camera" not in key
+    }
+    words = getattr(config, "tokenizer_max_length", 8)
+    batch["observation.state"] = torch.randn(size, 4, generator=draw)
+    batch["action"] = torch.randn(size, config.chunk_size, 4, generator=draw)
+    batch["action_is_pad"] = torch.zeros(size, config.chunk_size, dtype=torch.bool)
+    batch["observation.language.tokens"] = torch.randint(1, 20, (size, words), generator=draw)
+    batch["observation.language.attention_mask"] = torch.ones(size, words, dtype=torch.bool)
+    if config.type.endswith("pi0_fast"):
+        batch["action.tokens"] = torch.randint(1, 20, (size, config.max_action_tokens), generator=draw)
+        batch["action.token_mask"] = torch.ones(size, config.max_action_tokens, dtype=torch.bool)
+    return batch
+
+
 @contextmanager
-def small_parts(kind: str) -> Any:
+def small_parts(*kinds: str) -> Iterator[None]:
     """While inside, names of models and sizes that LeRobot has written into its code mean small ones."""
     with pytest.MonkeyPatch.context() as patch:
-        from transformers import AutoTokenizer
+        from transformers import AutoProcessor, AutoTokenizer
 
-        real = AutoTokenizer.from_pretrained
+        tokenizer, processor = AutoTokenizer.from_pretrained, AutoProcessor.from_pretrained
 
-        def from_pretrained(name: str, *args: Any, **kwargs: Any) -> Any:
+        def small_or_real(name: str, *args: Any, **kwargs: Any) -> Any:
             by_name = name in ("google/paligemma-3b-pt-224", "facebook/bart-large")
-            return small_tokenizer() if by_name else real(name, *args, **kwargs)
+            return small_tokenizer() if by_name else tokenizer(name, *args, **kwargs)
 
-        patch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-        if kind in ("pi0", "pi05", "pi0_fast"):
+        def no_actions_or_real(name: str, *args: Any, **kwargs: Any) -> Any:
+            # The tests that use pi0-FAST make its action tokens themselves.
+            by_name = name == "lerobot/fast-action-tokenizer"
+            return None if by_name else processor(name, *args, **kwargs)
+
+        patch.setattr(AutoTokenizer, "from_pretrained", small_or_real)
+        patch.setattr(AutoProcessor, "from_pretrained", no_actions_or_real)
+        for kind in {"pi0", "pi05", "pi0_fast"}.intersection(kinds):
             _shrink_paligemma(patch, kind)
         yield
 
@@ -187,17 +280,19 @@ def _shrink_paligemma(patch: pytest.MonkeyPatch, kind: str) -> None:
         config.projection_dim = WIDTH
         return config
 
+    def small_gemma(**options: Any) -> Any:
+        return CONFIG_MAPPING["gemma"](**{**options, "vocab_size": VOCABULARY})
+
     real = modeling.PaliGemmaForConditionalGenerationWithPiGemma
 
     def build(config: Any) -> Any:
         # LeRobot has written PaliGemma's own sizes over the small ones by now.
         config.vision_config.projection_dim, config.vision_config.intermediate_size = WIDTH, 32
+        config.text_config.vocab_size = VOCABULARY
         return real(config)
 
     patch.setattr(modeling, "PaliGemmaForConditionalGenerationWithPiGemma", build)
-    patch.setattr(
-        modeling, "CONFIG_MAPPING", {"paligemma": small_paligemma, "gemma": CONFIG_MAPPING["gemma"]}
-    )
+    patch.setattr(modeling, "CONFIG_MAPPING", {"paligemma": small_paligemma, "gemma": small_gemma})
     # LeRobot's attention has eight heads written into it.
     sizes = modeling.GemmaConfig(width=WIDTH, depth=4, mlp_dim=64, num_heads=8, num_kv_heads=1, head_dim=4)
     patch.setattr(modeling, "get_gemma_config", lambda variant: sizes)

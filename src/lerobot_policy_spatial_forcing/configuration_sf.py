@@ -5,6 +5,7 @@ policy and processors beside a configuration by module name: ``modeling_sf``, ``
 """
 
 import importlib
+import weakref
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,8 @@ class ForcedConfig:
     """What a configuration with forcing does differently: it is saved as the host's own."""
 
     plain_class: ClassVar[type]
+    # The policy that trains with this configuration, which knows its projector.
+    trains: "weakref.ref[Any] | None" = None
     forcing: ForcingConfig
 
     def __post_init__(self) -> None:
@@ -37,6 +40,13 @@ class ForcedConfig:
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.plain()._save_pretrained(save_directory)
+        policy = self.trains and self.trains()
+        # PEFT saves an adapter and asks nobody else. LeRobot then adds the configuration: the projector, too.
+        if policy is not None and self.use_peft:  # type: ignore[attr-defined]
+            policy.save_projector(save_directory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "trains"}
 
 
 def forced_config_class(record: PolicyRecord) -> type:

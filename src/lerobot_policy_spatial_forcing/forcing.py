@@ -8,6 +8,7 @@ type and exactly the host's weights, with the projector beside it in ``spatial_f
 
 import json
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -115,6 +116,11 @@ class ForcedPolicy:
             torch.manual_seed(PROJECTOR_SEED)
             self.forcing = self._build_forcing(config.forcing, meta)
         self._forward_count = 0
+        config.trains = weakref.ref(self)
+        if config.use_peft:
+            # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector is
+            # none of them: it stays out of sight until the optimizer asks for what trains.
+            self.__dict__["forcing"] = self._modules.pop("forcing")  # type: ignore[attr-defined]
         logging.getLogger(__name__).info(self.forcing.describe())
 
     def _build_forcing(self, forcing: ForcingConfig, meta: Any) -> SpatialForcing:
@@ -210,6 +216,8 @@ class ForcedPolicy:
         LeRobot asks for them once before training, whichever way the policy was made. PEFT, which freezes
         everything it did not add, has been at work by then.
         """
+        if "forcing" in self.__dict__:
+            self.forcing = self.__dict__.pop("forcing").to(next(self.parameters()).device)  # type: ignore[attr-defined]
         self.forcing.requires_grad_(True)
         if self.config.pretrained_path is not None:
             self._restore_projector(Path(self.config.pretrained_path) / SIDE_FOLDER)
@@ -218,15 +226,7 @@ class ForcedPolicy:
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
         """LoRA on the host. The projector is none of PEFT's business: it is trained and saved as ever."""
         with self._without_forcing():
-            wrapped = super().wrap_with_peft(*args, **kwargs)  # type: ignore[misc]
-        save = wrapped.save_pretrained
-
-        def save_with_projector(save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-            save(save_directory, *args, **kwargs)
-            self.save_projector(Path(save_directory))
-
-        wrapped.save_pretrained = save_with_projector
-        return wrapped
+            return super().wrap_with_peft(*args, **kwargs)  # type: ignore[misc]
 
     # ---- checkpoints: the host's files, the projector beside them --------------------------------------
 
@@ -263,7 +263,8 @@ class ForcedPolicy:
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""
-        present = {f"forcing.{k}": v for k, v in self.forcing.state_dict().items()}
+        registered = self._modules.get("forcing")  # type: ignore[attr-defined]
+        present = {f"forcing.{k}": v for k, v in registered.state_dict().items()} if registered else {}
         return super().load_state_dict(present | dict(state_dict), *args, **kwargs)  # type: ignore[misc]
 
     @contextmanager

@@ -31,7 +31,8 @@ class Host:
     Attributes:
         name: what to call it in messages.
         blocks: the transformer blocks, in order.
-        final_norm: the module that reads the residual stream after the last block.
+        final_norm: the module that reads the residual stream after the last block; None if nothing reads the
+            visual tokens there.
         width: D, the width of the residual stream.
         layout: the visual token grid, in the host's own order.
         visual: hidden_BLD -> visual_BND, the only host-specific code.
@@ -43,7 +44,7 @@ class Host:
 
     name: str
     blocks: Sequence[nn.Module] | nn.ModuleList
-    final_norm: nn.Module
+    final_norm: nn.Module | None
     width: int
     layout: Layout
     visual: Callable[[Tensor], Tensor]
@@ -52,12 +53,13 @@ class Host:
 
     def reader(self, depth: int) -> nn.Module:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
-        if not 1 <= depth <= len(self.blocks):
-            blocks = len(self.blocks)
+        blocks = len(self.blocks)
+        deepest = blocks if self.final_norm is not None else blocks - 1
+        if not 1 <= depth <= deepest:
             raise TapError(
-                f"{self.name} has {blocks} blocks; the tap depth must be 1 to {blocks}, got {depth}."
+                f"{self.name} has {blocks} blocks; the tap depth must be 1 to {deepest}, got {depth}."
             )
-        if depth == len(self.blocks):
+        if depth == blocks and self.final_norm is not None:
             return self.final_norm
         block = self.blocks[depth]
         reader = getattr(block, self.entry, None) if self.entry else block

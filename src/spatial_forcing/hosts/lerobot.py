@@ -211,6 +211,11 @@ def _smolvla(policy: Any, views: int) -> Host:
     resize = config.resize_imgs_with_padding
     # LeRobot keeps this target as (width, height).
     height, width = _picture_size(config) if resize is None else (resize[1], resize[0])
+    if height != width:
+        raise SpatialForcingError(
+            f"The connector of SmolVLM takes the tokens of a picture for those of a square; with pictures of "
+            f"{height} x {width} it mixes up their places. Set resize_imgs_with_padding to a square."
+        )
     rows, cols = height // patch // shuffle, width // patch // shuffle
     fit = "stretch" if resize is None else "pad"
     markers = (2, 1) if config.add_image_special_tokens else (0, 0)
@@ -284,7 +289,7 @@ def _xvla(policy: Any, views: int) -> Host:
     return Host(
         name="X-VLA",
         blocks=transformer.blocks,
-        final_norm=transformer.norm,
+        final_norm=None,  # only the actions pass it
         width=config.hidden_size,
         layout=Layout(
             views,

@@ -1,0 +1,168 @@
+"""Several processes with LeRobot's real policies: two with half of the batch each do what one does."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_policies import small_batch, small_policy
+from torch import Tensor
+
+STEPS, BATCH = 2, 4
+# What is random in a forward would differ between the halves and the whole.
+STILL: dict[str, dict[str, Any]] = {"smolvla": {}, "act": {"use_vae": False, "dropout": 0.0}}
+
+
+def still_policy(kind: str, folder: Path, part: slice) -> Any:
+    """A policy whose noise is the same in every forward: that of these samples of the batch."""
+    policy = small_policy(kind, folder, forcing={}, **STILL[kind])
+    if kind == "smolvla":
+        draw = torch.Generator().manual_seed(5)
+        noise = torch.randn(BATCH, policy.config.chunk_size, policy.config.max_action_dim, generator=draw)
+        time = torch.rand(BATCH, generator=draw)
+        policy.model.sample_noise = lambda shape, device: noise[part]
+        policy.model.sample_time = lambda size, device: time[part]
+    return policy
+
+
+def part_of(batch: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
+    return {key: value[part] for key, value in batch.items()}
+
+
+def with_accelerate(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[str, Tensor]]:
+    """(losses, weights afterwards) of LeRobot's own training step on these samples."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+    from lerobot.scripts.lerobot_train import update_policy
+
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # as LeRobot's trainer asks for it
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[unused])
+    policy = still_policy(kind, folder, part)
+    optimizer = torch.optim.SGD(policy.get_optim_params(), lr=0.05)
+    batch = part_of(small_batch(policy, BATCH), part)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    losses = []
+    for _ in range(STEPS):
+        tracker: Any = SimpleNamespace(update_metrics=lambda logs: None)
+        update_policy(tracker, policy, dict(batch), optimizer, 1.0, accelerator)
+        losses.append(accelerator.reduce(torch.tensor(tracker.loss), "mean").item())
+    weights = accelerator.unwrap_model(policy).state_dict()
+    return losses, {name: value.detach().clone() for name, value in weights.items()}
+
+
+def with_fsdp2(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[str, Tensor]]:
+    """The same with sharded parameters: the modules that the host calls, and the rest at the root."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    dist.init_process_group("gloo")
+    policy = still_policy(kind, folder, part)
+    batch = part_of(small_batch(policy, BATCH), part)
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    vlm = policy.model.vlm_with_expert.get_vlm_model()
+    # SmolVLA never calls its blocks, only what is in them.
+    for module in (*vlm.vision_model.encoder.layers, *(block.mlp for block in vlm.text_model.layers)):
+        fully_shard(module, mesh=mesh)
+    fully_shard(policy, mesh=mesh)
+    assert any(isinstance(p, DTensor) for p in policy.forcing.parameters())
+    optimizer = torch.optim.SGD(policy.get_optim_params(), lr=0.05)
+    losses = []
+    for _ in range(STEPS):
+        loss, _ = policy(dict(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        losses.append(mean.item() / dist.get_world_size())
+    return losses, {name: value.full_tensor() for name, value in policy.state_dict().items()}
+
+
+def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[str, Tensor]]:
+    """The same with the sharding whose state dicts LeRobot's trainer gathers; it calls ``policy.forward``."""
+    from lerobot.common.train_utils import gather_fsdp_state_dicts
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    dist.init_process_group("gloo")
+    inner = still_policy(kind, folder, part)
+    batch = part_of(small_batch(inner, BATCH), part)
+    inner.get_optim_params()
+    policy = FullyShardedDataParallel(inner, use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.05)
+    losses = []
+    for _ in range(STEPS):
+        loss, _ = policy.forward(dict(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        policy.clip_grad_norm_(1.0)
+        optimizer.step()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        losses.append(mean.item() / dist.get_world_size())
+    weights, _ = gather_fsdp_state_dicts(policy, optimizer)
+    return losses, weights
+
+
+def work(rank: int, port: int, how: Callable, kind: str, folder: Path, out: Path) -> None:
+    """One of two processes."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # a fork remembers its parent's
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    half = BATCH // 2
+    found = how(kind, folder, slice(half * rank, half * (rank + 1)))
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+def in_two_processes(how: Callable, kind: str, folder: Path) -> tuple[list[float], dict[str, Tensor]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = folder / f"{how.__name__}-{kind}.pt"
+    # A fork has imported everything already.
+    processes = [
+        mp.get_context("fork").Process(target=work, args=(rank, port, how, kind, folder, out))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        (with_accelerate, "smolvla"),
+        (with_accelerate, "act"),
+        (with_fsdp2, "smolvla"),
+        (with_fsdp1, "smolvla"),
+    ],
+)
+def test_two_processes_do_what_one_does(folder, how, kind):
+    losses, weights = with_accelerate(kind, folder, slice(0, BATCH))
+    parallel_losses, parallel_weights = in_two_processes(how, kind, folder)
+    assert parallel_losses == pytest.approx(losses, abs=1e-5)
+    assert losses[0] != pytest.approx(losses[1], abs=1e-4), "nothing was learnt"
+    assert parallel_weights.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(parallel_weights[name], value, atol=1e-5, rtol=1e-4, msg=name)
