@@ -118,8 +118,8 @@ class ForcedPolicy:
         self._forward_count = 0
         config.trains = weakref.ref(self)
         if config.use_peft:
-            # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector is
-            # none of them: it stays out of sight until the optimizer asks for what trains.
+            # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector
+            # is none of them: it stays out of sight until the optimizer asks for what trains.
             self.__dict__["forcing"] = self._modules.pop("forcing")  # type: ignore[attr-defined]
         logging.getLogger(__name__).info(self.forcing.describe())
 
