@@ -1,5 +1,6 @@
 """What ``spatial-forcing cache`` does and prints."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,12 +124,15 @@ def teacher_of(options: "Cache | CacheVerify", name: str) -> Any:
 
     from spatial_forcing.teachers import load_teacher
 
+    # torchrun starts a process for each GPU of a machine, and says which.
+    local = os.environ.get("LOCAL_RANK")
+    device = f"cuda:{local}" if options.device == "cuda" and local is not None else options.device
     return load_teacher(
         name,
         weights=options.weights,
         resolution=options.resolution,
         dtype=getattr(torch, options.dtype),
-        device=options.device,
+        device=device,
     )
 
 
