@@ -106,7 +106,8 @@ def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         losses.append(mean.item() / dist.get_world_size())
-    full = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
+    # LeRobot also moves it to the CPU, where it is here; torch crashes if asked to.
+    full = FullStateDictConfig(rank0_only=True)
     with FullyShardedDataParallel.state_dict_type(policy, StateDictType.FULL_STATE_DICT, full):
         weights = policy.state_dict()
     if dist.get_rank() == 0:
