@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from small_policies import small_batch, small_policy
 from torch import Tensor
 
@@ -86,9 +87,8 @@ def with_fsdp2(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
 
 
 def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[str, Tensor]]:
-    """The same with the sharding whose state dicts LeRobot's trainer gathers; it calls ``policy.forward``."""
-    from lerobot.common.train_utils import gather_fsdp_state_dicts
-    from torch.distributed.fsdp import FullyShardedDataParallel
+    """The same with the older sharding, whose state dict LeRobot's trainer gathers and saves."""
+    from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
     dist.init_process_group("gloo")
     inner = still_policy(kind, folder, part)
@@ -98,7 +98,7 @@ def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.05)
     losses = []
     for _ in range(STEPS):
-        loss, _ = policy.forward(dict(batch))
+        loss, _ = policy.forward(dict(batch))  # as LeRobot's trainer calls it
         optimizer.zero_grad()
         loss.backward()
         policy.clip_grad_norm_(1.0)
@@ -106,7 +106,12 @@ def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         losses.append(mean.item() / dist.get_world_size())
-    weights, _ = gather_fsdp_state_dicts(policy, optimizer)
+    # LeRobot also moves it to the CPU, where it is here; torch crashes if asked to.
+    full = FullStateDictConfig(rank0_only=True)
+    with FullyShardedDataParallel.state_dict_type(policy, StateDictType.FULL_STATE_DICT, full):
+        weights = policy.state_dict()
+    if dist.get_rank() == 0:
+        inner.save_pretrained(folder / "fsdp1", state_dict=dict(weights))
     return losses, weights
 
 
@@ -166,3 +171,8 @@ def test_two_processes_do_what_one_does(folder, how, kind):
     assert parallel_weights.keys() == weights.keys()
     for name, value in weights.items():
         torch.testing.assert_close(parallel_weights[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    if how is with_fsdp1:  # the gathered weights are saved as those of the plain policy
+        host = {name for name in weights if not name.startswith("forcing.")}
+        assert load_file(folder / "fsdp1" / "model.safetensors").keys() == host
+        projector = load_file(folder / "fsdp1" / "spatial_forcing" / "projector.safetensors")
+        assert {f"forcing.{name}" for name in projector} == weights.keys() - host

@@ -115,6 +115,17 @@ def test_resume_equals_straight_through(runs, folder, dataset, kind):
     assert all(row["align_loss"] > 0 for row in rows)
 
 
+def test_the_projector_continues_where_the_optimizer_was_made_without_asking(runs, folder, dataset):
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies import make_policy
+
+    meta = LeRobotDatasetMetadata("local/small", root=dataset)
+    policy = make_policy(config_on_top_of(folder, runs("smolvla")), ds_meta=meta).train()
+    policy(small_batch(policy))
+    for name, value in saved(runs("smolvla"))["projector"].items():
+        assert torch.equal(policy.forcing.state_dict()[name], value)
+
+
 @pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla"])
 def test_a_checkpoint_is_the_hosts_own(runs, folder, tmp_path, kind):
     at = checkpoints(runs(kind))[4]
@@ -198,7 +209,7 @@ def lora(target_modules: Any = VLM_LORA) -> Any:
     return PeftConfig(target_modules=target_modules, r=2)
 
 
-def lora_config(folder: Path, base: Path) -> Any:
+def config_on_top_of(folder: Path, base: Path) -> Any:
     config = small_config("smolvla", folder, forcing={})
     config.pretrained_path = checkpoints(base)[4]
     return config
@@ -207,7 +218,7 @@ def lora_config(folder: Path, base: Path) -> Any:
 @pytest.fixture(scope="module")
 def lora_run(runs, folder, dataset, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("lora") / "run"
-    return train("smolvla", lora_config(folder, runs("smolvla")), dataset, out, peft=lora())
+    return train("smolvla", config_on_top_of(folder, runs("smolvla")), dataset, out, peft=lora())
 
 
 def test_with_lora_only_the_adapter_and_the_projector_train(runs, folder, dataset):
@@ -215,7 +226,7 @@ def test_with_lora_only_the_adapter_and_the_projector_train(runs, folder, datase
     from lerobot.policies import make_policy
 
     meta = LeRobotDatasetMetadata("local/small", root=dataset)
-    policy = make_policy(lora_config(folder, runs("smolvla")), ds_meta=meta)
+    policy = make_policy(config_on_top_of(folder, runs("smolvla")), ds_meta=meta)
     wrapped = policy.wrap_with_peft(peft_cli_overrides={"target_modules": VLM_LORA, "r": 2}).train()
     given = {id(p) for p in wrapped.get_optim_params() if p.requires_grad}
     trains = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
@@ -250,7 +261,7 @@ def test_an_adapter_checkpoint_has_nothing_of_ours(lora_run, runs):
 @pytest.mark.parametrize("targets", [VLM_LORA, ["q_proj", "fc1"]], ids=["pattern", "names"])
 def test_resume_with_lora_equals_straight_through(runs, lora_run, folder, dataset, tmp_path, targets):
     # The projector has an fc1, too: the adapter must pass it by.
-    config = lora_config(folder, runs("smolvla"))
+    config = config_on_top_of(folder, runs("smolvla"))
     run = lora_run
     if targets != VLM_LORA:
         run = train("smolvla", config, dataset, tmp_path / "run", peft=lora(targets))
@@ -260,7 +271,7 @@ def test_resume_with_lora_equals_straight_through(runs, lora_run, folder, datase
 
 
 def test_lerobots_own_lora_targets_leave_the_visual_tokens_frozen(runs, folder, dataset, tmp_path):
-    config = lora_config(folder, runs("smolvla"))
+    config = config_on_top_of(folder, runs("smolvla"))
     with pytest.raises(TapError, match=r"--policy\.train_expert_only=false.*--peft\.target_modules"):
         train("smolvla", config, dataset, tmp_path / "run", peft=lora(None))
 

@@ -115,7 +115,7 @@ class ForcedPolicy:
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)
             self.forcing = self._build_forcing(config.forcing, meta)
-        self._forward_count = 0
+        self._forward_count, self._projector_ready = 0, False
         config.trains = weakref.ref(self)
         if config.use_peft:
             # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector
@@ -158,6 +158,13 @@ class ForcedPolicy:
             return super().forward(batch, *args, **kwargs)  # type: ignore[misc]
         if self._forward_count == 0:
             self._check_what_trains()
+            if "forcing" in self.__dict__:
+                raise SpatialForcingError(
+                    "The optimizer does not know the projector. With an adapter that is continued, Spatial "
+                    "Forcing needs --use_policy_training_preset=true."
+                )
+            if not self._projector_ready:  # the optimizer was made of parameters() and did not ask
+                self._prepare_projector()
         pictures = pictures_of(self, batch, self._picture_stats)
         if pictures.views != self.forcing.host.layout.views:
             self._use_views(pictures.views)
@@ -217,11 +224,16 @@ class ForcedPolicy:
         everything it did not add, has been at work by then.
         """
         if "forcing" in self.__dict__:
-            self.forcing = self.__dict__.pop("forcing").to(next(self.parameters()).device)  # type: ignore[attr-defined]
+            device = next(self.parameters()).device  # type: ignore[attr-defined]
+            self.forcing = self.__dict__.pop("forcing").to(device)
+        self._prepare_projector()
+        return super().get_optim_params()  # type: ignore[misc]
+
+    def _prepare_projector(self) -> None:
         self.forcing.requires_grad_(True)
         if self.config.pretrained_path is not None:
             self._restore_projector(Path(self.config.pretrained_path) / SIDE_FOLDER)
-        return super().get_optim_params()  # type: ignore[misc]
+        self._projector_ready = True
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
         """LoRA on the host. The projector is none of PEFT's business: it is trained and saved as ever."""
