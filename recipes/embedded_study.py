@@ -56,6 +56,8 @@ class Args:
     """Rollouts a checkpoint."""
     baseline: bool = True
     """Train the baseline."""
+    forced: bool = True
+    """Train the forced arms."""
     references: bool = False
     """Train the blind and state references, at the first learning rate."""
     workers: int = 2
@@ -126,8 +128,8 @@ def study_arms(
                     if args.references and lr == args.learning_rates[0]:
                         add(blind, tag="blind")
                         add(state, tag="state")
-                    forced = replace(forced, label=f"forced toward {teacher}")
-                    add(forced, tag=teacher, lr=lr, w=w)
+                    if args.forced:
+                        add(replace(forced, label=f"forced toward {teacher}"), tag=teacher, lr=lr, w=w)
     return list(arms.values())
 
 
