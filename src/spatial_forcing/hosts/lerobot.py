@@ -84,11 +84,7 @@ class Pictures(NamedTuple):
         return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
 
     def stacked_BV3HW(self) -> Tensor:
-        """All views in one tensor, the smaller ones stretched to the largest height and width.
-
-        Raises:
-            SpatialForcingError: pixels outside [0, 1].
-        """
+        """All views in one tensor, the smaller ones stretched to the largest height and width."""
         height, width = (max(side) for side in zip(*self.sizes, strict=True))
         stretched = [
             image
