@@ -1,0 +1,126 @@
+"""`spatial-forcing cache` and `cache verify`, as one types them."""
+
+import json
+import sys
+
+import pytest
+import torch
+from small_dataset import CAMERAS, make_dataset
+
+from spatial_forcing.cache.command import minutes, size
+from spatial_forcing.cache.extract import open_source
+from spatial_forcing.cache.store import FeatureStore
+from spatial_forcing.cli import main
+from spatial_forcing.teachers import load_teacher
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    """Exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["spatial-forcing", "cache", *arguments])
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make_dataset(tmp_path / "data")
+
+
+def flip_a_bit(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
+    out = tmp_path / "features"
+    options = ["--out", str(out), "--dataset", str(dataset)]
+    assert run(monkeypatch, *options, "--teacher", "untrained-tiny", "--components", "24") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "15 frames of 2 views" in said
+    assert "24 numbers a token; mean cosine to raw tokens 0." in said
+    assert "s a frame: about" in said
+
+    assert run(monkeypatch, "verify", *options) == 0
+    said = capsys.readouterr().out
+    assert "Every file" in said
+    assert "A sample computed again: mean cosine" in said
+
+    before = (out / "shard-00000.safetensors").read_bytes()
+    flip_a_bit(out / "shard-00000.safetensors")
+    assert run(monkeypatch, "verify", "--out", str(out)) == 2
+    assert "1 files" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", *options, "--repair") == 0
+    assert (out / "shard-00000.safetensors").read_bytes() == before
+
+
+def test_what_is_read_is_what_the_teacher_says_of_the_decoded_pictures(monkeypatch, tmp_path, dataset):
+    out = tmp_path / "features"
+    assert (
+        run(
+            monkeypatch,
+            *["--out", str(out), "--dataset", str(dataset), "--teacher", "untrained-tiny", "--codec", "raw"],
+            *["--cameras", CAMERAS[1], CAMERAS[0], "--grid", "4", "4", "--batch", "4"],
+        )
+        == 0
+    )
+    store = FeatureStore(out)
+    assert store.source.cameras == (CAMERAS[1], CAMERAS[0])
+    assert store.picture_hw == [(28, 28), (28, 28)]
+    from spatial_forcing.grid import resample
+
+    teacher = load_teacher("untrained-tiny")
+    frames, _ = open_source(dataset, teacher, "untrained-tiny", store.source.cameras, None)
+    said = resample(teacher(frames([3, 11])), 4, 4)
+    read = store.read(torch.tensor([3, 11])).tokens_BVHWC
+    torch.testing.assert_close(read, said.tokens_BVHWC, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "OUT/f"], "Say which data set"),
+        (["--out", "OUT/f", "--dataset", "OUT/nothing"], "not a LeRobotDataset"),
+        (["--out", "OUT/f", "--dataset", "DATA", "--cameras", "observation.images.lefd"], "Did you mean"),
+        (["verify", "--out", "OUT/f"], "no feature cache"),
+    ],
+)
+def test_bad_input(monkeypatch, capsys, tmp_path, dataset, arguments, message):
+    words = [a.replace("OUT", str(tmp_path)).replace("DATA", str(dataset)) for a in arguments]
+    if words[0] != "verify":
+        words += ["--teacher", "untrained-tiny"]
+    assert run(monkeypatch, *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
+
+
+def test_the_same_folder_with_other_options_is_refused(monkeypatch, capsys, tmp_path, dataset):
+    options = ["--out", str(tmp_path / "f"), "--dataset", str(dataset), "--teacher", "untrained-tiny"]
+    assert run(monkeypatch, *options, "--codec", "float16") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "f").iterdir()}
+    assert run(monkeypatch, *options, "--codec", "raw") == 2
+    assert "codec:" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "f").iterdir()} == before
+
+
+def test_the_manifest_says_what_is_lost(monkeypatch, tmp_path, dataset):
+    options = ["--out", str(tmp_path / "f"), "--dataset", str(dataset), "--teacher", "untrained-tiny"]
+    assert run(monkeypatch, *options, "--fidelity", "0.9") == 0
+    report = json.loads((tmp_path / "f" / "manifest.json").read_text())["codec"]["report"]
+    assert {
+        "explained_variance",
+        "cosine_mean",
+        "cosine_worst",
+        "loss_error",
+        "gradient_error",
+        "ratio_to_bf16",
+        "curve",
+    } <= report.keys()
+
+
+def test_numbers_for_people():
+    assert [size(n) for n in (12, 2048, 3 * 2**20, 2**31)] == ["12 B", "2.0 KiB", "3.0 MiB", "2.0 GiB"]
+    assert [minutes(s) for s in (30, 600, 7200)] == ["30 s", "10 min", "2.0 h"]
