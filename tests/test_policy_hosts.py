@@ -19,6 +19,7 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import pictures_of
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
+from spatial_forcing.teachers.base import stack_views
 
 KINDS = tuple(PICTURE)
 LEFT, RIGHT = CAMERAS
@@ -66,7 +67,7 @@ def test_the_teacher_gets_the_pixels_of_the_data_set(folder, dataset, kind):
     for key, image in zip(CAMERAS, pictures.images, strict=True):
         torch.testing.assert_close(image, raw[key], atol=1e-5, rtol=0)
         assert (kind in ("act", "xvla")) == (not torch.allclose(batch[key], raw[key]))
-    stacked_BV3HW = pictures.stacked_BV3HW()
+    stacked_BV3HW = stack_views(pictures.images)
     torch.testing.assert_close(
         stacked_BV3HW, torch.stack([raw[key] for key in CAMERAS], 1), atol=1e-5, rtol=0
     )

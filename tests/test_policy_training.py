@@ -19,6 +19,7 @@ from torch.utils.data import dataloader
 
 from spatial_forcing.hosts.lerobot import pictures_of
 from spatial_forcing.tap import TapError
+from spatial_forcing.teachers.base import stack_views
 from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
 
 PROJECTOR = "spatial_forcing/projector.safetensors"
@@ -238,7 +239,7 @@ def test_with_lora_only_the_adapter_and_the_projector_train(runs, folder, datase
     _, logs = wrapped.forward(small_batch(policy))
     assert logs["gradient_ratio"] > 0
     pictures = pictures_of(policy, small_batch(policy))
-    policy.forcing(pictures.stacked_BV3HW(), picture_hw=pictures.sizes).backward()
+    policy.forcing(stack_views(pictures.images), picture_hw=pictures.sizes).backward()
     # B starts at zero, so that the first gradient is all B's.
     reached = {name for name, p in trains.items() if "lora_B" in name and p.grad is not None and p.grad.any()}
     layers = {int(name.split(".layers.")[1].partition(".")[0]) for name in reached}
@@ -338,7 +339,7 @@ def test_accumulated_halves_align_as_the_whole_only_if_samples_have_equally_many
         policy(piece)
         pictures = pictures_of(policy, piece)
         align = policy.forcing(
-            pictures.stacked_BV3HW(), picture_hw=pictures.sizes, present_BV=pictures.present_BV
+            stack_views(pictures.images), picture_hw=pictures.sizes, present_BV=pictures.present_BV
         )
         return torch.autograd.grad(align, policy.forcing.projector.fc1.weight)[0]
 
