@@ -301,6 +301,7 @@ def test_activation_checkpointing_changes_nothing(folder, kind):
     assert_same(again, kept, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_is_tapped(folder):
     sizes, small = {CAMERAS[0]: (40, 60)}, {"num_vlm_layers": 2, "forcing": {"depth": 1}}
     eager = loss_and_gradients(small_policy("smolvla", folder, sizes=sizes, **small))
