@@ -208,3 +208,19 @@ def loss_toward(policy, batch, target_BNC: torch.Tensor) -> float:
         super(type(policy).__mro__[1], policy).forward(batch)
     valid_BN = torch.ones(target_BNC.shape[:2], dtype=torch.bool)
     return cosine_distance(sf.projector(sf.tap.visual_BND(), valid_BN), target_BNC, valid_BN).item()
+
+
+def test_statistics_follow_renamed_cameras():
+    from types import SimpleNamespace
+
+    from lerobot_policy_spatial_forcing.forcing import renamed_stats
+
+    stats = {"observation.images.left": {"mean": 1}, "observation.images.right": {"mean": 2}}
+    config = SimpleNamespace(
+        image_features={"observation.images.camera1": None, "observation.images.camera2": None},
+        forcing=ForcingConfig(cameras=list(CAMERAS)),
+    )
+    found = renamed_stats(config, stats)
+    assert found["observation.images.camera1"] == {"mean": 1}
+    assert found["observation.images.camera2"] == {"mean": 2}
+    assert renamed_stats(SimpleNamespace(image_features={}, forcing=ForcingConfig()), stats) == stats

@@ -45,8 +45,8 @@ class ForcingConfig:
         weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
         cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
             runs online if None.
-        cameras: the cache's names of the policy's cameras, in the policy's order, where they differ
-            (``--rename_map``).
+        cameras: the data set's (and cache's) names of the policy's cameras, in the policy's order, where they
+            differ (``--rename_map``).
         weight: weight of the alignment loss; 0 is the baseline and runs the same code.
         depth: blocks before the tap; the host's recommendation if None.
         norm: the projector's norm, "layer" or "batch".
@@ -102,6 +102,12 @@ class FeatureSource:
         return self.store.read(batch["index"])
 
 
+def renamed_stats(config: Any, stats: dict[str, Any]) -> dict[str, Any]:
+    """The data set's statistics, those of cameras also under the names that the policy gives them."""
+    names = zip(config.image_features, config.forcing.cameras or (), strict=False)
+    return stats | {policy: stats[dataset] for policy, dataset in names if dataset in stats}
+
+
 class ForcedPolicy:
     """Mixin that adds the alignment loss to a LeRobot policy. Put it before the policy class."""
 
@@ -110,7 +116,7 @@ class ForcedPolicy:
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         meta = kwargs.get("dataset_meta")
-        self._picture_stats = None if meta is None else meta.stats
+        self._picture_stats = None if meta is None else renamed_stats(config, meta.stats)
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)

@@ -1,8 +1,8 @@
-"""What ``spatial-forcing cache`` does and prints."""
+"""What ``spatial-forcing cache`` does and prints. Its options are ``cli.Cache`` and ``cli.CacheVerify``."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,11 +20,8 @@ from spatial_forcing.cache.layout import MANIFEST, CacheError
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share
 
-if TYPE_CHECKING:
-    from spatial_forcing.cli import Cache, CacheVerify
 
-
-def write_cache(options: "Cache") -> None:
+def write_cache(options: Any) -> None:
     """Writes a cache, or this process's share of it, and says before what it will cost."""
     if options.dataset is None:
         raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
@@ -60,7 +57,7 @@ def write_cache(options: "Cache") -> None:
     )
 
 
-def verify_cache(options: "CacheVerify") -> None:
+def verify_cache(options: Any) -> None:
     """Checks the sum of every file, repairs if asked to, and computes a sample again if it can.
 
     Raises:
@@ -88,7 +85,7 @@ def verify_cache(options: "CacheVerify") -> None:
         print(f"A sample computed again: mean cosine {cosine:.4f} with what is stored.")
 
 
-def rewrite(options: "CacheVerify", claimed: dict[str, Any]) -> Path:
+def rewrite(options: Any, claimed: dict[str, Any]) -> Path:
     """Finishes a cache with the options it was begun with."""
     assert options.dataset is not None
     return extract(
@@ -104,7 +101,7 @@ def rewrite(options: "CacheVerify", claimed: dict[str, Any]) -> Path:
     )
 
 
-def claimed_teacher(options: "CacheVerify", claimed: dict[str, Any]) -> Any:
+def claimed_teacher(options: Any, claimed: dict[str, Any]) -> Any:
     """The teacher a cache was written with.
 
     Raises:
@@ -119,7 +116,7 @@ def claimed_teacher(options: "CacheVerify", claimed: dict[str, Any]) -> Any:
     return teacher
 
 
-def teacher_of(options: "Cache | CacheVerify", name: str) -> Any:
+def teacher_of(options: Any, name: str) -> Any:
     import torch
 
     from spatial_forcing.teachers import load_teacher
