@@ -217,9 +217,9 @@ def options(host: str, folder: Path) -> dict[str, Any]:
 
 
 def smolvlm2_500m(folder: Path) -> Path:
-    """Configuration of SmolVLM2-500M, with the tests' small tokenizer."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    small = importlib.import_module("small_policies")
+    """Configuration of SmolVLM2-500M, with a small tokenizer."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    small = importlib.import_module("small_smolvla")
     from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}

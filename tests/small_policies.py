@@ -7,91 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from small_smolvla import WIDTH, small_smolvlm, small_tokenizer
 
-WORDS = [*"move the hand to ball push puck task state action go".split(), *":;,."]  # noqa: SIM905
-SPECIAL = [
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<unk>",
-    "<image>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<end_of_utterance>",
-    "<video>",
-]
-WIDTH = 32
 VOCABULARY = 64
 CAMERAS = ("observation.images.left", "observation.images.right")
 # Neither square nor a multiple of any stride, so that padding, its place and an overhang show.
 SMALL, LARGE = (40, 60), (100, 150)
 # ACT and X-VLA have a token per 32 pixels and take pictures as they come.
 PICTURE = {"smolvla": SMALL, "pi0": SMALL, "pi05": SMALL, "pi0_fast": SMALL, "act": LARGE, "xvla": LARGE}
-
-
-def small_tokenizer() -> Any:
-    """Splits at white space; has the special tokens that SmolVLM, PaliGemma and BART ask for."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={
-            "image_token": "<image>",
-            "fake_image_token": "<fake_token_around_image>",
-            "global_image_token": "<global-img>",
-            "end_of_utterance_token": "<end_of_utterance>",
-            "video_token": "<video>",
-        },
-    )
-
-
-def small_smolvlm(folder: Path) -> Path:
-    """A folder that ``vlm_model_name`` takes: configuration and processor of a small SmolVLM, no weights."""
-    if (folder / "config.json").is_file():
-        return folder
-    from transformers import (
-        SmolVLMConfig,
-        SmolVLMImageProcessor,
-        SmolVLMProcessor,
-        SmolVLMVideoProcessor,
-    )
-
-    config = SmolVLMConfig(
-        image_token_id=4,
-        scale_factor=2,
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 4,
-        },
-        text_config={
-            "model_type": "llama",
-            "hidden_size": WIDTH,
-            "intermediate_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "vocab_size": VOCABULARY,
-            "pad_token_id": 0,
-        },
-    )
-    config.save_pretrained(folder)
-    SmolVLMProcessor(SmolVLMImageProcessor(), small_tokenizer(), SmolVLMVideoProcessor()).save_pretrained(
-        folder
-    )
-    return folder
 
 
 FLORENCE = {
