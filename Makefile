@@ -21,7 +21,7 @@ demo: setup
 	@$(OFFLINE) $(BIN)/spatial-forcing demo
 
 test: setup
-	@$(OFFLINE) $(BIN)/python -m pytest -q
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
