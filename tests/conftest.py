@@ -1,5 +1,6 @@
 """What the tests share: one thread, no network, repeatable random numbers, and small decoders as hosts."""
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -70,3 +71,12 @@ def decoder() -> Callable[..., torch.nn.Module]:
         return model
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_end_with_their_test():
+    """The command line prints our messages to the standard error of its process; a test's is closed after it."""
+    logger = logging.getLogger("spatial_forcing")
+    before = list(logger.handlers)
+    yield
+    logger.handlers[:] = before
