@@ -75,7 +75,7 @@ def decoder() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture(autouse=True)
 def _log_handlers_end_with_their_test():
-    """The command line prints our messages to the standard error of its process; a test's is closed after it."""
+    """The command line prints our messages to the standard error of its process; a test's is closed soon."""
     logger = logging.getLogger("spatial_forcing")
     before = list(logger.handlers)
     yield
