@@ -77,6 +77,6 @@ def decoder() -> Callable[..., torch.nn.Module]:
 def _log_handlers_end_with_their_test():
     """The command line prints our messages to the standard error of its process; a test's is closed soon."""
     logger = logging.getLogger("spatial_forcing")
-    before = list(logger.handlers)
+    before, propagates = list(logger.handlers), logger.propagate
     yield
-    logger.handlers[:] = before
+    logger.handlers[:], logger.propagate = before, propagates

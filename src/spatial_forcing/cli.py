@@ -348,6 +348,7 @@ def _quiet() -> None:
     ours.setLevel(logging.INFO)
     if not ours.handlers:
         ours.addHandler(logging.StreamHandler())
+    ours.propagate = False  # others put handlers on the root: a message is said once
     # For this process, and through the environment for its workers.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="spatial_forcing")  # a teacher's licence, for one
