@@ -122,6 +122,7 @@ class ForcedPolicy:
             torch.manual_seed(PROJECTOR_SEED)
             self.forcing = self._build_forcing(config.forcing, meta)
         self._forward_count, self._projector_ready = 0, False
+        self._ratio: Tensor | None = None
         config.trains = weakref.ref(self)
         if config.use_peft:
             # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector
@@ -191,7 +192,9 @@ class ForcedPolicy:
         values = {"action_loss": action_loss.detach(), **self.forcing.logs}
         every = self.config.forcing.ratio_every
         if every and self._forward_count % every == 0 and self.forcing.weight > 0:
-            values["gradient_ratio"] = self.forcing.gradient_ratio(action_loss, align_loss)
+            self._ratio = self.forcing.gradient_ratio(action_loss, align_loss).detach()
+        if self._ratio is not None:
+            values["gradient_ratio"] = self._ratio  # of the last measurement: LeRobot averages over a window
         numbers = torch.stack([value.float() for value in values.values()]).tolist()
         return dict(zip(values, numbers, strict=True))
 
