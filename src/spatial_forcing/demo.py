@@ -62,7 +62,7 @@ class DemoSettings:
     heldout_episodes: int = 40
     frames: int = 6
     start: str = "random-hand"
-    steps: int = 600
+    steps: int = 500
     batch_size: int = 16
     learning_rate: float = 1e-3
     chunk: int = 4
