@@ -27,7 +27,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
-from spatial_forcing.cache.store import Source, write_features
+from spatial_forcing.cache.store import Source
+from spatial_forcing.cache.write import write_features
 from spatial_forcing.grid import Features
 from spatial_forcing.provenance import command_line, commit, hardware, versions
 from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
@@ -190,7 +191,9 @@ def random_cache(root: Path, side: int, width: int) -> Path:
         tokens = torch.randn(len(images_BV3HW), len(CAMERAS), side, side, width)
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
 
-    return write_features(root, source, lambda a, b: torch.zeros(b - a, 2, 3, 8, 8), features, batch_size=8)
+    return write_features(
+        root, source, lambda indices: torch.zeros(len(indices), 2, 3, 8, 8), features, batch_size=8
+    )
 
 
 def random_batch(args: Args, config: Any) -> dict[str, Any]:

@@ -97,8 +97,7 @@ def check_same(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
         differing = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} wanted" for key in keys)
         raise CacheError(
             f"{root} already holds features of something else ({differing}). Choose another folder, or "
-            f"delete "
-            "this one."
+            "delete this one."
         )
 
 
@@ -138,7 +137,7 @@ def file_sum(path: Path) -> str:
 def check_file(root: Path, name: str, wanted: str) -> None:
     """Raises :class:`CacheError` unless the file is there and has the sum that the manifest says."""
     path = root / name
-    repair = f"{COMMAND} verify --out {root} --repair"
+    repair = f"{COMMAND} verify --out {root} --dataset <data set> --repair"
     if not path.is_file():
         raise CacheError(f"The file {name} is missing from {root}. Restore exactly it with: {repair}")
     if file_sum(path) != wanted:
