@@ -21,7 +21,7 @@ ORDER = (
     ("align",),
     ("teachers", "hosts"),
     ("cache",),
-    ("sim", "probe", "study", "stats", "provenance", "train", "evaluate"),
+    ("sim", "probe", "study", "stats", "provenance", "train", "evaluate", "chunks"),
     ("report", "evidence", "demo", "doctor", "cli"),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}

@@ -62,11 +62,11 @@ class DemoSettings:
     heldout_episodes: int = 40
     frames: int = 6
     start: str = "random-hand"
-    steps: int = 500
+    steps: int = 600
     batch_size: int = 16
     learning_rate: float = 1e-3
     chunk: int = 4
-    evaluations: int = 4
+    evaluations: int = 3
     eval_episodes: int = 25
     teacher: str = "vggt-tiny-sim"
     weight: float = 2.0

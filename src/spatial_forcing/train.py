@@ -18,6 +18,7 @@ from lerobot.configs.default import DatasetConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.utils.logging_utils import MetricsTracker
 
+from spatial_forcing.chunks import chunks_without_pictures
 from spatial_forcing.errors import SpatialForcingError
 
 METRICS = "metrics.jsonl"
@@ -55,7 +56,8 @@ def train_policy(config: TrainPipelineConfig) -> Path:
     metrics, root = MetricsFile(config), logging.getLogger()
     root.addFilter(metrics)
     try:
-        train(config)
+        with chunks_without_pictures():
+            train(config)
     finally:
         root.removeFilter(metrics)
     assert config.output_dir is not None
