@@ -29,7 +29,7 @@ class Demo:
     """Meta-World tasks."""
     episodes: int = 250
     """Demonstrations a task."""
-    steps: int = 500
+    steps: int = 600
     """Training steps of every policy."""
     eval_episodes: int = 25
     """Rollouts a task and checkpoint."""
