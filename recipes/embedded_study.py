@@ -5,6 +5,7 @@ r"""Does geometry help, or any picture model, or more tuning? Equal-budget arms 
     python recipes/embedded_study.py --out outputs/drawer --task drawer-open-v3 --start expert-warmup
     python recipes/embedded_study.py --out outputs/tune --seeds 100 --learning-rates 5e-4 1e-3 2e-3 \
         --weights 0.5 2
+    python recipes/embedded_study.py --out outputs/targets --weights 2 --targets tokens coefficients whitened
 
 Arms of a seed share demonstrations, first weights, batches and evaluation episodes. Every learning rate is
 given to every arm, so that no arm is tuned more than another. Two cores: about 5 minutes an arm and core for
@@ -14,7 +15,7 @@ given to every arm, so that no arm is tuned more than another. Two cores: about 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -46,6 +47,8 @@ class Args:
     """Teachers to compare: vggt-tiny-sim, vggt-tiny-sim-2d, pixels, ..."""
     weights: tuple[float, ...] = (0.5,)
     """Weights of the alignment loss, each an arm of its own for each teacher."""
+    targets: tuple[Literal["tokens", "coefficients", "whitened"], ...] = ("tokens",)
+    """What is aligned to: tokens, channels standardised; a cache's PCA coefficients; those, standardised."""
     learning_rates: tuple[float, ...] = (1e-3,)
     """Given to every arm, the baseline included."""
     steps: int = 600
@@ -129,8 +132,31 @@ def study_arms(
                         add(blind, tag="blind")
                         add(state, tag="state")
                     if args.forced:
-                        add(replace(forced, label=f"forced toward {teacher}"), tag=teacher, lr=lr, w=w)
+                        for arm in forced_arms(args, forced, teacher):
+                            add(arm, tag=arm.name, lr=lr, w=w)
     return list(arms.values())
+
+
+# Forcing options of what --targets names.
+TARGETS: dict[str, dict[str, Any]] = {
+    "tokens": {},
+    "coefficients": {"coefficients": True, "standardize": False},
+    "whitened": {"coefficients": True},
+}
+
+
+def forced_arms(args: Args, forced: Arm, teacher: str) -> list[Arm]:
+    """One forced arm for each target, named after teacher and target."""
+    assert forced.forcing is not None
+    return [
+        replace(
+            forced,
+            name=teacher if target == "tokens" else f"{teacher}-{target}",
+            label=f"forced toward {teacher}'s {target}",
+            forcing=forced.forcing | TARGETS[target],
+        )
+        for target in args.targets
+    ]
 
 
 OPTION = {"lr": "learning_rates", "w": "weights"}

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 from safetensors.torch import load_file
 from small_dataset import CAMERAS, make_dataset
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
+from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
@@ -19,7 +21,7 @@ from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
-from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, command_line, read_metrics, train_config, train_or_continue
 
 SfTinyConfig = CLASSES["tiny"]
 SfTinyPolicy = forced_policy_class("tiny")
@@ -233,3 +235,78 @@ def test_blind_and_state_policies_differ_in_what_they_see(dataset):
     assert not torch.equal(seeing.predict_action_chunk(batch), seeing.predict_action_chunk(other))
     with pytest.raises(ValueError, match="environment_state"):
         make_policy(TinyConfig(**SMALL, use_environment_state=True), ds_meta=meta)
+
+
+def test_the_target_may_be_the_coefficients_of_a_cache(dataset, tmp_path):
+    options = CodecOptions("pca-int8", components=8)
+    small = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", options=options)
+    out = train(forced_config(cache=str(small), coefficients=True), dataset, tmp_path / "run", steps=2)
+    projector = load_file(checkpoints(out)[2] / "spatial_forcing" / "projector.safetensors")
+    assert projector["projector.fc2.bias"].shape == (8,)
+    assert 0 < read_metrics(out)[-1]["align_loss"] < 2
+    wider = forced_config(cache=str(small))
+    wider.pretrained_path = checkpoints(out)[2]
+    with pytest.raises(SpatialForcingError, match="pca-int8-8, but the ones given now"):
+        train(wider, dataset, tmp_path / "other", steps=2)
+
+
+def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path):
+    with pytest.raises(CacheError, match="and no coefficients"):
+        train(forced_config(cache=str(cache), coefficients=True), dataset, tmp_path / "run")
+    with pytest.raises(SpatialForcingError, match="needs a compressed cache"):
+        train(forced_config(coefficients=True), dataset, tmp_path / "run")
+    options = CodecOptions("pca-int8", components=6)
+    few = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", options=options)
+    with pytest.raises(SpatialForcingError, match="multiple of 4; these are 6 wide"):
+        train(forced_config(cache=str(few), coefficients=True), dataset, tmp_path / "run")
+
+
+# ---- --policy.path with forcing flags -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_checkpoint(dataset, tmp_path_factory) -> Path:
+    out = train(
+        TinyConfig(**SMALL | {"chunk_size": 3, "n_action_steps": 3}),
+        dataset,
+        tmp_path_factory.mktemp("plain") / "run",
+        2,
+    )
+    return checkpoints(out)[2]
+
+
+def test_a_plain_checkpoint_is_trained_on_with_forcing_flags(plain_checkpoint, dataset, cache, tmp_path):
+    from lerobot.scripts.lerobot_train import train as lerobot_train
+
+    out = tmp_path / "run"
+    with command_line(
+        f"--policy.path={plain_checkpoint}", f"--policy.forcing.cache={cache}", "--policy.forcing.weight=0.3",
+        "--policy.push_to_hub=false", "--dataset.repo_id=local/small", f"--dataset.root={dataset}",
+        f"--output_dir={out}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
+    ):  # fmt: skip
+        lerobot_train()
+    after = checkpoints(out)[2]
+    config = json.loads((after / "config.json").read_text())
+    assert (config["type"], config["chunk_size"]) == ("tiny", 3)
+    assert "forcing" not in config
+    assert json.loads((after / "spatial_forcing" / "forcing.json").read_text())["weight"] == 0.3
+    moved = load_file(after / "model.safetensors")
+    start = load_file(plain_checkpoint / "model.safetensors")
+    # Two small steps away from where the checkpoint was, not a policy started anew.
+    assert moved.keys() == start.keys()
+    assert 0 < max((moved[k] - start[k]).abs().max().item() for k in start) < 0.01
+
+
+def test_without_forcing_flags_a_checkpoint_is_what_it_says(plain_checkpoint):
+    assert type(PreTrainedConfig.from_pretrained(plain_checkpoint)) is TinyConfig
+    lower = PreTrainedConfig.from_pretrained(plain_checkpoint, cli_overrides=["--n_action_steps=2"])
+    assert type(lower) is TinyConfig
+    assert lower.n_action_steps == 2
+
+
+def test_forcing_flags_for_a_policy_without_a_record_name_those_that_have_one(plain_checkpoint, tmp_path):
+    shutil.copytree(plain_checkpoint, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"type": "diffusion"}))
+    with pytest.raises(ValueError, match=r"'diffusion'.*tiny, smolvla, pi0.*forcing flags"):
+        PreTrainedConfig.from_pretrained(tmp_path / "other", cli_overrides=["--forcing.weight=0.3"])

@@ -17,7 +17,10 @@ from small_policies import CAMERAS, small_batch, small_config, small_parts, smal
 from torch import Tensor
 from torch.utils.data import dataloader
 
+from spatial_forcing.evaluate import LoadedPolicy, roll_out
 from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.sim.collect import DemoSpec, collect
+from spatial_forcing.sim.env import SimEnvConfig
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers.base import stack_views
 from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
@@ -346,3 +349,16 @@ def test_accumulated_halves_align_as_the_whole_only_if_samples_have_equally_many
 
     whole, first, second = (alignment_gradient(slice(*ends)) for ends in ((0, 4), (0, 2), (2, 4)))
     assert torch.allclose((first + second) / 2, whole, atol=1e-7) == equal
+
+
+@pytest.mark.parametrize("kind", ["smolvla", "act"])
+def test_a_forced_checkpoint_acts_in_meta_world(folder, tmp_path, kind):
+    demos = collect(DemoSpec(episodes=2, frames=4, size=64), tmp_path / "demos", workers=1)
+    run = train(kind, small_config(kind, folder, forcing={}), demos, tmp_path / "run", steps=2)
+    with small_parts(kind):
+        loaded = LoadedPolicy(checkpoints(run)[2])
+    assert type(loaded.policy).__module__ == f"lerobot.policies.{kind}.modeling_{kind}"
+    env = SimEnvConfig(task="reach-v3", size=64, max_steps=3)
+    done = roll_out(loaded, env, episodes=2, seed=1_000_000).episodes
+    assert [(one["seed"], one["steps"]) for one in done] == [(1_000_000, 3), (1_000_001, 3)]
+    assert all(one["final_distance"] > 0 for one in done)

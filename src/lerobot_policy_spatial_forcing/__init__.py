@@ -2,11 +2,15 @@
 
 LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this
 package registers the policy types ``tiny`` and ``sf_<type>`` for every host record (``sf_smolvla``,
-``sf_pi0``, ...) and the environment type ``sf_metaworld``.
+``sf_pi0``, ...) and the environment type ``sf_metaworld``, and makes forcing flags known beside
+``--policy.path``.
 """
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
+from lerobot_policy_spatial_forcing.from_path import follow_forcing_flags
 from spatial_forcing.hosts.tiny_policy import TinyConfig
 from spatial_forcing.sim.env import SimEnvConfig
 
 __all__ = ["CLASSES", "SimEnvConfig", "TinyConfig"]
+
+follow_forcing_flags()

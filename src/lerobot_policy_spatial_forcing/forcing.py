@@ -45,6 +45,8 @@ class ForcingConfig:
         weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
         cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
             runs online if None.
+        coefficients: the target is the coefficients in a compressed cache, not the tokens they stand for. The
+            projector gets as narrow as the code, and cosines are those of the tokens less their mean.
         cameras: the data set's (and cache's) names of the policy's cameras, in the policy's order, where they
             differ (``--rename_map``).
         weight: weight of the alignment loss; 0 is the baseline and runs the same code.
@@ -61,6 +63,7 @@ class ForcingConfig:
     teacher: str | None = None
     weights: str | None = None
     cache: str | None = None
+    coefficients: bool = False
     cameras: list[str] | None = None
     weight: float = 0.5
     depth: int | None = None
@@ -79,10 +82,14 @@ class FeatureSource:
     ):
         self.store = None
         if config.cache is not None:
-            self.store = FeatureStore(config.cache)
+            self.store = FeatureStore(config.cache, coefficients=config.coefficients)
             cameras = config.cameras or cameras
             self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
             self.teacher: Any = self.store
+        elif config.coefficients:
+            raise SpatialForcingError(
+                "forcing.coefficients needs a compressed cache: give forcing.cache, or leave it out."
+            )
         else:
             self.teacher = load_teacher(
                 config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device

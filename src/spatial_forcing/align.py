@@ -126,6 +126,11 @@ class SpatialForcing(nn.Module):
         super().__init__()
         if weight < 0:
             raise SpatialForcingError(f"The weight of Spatial Forcing must be 0 or more, got {weight}.")
+        if position_embedding and teacher.width % 4:
+            raise SpatialForcingError(
+                f"A position embedding needs features whose width is a multiple of 4; these are "
+                f"{teacher.width} wide. Use position_embedding=0, or another number of components."
+            )
         self.host, self.weight = host, weight
         self.position_embedding, self.published = position_embedding, published
         # Around nn.Module's registration: the teacher must not end up in checkpoints, optimizers or .train().

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spatial_forcing.cache.layout import (
     CODEC,
+    COMMAND,
     CacheError,
     Source,
     check_file,
@@ -42,8 +43,8 @@ class FeatureStore:
             and projector get as narrow as the code.
 
     Raises:
-        CacheError: no cache there, an unfinished one, one of another version, or a file is missing or
-            damaged.
+        CacheError: no cache there, an unfinished one, one of another version, a file is missing or damaged,
+            or coefficients are wanted of a cache that has none.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, coefficients: bool = False):
@@ -57,6 +58,11 @@ class FeatureStore:
             check_file(self.root, name, self._sums[name])
         self.codec, said = load_codec(self.root)
         self.codec_record = manifest["codec"]
+        if coefficients and self.codec.kind != "pca-int8":
+            raise CacheError(
+                f"The cache at {self.root} holds whole tokens ({self.codec.kind}) and no coefficients. Read "
+                f"the tokens, or write a compressed cache: {COMMAND} --codec pca-int8."
+            )
         self.grid: tuple[int, ...] = tuple(said["grid"])
         self.width = self.codec.components if coefficients else self.codec.width
         self.fingerprint, self.licence = self.source.teacher_fingerprint, self.source.teacher_licence
@@ -75,14 +81,17 @@ class FeatureStore:
     def read(self, index_B: Tensor) -> Features:
         """Features of the frames with these data-set indices, on the device of ``index_B``."""
         stored = self.read_stored(index_B.tolist())
-        stored = {name: tensor.to(index_B.device, non_blocking=True) for name, tensor in stored.items()}
-        tokens = self.codec.coefficients(stored) if self.reads_coefficients else self._decoded(stored)
-        return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool, device=tokens.device))
+        return self.decoded({k: v.to(index_B.device, non_blocking=True) for k, v in stored.items()})
 
-    def _decoded(self, stored: dict[str, Tensor]) -> Tensor:
+    def decoded(self, stored: dict[str, Tensor]) -> Features:
+        """Features from what :meth:`read_stored` gave, on the device where it lies now."""
         self.codec = self.codec.to(stored["codes"].device)
-        # Plain floats are carried as they are stored: half precision need not become twice the memory.
-        return stored["codes"] if self.codec.kind != "pca-int8" else self.codec.decode(stored)
+        if self.reads_coefficients:
+            tokens = self.codec.coefficients(stored)
+        else:
+            # Plain floats are carried as they are stored: half precision need not become twice the memory.
+            tokens = stored["codes"] if self.codec.kind != "pca-int8" else self.codec.decode(stored)
+        return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool, device=tokens.device))
 
     def read_stored(self, index: list[int]) -> dict[str, Tensor]:
         """What the shards hold of some frames: ``codes`` (B, V, H, W, K) and ``scale`` (B, V, H, W)."""
