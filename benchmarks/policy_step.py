@@ -6,8 +6,9 @@
 LeRobot's classes at their published sizes with random weights, and VGGT-1B's architecture with random
 weights as teacher; speed does not depend on the values. The kinds of step take turns in one process, so that
 whatever else the machine does hits all alike; ratios are to the plain step of the same round. Stored
-features are read from a feature cache on disk, frame by frame, as in training. Peak memory is that of the
-device (CUDA only: torch counts it). Writes benchmarks/policy_step_<host>_<device>.json.
+features are read from a feature cache on disk, frame by frame, as in training. Peak memory is what torch
+allocated on a GPU, what the process had resident on a CPU. Writes
+benchmarks/policy_step_<host>_<device>.json.
 """
 
 import importlib
@@ -27,6 +28,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
+from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.store import Source
 from spatial_forcing.cache.write import write_features
 from spatial_forcing.grid import Features
@@ -38,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step_time import quartiles
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
-FRAMES = 64  # in the feature cache
+# Of the feature cache: frames, and numbers a token.
+FRAMES, COMPONENTS = 64, 128
 
 
 @dataclass
@@ -57,8 +60,10 @@ class Args:
     """How often each kind of step is timed, after one round that is not."""
     resolution: int = 224
     """Of the teacher, pixels; 518 as published."""
+    coefficients: bool = False
+    """Align to the 128 stored coefficients of a token instead of the 2048 channels they stand for."""
     online: bool = True
-    """Time the teacher online too."""
+    """Time the teacher online too (not with --coefficients: a teacher has none)."""
     threads: int = 2
     """CPU threads."""
     out: Path | None = None
@@ -76,72 +81,96 @@ def main(args: Args) -> None:
         "hardware": hardware(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        steps, sizes = build_steps(args, Path(folder))
-        times, memory = measure(steps, args)
-    plain = times["plain"]
+        policy = build_policy(args, Path(folder))
+        plain, stored, online = kinds_of_step(args, policy)
+        found = [measure({"plain": plain, "stored features": stored}, args)]
+        if args.online and not args.coefficients:
+            # Only now: while stored features were measured, no teacher was in memory.
+            teacher = vggt_1b(args)
+            found.append(measure({"plain": plain, "teacher online": lambda: online(teacher)}, args))
     result = made_with | {
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
-        "parameters": sizes,
-        "step_seconds": {name: quartiles(values) for name, values in times.items()},
-        "ratio_to_plain": {
-            name: quartiles([a / b for a, b in zip(values, plain, strict=True)])
-            for name, values in times.items()
-        },
-        "peak_memory_ratio": {name: round(m / memory["plain"], 4) for name, m in memory.items()},
-        "peak_memory_gib": {name: round(m / 2**30, 2) for name, m in memory.items()},
+        "parameters": sizes_of(policy) | ({"teacher": parameters(teacher)} if len(found) > 1 else {}),
+        "kinds": {kind: numbers for part in reversed(found) for kind, numbers in part.items()},
     }
-    out = args.out or Path(__file__).parent / f"policy_step_{args.host}_{args.device}.json"
+    name = f"{args.host}_coefficients" if args.coefficients else args.host
+    out = args.out or Path(__file__).parent / f"policy_step_{name}_{args.device}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
-    for name in steps:
-        seconds, ratio = result["step_seconds"][name], result["ratio_to_plain"][name]
+    for name, one in result["kinds"].items():
+        seconds, ratio = one["seconds"], one["ratio_to_plain"]
         print(
             f"{name:<16}{seconds['median']:.3f} s a step   {ratio['median']:.3f} x plain"
             f"   (quartiles {ratio['low']:.3f} to {ratio['high']:.3f})"
-            + (f"   memory {result['peak_memory_ratio'][name]:.3f} x" if memory else "")
+            f"   memory {one['memory_ratio']:.3f} x ({one['memory_gib']:.2f} GiB)"
         )
     print(out)
 
 
-def measure(
-    steps: dict[str, Callable[[], None]], args: Args
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of every timed step by kind, and peak memory by kind (CUDA)."""
-    cuda = args.device == "cuda"
+def measure(steps: dict[str, Callable[[], None]], args: Args) -> dict[str, dict[str, Any]]:
+    """Seconds a step, their ratio to the plain step of the same round, and peak memory, by kind."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    memory: dict[str, int] = {}
+    memory: dict[str, int] = dict.fromkeys(steps, 0)
     for round_ in range(args.rounds + 1):
         for name, step in steps.items():
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
+            reset_peak_memory(args.device)
             start = time.perf_counter()
             step()
-            if cuda:
+            if args.device == "cuda":
                 torch.cuda.synchronize()
-                memory[name] = max(memory.get(name, 0), torch.cuda.max_memory_allocated())
+            seconds = time.perf_counter() - start
             if round_:
-                times[name].append(time.perf_counter() - start)
-    return times, memory
+                times[name].append(seconds)
+                memory[name] = max(memory[name], peak_memory(args.device))
+    return {
+        name: {
+            "seconds": quartiles(values),
+            "ratio_to_plain": quartiles([a / b for a, b in zip(values, times["plain"], strict=True)]),
+            "memory_ratio": round(memory[name] / memory["plain"], 4),
+            "memory_gib": round(memory[name] / 2**30, 3),
+        }
+        for name, values in times.items()
+    }
 
 
-def build_steps(args: Args, folder: Path) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
-    """The kinds of step on one policy and one batch, and the numbers of parameters."""
-    teacher = vggt_1b(args)
-    side = args.resolution // 14
-    cache = random_cache(folder / "features", side, teacher.width)
+def reset_peak_memory(device: str) -> None:
+    """From now on, peak_memory is that since now."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: what torch had allocated at most on a GPU, what the process had resident on a CPU (Linux)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024
+
+
+def build_policy(args: Args, folder: Path) -> Any:
+    """The policy at its published size, with a feature cache of VGGT-1B's shape."""
+    cache = random_cache(folder / "features", args.resolution // 14, 2 * VGGTConfig().embed_dim)
     config = CLASSES[args.host](
         **options(args.host, folder),
         device=args.device,
-        forcing=ForcingConfig(cache=str(cache), ratio_every=0),
+        forcing=ForcingConfig(cache=str(cache), coefficients=args.coefficients, ratio_every=0),
     )
     config.input_features = {key: PolicyFeature(FeatureType.VISUAL, (3, 480, 640)) for key in CAMERAS}
     config.input_features["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
-    policy: Any = forced_policy_class(args.host)(config).to(args.device).train()
+    return forced_policy_class(args.host)(config).to(args.device).train()  # type: ignore[attr-defined]
+
+
+def kinds_of_step(
+    args: Args, policy: Any
+) -> tuple[Callable[[], None], Callable[[], None], Callable[[VGGTTeacher], None]]:
+    """Plain, with stored features, with a teacher online: on one policy and one batch."""
     plain_class = type(policy).__mro__[2]
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-5)
-    batch = random_batch(args, config)
-    stored, source = policy.feature_source.store, policy.feature_source
+    batch = random_batch(args, policy.config)
+    source, stored = policy.feature_source, policy.feature_source.store
 
     def step(forward: Callable[[], torch.Tensor]) -> None:
         with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
@@ -150,25 +179,29 @@ def build_steps(args: Args, folder: Path) -> tuple[dict[str, Callable[[], None]]
         optimizer.step()
         optimizer.zero_grad()
 
-    def forced(store: Any) -> torch.Tensor:
+    def forced(store: Any, teacher: Any) -> torch.Tensor:
         source.store = store
-        source.teacher = policy.forcing.__dict__["teacher"] = stored if store is not None else teacher
+        source.teacher = policy.forcing.__dict__["teacher"] = teacher
         return policy.forward(dict(batch))[0]
 
-    steps = {
-        "plain": lambda: step(lambda: plain_class.forward(policy, dict(batch))[0]),
-        "stored features": lambda: step(lambda: forced(stored)),
+    return (
+        lambda: step(lambda: plain_class.forward(policy, dict(batch))[0]),
+        lambda: step(lambda: forced(stored, stored)),
+        lambda teacher: step(lambda: forced(None, teacher)),
+    )
+
+
+def sizes_of(policy: Any) -> dict[str, int]:
+    host = [p for n, p in policy.named_parameters() if not n.startswith("forcing.")]
+    return {
+        "policy": sum(p.numel() for p in host),
+        "policy, training": sum(p.numel() for p in host if p.requires_grad),
+        "projector": parameters(policy.forcing),
     }
-    if args.online:
-        steps["teacher online"] = lambda: step(lambda: forced(None))
-    host_parameters = [p for n, p in policy.named_parameters() if not n.startswith("forcing.")]
-    sizes = {
-        "policy": sum(p.numel() for p in host_parameters),
-        "policy, training": sum(p.numel() for p in host_parameters if p.requires_grad),
-        "projector": sum(p.numel() for p in policy.forcing.parameters()),
-        "teacher": sum(p.numel() for p in teacher.parameters()),
-    }
-    return steps, sizes
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def vggt_1b(args: Args) -> VGGTTeacher:
@@ -191,9 +224,11 @@ def random_cache(root: Path, side: int, width: int) -> Path:
         tokens = torch.randn(len(images_BV3HW), len(CAMERAS), side, side, width)
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
 
-    return write_features(
-        root, source, lambda indices: torch.zeros(len(indices), 2, 3, 8, 8), features, batch_size=8
-    )
+    def pictures(indices: list[int]) -> torch.Tensor:
+        return torch.zeros(len(indices), len(CAMERAS), 3, 8, 8)
+
+    codec = CodecOptions("pca-int8", components=COMPONENTS)
+    return write_features(root, source, pictures, features, options=codec, batch_size=8)
 
 
 def random_batch(args: Args, config: Any) -> dict[str, Any]:
