@@ -14,17 +14,17 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from record import made_with
 
 from spatial_forcing import load_teacher
 from spatial_forcing.cache import write
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import MANIFEST, Source
-from spatial_forcing.provenance import command_line, commit, hardware, versions
 
 FRAMES = 96
 
@@ -43,12 +43,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Kills, restarts and compares."""
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with(args)
     torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
     write.MOST_SHARD_FRAMES = 8
     rng, moments = random.Random(args.seed), []
@@ -72,8 +67,7 @@ def main(args: Args) -> None:
                 f"\rtrial {trial + 1}: {early} killed before the end, {differ} came out differently", end=""
             )
             sys.stdout.flush()
-    result = made_with | {
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+    result = made | {
         "undisturbed_seconds": round(whole, 2),
         "trials": args.trials,
         "killed_before_the_end": early,

@@ -18,12 +18,13 @@ Writes benchmarks/cache_price.json.
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import tyro
+from record import made_with
 from torch import Tensor
 
 from spatial_forcing import load_teacher
@@ -32,7 +33,6 @@ from spatial_forcing.cache.extract import extract, open_source
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import spread
 from spatial_forcing.grid import Features, crop, flip, identity, resample, rotation
-from spatial_forcing.provenance import command_line, commit, hardware, versions
 
 
 @dataclass
@@ -74,12 +74,7 @@ AUGMENTATIONS: dict[str, Tensor] = {
 @torch.no_grad()
 def main(args: Args) -> None:
     """Compares and writes the table."""
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with(args)
     teacher = load_teacher(args.teacher)
     read, source = open_source(args.dataset, teacher, args.teacher, None, None)
     index = spread(source.frames, args.frames)
@@ -94,8 +89,7 @@ def main(args: Args) -> None:
             {"augmentation": name, **compared(name, affine, images, stored, whole, teacher, mean_C)}
             for name, affine in AUGMENTATIONS.items()
         ]
-        result = made_with | {
-            "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+        result = made | {
             "frames": len(index),
             "pictures": source.pictures,
             "grid": list(whole.tokens_BVHWC.shape[2:4]),

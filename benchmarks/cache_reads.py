@@ -10,16 +10,16 @@ handed over. What a kind costs is its time over that without features. Writes be
 """
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from record import made_with, quartiles
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,10 +28,6 @@ from spatial_forcing.cache.layout import Source
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import write_features
 from spatial_forcing.grid import Features
-from spatial_forcing.provenance import command_line, commit, hardware, versions
-
-sys.path.insert(0, str(Path(__file__).parent))
-from step_time import quartiles
 
 VIEWS = 2
 
@@ -78,12 +74,7 @@ class Frames(Dataset):
 
 def main(args: Args) -> None:
     """Times the kinds in turns and writes the numbers."""
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with(args)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(random_cache(Path(folder) / "features", args))
@@ -106,8 +97,7 @@ def main(args: Args) -> None:
                     times[name].append((time.perf_counter() - start) / 20)
         alone = [timed(lambda: store.read(torch.randint(args.frames, (args.batch,)))) for _ in range(20)]
         stored_bytes = store.codec.bytes_per_token * VIEWS * args.grid[0] * args.grid[1]
-    result = made_with | {
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+    result = made | {
         "stored_kib_per_frame": round(stored_bytes / 1024, 1),
         "read_seconds_per_batch": quartiles(alone),
         "step_seconds": {name: quartiles(values) for name, values in times.items()},

@@ -14,11 +14,12 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from record import made_with, quartiles
 
 from spatial_forcing import load_teacher
 from spatial_forcing.cache import write
@@ -26,10 +27,6 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cache.layout import MANIFEST
 from spatial_forcing.cache.write import Share
-from spatial_forcing.provenance import command_line, commit, hardware, versions
-
-sys.path.insert(0, str(Path(__file__).parent))
-from step_time import quartiles
 
 
 @dataclass
@@ -52,12 +49,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Times both kinds in turns and writes the numbers."""
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with(args)
     torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
     write.MOST_SHARD_FRAMES = args.shard_frames
     teacher = load_teacher(args.teacher)
@@ -67,8 +59,7 @@ def main(args: Args) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 seconds.append(timed_extraction(args, teacher, Path(folder) / "features", processes))
     alone, together = times[1], times[args.processes]
-    result = made_with | {
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+    result = made | {
         "seconds": {str(processes): quartiles(seconds) for processes, seconds in times.items()},
         "speed_up": quartiles([a / b for a, b in zip(alone, together, strict=True)]),
     }

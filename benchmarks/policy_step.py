@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from lerobot.configs import FeatureType, PolicyFeature
+from record import made_with, quartiles
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
@@ -32,12 +33,8 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.store import Source
 from spatial_forcing.cache.write import write_features
 from spatial_forcing.grid import Features
-from spatial_forcing.provenance import command_line, commit, hardware, versions
 from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
-
-sys.path.insert(0, str(Path(__file__).parent))
-from step_time import quartiles
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 # Of the feature cache: frames, and numbers a token.
@@ -74,12 +71,7 @@ def main(args: Args) -> None:
     """Times the kinds of step in turns and writes the numbers."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with(args)
     with tempfile.TemporaryDirectory() as folder:
         policy = build_policy(args, Path(folder))
         plain, stored, online = kinds_of_step(args, policy)
@@ -88,8 +80,7 @@ def main(args: Args) -> None:
             # Only now: while stored features were measured, no teacher was in memory.
             teacher = vggt_1b(args)
             found.append(measure({"plain": plain, "teacher online": lambda: online(teacher)}, args))
-    result = made_with | {
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+    result = made | {
         "parameters": sizes_of(policy) | ({"teacher": parameters(teacher)} if len(found) > 1 else {}),
         "kinds": {kind: numbers for part in reversed(found) for kind, numbers in part.items()},
     }

@@ -8,18 +8,17 @@ Writes benchmarks/step_time.json.
 """
 
 import json
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from record import made_with, quartiles
 
 from spatial_forcing import SpatialForcing, host_of, load_teacher
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
-from spatial_forcing.provenance import command_line, commit, hardware, versions
 
 
 @dataclass
@@ -40,6 +39,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Times the three kinds of step and writes the numbers."""
+    made = made_with(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     steps = build_steps(args)
@@ -50,12 +50,7 @@ def main(args: Args) -> None:
             step()
             if round_ >= 2:
                 times[name].append(time.perf_counter() - start)
-    result = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+    result = made | {
         "step_seconds": {name: quartiles(values) for name, values in times.items()},
         "ratio_to_plain": {
             name: quartiles([a / b for a, b in zip(values, times["plain"], strict=True)])
@@ -97,12 +92,6 @@ def build_steps(args: Args) -> dict[str, Callable[[], None]]:
         "stored features": lambda: step(features),
         "teacher online": lambda: step(images),
     }
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 if __name__ == "__main__":

@@ -12,25 +12,21 @@ the values of weights. Writes benchmarks/teacher_speed_<model>_<device>.json.
 
 import copy
 import json
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from record import made_with, quartiles
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatial_forcing.provenance import command_line, commit, hardware, versions
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
-
-sys.path.insert(0, str(Path(__file__).parent))
-from step_time import quartiles
 
 
 @dataclass
@@ -59,19 +55,13 @@ class Args:
 
 def main(args: Args) -> None:
     """Times both ways at every resolution and writes the numbers."""
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with(args)
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype or ("bfloat16" if args.device == "cuda" else "float32"))
     model = architecture(args)
     peak = matmul_peak(args.device, dtype)
     rows = [measured(args, model, dtype, side, peak) for side in args.resolutions]
-    result = made_with | {
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
+    result = made | {
         "dtype": str(dtype),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "matmul_peak_tflops": round(peak / 1e12, 3),
