@@ -22,7 +22,6 @@ import tyro
 from record import made_with, quartiles
 
 from spatial_forcing import load_teacher
-from spatial_forcing.cache import write
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cache.layout import MANIFEST
@@ -41,8 +40,6 @@ class Args:
     """Processes to compare with one."""
     rounds: int = 5
     """How often each kind is timed, in turns."""
-    shard_frames: int = 64
-    """Frames a shard: small data sets have one otherwise, which cannot be shared."""
     out: Path = Path(__file__).parent / "cache_speed.json"
     """Where the numbers go."""
 
@@ -51,7 +48,6 @@ def main(args: Args) -> None:
     """Times both kinds in turns and writes the numbers."""
     made = made_with(args)
     torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
-    write.MOST_SHARD_FRAMES = args.shard_frames
     teacher = load_teacher(args.teacher)
     times: dict[int, list[float]] = {1: [], args.processes: []}
     for _ in range(args.rounds):

@@ -21,6 +21,7 @@ SOURCE = Source("t", "f1", "Apache-2.0", "d1", ("left", "right"), frames=11)
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     monkeypatch.setattr(write, "MOST_SHARD_FRAMES", 4)
+    monkeypatch.setattr(write, "LEAST_SHARDS", 1)
 
 
 def frames(indices: list[int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from spatial_forcing.errors import SpatialForcingError
 
-FORMAT = 2
+FORMAT = 3
 SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
 COMMAND = "spatial-forcing cache"
 

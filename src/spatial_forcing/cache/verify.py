@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from spatial_forcing.cache.layout import MANIFEST, CacheError, check_file, read_manifest
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.cache.write import Frames, Look, reader, spread
+from spatial_forcing.cache.write import Frames, Look, cut, spread, tokens_of
 
 
 def broken_files(root: Path, advance: Callable[[int], None] = lambda done: None) -> dict[str, str]:
@@ -32,7 +32,7 @@ def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_s
     """
     store = FeatureStore(root)
     picked = spread(store.source.frames, count)
-    said = reader(store.source, frames, teacher, batch_size)(picked, lambda done: None)
+    said = torch.cat(list(tokens_of(cut(picked, batch_size), store.source, frames, teacher)))
     stored = store.read(torch.tensor(picked)).tokens_BVHWC.float()
     cosine = F.cosine_similarity(stored, said, dim=-1).mean().item()
     promised = store.codec.report["cosine_mean"]

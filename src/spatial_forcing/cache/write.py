@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -45,6 +45,8 @@ from spatial_forcing.grid import Features, resample
 
 SHARD_BYTES = 48 * 2**20
 MOST_SHARD_FRAMES = 512
+# A small data set is cut finer, so that several processes can share it.
+LEAST_SHARDS = 32
 SAMPLE_FRAMES, HELDOUT_FRAMES = 64, 16
 SAMPLE_TOKENS = 40_000
 
@@ -135,25 +137,26 @@ def write_features(
             disk is too full. Nothing that was finished is lost.
     """
     root, share, options = Path(root), share or Share(), options or CodecOptions()
-    claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size}
+    claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size, "format": FORMAT}
     if (root / MANIFEST).is_file():
         check_same(root, read_manifest(root)["claimed"], claimed)
         advance(source.frames)
         return root
     claim(root, claimed)
     with only_writer(root, share):
-        tokens_of = reader(source, frames, teacher, batch_size)
-        codec, seconds = shared_codec(root, source, options, tokens_of)
+        codec, seconds = shared_codec(root, source, options, frames, teacher, batch_size)
         grid = load_codec(root)[1]["grid"]
         per_frame = grid[0] * grid[1] * grid[2]
-        size = max(1, min(MOST_SHARD_FRAMES, SHARD_BYTES // (codec.bytes_per_token * per_frame)))
-        mine = list(enumerate(range(0, source.frames, size)))[share.rank :: share.world]
-        missing = [(n, start) for n, start in mine if not (root / shard_name(n)).is_file()]
+        size = shard_frames(source.frames, codec.bytes_per_token * per_frame, batch_size)
+        shards = enumerate(range(0, source.frames, size))
+        mine = [(root / shard_name(n), range(start, min(start + size, source.frames))) for n, start in shards]
+        mine = mine[share.rank :: share.world]
+        missing = [(path, indices) for path, indices in mine if not path.is_file()]
         announce(
             Plan(
                 frames=source.frames,
                 views=grid[0],
-                mine=sum(min(start + size, source.frames) - start for _, start in missing),
+                mine=sum(len(indices) for _, indices in missing),
                 raw_bytes=2 * codec.width * per_frame * source.frames,
                 stored_bytes=codec.bytes_per_token * per_frame * source.frames,
                 seconds_per_frame=seconds,
@@ -161,45 +164,65 @@ def write_features(
             )
         )
         check_space(root, codec.bytes_per_token * per_frame * min(size * len(missing), source.frames))
-        for number, start in mine:
-            stop, path = min(start + size, source.frames), root / shard_name(number)
-            if path.is_file():
-                advance(stop - start)
-            else:
-                write_shard(path, codec, tokens_of(list(range(start, stop)), advance))
+        advance(sum(len(indices) for _, indices in mine) - sum(len(indices) for _, indices in missing))
+        write_shards(missing, codec, source, frames, teacher, batch_size, advance)
         finish(root, claimed, size, source)
     return root
 
 
-def reader(
-    source: Source, frames: Frames, teacher: Look, batch_size: int
-) -> Callable[[list[int], Callable[[int], None]], Tensor]:
-    """indices -> tokens_FVHWC on the CPU, pooled to the source's grid.
+def shard_frames(frames: int, bytes_per_frame: int, batch_size: int) -> int:
+    """How many frames a shard has: whole batches, within the limits above."""
+    most = min(MOST_SHARD_FRAMES, SHARD_BYTES // bytes_per_frame, max(batch_size, frames // LEAST_SHARDS))
+    return max(1, most // batch_size * batch_size or most)
+
+
+def tokens_of(
+    batches: Sequence[Sequence[int]], source: Source, frames: Frames, teacher: Look
+) -> Iterator[Tensor]:
+    """tokens_BVHWC of each batch on the CPU, in float32, pooled to the source's grid.
 
     A batch is decoded while the teacher looks at the one before.
     """
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(frames, list(batches[0])) if batches else None
+        for number in range(len(batches)):
+            assert coming is not None
+            images = coming.result()
+            if number + 1 < len(batches):
+                coming = ahead.submit(frames, list(batches[number + 1]))
+            features = teacher(images)
+            if source.grid is not None:
+                features = resample(features, *source.grid)
+            yield features.tokens_BVHWC.float().cpu()
 
-    def tokens_of(indices: list[int], advance: Callable[[int], None]) -> Tensor:
-        batches = [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
+
+def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """``indices`` in batches; the last may be smaller."""
+    return [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
+
+
+def write_shards(
+    shards: list[tuple[Path, range]],
+    codec: Codec,
+    source: Source,
+    frames: Frames,
+    teacher: Look,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Computes and writes some shards. No batch crosses from one to the next, whoever writes that one."""
+    batches = [batch for _, indices in shards for batch in cut(indices, batch_size)]
+    coming = tokens_of(batches, source, frames, teacher)
+    for path, indices in shards:
         parts = []
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(frames, batches[0])
-            for number, some in enumerate(batches):
-                images = coming.result()
-                if number + 1 < len(batches):
-                    coming = ahead.submit(frames, batches[number + 1])
-                features = teacher(images)
-                if source.grid is not None:
-                    features = resample(features, *source.grid)
-                parts.append(features.tokens_BVHWC.float().cpu())
-                advance(len(some))
-        return torch.cat(parts)
-
-    return tokens_of
+        for batch in cut(indices, batch_size):
+            parts.append(next(coming))
+            advance(len(batch))
+        write_shard(path, codec, torch.cat(parts))
 
 
 def shared_codec(
-    root: Path, source: Source, options: CodecOptions, tokens_of: Callable[..., Tensor]
+    root: Path, source: Source, options: CodecOptions, frames: Frames, teacher: Look, batch_size: int
 ) -> tuple[Codec, float | None]:
     """The codec of this cache, found on evenly spread frames by whichever process comes first.
 
@@ -211,9 +234,9 @@ def shared_codec(
         # Every fifth is held out; a data set of very few frames is its own test.
         heldout = picked[4::5] or picked
         sample = [i for i in picked if i not in set(heldout)] or picked
-        first = tokens_of(heldout, ignore)
+        first = torch.cat(list(tokens_of(cut(heldout, batch_size), source, frames, teacher)))
         start = time.perf_counter()
-        tokens = tokens_of(sample, ignore)
+        tokens = torch.cat(list(tokens_of(cut(sample, batch_size), source, frames, teacher)))
         seconds = (time.perf_counter() - start) / len(sample)
         codec = fit_codec(options, thinned(tokens), thinned(first))
         grid = list(first.shape[1:])
@@ -221,10 +244,6 @@ def shared_codec(
         tensors = codec.tensors() or {"none": torch.zeros(1)}
         create_once(path, lambda temporary: save_file(tensors, temporary, {"codec": said}))
     return load_codec(root)[0], seconds
-
-
-def ignore(done: int) -> None:
-    """Progress that nobody watches."""
 
 
 def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
