@@ -6,11 +6,11 @@
 LeRobot's classes at their published sizes with random weights, and VGGT-1B's architecture with random
 weights as teacher; speed does not depend on the values. The kinds of step take turns in one process, so that
 whatever else the machine does hits all alike; ratios are to the plain step of the same round. Stored
-features are read from a feature cache on disk, frame by frame, as in training. Peak memory is what torch
-allocated on a GPU, what the process had resident on a CPU. Writes
-benchmarks/policy_step_<host>_<device>.json.
+features are read from a feature cache on disk, frame by frame, as in training. Peak memory is that of
+tensors. Writes benchmarks/policy_step_<host>_<device>.json.
 """
 
+import gc
 import importlib
 import json
 import sys
@@ -25,6 +25,7 @@ import torch
 import tyro
 from lerobot.configs import FeatureType, PolicyFeature
 from record import made_with, quartiles
+from torch.profiler import ProfilerActivity, profile
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
@@ -100,18 +101,15 @@ def main(args: Args) -> None:
 def measure(steps: dict[str, Callable[[], None]], args: Args) -> dict[str, dict[str, Any]]:
     """Seconds a step, their ratio to the plain step of the same round, and peak memory, by kind."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    memory: dict[str, int] = dict.fromkeys(steps, 0)
     for round_ in range(args.rounds + 1):
         for name, step in steps.items():
-            reset_peak_memory(args.device)
             start = time.perf_counter()
             step()
             if args.device == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
             if round_:
-                times[name].append(seconds)
-                memory[name] = max(memory[name], peak_memory(args.device))
+                times[name].append(time.perf_counter() - start)
+    memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
     return {
         name: {
             "seconds": quartiles(values),
@@ -123,21 +121,34 @@ def measure(steps: dict[str, Callable[[], None]], args: Args) -> dict[str, dict[
     }
 
 
-def reset_peak_memory(device: str) -> None:
-    """From now on, peak_memory is that since now."""
+def peak_memory(step: Callable[[], None], device: str) -> int:
+    """Bytes of tensors at the worst moment of a step, those that are there all the time included."""
     if device == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: what torch had allocated at most on a GPU, what the process had resident on a CPU (Linux)."""
-    if device == "cuda":
+        step()
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) * 1024
+    # torch keeps no peak on a CPU, but tells a profiler of every allocation.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak + lasting_bytes()
+
+
+def lasting_bytes() -> int:
+    """Bytes of all tensors that are alive: weights, optimizer state, the batch."""
+    storages = {}
+    for thing in gc.get_objects():
+        # Not isinstance, which wakes up lazy objects.
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def build_policy(args: Args, folder: Path) -> Any:
