@@ -117,8 +117,8 @@ def test_pictures_and_random_numbers_stay_the_same(root):
         return [dataset[i] for i in (0, 7, 3)], torch.rand(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        now = DatasetReader.get_item
-        patch.setattr(DatasetReader, "get_item", getattr(now, "without_tracking", now))
+        now = DatasetReader.__init__
+        patch.setattr(DatasetReader, "__init__", getattr(now, "without_tracking", now))
         before, after_before = draw(frames(root, transforms(**tfs)))
     track_geometry()
     tracked, after_tracked = draw(frames(root, transforms(**tfs)))
@@ -134,12 +134,23 @@ def test_without_transforms_nothing_is_added(root):
     assert affines_of({"observation.state": torch.zeros(2, 4)}, list(CAMERAS)) is None
 
 
-def test_affines_survive_worker_processes_and_collation(root):
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_affines_survive_worker_processes_and_collation(root, start):
     track_geometry()
     dataset = frames(root, transforms(RandomHorizontalFlip={"p": 1.0}))
-    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1)
+    assert "observation.state" in dataset[0]  # used before it is handed over
+    loader = torch.utils.data.DataLoader(dataset, 4, num_workers=1, multiprocessing_context=start)
     affine_BV23 = affines_of(next(iter(loader)), list(CAMERAS))
     assert torch.allclose(affine_BV23, flip().expand(4, 2, 2, 3), atol=1e-6)
+
+
+def test_a_streaming_data_set_with_transforms_is_refused(root):
+    from lerobot.datasets.streaming_dataset import StreamingLeRobotDataset
+
+    track_geometry()
+    StreamingLeRobotDataset("local/small", root=root)
+    with pytest.raises(SpatialForcingError, match="cannot follow the image transforms of a streaming"):
+        StreamingLeRobotDataset("local/small", root=root, image_transforms=transforms(ColorJitter={}))
 
 
 # ---- in a forced policy

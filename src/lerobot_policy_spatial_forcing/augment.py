@@ -98,43 +98,34 @@ def _inverse_affine(drawn: list[tuple[Any, dict[str, Any]]], before: torch.Size,
 def track_geometry() -> None:
     """From now on, data sets with image transforms say where they moved each picture. Idempotent.
 
-    LeRobot has no place to hook in: its ``DatasetReader.get_item`` is wrapped. Worker processes that are
-    forked, Linux's way, inherit this.
+    LeRobot has no place to hook in: readers that are made from now on are given another class. Streaming data
+    sets have no reader; with image transforms they are refused from now on.
     """
     from lerobot.datasets.dataset_reader import DatasetReader
+    from lerobot.datasets.streaming_dataset import StreamingLeRobotDataset
 
-    plain = DatasetReader.get_item
+    from lerobot_policy_spatial_forcing.tracking_reader import TrackingReader
+
+    plain, plain_streaming = DatasetReader.__init__, StreamingLeRobotDataset.__init__
     if hasattr(plain, "without_tracking"):
         return
 
-    def get_item(reader: Any, idx: int) -> dict[str, Any]:
-        if reader._image_transforms is None:
-            return plain(reader, idx)
-        affines: list[Tensor] = []
-        tracked, transforms = _tracked(reader), reader._image_transforms
+    def tracking(reader: Any, *args: Any, **kwargs: Any) -> None:
+        plain(reader, *args, **kwargs)
+        reader.__class__ = TrackingReader
 
-        def transform(image: Tensor) -> Tensor:
-            moved = tracked(image)
-            affines.append(tracked.affine_23)
-            return moved
+    def streaming(dataset: Any, *args: Any, **kwargs: Any) -> None:
+        plain_streaming(dataset, *args, **kwargs)
+        if dataset.image_transforms is not None:
+            raise SpatialForcingError(
+                "Stored features cannot follow the image transforms of a streaming data set. Train with the "
+                "teacher online (without forcing.cache), or without --dataset.streaming or "
+                "--dataset.image_transforms.enable."
+            )
 
-        reader._image_transforms = transform
-        try:
-            item = plain(reader, idx)
-        finally:
-            reader._image_transforms = transforms
-        cameras = [key for key in reader._meta.camera_keys if key not in reader._meta.depth_keys]
-        return item | {AFFINE_KEY + key: affine for key, affine in zip(cameras, affines, strict=True)}
-
-    get_item.without_tracking = plain  # type: ignore[attr-defined]
-    DatasetReader.get_item = get_item  # type: ignore[method-assign]
-
-
-def _tracked(reader: Any) -> TrackedTransforms:
-    found = getattr(reader, "_tracked_transforms", None)
-    if found is None or found.transforms is not reader._image_transforms:
-        found = reader._tracked_transforms = TrackedTransforms(reader._image_transforms)
-    return found
+    tracking.without_tracking, streaming.without_tracking = plain, plain_streaming  # type: ignore[attr-defined]
+    DatasetReader.__init__ = tracking  # type: ignore[method-assign]
+    StreamingLeRobotDataset.__init__ = streaming  # type: ignore[method-assign]
 
 
 def affines_of(batch: dict[str, Any], cameras: list[str]) -> Tensor | None:
