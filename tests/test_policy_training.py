@@ -107,7 +107,7 @@ def runs(folder, dataset, tmp_path_factory) -> Callable[[str], Path]:
 # ---- resume and export -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla"])
+@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1"])
 def test_resume_equals_straight_through(runs, folder, dataset, kind):
     run = runs(kind)
     straight, early = saved(run), saved(run, 2)
@@ -130,7 +130,7 @@ def test_the_projector_continues_where_the_optimizer_was_made_without_asking(run
         assert torch.equal(policy.forcing.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla"])
+@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1"])
 def test_a_checkpoint_is_the_hosts_own(runs, folder, tmp_path, kind):
     at = checkpoints(runs(kind))[4]
     small_policy(kind, folder).save_pretrained(tmp_path)

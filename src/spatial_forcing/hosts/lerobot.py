@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
+from spatial_forcing.hosts import qwen_vl
 from spatial_forcing.tap import Host
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,6 +38,8 @@ class PolicyRecord:
         language_model: whether the blocks are a pretrained language model, which full fine-tuning can harm.
         pixels: how the policy's preprocessor leaves pictures: as ``normalization_mapping`` says ("config"),
             or always with ImageNet's mean and deviation.
+        pictures: (policy, batch) -> the pictures that the policy sees, one B3HW tensor in [0, 1] a view, for
+            preprocessors that leave none in the batch.
         views: (config, cameras in the batch) -> how many views have tokens in the sequence; the cameras that
             are in the batch come first.
     """
@@ -49,6 +52,7 @@ class PolicyRecord:
     unfreeze: str = ""
     language_model: bool = True
     pixels: Literal["config", "imagenet"] = "config"
+    pictures: Callable[[Any, Mapping[str, Any]], list[Tensor]] | None = None
     views: Callable[[Any, int], int] = lambda config, present: len(config.image_features)
     module: str | None = None
 
@@ -107,6 +111,9 @@ def pictures_of(policy: Any, batch: Mapping[str, Any], stats: Mapping[str, Any] 
     """
     record = record_of(policy)
     assert record is not None
+    if record.pictures is not None:
+        images = record.pictures(policy, batch)
+        return Pictures(images, None, len(images))
     keys = cameras_in(policy.config, batch)
     if not keys:
         raise SpatialForcingError(
@@ -384,6 +391,23 @@ RECORDS: dict[str, PolicyRecord] = {
             pixels="imagenet",
             language_model=False,
             views=lambda config, present: max(config.num_image_views or 0, present),
+        ),
+        PolicyRecord(
+            type="groot",
+            config="GrootConfig",
+            host=qwen_vl.groot_host,
+            upstream=qwen_vl.groot_upstream,
+            sequence="[padding] [text] [view 1: 8x8] [text] [view 2: 8x8] ... [text]   (action head beside it)",
+            unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, or "
+            "LoRA on the VLM: " + _LORA.format(r".*\.language_model\.layers\..*\.(q|v)_proj"),
+            pictures=qwen_vl.groot_pictures,
+        ),
+        PolicyRecord(
+            type="eo1",
+            config="EO1Config",
+            host=qwen_vl.eo1_host,
+            upstream=qwen_vl.eo1_upstream,
+            sequence="[text] [view 1: H/28 x W/28] [text] [view 2: H/28 x W/28] ... [text] [state] [actions]",
         ),
     )
 }
