@@ -79,7 +79,13 @@ def small_groot(folder: Path) -> Path:
     from transformers import Qwen3VLConfig
 
     rope = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "rope_type": "default"}
-    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
     vision |= {"patch_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 64}
     Qwen3VLConfig(
         text_config=TEXT | {"num_hidden_layers": 6, "rope_scaling": rope, "rope_theta": 10000.0},
@@ -140,7 +146,13 @@ def small_eo1(folder: Path) -> Path:
     )
 
     rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
-    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
     vision |= {"fullatt_block_indexes": [1], "window_size": 56}
     config = Qwen2_5_VLConfig(
         text_config=TEXT | {"num_hidden_layers": 4, "rope_scaling": rope},

@@ -150,9 +150,9 @@ class Tap:
             return self.host.visual(stream_BLD)
         if self.located is None:
             raise TapError(
-                f"The tap of {self.host.name} did not see the prompt, which says where the visual tokens are: "
-                "its forward does not call the module that Host.prompt names, or torch.compile reused a "
-                "graph that knows no tap (build SpatialForcing before the first compiled call)."
+                f"The tap of {self.host.name} did not see the prompt, which says where the visual tokens "
+                "are: its forward does not call the module that Host.prompt names, or torch.compile reused "
+                "a graph that knows no tap (build SpatialForcing before the first compiled call)."
             )
         places_BN1 = self.located.places_BN[..., None].to(stream_BLD.device)
         return stream_BLD.gather(1, places_BN1.expand(-1, -1, stream_BLD.shape[-1]))

@@ -324,6 +324,7 @@ def _smolvlm(policy: Any) -> list[nn.Module]:
 
 _LORA = "--peft.method_type=LORA --peft.target_modules='{}'"
 _PI_LORA = _LORA.format(r".*\.paligemma\.model\.language_model\..*\.(q|v)_proj")
+_QWEN_LORA = _LORA.format(r".*\.language_model\.layers\..*\.(q|v)_proj")
 
 RECORDS: dict[str, PolicyRecord] = {
     record.type: record
@@ -397,9 +398,9 @@ RECORDS: dict[str, PolicyRecord] = {
             config="GrootConfig",
             host=qwen_vl.groot_host,
             upstream=qwen_vl.groot_upstream,
-            sequence="[padding] [text] [view 1: 8x8] [text] [view 2: 8x8] ... [text]   (action head beside it)",
-            unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, or "
-            "LoRA on the VLM: " + _LORA.format(r".*\.language_model\.layers\..*\.(q|v)_proj"),
+            sequence="[padding] [text] [view 1: 8x8] [view 2: 8x8] ... [text]   (action head on top)",
+            unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, "
+            f"or LoRA on the VLM: {_QWEN_LORA}",
             pictures=qwen_vl.groot_pictures,
         ),
         PolicyRecord(
@@ -407,7 +408,8 @@ RECORDS: dict[str, PolicyRecord] = {
             config="EO1Config",
             host=qwen_vl.eo1_host,
             upstream=qwen_vl.eo1_upstream,
-            sequence="[text] [view 1: H/28 x W/28] [text] [view 2: H/28 x W/28] ... [text] [state] [actions]",
+            sequence="[text] [view 1: H/28 x W/28] [view 2: H/28 x W/28] ... [text] [state] [actions]",
+            unfreeze=f"LoRA on the VLM: {_QWEN_LORA}",
         ),
     )
 }

@@ -11,7 +11,6 @@ patch.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
@@ -47,7 +46,7 @@ def _pictures(image_grid_thw: Tensor, batch: int) -> tuple[int, int, int]:
     views, rest = divmod(len(image_grid_thw), batch)
     if rest or not views:
         raise SpatialForcingError(
-            f"The batch has {len(image_grid_thw)} pictures for {batch} samples: all samples need equally many."
+            f"The batch has {len(image_grid_thw)} pictures for {batch} samples: all need equally many."
         )
     return views, *grids[0]
 
