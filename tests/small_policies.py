@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_qwen import STEPS, groot_processor, prompted, small_eo1, small_groot
+from small_prompted import STEPS, groot_processor, prompted, small_eo1, small_evo1, small_groot
 from small_smolvla import WIDTH, small_smolvlm, small_tokenizer
 
 VOCABULARY = 64
@@ -18,7 +18,7 @@ CAMERAS = ("observation.images.left", "observation.images.right")
 SMALL, LARGE = (40, 60), (100, 150)
 # ACT and X-VLA have a token per 32 pixels and take pictures as they come.
 PICTURE = {"smolvla": SMALL, "pi0": SMALL, "pi05": SMALL, "pi0_fast": SMALL, "act": LARGE, "xvla": LARGE}
-PICTURE |= {"groot": SMALL, "eo1": SMALL}
+PICTURE |= {"groot": SMALL, "eo1": SMALL, "evo1": SMALL}
 # Their visual tokens stand where the prompt has them.
 PROMPTED = tuple(STEPS)
 
@@ -90,6 +90,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "max_state_dim": 8,
         "num_denoise_steps": 2,
     },
+    "evo1": {
+        "training_stage": "stage2",
+        "use_amp": False,
+        "vlm_dtype": "float32",
+        "use_flash_attn": False,
+        "vlm_num_layers": 4,
+        "image_resolution": (84, 84),
+        "max_views": 2,
+        "max_action_dim": 8,
+        "max_state_dim": 8,
+        "embed_dim": WIDTH,
+        "hidden_dim": 32,
+        "state_hidden_dim": 32,
+        "num_heads": 2,
+        "num_layers": 1,
+        "num_inference_timesteps": 2,
+    },
 }
 COMMON = {"chunk_size": 4, "n_action_steps": 2, "device": "cpu", "push_to_hub": False}
 
@@ -103,6 +120,8 @@ def options_of(kind: str, folder: Path) -> dict[str, Any]:
         options["base_model_path"] = str(small_groot(folder / "groot"))
     if kind == "eo1":
         options["vlm_base"] = str(small_eo1(folder / "eo1"))
+    if kind == "evo1":
+        options["vlm_model_name"] = str(small_evo1(folder / "evo1"))
     return options
 
 

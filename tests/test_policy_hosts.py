@@ -135,6 +135,8 @@ MISSING = [
     ("pi0", {}, (LEFT, RIGHT), 3),
     ("pi05", {"empty_cameras": 1}, (), 4),
     ("xvla", {"resize_imgs_with_padding": (64, 64)}, (LEFT,), 3),
+    ("evo1", {"max_views": 5, "empty_cameras": 1}, (), 5),
+    ("evo1", {"max_views": 3}, (), 3),
 ]
 
 
@@ -206,6 +208,7 @@ FROZEN = [
         },
         r"--policy\.train_policy_transformer=true",
     ),
+    ("evo1", {"training_stage": "stage1"}, r"--policy\.training_stage=stage2"),
     ("groot", {"tune_llm": False}, r"--policy\.tune_top_llm_layers=4.*tune_llm=true.*LoRA.*--peft"),
 ]
 

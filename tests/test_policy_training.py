@@ -109,7 +109,7 @@ def runs(folder, dataset, tmp_path_factory) -> Callable[[str], Path]:
 # ---- resume and export -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1"])
+@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1", "evo1"])
 def test_resume_equals_straight_through(runs, folder, dataset, kind):
     run = runs(kind)
     straight, early = saved(run), saved(run, 2)
@@ -132,7 +132,7 @@ def test_the_projector_continues_where_the_optimizer_was_made_without_asking(run
         assert torch.equal(policy.forcing.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1"])
+@pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1", "evo1"])
 def test_a_checkpoint_is_the_hosts_own(runs, folder, tmp_path, kind):
     at = checkpoints(runs(kind))[4]
     small_policy(kind, folder).save_pretrained(tmp_path)
@@ -191,7 +191,7 @@ def forced_actions(
     return policy.predict_action_chunk(dict(batch))
 
 
-@pytest.mark.parametrize("kinds", [("smolvla", "act", "eo1"), ("groot",)], ids=" ".join)
+@pytest.mark.parametrize("kinds", [("smolvla", "act", "eo1", "evo1"), ("groot",)], ids=" ".join)
 def test_plain_lerobot_does_the_same_where_we_are_not_installed(
     runs, request, folder, dataset, tmp_path, kinds
 ):

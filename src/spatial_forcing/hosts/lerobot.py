@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
-from spatial_forcing.hosts import qwen_vl
+from spatial_forcing.hosts import prompted
 from spatial_forcing.tap import Host
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -396,20 +396,29 @@ RECORDS: dict[str, PolicyRecord] = {
         PolicyRecord(
             type="groot",
             config="GrootConfig",
-            host=qwen_vl.groot_host,
-            upstream=qwen_vl.groot_upstream,
+            host=prompted.groot_host,
+            upstream=prompted.groot_upstream,
             sequence="[padding] [text] [view 1: 8x8] [view 2: 8x8] ... [text]   (action head on top)",
             unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, "
             f"or LoRA on the VLM: {_QWEN_LORA}",
-            pictures=qwen_vl.groot_pictures,
+            pictures=prompted.groot_pictures,
         ),
         PolicyRecord(
             type="eo1",
             config="EO1Config",
-            host=qwen_vl.eo1_host,
-            upstream=qwen_vl.eo1_upstream,
+            host=prompted.eo1_host,
+            upstream=prompted.eo1_upstream,
             sequence="[text] [view 1: H/28 x W/28] [view 2: H/28 x W/28] ... [text] [state] [actions]",
             unfreeze=f"LoRA on the VLM: {_QWEN_LORA}",
+        ),
+        PolicyRecord(
+            type="evo1",
+            config="Evo1Config",
+            host=prompted.evo1_host,
+            upstream=prompted.evo1_upstream,
+            sequence="[words] [view 1: 16x16] [words] [view 2: 16x16] ... [text]   (action head on top)",
+            unfreeze="--policy.training_stage=stage2",
+            views=lambda config, present: config.max_views,
         ),
     )
 }

@@ -1,4 +1,6 @@
-"""Small checkpoints of LeRobot's policies on Qwen-VL, made of the real classes, and batches for them."""
+"""Small checkpoints of LeRobot's policies that take pictures in a prompt, made of the real classes, and
+batches for them.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +20,9 @@ SPECIAL = {
     "video_token": "<|video_pad|>",
     "vision_start_token": "<|vision_start|>",
     "vision_end_token": "<|vision_end|>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
 }
 ID = {name: i for i, name in enumerate(SPECIAL)}
 TEMPLATE = (
@@ -40,7 +45,7 @@ TOKENS |= {f"vision_{end}_token_id": ID[f"vision_{end}_token"] for end in ("star
 
 
 def small_tokenizer() -> Any:
-    """Splits at white space; has Qwen's special tokens and its way of asking for pictures."""
+    """Splits at white space; has the special tokens of Qwen and InternVL, and Qwen's template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -181,9 +186,33 @@ def eo1_steps(config: Any) -> list[Any]:
     ]
 
 
+# ---- EVO1 --------------------------------------------------------------------------------------------------
+
+
+def small_evo1(folder: Path) -> Path:
+    """An InternVL3 of six blocks, for pictures of 84 x 84, with its tokenizer."""
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import InternVLConfig, InternVLModel
+
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = InternVLConfig(
+        text_config=TEXT | {"model_type": "qwen2", "num_hidden_layers": 6},
+        vision_config=vision | {"image_size": 84, "patch_size": 14},
+        image_token_id=ID["context_image_token"],
+        image_seq_length=9,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        InternVLModel(config).save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    return folder
+
+
 # ---- batches -----------------------------------------------------------------------------------------------
 
-STEPS = {"groot": groot_steps, "eo1": eo1_steps}
+# EVO1 makes its prompt in the forward.
+STEPS: dict[str, Any] = {"groot": groot_steps, "eo1": eo1_steps, "evo1": lambda config: []}
 
 
 def prompted(config: Any, raw: dict[str, Any], tasks: Sequence[str] | None = None, **options: Any) -> Any:

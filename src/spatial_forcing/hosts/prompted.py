@@ -1,8 +1,8 @@
-"""Policies on Qwen-VL as hosts: their visual tokens stand wherever the prompt has image tokens.
+"""Policies whose visual tokens stand wherever the prompt has image tokens: Qwen-VL's and InternVL's.
 
 The language model is called with ``input_ids``, in which every visual token has the same placeholder, and
-``image_grid_thw``, the patches of every picture; both differ from batch to batch, and the text before a
-picture from sample to sample. ``locate`` reads the places and the grid from that call.
+Qwen-VL's also with ``image_grid_thw``, the patches of every picture. Both differ from batch to batch, and the
+text before a picture from sample to sample. ``locate`` reads places and grid from that call.
 
 Shapes: B batch, V pictures of a sample, N visual tokens, L sequence, H W pixels, P patches, K values of a
 patch.
@@ -21,7 +21,7 @@ from spatial_forcing.tap import Host, Located, TapError
 QWEN3_MEAN, QWEN3_STD = 0.5, 0.5
 
 
-def _locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:
+def _qwen_locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:
     """What finds the visual tokens of a Qwen-VL with this configuration in a call of it."""
     merge, token = config.vision_config.spatial_merge_size, config.image_token_id
 
@@ -93,7 +93,7 @@ def groot_host(policy: Any, views: int) -> Host:
         visual=None,
         depth=depth_reached(language.layers, groot_upstream(policy)),
         prompt=vlm,
-        locate=_locate(vlm.config),
+        locate=_qwen_locate(vlm.config),
     )
 
 
@@ -154,9 +154,38 @@ def eo1_host(policy: Any, views: int) -> Host:
         layout=Layout(views, rows, cols),
         visual=None,
         prompt=vlm,
-        locate=_locate(vlm.config),
+        locate=_qwen_locate(vlm.config),
     )
 
 
 def eo1_upstream(policy: Any) -> list[nn.Module]:
     return [policy.model.vlm_backbone.model.visual]
+
+
+# ---- EVO1 --------------------------------------------------------------------------------------------------
+
+
+def evo1_host(policy: Any, views: int) -> Host:
+    embedder = policy.model.embedder
+    vlm = embedder.model
+    side = round(embedder.num_image_token**0.5)
+    # Cameras that are missing have tokens, too, of a black picture behind the others.
+    layout = Layout(policy.config.max_views, side, side)
+    return Host(
+        name="EVO1",
+        blocks=vlm.language_model.layers,
+        final_norm=vlm.language_model.norm,
+        width=vlm.config.text_config.hidden_size,
+        layout=layout,
+        visual=None,
+        depth=depth_reached(vlm.language_model.layers, evo1_upstream(policy)),
+        prompt=vlm,
+        locate=lambda call: Located(
+            _places(call["input_ids"] == embedder.img_context_token_id, layout), layout
+        ),
+    )
+
+
+def evo1_upstream(policy: Any) -> list[nn.Module]:
+    vlm = policy.model.embedder.model
+    return [vlm.vision_tower, vlm.multi_modal_projector]
