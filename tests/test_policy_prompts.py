@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from lerobot_policy_spatial_forcing.crops import PACKED_KEY, crop_affine, track_crops
 from spatial_forcing.cache.extract import extract
+from spatial_forcing.doctor import examine
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import compose
 from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import RECORDS, pictures_of
 from spatial_forcing.hosts.prompted import unpatched
+from spatial_forcing.probe.tokens import tapped_tokens
 from spatial_forcing.tap import Located, Tap, TapError
 from spatial_forcing.teachers import load_teacher
 
@@ -144,6 +146,16 @@ def test_the_tap_reads_what_transformers_calls_the_hidden_state(folder, kind):
         handle.remove()
     image_BL = prompts[0] == host.prompt.config.image_token_id
     assert torch.equal(tap.visual_BND().flatten(0, 1), states[0][image_BL])
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_the_probe_reads_the_tokens_of_a_rollout(folder, kind):
+    policy = small_policy(kind, folder)
+    batches = [small_batch(policy, 2, seed=seed) for seed in (1, 2)]
+    rows_cols = {"groot": (4, 4), "eo1": (2, 3), "evo1": (3, 3)}[kind]
+    tokens_FVHWC = tapped_tokens(policy, batches)
+    assert tokens_FVHWC.shape == (4, 2, *rows_cols, 32)
+    assert not torch.equal(tokens_FVHWC[0], tokens_FVHWC[2])
 
 
 @pytest.mark.parametrize("kind", PROMPTED)
@@ -413,8 +425,10 @@ def test_stored_features_without_the_crop_are_refused(folder, dataset, tmp_path,
 
 
 @pytest.mark.parametrize("kind", PROMPTED)
-def test_training_with_stored_features(folder, dataset, tmp_path, kind, request):
-    from spatial_forcing.train import read_metrics, train_config, train_or_continue
+def test_training_with_stored_features_and_a_visit_to_the_doctor(folder, dataset, tmp_path, kind, request):
+    from rich.console import Console
+
+    from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
 
     if kind == "groot":
         request.getfixturevalue("tracked")
@@ -424,6 +438,18 @@ def test_training_with_stored_features(folder, dataset, tmp_path, kind, request)
         run = train_config(
             config, dataset, tmp_path / "run", steps=2, batch_size=2, seed=3, save_every=2, log_every=1
         )
-        rows = read_metrics(train_or_continue(run))
+        done = train_or_continue(run)
+        healthy = examine(
+            dataset=dataset,
+            checkpoint=checkpoints(done)[2],
+            teacher_name="untrained-tiny",
+            weights=None,
+            depth=None,
+            batch_size=2,
+            cameras=(),
+            console=Console(record=True),
+        )
+    rows = read_metrics(done)
+    assert healthy
     assert [0 < row["align_loss"] < 2 for row in rows] == [True, True]
     assert [row["valid_fraction"] for row in rows] == [1, 1]
