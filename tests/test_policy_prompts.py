@@ -232,12 +232,22 @@ def test_a_tap_before_what_trains_in_groot_stops_with_an_error(folder):
         policy(small_batch(policy))
 
 
-def test_the_lora_of_the_advice_finds_the_blocks_of_groot(folder):
-    policy = small_policy("groot", folder)
-    (pattern,) = re.findall(r"target_modules='(.*)'", RECORDS["groot"].unfreeze)
-    names = [name for name, _ in policy.named_modules() if re.fullmatch(pattern, name)]
-    assert len(names) == 2 * 4
-    assert all(".language_model.layers." in name for name in names)
+@pytest.mark.parametrize("kind", ["groot", "eo1"])
+def test_the_lora_of_the_advice_trains_the_blocks_before_the_tap(folder, kind):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    (pattern,) = re.findall(r"target_modules='(.*)'", RECORDS[kind].unfreeze)
+    policy = small_policy(kind, folder, forcing={}, **{"tune_llm": False} if kind == "groot" else {})
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name.startswith("forcing."))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=pattern), policy)
+    assert policy.forcing.tap.depth == 3
+    policy(small_batch(policy))
+    policy.forcing(torch.rand(3, 2, 3, 128, 128)).backward()
+    reached = [name for name, p in policy.named_parameters() if "lora_B" in name and p.grad is not None]
+    layers = [name.split(".layers.")[1].partition(".")[0] for name in reached]
+    assert layers == ["0", "0", "1", "1", "2", "2"]
+    assert all(policy.get_parameter(name).grad.any() for name in reached)
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------

@@ -306,10 +306,11 @@ def assert_same(actual: tuple[float, dict], expected: tuple[float, dict], tolera
         torch.testing.assert_close(actual[1][name], gradient, atol=tolerance, rtol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["pi0", "pi05", "pi0_fast"])
+@pytest.mark.parametrize("kind", ["pi0", "pi05", "pi0_fast", "eo1", "evo1"])
 def test_activation_checkpointing_changes_nothing(folder, kind):
-    kept = loss_and_gradients(small_policy(kind, folder, forcing={}))
-    again = loss_and_gradients(small_policy(kind, folder, forcing={}, gradient_checkpointing=True))
+    name = "enable_gradient_checkpointing" if kind == "evo1" else "gradient_checkpointing"
+    kept = loss_and_gradients(small_policy(kind, folder, forcing={}, **{name: False}))
+    again = loss_and_gradients(small_policy(kind, folder, forcing={}, **{name: True}))
     assert_same(again, kept, 1e-6)
 
 
