@@ -24,7 +24,7 @@ from lerobot_policy_spatial_forcing.crops import PACKED_KEY, crop_affine, track_
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.doctor import examine
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import compose
+from spatial_forcing.grid import Layout, compose
 from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import RECORDS, pictures_of
 from spatial_forcing.hosts.prompted import unpatched
@@ -187,6 +187,15 @@ def test_prompts_that_do_not_fit_their_pictures_are_errors(folder, kind):
     ids_BL[0, 5:] = 0
     with pytest.raises(TapError, match=r"5 to 8 image tokens, expected 8 = 2 views x 2 x 2.*cut off"):
         located_by(policy, ids_BL, [[1, 4, 4]] * 4)
+
+
+def test_what_the_caller_says_of_the_tokens_goes_before_the_prompt(folder):
+    policy = small_policy("eo1", folder)
+    tap = Tap(host_of(policy, layout=Layout(1, 1, 2), visual=slice(3, 5)), 1)
+    with tap.watch():
+        policy(small_batch(policy))
+    assert tap.layout == Layout(1, 1, 2)
+    assert torch.equal(tap.visual_BND(), tap.hidden_BLD[:, 3:5])
 
 
 def test_without_the_prompt_the_tap_says_so(folder):

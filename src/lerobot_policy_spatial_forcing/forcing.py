@@ -268,9 +268,9 @@ class ForcedPolicy:
             )
         if trains and self.record.language_model and not any("lora" in name for name in trains):
             logging.getLogger(__name__).warning(
-                "The language model of %s trains with all its weights. Alignment with full fine-tuning has "
-                "been reported to damage pretrained language models (the paper used LoRA): watch the action "
-                "loss, lower forcing.weight, or use LoRA on the VLM.",
+                "Pretrained weights of %s train themselves, not LoRA beside them. Alignment with full "
+                "fine-tuning has been reported to damage pretrained language models (the paper used LoRA): "
+                "watch the action loss, lower forcing.weight, or use LoRA on the VLM.",
                 self.forcing.host.name,
             )
 
