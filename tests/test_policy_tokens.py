@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_policies import CAMERAS, PICTURE, small_batch, small_policy
+from small_policies import CAMERAS, PICTURE, PROMPTED, small_batch, small_policy
 from torch import Tensor, nn
 
 from spatial_forcing.grid import Layout
@@ -16,7 +16,7 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import cameras_in, pictures_of, policy_host
 from spatial_forcing.tap import Host
 
-KINDS = tuple(PICTURE)
+KINDS = tuple(kind for kind in PICTURE if kind not in PROMPTED)  # those are in test_policy_prompts.py
 LEFT, RIGHT = CAMERAS
 WRIST = "observation.images.wrist"
 THREE = dict.fromkeys((LEFT, RIGHT, WRIST), (40, 60))

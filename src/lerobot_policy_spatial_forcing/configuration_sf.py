@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from lerobot.configs import PreTrainedConfig
 
 from lerobot_policy_spatial_forcing.augment import track_geometry
+from lerobot_policy_spatial_forcing.crops import track_crops
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing.hosts.lerobot import RECORDS, PolicyRecord
 
@@ -21,6 +22,7 @@ class ForcedConfig:
     """What a configuration with forcing does differently: it is saved as the host's own."""
 
     plain_class: ClassVar[type]
+    record: ClassVar[PolicyRecord]
     # The policy that trains with this configuration, which knows its projector.
     trains: "weakref.ref[Any] | None" = None
     forcing: ForcingConfig
@@ -30,6 +32,8 @@ class ForcedConfig:
         # Before LeRobot makes the data set, which happens before it makes the policy.
         if self.forcing.cache is not None:
             track_geometry()
+            if self.record.pictures is not None:
+                track_crops()
 
     def plain(self) -> Any:
         """The host's own configuration, with the values of this one."""
@@ -58,7 +62,7 @@ def forced_config_class(record: PolicyRecord) -> type:
     class SfConfig(ForcedConfig, plain_class):
         forcing: ForcingConfig = field(default_factory=ForcingConfig)
 
-    SfConfig.plain_class = plain_class
+    SfConfig.plain_class, SfConfig.record = plain_class, record
     SfConfig.__name__ = SfConfig.__qualname__ = f"Sf{record.config}"
     SfConfig.__doc__ = f"{record.config} and one more field, ``forcing``."
     return SfConfig

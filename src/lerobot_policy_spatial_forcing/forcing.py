@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.augment import affines_of
+from lerobot_policy_spatial_forcing.crops import PACKED_KEY, Packed
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features
+from spatial_forcing.grid import Features, compose
 from spatial_forcing.hosts.lerobot import Pictures, PolicyRecord, cameras_in, pictures_of, policy_host
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
@@ -75,12 +76,20 @@ class ForcingConfig:
 
 
 class FeatureSource:
-    """Where a training step gets its teacher features: from stored ones, or from the teacher itself."""
+    """Where a training step gets its teacher features: from stored ones, or from the teacher itself.
+
+    ``packed``: the policy's preprocessor packs and crops pictures, and stored features must know how.
+    """
 
     def __init__(
-        self, config: ForcingConfig, cameras: list[str], device: str, dataset_root: Path | None = None
+        self,
+        config: ForcingConfig,
+        cameras: list[str],
+        device: str,
+        dataset_root: Path | None = None,
+        packed: bool = False,
     ):
-        self.store = None
+        self.store, self.cameras, self.packed = None, cameras, packed
         if config.cache is not None:
             self.store = FeatureStore(config.cache, coefficients=config.coefficients)
             cameras = config.cameras or cameras
@@ -97,7 +106,15 @@ class FeatureSource:
 
     def affine_BV23(self, batch: dict[str, Any]) -> Tensor | None:
         """From the pictures the policy was given to those the teacher saw, where they differ."""
-        return None if self.store is None else affines_of(batch, list(self.store.source.cameras))
+        if self.store is None:
+            return None
+        affine_BV23 = affines_of(batch, list(self.store.source.cameras))
+        if not self.packed:
+            return affine_BV23
+        views, packed = self._views(batch), batch[PACKED_KEY].affine_BV23
+        if affine_BV23 is None:
+            return packed
+        return compose(affine_BV23[:, views], packed.to(affine_BV23))
 
     def __call__(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | Features:
         if self.store is None:
@@ -106,7 +123,29 @@ class FeatureSource:
             raise SpatialForcingError(
                 "Stored features are looked up by frame `index`, and the batch has none."
             )
-        return self.store.read(batch["index"])
+        features = self.store.read(batch["index"])
+        if not self.packed:
+            return features
+        views = self._views(batch)
+        return Features(features.tokens_BVHWC[:, views], features.valid_BVHW[:, views])
+
+    def _views(self, batch: dict[str, Any]) -> list[int]:
+        """Which of the stored views the pictures in the prompt are."""
+        packed = batch.get(PACKED_KEY)
+        if not isinstance(packed, Packed):
+            raise SpatialForcingError(
+                "Stored features need to know how the policy's preprocessor cropped its pictures, and this "
+                "batch does not say: it was prepared before the policy's configuration was made, or by a "
+                "preprocessor that is not LeRobot's. Train with lerobot-train, or with the teacher online "
+                "(without forcing.cache)."
+            )
+        unknown = [name for name in packed.cameras if name not in self.cameras]
+        if unknown:
+            raise SpatialForcingError(
+                f"The prompt shows {', '.join(unknown)}, of which nothing is stored. The policy's cameras "
+                f"are: {', '.join(self.cameras)}."
+            )
+        return [self.cameras.index(name) for name in packed.cameras]
 
 
 def renamed_stats(config: Any, stats: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +184,7 @@ class ForcedPolicy:
             cameras or list(self.config.image_features),
             self.config.device,
             None if meta is None else Path(meta.root),
+            packed=self.record.pictures is not None,
         )
         object.__setattr__(self, "feature_source", source)
         stats = getattr(source.teacher, "stats", None) if forcing.standardize else None
@@ -180,7 +220,8 @@ class ForcedPolicy:
             if not self._projector_ready:  # the optimizer was made of parameters() and did not ask
                 self._prepare_projector()
         pictures = pictures_of(self, batch, self._picture_stats)
-        if pictures.views != self.forcing.host.layout.views:
+        host = self.forcing.host
+        if host.locate is None and pictures.views != host.layout.views:
             self._use_views(pictures.views)
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
@@ -227,9 +268,9 @@ class ForcedPolicy:
             )
         if trains and self.record.language_model and not any("lora" in name for name in trains):
             logging.getLogger(__name__).warning(
-                "The language model of %s trains with all its weights. Alignment with full fine-tuning has "
-                "been reported to damage pretrained language models (the paper used LoRA): watch the action "
-                "loss, lower forcing.weight, or use LoRA on the VLM.",
+                "Pretrained weights of %s train themselves, not LoRA beside them. Alignment with full "
+                "fine-tuning has been reported to damage pretrained language models (the paper used LoRA): "
+                "watch the action loss, lower forcing.weight, or use LoRA on the VLM.",
                 self.forcing.host.name,
             )
 

@@ -208,7 +208,7 @@ class SpatialForcing(nn.Module):
         batch: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
-        layout = self.host.layout
+        layout = self.tap.layout
         features = images.checked() if isinstance(images, Features) else self.teacher(images)
         features = self._checked(features, batch)
         if present_BV is not None:
@@ -274,9 +274,10 @@ class SpatialForcing(nn.Module):
     def describe(self) -> str:
         """One line that says what is aligned with what, and what trains."""
         params = sum(p.numel() for p in self.parameters())
+        about = "" if self.host.locate is None else "about "  # the prompt will say
         return (
             f"Spatial Forcing: {self.host.name} after block {self.tap.depth} of {len(self.host.blocks)} "
-            f"({self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width "
+            f"({about}{self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width "
             f"{self.teacher.width}; projector {params:,} parameters; weight {self.weight}"
         )
 
@@ -298,7 +299,7 @@ class SpatialForcing(nn.Module):
         """Height and width of the host's picture of each view."""
         if picture_hw is None and isinstance(images, Features):
             picture_hw = getattr(self.teacher, "picture_hw", None)  # a cache remembers
-        if picture_hw is None and isinstance(images, Features) and self.host.layout.fit == "pad":
+        if picture_hw is None and isinstance(images, Features) and self.tap.layout.fit == "pad":
             raise SpatialForcingError(
                 f"{self.host.name} pads its pictures, and stored features do not say what shape those had: "
                 "pass sf(features, picture_hw=(height, width))."
@@ -320,9 +321,9 @@ class SpatialForcing(nn.Module):
                 f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher.width} "
                 "wide: they come from another teacher or layer."
             )
-        if self.host.layout.views < V:
+        if self.tap.layout.views < V:
             raise SpatialForcingError(
-                f"Got {V} views, but {self.host.name} has tokens for {self.host.layout.views}. Pass the "
+                f"Got {V} views, but {self.host.name} has tokens for {self.tap.layout.views}. Pass the "
                 "host's views, in the host's order."
             )
         if batch is not None and batch != B:

@@ -12,6 +12,7 @@ from torch import Tensor
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.hosts import host_of
+from spatial_forcing.hosts.lerobot import record_of
 from spatial_forcing.tap import Host, TapError
 from spatial_forcing.teachers import load_teacher
 
@@ -128,10 +129,9 @@ def _measure(
     tokens = features.tokens_BVHWC.flatten(0, -2)
     common = torch.nn.functional.cosine_similarity(tokens, tokens.mean(0, keepdim=True)).mean().item()
     found.facts["teacher's common part"] = f"cosine of a token to the mean token: {common:.2f}"
-    if features.tokens_BVHWC.shape[1] < host.layout.views:
-        found.odd.append(
-            f"The data have {features.tokens_BVHWC.shape[1]} views, the host {host.layout.views}."
-        )
+    layout = sf.tap.layout
+    if features.tokens_BVHWC.shape[1] < layout.views:
+        found.odd.append(f"The data have {features.tokens_BVHWC.shape[1]} views, the host {layout.views}.")
     if valid == 0:
         found.wrong.append("No token is valid: the alignment loss is zero and trains nothing.")
     elif valid < 0.5:
@@ -147,7 +147,7 @@ def _measure(
         found.odd.append(
             f"The alignment pulls {ratio:.0f} times as hard as the action loss; try a smaller weight."
         )
-    if rows * cols < host.layout.rows * host.layout.cols:
+    if rows * cols < layout.rows * layout.cols:
         found.odd.append("The teacher's grid is coarser than the host's: raise its resolution.")
 
 
@@ -171,14 +171,16 @@ def _batch(
     frames = torch.linspace(0, len(data) - 1, min(size, len(data))).long().tolist()
     batch = loaded.preprocess(next(iter(DataLoader(Subset(data, frames), batch_size=len(frames)))))
     keys = list(cameras or loaded.config.image_features)
-    for key in keys:
-        if key not in batch:
-            raise UnknownNameError("camera", key, data.meta.camera_keys)
-    return (
-        loaded.policy,
-        torch.stack([batch[key] for key in keys], 1),
-        lambda: loaded.policy.forward(batch)[0],
-    )
+    record = record_of(loaded.policy)
+    if record is not None and record.pictures is not None:
+        images = record.pictures(loaded.policy, batch)  # the batch has none
+    else:
+        for key in keys:
+            if key not in batch:
+                raise UnknownNameError("camera", key, data.meta.camera_keys)
+        # Of a history of observations the last counts.
+        images = [batch[key][:, -1] if batch[key].ndim == 5 else batch[key] for key in keys]
+    return loaded.policy, torch.stack(images, 1), lambda: loaded.policy.forward(batch)[0]
 
 
 def _built_in(size: int) -> tuple[Any, Tensor, Any]:

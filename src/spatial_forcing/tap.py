@@ -9,9 +9,10 @@ leaves it as it is.
 Shapes: B batch, L sequence, N visual tokens, D width of the host.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,18 @@ class TapError(SpatialForcingError, RuntimeError):
     """The tap could not read what it was asked to read."""
 
 
+class Located(NamedTuple):
+    """Where the visual tokens of one forward are.
+
+    Attributes:
+        places_BN: positions in the sequence, view by view, row by row.
+        layout: the grid that they make.
+    """
+
+    places_BN: Tensor
+    layout: Layout
+
+
 @dataclass(frozen=True)
 class Host:
     """A record of where a VLA keeps its visual tokens. Adding a host is filling in this record.
@@ -34,12 +47,15 @@ class Host:
         final_norm: the module that reads the residual stream after the last block; None if nothing reads the
             visual tokens there.
         width: D, the width of the residual stream.
-        layout: the visual token grid, in the host's own order.
-        visual: hidden_BLD -> visual_BND, the only host-specific code.
+        layout: the visual token grid, in the host's own order; with ``locate``, what to expect of it.
+        visual: hidden_BLD -> visual_BND, the only host-specific code; None with ``locate``.
         depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
             the published code of arXiv 2510.12276).
         entry: the name, inside a block, of the norm that reads the block's input; "" for hosts that call
             their blocks and have no such norm (post-norm blocks), where the block itself is read.
+        prompt: for hosts whose visual tokens stand wherever the prompt has them: the module that is called
+            with the prompt, by keyword, before the blocks run.
+        locate: the keyword arguments of that call -> :class:`Located`.
     """
 
     name: str
@@ -47,9 +63,11 @@ class Host:
     final_norm: nn.Module | None
     width: int
     layout: Layout
-    visual: Callable[[Tensor], Tensor]
+    visual: Callable[[Tensor], Tensor] | None
     depth: int | None = None
     entry: str = "input_layernorm"
+    prompt: nn.Module | None = None
+    locate: Callable[[Mapping[str, Any]], Located] | None = None
 
     def reader(self, depth: int) -> nn.Module:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
@@ -93,11 +111,14 @@ class Tap:
         self.depth = host.default_depth if depth is None else depth
         self.armed = False
         self.hidden_BLD: Tensor | None = None
-        self._handle = host.reader(self.depth).register_forward_pre_hook(self._keep, with_kwargs=True)
+        self.located: Located | None = None
+        self._handles = [host.reader(self.depth).register_forward_pre_hook(self._keep, with_kwargs=True)]
+        if host.prompt is not None:
+            self._handles.append(host.prompt.register_forward_pre_hook(self._locate, with_kwargs=True))
 
     def __getstate__(self) -> dict:
         # A copy of the host (an EMA, say) brings its own tap; the graph of a past step cannot be copied.
-        return self.__dict__ | {"armed": False, "hidden_BLD": None}
+        return self.__dict__ | {"armed": False, "hidden_BLD": None, "located": None}
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.armed:
@@ -105,14 +126,36 @@ class Tap:
             self.armed = False
         # Returning None leaves the module's input as it is.
 
+    def _locate(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.armed and self.host.locate is not None:
+            self.located = self.host.locate(kwargs)
+
     @contextmanager
     def watch(self) -> Iterator["Tap"]:
         """Arms the tap for the forward inside the ``with`` block. Whatever it held before is forgotten."""
-        self.hidden_BLD, self.armed = None, True
+        self.hidden_BLD, self.located, self.armed = None, None, True
         try:
             yield self
         finally:
             self.armed = False
+
+    @property
+    def layout(self) -> Layout:
+        """The grid of the watched forward's visual tokens."""
+        return self.host.layout if self.located is None else self.located.layout
+
+    def visual_of(self, stream_BLD: Tensor) -> Tensor:
+        """The visual tokens of the tapped stream, or of another of its shape (its gradient, say)."""
+        if self.host.visual is not None:
+            return self.host.visual(stream_BLD)
+        if self.located is None:
+            raise TapError(
+                f"The tap of {self.host.name} did not see the prompt, which says where the visual tokens "
+                "are: its forward does not call the module that Host.prompt names, or torch.compile reused "
+                "a graph that knows no tap (build SpatialForcing before the first compiled call)."
+            )
+        places_BN1 = self.located.places_BN[..., None].to(stream_BLD.device)
+        return stream_BLD.gather(1, places_BN1.expand(-1, -1, stream_BLD.shape[-1]))
 
     def visual_BND(self) -> Tensor:
         """The visual tokens (B, N, D) of the watched forward, attached to its graph.
@@ -129,8 +172,8 @@ class Tap:
                 "SpatialForcing before the first compiled call; if blocks are compiled one by one, also set "
                 "torch._dynamo.config.skip_nnmodule_hook_guards = False."
             )
-        visual = self.host.visual(self.hidden_BLD)
-        layout = self.host.layout
+        visual = self.visual_of(self.hidden_BLD)
+        layout = self.layout
         expected = (layout.tokens, self.host.width)
         if visual.ndim != 3 or tuple(visual.shape[1:]) != expected:
             raise TapError(
@@ -153,5 +196,6 @@ class Tap:
 
     def detach(self) -> None:
         """Removes the hook: the host is as it was. The tap cannot be used again."""
-        self._handle.remove()
-        self.hidden_BLD, self.armed = None, False
+        for handle in self._handles:
+            handle.remove()
+        self.hidden_BLD, self.located, self.armed = None, None, False

@@ -40,6 +40,8 @@ def host_of(
     """
     given = {"layout": layout, "visual": visual and _selector(visual), "depth": depth}
     given = {field: value for field, value in given.items() if value is not None}
+    if visual is not None:  # then nobody has to look for the tokens in the prompt
+        given |= {"prompt": None, "locate": None}
     for inner in _unwrapped(model):
         if record_of(inner) is not None:
             return replace(policy_host(inner), **given)

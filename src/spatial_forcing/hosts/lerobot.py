@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
+from spatial_forcing.hosts import prompted
 from spatial_forcing.tap import Host
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,6 +38,8 @@ class PolicyRecord:
         language_model: whether the blocks are a pretrained language model, which full fine-tuning can harm.
         pixels: how the policy's preprocessor leaves pictures: as ``normalization_mapping`` says ("config"),
             or always with ImageNet's mean and deviation.
+        pictures: (policy, batch) -> the pictures that the policy sees, one B3HW tensor in [0, 1] a view, for
+            preprocessors that leave none in the batch.
         views: (config, cameras in the batch) -> how many views have tokens in the sequence; the cameras that
             are in the batch come first.
     """
@@ -49,6 +52,7 @@ class PolicyRecord:
     unfreeze: str = ""
     language_model: bool = True
     pixels: Literal["config", "imagenet"] = "config"
+    pictures: Callable[[Any, Mapping[str, Any]], list[Tensor]] | None = None
     views: Callable[[Any, int], int] = lambda config, present: len(config.image_features)
     module: str | None = None
 
@@ -107,6 +111,9 @@ def pictures_of(policy: Any, batch: Mapping[str, Any], stats: Mapping[str, Any] 
     """
     record = record_of(policy)
     assert record is not None
+    if record.pictures is not None:
+        images = record.pictures(policy, batch)
+        return Pictures(images, None, len(images))
     keys = cameras_in(policy.config, batch)
     if not keys:
         raise SpatialForcingError(
@@ -317,6 +324,7 @@ def _smolvlm(policy: Any) -> list[nn.Module]:
 
 _LORA = "--peft.method_type=LORA --peft.target_modules='{}'"
 _PI_LORA = _LORA.format(r".*\.paligemma\.model\.language_model\..*\.(q|v)_proj")
+_QWEN_LORA = _LORA.format(r".*\.language_model\.layers\..*\.(q|v)_proj")
 
 RECORDS: dict[str, PolicyRecord] = {
     record.type: record
@@ -384,6 +392,33 @@ RECORDS: dict[str, PolicyRecord] = {
             pixels="imagenet",
             language_model=False,
             views=lambda config, present: max(config.num_image_views or 0, present),
+        ),
+        PolicyRecord(
+            type="groot",
+            config="GrootConfig",
+            host=prompted.groot_host,
+            upstream=prompted.groot_upstream,
+            sequence="[padding] [text] [view 1: 8x8] [view 2: 8x8] ... [text]   (action head on top)",
+            unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, "
+            f"or LoRA on the VLM: {_QWEN_LORA}",
+            pictures=prompted.groot_pictures,
+        ),
+        PolicyRecord(
+            type="eo1",
+            config="EO1Config",
+            host=prompted.eo1_host,
+            upstream=prompted.eo1_upstream,
+            sequence="[text] [view 1: H/28 x W/28] [view 2: H/28 x W/28] ... [text] [state] [actions]",
+            unfreeze=f"LoRA on the VLM: {_QWEN_LORA}",
+        ),
+        PolicyRecord(
+            type="evo1",
+            config="Evo1Config",
+            host=prompted.evo1_host,
+            upstream=prompted.evo1_upstream,
+            sequence="[words] [view 1: 16x16] [words] [view 2: 16x16] ... [text]   (action head on top)",
+            unfreeze="--policy.training_stage=stage2",
+            views=lambda config, present: config.max_views,
         ),
     )
 }

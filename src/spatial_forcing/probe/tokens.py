@@ -45,14 +45,14 @@ def tapped_tokens(
     """
     host = host_of(policy)
     run = getattr(policy, "predict_action_chunk", policy)
-    layout, parts = host.layout, []
+    parts: list[Tensor] = []
     with _undisturbed(policy):
         tap = Tap(host, depth)
         try:
             for batch in batches:
                 with tap.watch():
                     run(batch)
-                visual_BND = tap.visual_BND().to("cpu", torch.float32)
+                visual_BND, layout = tap.visual_BND().to("cpu", torch.float32), tap.layout
                 parts.append(visual_BND.unflatten(1, (layout.views, layout.rows, layout.cols)))
                 advance(len(visual_BND))
         finally:

@@ -1,0 +1,137 @@
+"""Where GR00T's preprocessor cropped the pictures, so that stored features move with them.
+
+It turns the cameras of a batch into patches and a prompt, with a crop that may be drawn at random, and keeps
+neither the cameras' names nor the crop. With the teacher online that does no harm: it sees the pictures that
+are in the patches. Stored features are of whole pictures. ``track_crops()`` makes the preprocessor add
+:class:`Packed` to its batches. Neither pictures nor random numbers change.
+
+Shapes: B batch, V pictures of a sample.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.grid import compose, crop, identity
+
+PACKED_KEY = "spatial_forcing_packed"
+
+
+class Packed(NamedTuple):
+    """What a prompt shows.
+
+    Attributes:
+        cameras: the policy's names of them, in the order of the pictures of a sample.
+        affine_BV23: from the picture that the policy sees to the whole one, in unit coordinates.
+    """
+
+    cameras: list[str]
+    affine_BV23: Tensor
+
+
+def track_crops() -> None:
+    """From now on, GR00T's preprocessor says which cameras it packed and how it cropped them. Idempotent."""
+    from lerobot.lerobot_types import TransitionKey
+    from lerobot.policies.groot import processor_groot as groot
+
+    pack_step, encode_step = groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep
+    plain_pack, plain_encode = pack_step.__call__, encode_step.__call__
+    if hasattr(plain_pack, "without_tracking"):
+        return
+
+    def pack(step: Any, transition: Any) -> Any:
+        cameras = step._ordered_image_keys(transition[TransitionKey.OBSERVATION] or {})
+        transition = plain_pack(step, transition)
+        transition[TransitionKey.COMPLEMENTARY_DATA][PACKED_KEY] = cameras
+        return transition
+
+    def encode(step: Any, transition: Any) -> Any:
+        cameras = transition[TransitionKey.COMPLEMENTARY_DATA].pop(PACKED_KEY, [])
+        with _noting(groot) as affines:
+            transition = plain_encode(step, transition)
+        if affines:
+            batch = len(transition[TransitionKey.COMPLEMENTARY_DATA]["input_ids"])
+            affine_BV23 = torch.stack(affines).unflatten(0, (batch, -1))
+            # Of a longer history every frame is the current one: LeRobot loads no others for GR00T.
+            cameras = cameras * (affine_BV23.shape[1] // len(cameras))
+            transition[TransitionKey.COMPLEMENTARY_DATA][PACKED_KEY] = Packed(cameras, affine_BV23)
+        return transition
+
+    pack.without_tracking, encode.without_tracking = plain_pack, plain_encode  # type: ignore[attr-defined]
+    pack_step.__call__, encode_step.__call__ = pack, encode  # type: ignore[method-assign]
+
+
+@contextmanager
+def _noting(groot: Any) -> Iterator[list[Tensor]]:
+    """Collects the affine of every picture that is transformed inside."""
+    affines: list[Tensor] = []
+    plain: dict[str, Callable[..., Any]] = {}
+
+    def noted(name: str, keeps_aspect: bool) -> Callable[..., Any]:
+        def transform(image: Any, **how: Any) -> Any:
+            height_width = image.shape[:2] if keeps_aspect else image.shape[-2:]
+            affines.append(crop_affine(*height_width, keeps_aspect=keeps_aspect, **how))
+            return plain[name](image, **how)
+
+        return transform
+
+    for name, keeps_aspect in (
+        ("_transform_n1_7_image_for_vlm_torch", False),
+        ("_transform_n1_7_image_for_vlm_albumentations", True),
+    ):
+        plain[name] = getattr(groot, name)
+        setattr(groot, name, noted(name, keeps_aspect))
+    try:
+        yield affines
+    finally:
+        for name, function in plain.items():
+            setattr(groot, name, function)
+
+
+def crop_affine(
+    height: int,
+    width: int,
+    *,
+    keeps_aspect: bool,
+    image_crop_size: list[int] | None,
+    image_target_size: list[int] | None,
+    shortest_image_edge: int | None,
+    crop_fraction: float | None,
+    letter_box_transform: bool = False,
+    crop_position: tuple[float, float] | None = None,
+) -> Tensor:
+    """From the picture after GR00T's transform to that of ``height`` x ``width`` before; its options.
+
+    ``keeps_aspect``: the transform of checkpoints with ``use_albumentations``; the other makes a square.
+    """
+    affine_23 = identity()
+    if image_target_size is None:
+        return affine_23
+    if letter_box_transform and height != width:
+        edge = max(height, width)
+        left, top = (edge - width) // 2, (edge - height) // 2
+        affine_23 = torch.tensor([[edge / width, 0, -left / width], [0, edge / height, -top / height]])
+        height = width = edge
+    edge = shortest_image_edge or image_target_size[0]
+    if keeps_aspect:
+        scale = edge / min(height, width)
+        height, width = (max(1, round(side * scale)) for side in (height, width))
+    else:
+        height = width = edge
+    if crop_fraction is None and image_crop_size is not None:
+        crop_fraction = image_crop_size[0] / image_target_size[0]
+    if crop_fraction is None or not 0 < crop_fraction < 1:
+        return affine_23
+    # Each transform rounds in its own way.
+    rounded = int if keeps_aspect else round
+    inner = [max(1, rounded(side * crop_fraction)) for side in (height, width)]
+    free = height - inner[0], width - inner[1]
+    if crop_position is None:
+        top, left = (room // 2 for room in free)
+    else:
+        top, left = (round(room * min(max(at, 0), 1)) for room, at in zip(free, crop_position, strict=True))
+    box = (left / width, top / height, (left + inner[1]) / width, (top + inner[0]) / height)
+    return compose(affine_23, crop(*box))
