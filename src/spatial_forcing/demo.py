@@ -218,8 +218,10 @@ def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progres
     return roots[0], roots[1]
 
 
-def teacher_features(settings: DemoSettings, dataset: Path, out: Path, bars: Progress) -> Path:
-    """The teacher's features of the training frames."""
+def teacher_features(
+    settings: DemoSettings, dataset: Path, out: Path, bars: Progress, fidelity: float = 0.99
+) -> Path:
+    """The teacher's features of the training frames, compressed to that mean cosine."""
     from spatial_forcing.cache.codec import CodecOptions
     from spatial_forcing.cache.extract import extract
     from spatial_forcing.teachers import load_teacher
@@ -233,7 +235,7 @@ def teacher_features(settings: DemoSettings, dataset: Path, out: Path, bars: Pro
         teacher,
         settings.teacher,
         root,
-        options=CodecOptions("pca-int8"),
+        options=CodecOptions("pca-int8", fidelity=fidelity),
         advance=lambda n: bars.advance(bar, n),
     )
     bars.update(bar, completed=frames)
