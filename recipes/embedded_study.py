@@ -5,7 +5,7 @@ r"""Does geometry help, or any picture model, or more tuning? Equal-budget arms 
     python recipes/embedded_study.py --out outputs/drawer --task drawer-open-v3 --start expert-warmup
     python recipes/embedded_study.py --out outputs/tune --seeds 100 --learning-rates 5e-4 1e-3 2e-3 \
         --weights 0.5 2
-    python recipes/embedded_study.py --out outputs/targets --weights 2 --targets tokens coefficients whitened
+    python recipes/embedded_study.py --out outputs/targets --weights 2 --targets tokens coefficients
 
 Arms of a seed share demonstrations, first weights, batches and evaluation episodes. Every learning rate is
 given to every arm, so that no arm is tuned more than another. Two cores: about 5 minutes an arm and core for
@@ -47,8 +47,8 @@ class Args:
     """Teachers to compare: vggt-tiny-sim, vggt-tiny-sim-2d, pixels, ..."""
     weights: tuple[float, ...] = (0.5,)
     """Weights of the alignment loss, each an arm of its own for each teacher."""
-    targets: tuple[Literal["tokens", "coefficients", "whitened"], ...] = ("tokens",)
-    """What is aligned to: tokens, channels standardised; a cache's PCA coefficients; those, standardised."""
+    targets: tuple[Literal["tokens", "coefficients", "raw-coefficients"], ...] = ("tokens",)
+    """What is aligned to: standardised tokens, PCA coefficients in their geometry, or in that of raw ones."""
     fidelity: float = 0.99
     """Mean cosine that stored features keep: 8 coefficients a token at 0.99, 32 at 0.999."""
     learning_rates: tuple[float, ...] = (1e-3,)
@@ -144,8 +144,8 @@ def study_arms(
 # Forcing options of what --targets names.
 TARGETS: dict[str, dict[str, Any]] = {
     "tokens": {},
-    "coefficients": {"coefficients": True, "standardize": False},
-    "whitened": {"coefficients": True},
+    "coefficients": {"coefficients": True},
+    "raw-coefficients": {"coefficients": True, "standardize": False},
 }
 
 

@@ -36,6 +36,7 @@ SMALL = {
     "decay_steps": 4,
 }
 TEACHER = "untrained-tiny"
+WIDER = CodecOptions("pca-int8", components=12)
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +245,17 @@ def test_the_target_may_be_the_coefficients_of_a_cache(dataset, tmp_path):
     projector = load_file(checkpoints(out)[2] / "spatial_forcing" / "projector.safetensors")
     assert projector["projector.fc2.bias"].shape == (8,)
     assert 0 < read_metrics(out)[-1]["align_loss"] < 2
-    wider = forced_config(cache=str(small))
-    wider.pretrained_path = checkpoints(out)[2]
-    with pytest.raises(SpatialForcingError, match="pca-int8-8, but the ones given now"):
-        train(wider, dataset, tmp_path / "other", steps=2)
+    # The same teacher, and directions of another cache: numbers that mean something else.
+    other = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "other", options=WIDER)
+    for changed in ({"cache": str(small)}, {"cache": str(other), "coefficients": True}):
+        config = forced_config(**changed)
+        config.pretrained_path = checkpoints(out)[2]
+        with pytest.raises(SpatialForcingError, match=r"other features .*new_projector=true"):
+            train(config, dataset, tmp_path / "stops", steps=2)
+        shutil.rmtree(tmp_path / "stops", ignore_errors=True)
+    config = forced_config(cache=str(other), coefficients=True, new_projector=True)
+    config.pretrained_path = checkpoints(out)[2]
+    assert read_metrics(train(config, dataset, tmp_path / "goes on", steps=2))
 
 
 def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path):
@@ -308,5 +316,5 @@ def test_forcing_flags_for_a_policy_without_a_record_name_those_that_have_one(pl
     shutil.copytree(plain_checkpoint, tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"type": "diffusion"}))
-    with pytest.raises(ValueError, match=r"'diffusion'.*tiny, smolvla, pi0.*forcing flags"):
+    with pytest.raises(SpatialForcingError, match=r"'diffusion'.*no record of. It has: tiny, smolvla, pi0"):
         PreTrainedConfig.from_pretrained(tmp_path / "other", cli_overrides=["--forcing.weight=0.3"])

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spatial_forcing.cache import write
+from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.store import CacheError, FeatureStore, Source
 from spatial_forcing.cache.verify import broken_files, recompute, repair
 from spatial_forcing.cache.write import Share, write_features
@@ -95,6 +97,42 @@ def test_other_features_are_refused_and_nothing_is_lost(tmp_path, change, finish
     with pytest.raises(CacheError, match=next(iter(change))):
         write_features(tmp_path / "c", replace(SOURCE, **change), frames, Teacher())
     assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
+
+
+def test_a_finished_cache_with_a_file_missing_is_not_called_finished(tmp_path):
+    write_features(tmp_path / "c", SOURCE, frames, Teacher())
+    (tmp_path / "c" / "shard-00001.safetensors").unlink()
+    with pytest.raises(CacheError, match=r"shard-00001.* is missing .*--repair"):
+        write_features(tmp_path / "c", SOURCE, frames, Teacher())
+
+
+def test_files_have_the_rights_of_any_new_file(tmp_path):
+    (tmp_path / "any").write_text("")
+    write_features(tmp_path / "c", SOURCE, frames, Teacher())
+    assert {path.stat().st_mode for path in (tmp_path / "c").iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_coefficients_have_the_geometry_of_the_tokens_they_stand_for(tmp_path, standardized):
+    torch.manual_seed(0)
+    mixing, offset = torch.randn(8, 20) * torch.logspace(0, 1, 20), torch.randn(20)
+
+    def look(images: torch.Tensor) -> Features:
+        generator = torch.Generator().manual_seed(int(images[0, 0, 0, 0, 0] * 100))
+        tokens = torch.randn(len(images), 2, 4, 4, 8, generator=generator) @ mixing + offset
+        return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
+
+    write_features(tmp_path / "c", SOURCE, frames, look, options=CodecOptions("pca-int8", components=8))
+    index, whole = torch.arange(SOURCE.frames), FeatureStore(tmp_path / "c")
+    narrow = FeatureStore(tmp_path / "c", coefficients=True, standardized=standardized)
+    tokens = whole.read(index).tokens_BVHWC
+    mean_C, std_C = whole.stats if standardized else (whole.codec.mean_C, torch.ones(20))
+    tokens_NC = ((tokens - mean_C) / std_C).flatten(0, -2)
+    codes_NK = narrow.read(index).tokens_BVHWC.flatten(0, -2)
+    assert codes_NK.shape[1] == narrow.width == 8
+    ours = F.cosine_similarity(codes_NK[:-1], codes_NK[1:], dim=-1)
+    theirs = F.cosine_similarity(tokens_NC[:-1], tokens_NC[1:], dim=-1)
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

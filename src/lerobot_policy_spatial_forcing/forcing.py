@@ -46,8 +46,8 @@ class ForcingConfig:
         weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
         cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
             runs online if None.
-        coefficients: the target is the coefficients in a compressed cache, not the tokens they stand for. The
-            projector gets as narrow as the code, and cosines are those of the tokens less their mean.
+        coefficients: the target is the coefficients in a compressed cache, in the geometry of the tokens they
+            stand for (less their mean, or standardised). The projector gets as narrow as the code.
         cameras: the data set's (and cache's) names of the policy's cameras, in the policy's order, where they
             differ (``--rename_map``).
         weight: weight of the alignment loss; 0 is the baseline and runs the same code.
@@ -57,6 +57,8 @@ class ForcingConfig:
         standardize: subtract the mean of the teacher's features and divide by their deviation, channel by
             channel.
         published: the public code's numerics.
+        new_projector: start a new projector if the checkpoint's was trained toward other features, which is
+            an error otherwise.
         ratio_every: measure the gradient-norm ratio every so many steps; 0 never. It costs a second backward
             down to the tap.
     """
@@ -72,6 +74,7 @@ class ForcingConfig:
     position_embedding: float = 0.1
     standardize: bool = False
     published: bool = False
+    new_projector: bool = False
     ratio_every: int = 50
 
 
@@ -91,13 +94,16 @@ class FeatureSource:
     ):
         self.store, self.cameras, self.packed = None, cameras, packed
         if config.cache is not None:
-            self.store = FeatureStore(config.cache, coefficients=config.coefficients)
+            self.store = FeatureStore(
+                config.cache, coefficients=config.coefficients, standardized=config.standardize
+            )
             cameras = config.cameras or cameras
             self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
             self.teacher: Any = self.store
         elif config.coefficients:
             raise SpatialForcingError(
-                "forcing.coefficients needs a compressed cache: give forcing.cache, or leave it out."
+                "forcing.coefficients needs a compressed cache: give forcing.cache, or set "
+                "forcing.coefficients=false."
             )
         else:
             self.teacher = load_teacher(
@@ -152,6 +158,11 @@ def renamed_stats(config: Any, stats: dict[str, Any]) -> dict[str, Any]:
     """The data set's statistics, those of cameras also under the names that the policy gives them."""
     names = zip(config.image_features, config.forcing.cameras or (), strict=False)
     return stats | {policy: stats[dataset] for policy, dataset in names if dataset in stats}
+
+
+def _target_of(forcing: dict[str, Any], fingerprint: str) -> str:
+    """What a policy is trained toward, for people."""
+    return f"{forcing.get('cache') or forcing.get('teacher') or DEFAULT_TEACHER} ({fingerprint})"
 
 
 class ForcedPolicy:
@@ -321,14 +332,19 @@ class ForcedPolicy:
     def _restore_projector(self, side: Path) -> None:
         if not side.is_dir():
             return
-        saved = json.loads((side / "forcing.json").read_text())["teacher_fingerprint"]
-        if saved != self.forcing.teacher.fingerprint:
+        saved = json.loads((side / "forcing.json").read_text())
+        if saved["teacher_fingerprint"] == self.forcing.teacher.fingerprint:
+            self.forcing.load_state_dict(load_file(side / "projector.safetensors"))
+            logging.getLogger(__name__).info("The projector continues from %s.", side)
+        elif not self.config.forcing.new_projector:
             raise SpatialForcingError(
-                f"This checkpoint was trained toward teacher features {saved}, but the ones given now are "
-                f"{self.forcing.teacher.fingerprint}: other weights, layer, resolution or views. To start a "
-                f"new projector from these weights, remove {side}."
+                f"The projector of this checkpoint was trained toward other features than those given now: "
+                f"{_target_of(saved, saved['teacher_fingerprint'])} there, "
+                f"{_target_of(asdict(self.config.forcing), self.forcing.teacher.fingerprint)} here. They "
+                "differ in the teacher, its weights, layer, resolution or views, or in forcing.coefficients "
+                "and their cache. To keep the policy and start a new projector: "
+                "--policy.forcing.new_projector=true."
             )
-        self.forcing.load_state_dict(load_file(side / "projector.safetensors"))
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""

@@ -125,8 +125,8 @@ class _Cached:
 class Cache(_Cached):
     """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
 
-    teacher: str = "vggt-tiny-sim"
-    """A registered teacher."""
+    teacher: str | None = None
+    """A registered teacher: vggt-1b for pictures of the real world, vggt-tiny-sim for the embedded world."""
     cameras: tuple[str, ...] = ()
     """Camera keys in the policy's order; all of the data set if empty."""
     codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"

@@ -15,16 +15,16 @@ from rich.progress import (
 )
 
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import extract, open_source
+from spatial_forcing.cache.extract import chosen_cameras, extract, open_dataset, open_source
 from spatial_forcing.cache.layout import MANIFEST, CacheError
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share
+from spatial_forcing.errors import UnknownNameError
 
 
 def write_cache(options: Any) -> None:
     """Writes a cache, or this process's share of it, and says before what it will cost."""
-    if options.dataset is None:
-        raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
+    check_options(options)
     console, share = Console(stderr=True), Share.from_environment()
     teacher = teacher_of(options, options.teacher)
     with progress(console) as bars:
@@ -33,7 +33,7 @@ def write_cache(options: Any) -> None:
         def announce(plan: Plan) -> None:
             for line in plan_lines(plan, share):
                 console.print(line, highlight=False)
-            bars.update(bar, total=plan.frames if share.world == 1 else None)
+            bars.update(bar, total=plan.share)
 
         extract(
             options.dataset,
@@ -49,12 +49,31 @@ def write_cache(options: Any) -> None:
             advance=lambda n: bars.advance(bar, n),
             announce=announce,
         )
+        bars.update(bar, total=bars.tasks[bar].completed)  # of a finished cache, nothing was announced
     finished = (options.out / MANIFEST).is_file()
     print(
         f"Wrote {options.out}"
         if finished
         else f"Share {share.rank} of {share.world} of {options.out} is done."
     )
+
+
+def check_options(options: Any) -> None:
+    """What can be wrong before a teacher is loaded, which may take long.
+
+    Raises:
+        CacheError: no data set or teacher was named, or there is no such data set.
+        UnknownNameError: no such teacher or camera.
+    """
+    from spatial_forcing.teachers.records import RECORDS
+
+    if options.dataset is None:
+        raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
+    if options.teacher is None:
+        raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(RECORDS)}.")
+    if options.teacher not in RECORDS:
+        raise UnknownNameError("teacher", options.teacher, RECORDS)
+    chosen_cameras(open_dataset(options.dataset), options.cameras or None)
 
 
 def verify_cache(options: Any) -> None:
@@ -66,23 +85,25 @@ def verify_cache(options: Any) -> None:
     broken = broken_files(options.out)
     for name, reason in broken.items():
         print(f"{name}: {reason}")
-    if broken and not (options.repair and options.dataset):
+    if options.repair and options.dataset is None:
+        raise CacheError("--repair computes features again: say of which data set with --dataset.")
+    if broken and not options.repair:
         raise CacheError(
-            f"{len(broken)} files of {options.out} are broken. Restore exactly them with: spatial-forcing "
-            f"cache verify --out {options.out} --dataset <data set> --repair"
+            f"{len(broken)} of the files of {options.out} cannot be used. Restore exactly them with: "
+            f"spatial-forcing cache verify --out {options.out} --dataset <data set> --repair"
         )
     claimed = written_with(options.out)
     if broken:
         repair(options.out, list(broken), lambda: rewrite(options, claimed))
         print(f"Restored {', '.join(broken)}.")
-    print(f"Every file of {options.out} has its sum.")
+    print(f"Every file of {options.out} matches its checksum.")
     if options.dataset is not None:
         teacher = claimed_teacher(options, claimed)
         frames, _ = open_source(
             options.dataset, teacher, claimed["teacher"], claimed["cameras"], claimed["grid"]
         )
         cosine = recompute(options.out, frames, teacher, batch_size=claimed["batch_size"])
-        print(f"A sample computed again: mean cosine {cosine:.4f} with what is stored.")
+        print(f"A sample computed again: mean cosine {cosine:.4f} with what is stored, as promised.")
 
 
 def rewrite(options: Any, claimed: dict[str, Any]) -> Path:

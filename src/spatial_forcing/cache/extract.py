@@ -78,10 +78,7 @@ def open_source(
 ) -> tuple[Callable[[list[int]], Tensor], Source]:
     """What reads the pictures of some frames, and the description of all of them; see :func:`extract`."""
     frames = open_dataset(dataset)
-    keys = list(cameras or (key for key in frames.meta.camera_keys if key not in frames.meta.depth_keys))
-    for key in keys:
-        if key not in frames.meta.camera_keys:
-            raise UnknownNameError("camera", key, frames.meta.camera_keys)
+    keys = chosen_cameras(frames, cameras)
     source = Source(
         teacher=name,
         teacher_fingerprint=teacher.fingerprint,
@@ -104,6 +101,15 @@ def open_source(
     return frames_of, source
 
 
+def chosen_cameras(frames: Any, cameras: Sequence[str] | None) -> list[str]:
+    """The camera keys to look at; raises :class:`UnknownNameError` for one that the data set lacks."""
+    keys = list(cameras or (key for key in frames.meta.camera_keys if key not in frames.meta.depth_keys))
+    for key in keys:
+        if key not in frames.meta.camera_keys:
+            raise UnknownNameError("camera", key, frames.meta.camera_keys)
+    return keys
+
+
 def open_dataset(dataset: Path | str) -> Any:
     """A LeRobotDataset from a folder or from the Hub, pictures only.
 
@@ -116,11 +122,8 @@ def open_dataset(dataset: Path | str) -> Any:
     if (path / "meta" / "info.json").is_file():
         return LeRobotDataset(f"local/{path.name}", root=path, video_backend="pyav")
     if path.exists() or str(dataset).count("/") != 1:
-        raise CacheError(
-            f"{dataset} is not a LeRobotDataset: it has no meta/info.json. Give a data set's folder, or its "
-            f"name "
-            "on the Hub (owner/name)."
-        )
+        what = "is not a LeRobotDataset: it has no meta/info.json" if path.exists() else "does not exist"
+        raise CacheError(f"{dataset} {what}. Give a data set's folder, or its name on the Hub (owner/name).")
     try:
         return LeRobotDataset(str(dataset), video_backend="pyav")
     except Exception as error:

@@ -134,16 +134,23 @@ def file_sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_there(root: Path, name: str) -> None:
+    """Raises :class:`CacheError` unless the file is there."""
+    if not (root / name).is_file():
+        raise CacheError(f"The file {name} is missing from {root}. {_restore(root)}")
+
+
 def check_file(root: Path, name: str, wanted: str) -> None:
     """Raises :class:`CacheError` unless the file is there and has the sum that the manifest says."""
-    path = root / name
-    repair = f"{COMMAND} verify --out {root} --dataset <data set> --repair"
-    if not path.is_file():
-        raise CacheError(f"The file {name} is missing from {root}. Restore exactly it with: {repair}")
-    if file_sum(path) != wanted:
+    check_there(root, name)
+    if file_sum(root / name) != wanted:
         raise CacheError(
-            f"{path} is damaged: its sum is not the one in the manifest. Restore exactly it with: {repair}"
+            f"{root / name} is damaged: its sum is not the one in the manifest. {_restore(root)}"
         )
+
+
+def _restore(root: Path) -> str:
+    return f"Restore exactly it with: {COMMAND} verify --out {root} --dataset <data set> --repair"
 
 
 def opened(path: Path) -> Any:
@@ -159,6 +166,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        _share(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -168,11 +176,19 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _share(path: Path) -> None:
+    """Gives a file the rights of any new file: safetensors makes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def create_once(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file unless another process has written it first; then theirs stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        _share(temporary)
         os.link(temporary, path)
     except FileExistsError:
         pass

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spatial_forcing.cache.codec import Codec
 from spatial_forcing.cache.layout import (
     CODEC,
     COMMAND,
@@ -41,13 +42,17 @@ class FeatureStore:
         coefficients: read the stored coefficients themselves instead of the tokens they stand for. Their
             directions are orthonormal, so cosines among them are those of the tokens less their mean; targets
             and projector get as narrow as the code.
+        standardized: with ``coefficients``, turn and stretch them so that cosines among them are those of the
+            tokens with every channel standardised.
 
     Raises:
         CacheError: no cache there, an unfinished one, one of another version, a file is missing or damaged,
             or coefficients are wanted of a cache that has none.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, coefficients: bool = False):
+    def __init__(
+        self, root: str | os.PathLike[str], *, coefficients: bool = False, standardized: bool = False
+    ):
         self.root, self.reads_coefficients = Path(root), coefficients
         manifest = read_manifest(self.root)
         self.source = Source.from_json(manifest["source"])
@@ -66,10 +71,16 @@ class FeatureStore:
         self.grid: tuple[int, ...] = tuple(said["grid"])
         self.width = self.codec.components if coefficients else self.codec.width
         self.fingerprint, self.licence = self.source.teacher_fingerprint, self.source.teacher_licence
-        if coefficients:
-            self.fingerprint += f"-{self.codec.kind}-{self.codec.components}"
-        found = manifest["statistics"]["code" if coefficients else "token"]
+        found = manifest["statistics"]["token"]
         self.stats = (torch.tensor(found["mean"]), torch.tensor(found["std"]))
+        self._turn: tuple[Tensor, Tensor] | None = None
+        if coefficients:
+            # They mean nothing without the codec's own directions, which every cache finds anew.
+            self.fingerprint += f"-coefficients-{self._sums[CODEC][:8]}"
+            if standardized:
+                self._turn = turned(self.codec, *self.stats)
+                self.fingerprint += "-standardized"
+            self.stats = (torch.zeros(self.width), torch.ones(self.width))
         self._files: dict[int, Any] = {}
         self._pid = os.getpid()
 
@@ -88,6 +99,9 @@ class FeatureStore:
         self.codec = self.codec.to(stored["codes"].device)
         if self.reads_coefficients:
             tokens = self.codec.coefficients(stored)
+            if self._turn is not None:
+                turn_KK, shift_K = (part.to(tokens.device) for part in self._turn)
+                tokens = tokens @ turn_KK + shift_K
         else:
             # Plain floats are carried as they are stored: half precision need not become twice the memory.
             tokens = stored["codes"] if self.codec.kind != "pca-int8" else self.codec.decode(stored)
@@ -141,3 +155,17 @@ class FeatureStore:
     def check_source(self, source: Source) -> None:
         """Raises :class:`CacheError` naming what differs, unless the features are of ``source``."""
         check_same(self.root, source_record(self.source), source_record(source))
+
+
+def turned(codec: Codec, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:
+    """(turn_KK, shift_K) with code @ turn + shift in the geometry of standardised tokens.
+
+    A token is m + W c, standardised (m - mean) / std + diag(1 / std) W c. With diag(1 / std) W = Q R and Q
+    orthonormal, R c plus the shift's part along Q has the same lengths and angles in K numbers.
+    """
+    assert codec.basis_CK is not None
+    assert codec.mean_C is not None
+    std_C = std_C.double().clamp(min=1e-6)
+    q_CK, r_KK = torch.linalg.qr(codec.basis_CK.double() / std_C[:, None])
+    shift_K = q_CK.mT @ ((codec.mean_C.double() - mean_C.double()) / std_C)
+    return r_KK.mT.float(), shift_K.float()

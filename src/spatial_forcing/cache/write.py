@@ -32,6 +32,7 @@ from spatial_forcing.cache.layout import (
     CacheError,
     Source,
     check_same,
+    check_there,
     claim,
     create_once,
     file_sum,
@@ -61,7 +62,8 @@ class Plan:
     """What a cache will cost, known before the first shard.
 
     Attributes:
-        frames, views: of the data set; ``mine`` of the frames are this process's.
+        frames, views: of the data set; ``share`` of the frames are this process's, ``mine`` of them not there
+            yet.
         raw_bytes: the whole grid in bfloat16.
         stored_bytes: of the whole cache.
         seconds_per_frame: measured on the sample that the codec was found on; None if that was there already.
@@ -70,6 +72,7 @@ class Plan:
 
     frames: int
     views: int
+    share: int
     mine: int
     raw_bytes: int
     stored_bytes: int
@@ -139,7 +142,10 @@ def write_features(
     root, share, options = Path(root), share or Share(), options or CodecOptions()
     claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size, "format": FORMAT}
     if (root / MANIFEST).is_file():
-        check_same(root, read_manifest(root)["claimed"], claimed)
+        manifest = read_manifest(root)
+        check_same(root, manifest["claimed"], claimed)
+        for name in manifest["sums"]:
+            check_there(root, name)
         advance(source.frames)
         return root
     claim(root, claimed)
@@ -156,6 +162,7 @@ def write_features(
             Plan(
                 frames=source.frames,
                 views=grid[0],
+                share=sum(len(indices) for _, indices in mine),
                 mine=sum(len(indices) for _, indices in missing),
                 raw_bytes=2 * codec.width * per_frame * source.frames,
                 stored_bytes=codec.bytes_per_token * per_frame * source.frames,
@@ -269,9 +276,8 @@ def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
     """Stores some frames, with what the statistics of the whole cache need to know of them."""
     stored = codec.encode(tokens_FVHWC)
     tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
-    for name, values in (("token", tokens_FVHWC), ("code", codec.coefficients(stored))):
-        flat = values.flatten(0, -2).double()
-        tensors |= {f"{name}_sum": flat.sum(0), f"{name}_square": flat.square().sum(0)}
+    flat = tokens_FVHWC.flatten(0, -2).double()
+    tensors |= {"token_sum": flat.sum(0), "token_square": flat.square().sum(0)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
@@ -285,15 +291,13 @@ def finish(root: Path, claimed: dict[str, Any], size: int, source: Source) -> No
     for name in names:
         with opened(root / name) as file:
             tokens += file.get_slice("codes").get_shape()[0]
-            for key in ("token_sum", "token_square", "code_sum", "code_square"):
+            for key in ("token_sum", "token_square"):
                 sums[key] = sums.get(key, 0.0) + file.get_tensor(key)
     grid = load_codec(root)[1]["grid"]
     tokens *= grid[0] * grid[1] * grid[2]
-    statistics = {}
-    for kind in ("token", "code"):
-        mean = sums[f"{kind}_sum"] / tokens
-        std = (sums[f"{kind}_square"] / tokens - mean**2).clamp(min=0).sqrt()  # type: ignore[union-attr]
-        statistics[kind] = {"mean": mean.tolist(), "std": std.tolist()}  # type: ignore[union-attr]
+    mean = sums["token_sum"] / tokens
+    std = (sums["token_square"] / tokens - mean**2).clamp(min=0).sqrt()  # type: ignore[union-attr]
+    statistics = {"token": {"mean": mean.tolist(), "std": std.tolist()}}  # type: ignore[union-attr]
     manifest = {
         "format": FORMAT,
         "claimed": claimed,
