@@ -52,7 +52,9 @@ def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
     before = (out / "shard-00000.safetensors").read_bytes()
     flip_a_bit(out / "shard-00000.safetensors")
     assert run(monkeypatch, "verify", "--out", str(out)) == 2
-    assert "1 files" in capsys.readouterr().err
+    assert "1 of the files" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", "--out", str(out), "--repair") == 2
+    assert "of which data set" in capsys.readouterr().err
     assert run(monkeypatch, "verify", *options, "--repair") == 0
     assert (out / "shard-00000.safetensors").read_bytes() == before
 
@@ -83,18 +85,25 @@ def test_what_is_read_is_what_the_teacher_says_of_the_decoded_pictures(monkeypat
     ("arguments", "message"),
     [
         (["--out", "OUT/f"], "Say which data set"),
-        (["--out", "OUT/f", "--dataset", "OUT/nothing"], "not a LeRobotDataset"),
+        (["--out", "OUT/f", "--dataset", "OUT/nothing"], "nothing does not exist"),
+        (["--out", "OUT/f", "--dataset", "DATA/meta"], "not a LeRobotDataset"),
+        (["--out", "OUT/f", "--dataset", "DATA", "--teacher", "vgg-1b"], "vggt-1b"),
         (["--out", "OUT/f", "--dataset", "DATA", "--cameras", "observation.images.lefd"], "Did you mean"),
         (["verify", "--out", "OUT/f"], "no feature cache"),
     ],
 )
 def test_bad_input(monkeypatch, capsys, tmp_path, dataset, arguments, message):
     words = [a.replace("OUT", str(tmp_path)).replace("DATA", str(dataset)) for a in arguments]
-    if words[0] != "verify":
+    if words[0] != "verify" and "--teacher" not in words:
         words += ["--teacher", "untrained-tiny"]
     assert run(monkeypatch, *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
+
+
+def test_a_teacher_has_to_be_named(monkeypatch, capsys, tmp_path, dataset):
+    assert run(monkeypatch, "--out", str(tmp_path / "f"), "--dataset", str(dataset)) == 2
+    assert "Say which teacher: --teacher <name>. Known: vggt-1b" in capsys.readouterr().err
 
 
 def test_the_same_folder_with_other_options_is_refused(monkeypatch, capsys, tmp_path, dataset):
