@@ -81,6 +81,10 @@ def main(args: Args) -> None:
             # Only now: while stored features were measured, no teacher was in memory.
             teacher = vggt_1b(args)
             found.append(measure({"plain": plain, "teacher online": lambda: online(teacher)}, args))
+    # Only the first plain step had no teacher in memory.
+    alone = found[0]["plain"]["memory_gib"]
+    for one in found[-1].values():
+        one["memory_ratio"] = round(one["memory_gib"] / alone, 4)
     result = made | {
         "parameters": sizes_of(policy) | ({"teacher": parameters(teacher)} if len(found) > 1 else {}),
         "kinds": {kind: numbers for part in reversed(found) for kind, numbers in part.items()},
