@@ -6,8 +6,8 @@
 A process each, a core each (decoding included), the embedded teacher, every byte written. The kinds take
 turns, so that whatever else the machine does hits both; a round's ratio is the time of one process over that
 of two. "Writing" counts from the first shard to the finished manifest. "All" counts from the start of the
-processes, imports done, with opening the data set and the search for the codec, which every process does: on
-a data set of minutes that is noticed, on one of hours it is not. Writes benchmarks/cache_speed.json.
+processes, with LeRobot's imports, opening the data set and the search for the codec, which every process
+does: on a data set of seconds that is noticed, on one of hours it is not. Writes benchmarks/cache_speed.json.
 """
 
 import json
