@@ -243,7 +243,7 @@ def test_the_target_may_be_the_coefficients_of_a_cache(dataset, tmp_path):
     small = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", options=options)
     out = train(forced_config(cache=str(small), coefficients=True), dataset, tmp_path / "run", steps=2)
     projector = load_file(checkpoints(out)[2] / "spatial_forcing" / "projector.safetensors")
-    assert projector["projector.fc2.bias"].shape == (8,)
+    assert projector["projector.fc2.weight"].shape == (8, load_teacher(TEACHER).width)
     assert 0 < read_metrics(out)[-1]["align_loss"] < 2
     # The same teacher, and directions of another cache: numbers that mean something else.
     other = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "other", options=WIDER)

@@ -28,22 +28,30 @@ PictureSize = tuple[int, int] | Sequence[tuple[int, int]]
 
 
 class Projector(nn.Module):
-    """P: norm -> Linear(D, C) -> GELU -> Linear(C, C).
+    """P: norm -> Linear(D, hidden) -> GELU -> Linear(hidden, C).
 
     Args:
         width_in: D, width of the host.
         width_out: C, width of the teacher.
         norm: ``"layer"`` as in the published code (default), ``"batch"`` as in the paper (statistics over the
             valid tokens).
+        hidden: width between the two layers; C, as published, if None.
     """
 
-    def __init__(self, width_in: int, width_out: int, norm: Literal["layer", "batch"] = "layer"):
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        norm: Literal["layer", "batch"] = "layer",
+        hidden: int | None = None,
+    ):
         super().__init__()
         if norm not in ("layer", "batch"):
             raise SpatialForcingError(f"The projector's norm is 'layer' or 'batch', got {norm!r}.")
         self.norm = nn.LayerNorm(width_in) if norm == "layer" else nn.BatchNorm1d(width_in)
-        self.fc1 = nn.Linear(width_in, width_out)
-        self.fc2 = nn.Linear(width_out, width_out)
+        hidden = width_out if hidden is None else hidden
+        self.fc1 = nn.Linear(width_in, hidden)
+        self.fc2 = nn.Linear(hidden, width_out)
 
     def forward(self, visual_BND: Tensor, valid_BN: Tensor) -> Tensor:
         """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient, change nothing."""
@@ -135,7 +143,8 @@ class SpatialForcing(nn.Module):
         self.position_embedding, self.published = position_embedding, published
         # Around nn.Module's registration: the teacher must not end up in checkpoints, optimizers or .train().
         object.__setattr__(self, "teacher", teacher)
-        self.projector = Projector(host.width, teacher.width, norm)
+        # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
+        self.projector = Projector(host.width, teacher.width, norm, getattr(teacher, "hidden", None))
         mean_C, std_C = standardize or (torch.zeros(teacher.width), torch.ones(teacher.width))
         self.register_buffer("mean_C", mean_C.float(), persistent=False)
         self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)

@@ -70,6 +70,7 @@ class FeatureStore:
             )
         self.grid: tuple[int, ...] = tuple(said["grid"])
         self.width = self.codec.components if coefficients else self.codec.width
+        self.hidden = self.codec.width  # of the projector
         self.fingerprint, self.licence = self.source.teacher_fingerprint, self.source.teacher_licence
         found = manifest["statistics"]["token"]
         self.stats = (torch.tensor(found["mean"]), torch.tensor(found["std"]))
