@@ -47,7 +47,7 @@ class ForcingConfig:
         cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
             runs online if None.
         coefficients: the target is the coefficients in a compressed cache, in the geometry of the tokens they
-            stand for (less their mean, or standardised). The projector gets as narrow as the code.
+            stand for (less their mean, or standardised). The projector's output gets as narrow as the code.
         cameras: the data set's (and cache's) names of the policy's cameras, in the policy's order, where they
             differ (``--rename_map``).
         weight: weight of the alignment loss; 0 is the baseline and runs the same code.

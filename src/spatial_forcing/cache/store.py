@@ -41,7 +41,7 @@ class FeatureStore:
         root: the cache's folder.
         coefficients: read the stored coefficients themselves instead of the tokens they stand for. Their
             directions are orthonormal, so cosines among them are those of the tokens less their mean; targets
-            and projector get as narrow as the code.
+            get as narrow as the code.
         standardized: with ``coefficients``, turn and stretch them so that cosines among them are those of the
             tokens with every channel standardised.
 
