@@ -20,7 +20,8 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from spatial_forcing.demo import DemoSettings, collect_demos, demo_arms, stages, teacher_features
+from spatial_forcing.console import stages
+from spatial_forcing.demo import DemoSettings, collect_demos, demo_arms, teacher_features
 from spatial_forcing.provenance import command_line, commit, hardware, versions
 from spatial_forcing.stats import mcnemar, wilson
 from spatial_forcing.study import Arm, claim, run_arms

@@ -83,7 +83,7 @@ class Demos:
     """Processes side by side; the data do not depend on it."""
 
     def run(self) -> None:
-        from spatial_forcing.demo import stages
+        from spatial_forcing.console import stages
         from spatial_forcing.sim.collect import DemoSpec, collect
 
         spec = DemoSpec(

@@ -16,15 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
+from spatial_forcing.console import stages
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
@@ -331,22 +325,6 @@ def write_demo_report(
         out=out,
     )
     return write_report(results, out)
-
-
-# ---- console
-# ---------------------------------------------------------------------------------------------------------
-
-
-def stages(console: Console) -> Progress:
-    """One bar a stage, with the time it took and the time left."""
-    return Progress(
-        TextColumn("{task.description:<32}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 @contextmanager

@@ -5,20 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import chosen_cameras, extract, open_dataset, open_source
 from spatial_forcing.cache.layout import MANIFEST, CacheError
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share
+from spatial_forcing.console import stages
 from spatial_forcing.errors import UnknownNameError
 
 
@@ -27,7 +20,7 @@ def write_cache(options: Any) -> None:
     check_options(options)
     console, share = Console(stderr=True), Share.from_environment()
     teacher = teacher_of(options, options.teacher)
-    with progress(console) as bars:
+    with stages(console) as bars:
         bar = bars.add_task(f"features of {options.teacher}", total=None)
 
         def announce(plan: Plan) -> None:
@@ -186,14 +179,3 @@ def minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description:<32}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)
