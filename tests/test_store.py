@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -76,6 +77,13 @@ def test_interrupted_extraction_continues_and_equals_an_undisturbed_one(tmp_path
     assert again.seen == SOURCE.frames - 4, "the finished shard was computed again"
     for path in sorted((tmp_path / "straight").iterdir()):
         assert path.read_bytes() == (tmp_path / "broken" / path.name).read_bytes()
+
+
+def test_an_error_leaves_no_decoding_thread_behind(tmp_path):
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as held:
+        write_features(tmp_path / "c", SOURCE, frames, Teacher(limit=SOURCE.frames + 6), batch_size=2)
+    assert threading.active_count() == before, held.traceback[-1]
 
 
 def test_finished_cache_is_reused(tmp_path):

@@ -19,6 +19,7 @@ from spatial_forcing.cache.layout import (
     Source,
     check_file,
     check_same,
+    check_there,
     dataset_fingerprint,
     opened,
     read_manifest,
@@ -58,9 +59,9 @@ class FeatureStore:
         self.source = Source.from_json(manifest["source"])
         self._sums: dict[str, str] = manifest["sums"]
         self._shard_frames: int = manifest["shard_frames"]
-        missing = [name for name in self._sums if not (self.root / name).is_file()]
-        for name in [*missing, CODEC]:
-            check_file(self.root, name, self._sums[name])
+        for name in self._sums:
+            check_there(self.root, name)
+        check_file(self.root, CODEC, self._sums[CODEC])
         self.codec, said = load_codec(self.root)
         self.codec_record = manifest["codec"]
         if coefficients and self.codec.kind != "pca-int8":

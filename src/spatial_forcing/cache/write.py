@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def shard_frames(frames: int, bytes_per_frame: int, batch_size: int) -> int:
 
 def tokens_of(
     batches: Sequence[Sequence[int]], source: Source, frames: Frames, teacher: Look
-) -> Iterator[Tensor]:
+) -> Generator[Tensor]:
     """tokens_BVHWC of each batch on the CPU, in float32, pooled to the source's grid.
 
     A batch is decoded while the teacher looks at the one before.
@@ -219,13 +219,14 @@ def write_shards(
 ) -> None:
     """Computes and writes some shards. No batch crosses from one to the next, whoever writes that one."""
     batches = [batch for _, indices in shards for batch in cut(indices, batch_size)]
-    coming = tokens_of(batches, source, frames, teacher)
-    for path, indices in shards:
-        parts = []
-        for batch in cut(indices, batch_size):
-            parts.append(next(coming))
-            advance(len(batch))
-        write_shard(path, codec, torch.cat(parts))
+    # Closed here, so that an error does not leave the decoding thread behind.
+    with closing(tokens_of(batches, source, frames, teacher)) as coming:
+        for path, indices in shards:
+            parts = []
+            for batch in cut(indices, batch_size):
+                parts.append(next(coming))
+                advance(len(batch))
+            write_shard(path, codec, torch.cat(parts))
 
 
 def shared_codec(
