@@ -40,7 +40,8 @@ class Arm:
         steps, batch_size, seed, evaluations: the budget; checkpoints are evaluated ``evaluations`` times,
             evenly spread.
         env: options of SimEnvConfig, one dict a task.
-        episodes, eval_seed: rollouts a task; episode i has the seed eval_seed + i.
+        episodes, eval_seed: rollouts a task, 0 for the held-out error alone; episode i has the seed
+            eval_seed + i.
         videos: how many of them are filmed.
         device: "cpu" or "cuda".
     """
@@ -125,7 +126,7 @@ def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> 
     loaded = LoadedPolicy(checkpoint, arm.device)
     result = Evaluation(step=step, heldout_error=heldout_error(loaded, Path(arm.heldout)))
     film = folder / "videos" if step == arm.steps else None
-    for options in arm.env:
+    for options in arm.env if arm.episodes else ():
         one = roll_out(
             loaded,
             SimEnvConfig(**options),
