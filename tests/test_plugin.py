@@ -160,6 +160,17 @@ def test_cached_and_online_give_the_same_loss(dataset, cache, forced_run, tmp_pa
         assert a["action_loss"] == pytest.approx(b["action_loss"], abs=2e-4)
 
 
+@pytest.mark.parametrize("control", ["shuffled", "place"])
+def test_controls_train_online_and_from_a_cache_alike(dataset, cache, forced_run, tmp_path, control):
+    found = {}
+    for name, source in (("online", {}), ("cached", {"cache": str(cache)})):
+        run = train(forced_config(control=control, **source), dataset, tmp_path / name)
+        found[name] = [row["align_loss"] for row in read_metrics(run)]
+    assert found["online"] == pytest.approx(found["cached"], rel=2e-2)
+    forced = [row["align_loss"] for row in read_metrics(forced_run)]
+    assert all(abs(a - b) > 1e-3 for a, b in zip(found["cached"], forced, strict=True)), "same as forcing"
+
+
 def test_evaluation_and_action_selection_know_nothing_of_forcing(dataset, forced_run):
     loaded = LoadedPolicy(checkpoints(forced_run)[4])
     config = forced_config()

@@ -57,6 +57,8 @@ class ForcingConfig:
         standardize: subtract the mean of the teacher's features and divide by their deviation, channel by
             channel.
         published: the public code's numerics.
+        control: a target without the teacher's content, for comparisons: "shuffled" (the features of another
+            frame of the batch) or "place" (where each token is, alone).
         new_projector: start a new projector if the checkpoint's was trained toward other features, which is
             an error otherwise.
         ratio_every: measure the gradient-norm ratio every so many steps; 0 never. It costs a second backward
@@ -74,6 +76,7 @@ class ForcingConfig:
     position_embedding: float = 0.1
     standardize: bool = False
     published: bool = False
+    control: str | None = None
     new_projector: bool = False
     ratio_every: int = 50
 
@@ -213,6 +216,7 @@ class ForcedPolicy:
             position_embedding=forcing.position_embedding,
             standardize=stats,
             published=forcing.published,
+            control=forcing.control,  # type: ignore[arg-type]
         )
 
     # ---- training --------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.control import CONTROLS, of_another_frame, place_embedding
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features, compose, resample
 from spatial_forcing.tap import Host, Tap, TapError
 from spatial_forcing.uv import uv_position_embedding
@@ -113,6 +114,8 @@ class SpatialForcing(nn.Module):
             share, which a cosine would reward for nothing; usually ``teacher.stats``.
         published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
             position embedding. It knows no padding, so for hosts that pad use the default.
+        control: a target without the teacher's content, for comparisons: ``"shuffled"`` or ``"place"``, see
+            ``spatial_forcing.control``.
     """
 
     teacher: Any
@@ -130,17 +133,21 @@ class SpatialForcing(nn.Module):
         position_embedding: float = 0.1,
         standardize: tuple[Tensor, Tensor] | None = None,
         published: bool = False,
+        control: Literal["shuffled", "place"] | None = None,
     ):
         super().__init__()
+        if control is not None and control not in CONTROLS:
+            raise UnknownNameError("control", control, CONTROLS)
         if weight < 0:
             raise SpatialForcingError(f"The weight of Spatial Forcing must be 0 or more, got {weight}.")
-        if position_embedding and teacher.width % 4:
+        if (position_embedding or control == "place") and teacher.width % 4:
             raise SpatialForcingError(
                 f"A position embedding needs features whose width is a multiple of 4; these are "
-                f"{teacher.width} wide. Use position_embedding=0, or another number of components."
+                f"{teacher.width} wide. Use position_embedding=0 (and no control of the place), or another "
+                "number of components."
             )
         self.host, self.weight = host, weight
-        self.position_embedding, self.published = position_embedding, published
+        self.position_embedding, self.published, self.control = position_embedding, published, control
         # Around nn.Module's registration: the teacher must not end up in checkpoints, optimizers or .train().
         object.__setattr__(self, "teacher", teacher)
         # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
@@ -153,6 +160,7 @@ class SpatialForcing(nn.Module):
         if (beside := next(host.blocks[self.tap.depth - 1].parameters(), None)) is not None:
             self.to(beside.device)
         self.logs: dict[str, Tensor] = {}
+        self._seen_several = False  # frames in a batch
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -223,6 +231,9 @@ class SpatialForcing(nn.Module):
         if present_BV is not None:
             present = present_BV.to(features.valid_BVHW)[:, : features.valid_BVHW.shape[1], None, None]
             features = features._replace(valid_BVHW=features.valid_BVHW & present)
+        if self.control == "shuffled":
+            features = of_another_frame(features, allow_single=self._seen_several)
+            self._seen_several |= len(features.tokens_BVHWC) > 1
         tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
         features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
 
@@ -244,6 +255,8 @@ class SpatialForcing(nn.Module):
         missing = layout.views - target_BVhwC.shape[1]
         target_BVhwC = F.pad(target_BVhwC, (0, 0, 0, 0, 0, 0, 0, missing))
         valid_BVhw = F.pad(valid_BVhw, (0, 0, 0, 0, 0, missing))
+        if self.control == "place":
+            target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
         return target_BVhwC.flatten(1, 3), valid_BVhw.flatten(1)
 
     def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
@@ -288,6 +301,7 @@ class SpatialForcing(nn.Module):
             f"Spatial Forcing: {self.host.name} after block {self.tap.depth} of {len(self.host.blocks)} "
             f"({about}{self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width "
             f"{self.teacher.width}; projector {params:,} parameters; weight {self.weight}"
+            + (f"; control: {self.control}" if self.control else "")
         )
 
     def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
