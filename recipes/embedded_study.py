@@ -1,4 +1,4 @@
-r"""Does geometry help, or any picture model, or more tuning? Equal-budget arms on the embedded world.
+r"""Does the teacher's content help, or any target, or more tuning? Equal-budget arms on the embedded world.
 
     python recipes/embedded_study.py --out outputs/study --teachers vggt-tiny-sim vggt-tiny-sim-2d
     python recipes/embedded_study.py --out outputs/long --steps 3000 --evaluations 10
@@ -8,12 +8,15 @@ r"""Does geometry help, or any picture model, or more tuning? Equal-budget arms 
     python recipes/embedded_study.py --out outputs/targets --weights 2 --targets tokens coefficients
 
 Arms of a seed share demonstrations, first weights, batches and evaluation episodes. Every learning rate is
-given to every arm, so that no arm is tuned more than another. Two cores: about 5 minutes an arm and core for
-600 steps. Writes <out>/study.json; LOG.md has the numbers of our runs. An interrupted study continues.
+given to every arm, so that no arm is tuned more than another. Every study has the two controls, targets that
+know nothing of the frame: what a forced arm gains over no forcing and a control shares, the teacher's content
+did not bring. Two cores: about 5 minutes an arm and core for 600 steps. Writes <out>/study.json; LOG.md has
+the numbers of our runs. An interrupted study continues.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +24,10 @@ import tyro
 from rich.console import Console
 
 from spatial_forcing.console import stages
+from spatial_forcing.control import CONTROLS
 from spatial_forcing.demo import DemoSettings, collect_demos, demo_arms, teacher_features
 from spatial_forcing.provenance import command_line, commit, hardware, versions
-from spatial_forcing.stats import mcnemar, wilson
+from spatial_forcing.stats import bootstrap_difference, mcnemar, wilson
 from spatial_forcing.study import Arm, claim, run_arms
 from spatial_forcing.train import read_metrics
 
@@ -64,6 +68,8 @@ class Args:
     """Train the baseline."""
     forced: bool = True
     """Train the forced arms."""
+    controls: bool = True
+    """Train the controls: toward the first teacher's features of another frame, and the place alone."""
     references: bool = False
     """Train the blind and state references, at the first learning rate."""
     workers: int = 2
@@ -130,15 +136,18 @@ def study_arms(
             for teacher in args.teachers:
                 for w in args.weights:
                     one = replace(settings, seed=seed, teacher=teacher, learning_rate=lr, weight=w)
-                    baseline, forced, blind, state = demo_arms(one, train, heldout, features[teacher])
+                    all_arms = {arm.name: arm for arm in demo_arms(one, train, heldout, features[teacher])}
                     if args.baseline:
-                        add(baseline, tag="baseline", lr=lr)
+                        add(all_arms["baseline"], tag="baseline", lr=lr)
                     if args.references and lr == args.learning_rates[0]:
-                        add(blind, tag="blind")
-                        add(state, tag="state")
+                        add(all_arms["blind"], tag="blind")
+                        add(all_arms["state"], tag="state")
                     if args.forced:
-                        for arm in forced_arms(args, forced, teacher):
+                        for arm in forced_arms(args, all_arms["forced"], teacher):
                             add(arm, tag=arm.name, lr=lr, w=w)
+                    if args.controls and teacher == args.teachers[0]:
+                        for name in CONTROLS:
+                            add(all_arms[name], tag=name, lr=lr, w=w)
     return list(arms.values())
 
 
@@ -177,38 +186,75 @@ def portable(value: Any, out: Path) -> Any:
 
 
 def summarise(arms: list[Arm], out: Path) -> dict[str, Any]:
-    """Every evaluation of every arm, and McNemar's test against the baseline of the same seed and rate."""
+    """Every evaluation of every arm, and the arms pooled over seeds and compared in pairs."""
     found = {
         arm.name: [
             json.loads(p.read_text()) for p in sorted((out / "runs" / arm.name / "eval").glob("[0-9]*"))
         ]
         for arm in arms
     }
-    baselines = {
-        (arm.seed, arm.policy["optimizer_lr"]): arm.name for arm in arms if arm.name.startswith("baseline")
-    }
-    table, rows = [], {}
-    for arm in arms:
-        success = [bool(e["success"]) for e in found[arm.name][-1]["episodes"]]
-        rate = wilson(sum(success), len(success))
-        rows[arm.name] = {
-            "successes": {e["step"]: sum(bool(x["success"]) for x in e["episodes"]) for e in found[arm.name]},
-            "episodes": rate.episodes,
+    rows = {
+        arm.name: {
+            "successes": {e["step"]: sum(x["success"] for x in e["episodes"]) for e in found[arm.name]},
+            "episodes": len(found[arm.name][-1]["episodes"]),
             "closest_cm": {e["step"]: closest_cm(e) for e in found[arm.name]},
             "heldout_error": {e["step"]: round(e["heldout_error"], 4) for e in found[arm.name]},
             "final_cosine": read_metrics(out / "runs" / arm.name / "train")[-1].get("cosine"),
         }
-        line = (
-            f"{arm.name:<32} {rate.successes:>3}/{rate.episodes} ({rate.low:.0%} to {rate.high:.0%})"
-            f"  closest {closest_cm(found[arm.name][-1]):5.1f} cm"
-            f"  held-out error {rows[arm.name]['heldout_error']}"
+        for arm in arms
+    }
+    # Arms that differ in nothing but the seed.
+    groups: dict[str, list[list[dict[str, Any]]]] = {}
+    for arm in arms:
+        groups.setdefault(arm.name.removesuffix(f"-s{arm.seed}"), []).append(found[arm.name])
+    steps = sorted(
+        set.intersection(*({e["step"] for e in of} for by_seed in groups.values() for of in by_seed))
+    )
+    table = [line for step in steps for line in step_lines(groups, step)]
+    return {
+        "arms": [portable(asdict(arm), out) for arm in arms],
+        "rows": rows,
+        "compared": [pair for step in steps for pair in pairs_at(groups, step)],
+        "table": table,
+    }
+
+
+def at_step(by_seed: list[list[dict[str, Any]]], step: int) -> tuple[list[float], list[bool]]:
+    """Held-out errors by seed, and the successes of all seeds' episodes in order, at one step."""
+    evaluations = [next(e for e in of if e["step"] == step) for of in by_seed]
+    return (
+        [e["heldout_error"] for e in evaluations],
+        [bool(x["success"]) for e in evaluations for x in e["episodes"]],
+    )
+
+
+def step_lines(groups: dict[str, list[list[dict[str, Any]]]], step: int) -> list[str]:
+    """A line for each group of arms: its mean error and its successes over all seeds."""
+    lines = [f"after {step} steps:"]
+    for name, by_seed in groups.items():
+        errors, success = at_step(by_seed, step)
+        rate = wilson(sum(success), len(success))
+        listed = " ".join(f"{e:.3f}" for e in errors)
+        lines.append(
+            f"  {name:<24} {rate.successes:>3}/{rate.episodes} ({rate.low:.0%} to {rate.high:.0%})"
+            f"  held-out error {sum(errors) / len(errors):.3f} ({listed})"
         )
-        base = baselines.get((arm.seed, arm.policy["optimizer_lr"]))
-        if base and base != arm.name:
-            other = [bool(e["success"]) for e in found[base][-1]["episodes"]]
-            line += f"  p = {mcnemar(other, success).p_value:.3g} against {base}"
-        table.append(line)
-    return {"arms": [portable(asdict(arm), out) for arm in arms], "rows": rows, "table": table}
+    return lines
+
+
+def pairs_at(groups: dict[str, list[list[dict[str, Any]]]], step: int) -> list[dict[str, Any]]:
+    """Every two groups with equally many seeds: difference of errors over seeds, McNemar over all pairs of
+    episodes. The seeds share their episodes, so the pairs are not quite independent."""
+    pairs = []
+    for a, b in combinations(groups, 2):
+        if len(groups[a]) == len(groups[b]):
+            (errors_a, success_a), (errors_b, success_b) = (at_step(groups[x], step) for x in (a, b))
+            difference = bootstrap_difference(errors_a, errors_b)
+            pairs.append(
+                {"step": step, "a": a, "b": b}
+                | {"error_b_minus_a": asdict(difference), "success": asdict(mcnemar(success_a, success_b))}
+            )
+    return pairs
 
 
 def closest_cm(evaluation: dict[str, Any]) -> float:

@@ -24,9 +24,8 @@ from spatial_forcing.study import Arm, run_arms
 
 # Searched in this order; the first value of each is where the search starts.
 ROUNDS: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("position_std", (0.02, 0.2, 0.5, 1.0)),
+    ("position_std", (0.02, 0.2, 0.5, 1.0, 2.0)),
     ("optimizer_lr", (1e-3, 5e-4, 2e-3)),
-    ("query_std", (0.02, 0.5)),
     ("stem", (0, 32)),
 )
 

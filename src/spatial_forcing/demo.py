@@ -1,5 +1,5 @@
-"""The main job in minutes: demonstrations, teacher features, two policies from the same start, rollouts,
-probe, report.
+"""The main job in minutes: demonstrations, teacher features, policies from the same start with and without
+forcing and toward the controls, rollouts, probe, report.
 
 Every stage is the ordinary part of the package, run on the embedded world; every stage keeps what it
 finished, so that a second run reuses it and an interrupted one continues.
@@ -24,6 +24,11 @@ from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
 # Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
 EVAL_SEED = 1_000_000
+# Targets that know nothing of the frame: the demo's control arms, for people.
+CONTROL_LABELS = {
+    "shuffled": "toward the features of another frame",
+    "place": "toward the place of each token alone",
+}
 # Rough seconds a unit of work takes on two cores, for the estimate at the start.
 SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
 
@@ -71,9 +76,9 @@ class DemoSettings:
     def seconds(self, workers: int) -> float:
         """A rough estimate of the wall time on two cores."""
         frames = len(self.tasks) * self.frames * (self.episodes + self.heldout_episodes)
-        episodes = len(self.tasks) * self.eval_episodes * (2 * self.evaluations + 2)
+        episodes = len(self.tasks) * self.eval_episodes * (4 * self.evaluations + 2)
         shared = (
-            frames * SECONDS["frame"] + 2.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
+            frames * SECONDS["frame"] + 4.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
         )
         return SECONDS["fixed"] + frames * SECONDS["feature"] + 2 * shared / max(1, workers)
 
@@ -237,7 +242,8 @@ def teacher_features(
 
 
 def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Path) -> list[Arm]:
-    """Baseline and forced (the same code with weight 0 and weight w), and the two reference lines."""
+    """Baseline and forced (the same code with weight 0 and weight w), forced toward the two controls, and the
+    two reference lines."""
     common = Arm(
         name="",
         label="",
@@ -260,14 +266,21 @@ def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Pa
         },
         device=settings.device,
     )
-    forcing = {"teacher": settings.teacher, "cache": str(features), "standardize": settings.standardize}
+    forcing = {
+        "teacher": settings.teacher,
+        "cache": str(features),
+        "standardize": settings.standardize,
+        "weight": settings.weight,
+    }
     blind = common.policy | {"use_images": False}
     state = blind | {"use_environment_state": True}
     reference = replace(common, role="reference", evaluations=1, videos=0)
     return [
         replace(common, name="baseline", label="without forcing", forcing=forcing | {"weight": 0.0}),
-        replace(
-            common, name="forced", label="Spatial Forcing", forcing=forcing | {"weight": settings.weight}
+        replace(common, name="forced", label="Spatial Forcing", forcing=forcing),
+        *(
+            replace(common, name=name, label=label, role="control", forcing=forcing | {"control": name})
+            for name, label in CONTROL_LABELS.items()
         ),
         replace(reference, name="blind", label="blind: sees no pictures", policy=blind),
         replace(reference, name="state", label="state: knows the goal", policy=state),

@@ -33,7 +33,8 @@ class Arm:
     Attributes:
         name: also the name of its folder.
         label: for people.
-        role: "arm", or "reference" for the blind and state lines that every table carries.
+        role: "arm"; "control" for one that is forced toward a target without the teacher's content;
+            "reference" for the blind and state lines. Every table carries all three.
         policy: options of TinyConfig.
         forcing: options of ForcingConfig; None trains the plain policy.
         dataset, heldout: roots of LeRobotDatasets.

@@ -73,9 +73,9 @@ class TinyVLA(nn.Module):
         state_dim, action_dim, chunk: S, A, T.
         width, depth, heads: of the transformer.
         vocabulary, max_words: of the hashed instruction.
-        position_std: deviation that the position embedding of the patches is drawn with. Tokens enter the
-            first block with a deviation of about 0.5: a position far below that is hardly seen by attention.
-        query_std: the same of the action queries.
+        position_std: deviation that the position embedding of the patches is drawn with. The patches
+            themselves enter the first block with a deviation of about 0.3: attention hardly sees a position
+            far below that.
         stem: channels of a convolution (5 x 5, stride 2) with GELU before the patches; 0 for none.
     """
 
@@ -93,7 +93,6 @@ class TinyVLA(nn.Module):
         vocabulary: int = 512,
         max_words: int = 12,
         position_std: float = 0.02,
-        query_std: float = 0.02,
         stem: int = 0,
     ):
         super().__init__()
@@ -115,7 +114,7 @@ class TinyVLA(nn.Module):
             self.patches = nn.Conv2d(3, width, patch, patch)
         self.patch_position = nn.Parameter(position_std * torch.randn(views * side * side, width))
         self.state = nn.Linear(state_dim, width)
-        self.queries = nn.Parameter(query_std * torch.randn(chunk, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(chunk, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width)
         self.actions = nn.Linear(width, action_dim)

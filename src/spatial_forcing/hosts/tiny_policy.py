@@ -34,7 +34,7 @@ class TinyConfig(PreTrainedConfig):
         use_environment_state: True gives the *state* reference policy the true object and goal positions.
         chunk_size: T, actions predicted at once.
         n_action_steps: how many of them are executed before looking again.
-        position_std, query_std, stem: see TinyVLA.
+        position_std, stem: see TinyVLA.
         decay_steps: of the cosine learning-rate schedule; LeRobot scales it to the number of training steps.
     """
 
@@ -50,7 +50,6 @@ class TinyConfig(PreTrainedConfig):
     vocabulary: int = 512
     max_words: int = 12
     position_std: float = 0.02
-    query_std: float = 0.02
     stem: int = 0
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
@@ -132,7 +131,6 @@ class TinyPolicy(PreTrainedPolicy):
             vocabulary=config.vocabulary,
             max_words=config.max_words,
             position_std=config.position_std,
-            query_std=config.query_std,
             stem=config.stem,
         )
         self.reset()
