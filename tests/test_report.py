@@ -298,6 +298,31 @@ def test_the_headline_says_better_worse_and_neither_in_the_same_words(results):
     assert headline(2).startswith("Forced succeeded less often than baseline: forced 2/25")
 
 
+def with_controls(results: dict, forced: int, shuffled: int, place: int) -> str:
+    """The headline of a comparison with controls; the baseline solves 3."""
+    arms = results["arms"]
+    for name, count in (("shuffled", shuffled), ("place", place)):
+        arms[name] = arm("control", [0.26, 0.2, 0.19, 0.18], [0, 0, 0, count])
+    arms["forced"]["evaluations"][-1]["episodes"] = episodes(forced)
+    results["comparisons"] = None
+    return summarise(results)["headline"]
+
+
+def test_a_gain_that_a_control_shares_is_not_called_the_teachers(results):
+    assert "so its gain has to do with the teacher's content" in with_controls(results, 14, 3, 3)
+    shared = with_controls(results, 14, 12, 3)
+    assert "did not succeed significantly more often than shuffled, of the controls" in shared
+    assert "that the teacher's content brought the gain is not shown" in shared
+    assert "shuffled 12/25 (30 to 67 %), p = 0.5" in shared
+    assert "Nor is it shown to be ahead of the controls" in with_controls(results, 3, 3, 3)
+    compared = [(c["a"], c["b"]) for c in summarise(results)["comparisons"]]
+    assert compared == [("baseline", "forced"), ("shuffled", "forced"), ("place", "forced")]
+
+
+def test_without_controls_the_headline_says_so(results):
+    assert "No control was compared" in summarise(results)["headline"]
+
+
 def test_one_seed_is_called_a_demonstration(results):
     assert summarise(results)["headline"].endswith("One seed (7): a demonstration, not evidence.")
     results["arms"]["forced"]["seed"] = 8
@@ -456,7 +481,7 @@ def spoilt(results: dict, path: list, value=...) -> dict:
         ),
         (["arms", "forced", "curves", 5, "action_loss"], "low", "must be int or float, got str"),
         (["arms", "forced", "steps"], True, "must be int, got bool"),
-        (["arms", "forced", "role"], "hero", "must be one of arm, reference"),
+        (["arms", "forced", "role"], "hero", "must be one of arm, control, reference"),
         (["arms", "forced", "curves", 5, "step"], 10, "must increase"),
         (["arms"], {}, "nothing to report"),
         (["arms"], [1], "must be Mapping, got list"),
@@ -481,7 +506,7 @@ def test_bad_results_are_refused_by_name_before_anything_is_written(results, tmp
 
 
 def test_colours_stay_with_the_arm_and_differ():
-    names = ["forced", "baseline", "blind", "state", "pixels", "weight 2", "oracle"]
+    names = ["forced", "baseline", "shuffled", "place", "blind", "state", "pixels", "weight 2", "oracle"]
     chosen = colours(names)
     assert len(set(chosen.values())) == len(names)
     assert colours(["baseline", "forced"])["forced"] == chosen["forced"]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatial_forcing.control import CONTROLS
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.provenance import commit, hardware, versions
 from spatial_forcing.study import Arm, policy_config
@@ -59,8 +60,8 @@ class ProbeFrames:
 def probe_policies(
     teacher: str, arms: Sequence[Arm], train_root: Path, heldout_root: Path, out: Path, device: str
 ) -> dict[str, Any]:
-    """Depth probes on the tapped tokens of the first two arms, of an untrained policy, and on the teacher's
-    features.
+    """Depth probes on the tapped tokens of every arm and control and of an untrained policy, and on the
+    teacher's features.
 
     Every probe is fitted on demonstrations the policies were trained on and tested on held-out ones. Writes
     ``probe.png``.
@@ -70,7 +71,7 @@ def probe_policies(
 
     train, test = ProbeFrames(train_root, PROBE_TRAIN_EPISODES), ProbeFrames(heldout_root)
     sources: dict[str, tuple[Tensor, Tensor]] = {}
-    for arm in (a for a in arms if a.role == "arm"):
+    for arm in (a for a in arms if a.role != "reference"):
         loaded = LoadedPolicy(last_checkpoint(out / "runs" / arm.name), device)
         sources[arm.name] = (
             tapped_tokens(loaded.policy, train.batches(loaded)),
@@ -148,7 +149,7 @@ def gather_results(
         "arms": {arm.name: _arm_results(arm, out) for arm in arms},
         "probe": probe,
         "samples": sample_pictures(Path(arms[0].dataset), out),
-        "comparisons": [["baseline", "forced"]],
+        "comparisons": [[name, "forced"] for name in ("baseline", *CONTROLS)],
     }
     temporary = out / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=1))

@@ -74,7 +74,7 @@ RESULTS = {
     "samples": Maybe([{"path": str, "caption": str}]),
     "comparisons": Maybe([[str]]),
 }
-ROLES = ("arm", "reference")
+ROLES = ("arm", "control", "reference")
 
 
 def check_results(results: Mapping[str, Any]) -> None:

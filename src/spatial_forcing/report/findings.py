@@ -16,7 +16,56 @@ def headline(summary: Mapping[str, Any]) -> str:
     """What was found, in a few plain sentences with their numbers."""
     if not summary["comparisons"]:
         return f"There is nothing to compare: the results hold no second arm. {seeds_note(summary)}"
-    return " ".join([*(verdict(c, summary) for c in summary["comparisons"]), seeds_note(summary)])
+    claims = [verdict(c, summary) for c in summary["comparisons"] if not against_control(c, summary)]
+    return " ".join([*claims, *controls_verdicts(summary), seeds_note(summary)])
+
+
+def against_control(found: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
+    """Whether a comparison is with a control: an arm whose target knows nothing of the frame."""
+    return summary["arms"][found["a"]]["role"] == "control"
+
+
+def controls_verdicts(summary: Mapping[str, Any]) -> list[str]:
+    """Whether what each arm gained is more than a target without content gives, in words."""
+    tested = [c for c in summary["comparisons"] if against_control(c, summary) and not c["problem"]]
+    if not tested:
+        return [
+            "No control was compared: whether a target that knows nothing of the picture does as well is "
+            "not known."
+        ]
+    return [
+        controls_verdict([c for c in tested if c["b"] == b], summary)
+        for b in dict.fromkeys(c["b"] for c in tested)
+    ]
+
+
+def controls_verdict(tested: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """One arm against the controls."""
+    b = tested[0]["b"]
+    rates = ", ".join(
+        f"{c['a']} {rate_text(c['success_a'], level='')}, {p_text(c['p_value'])}" for c in tested
+    )
+    level = [c["a"] for c in tested if not better(c)]
+    gained = any(
+        better(c)
+        for c in summary["comparisons"]
+        if c["b"] == b and not c["problem"] and not against_control(c, summary)
+    )
+    controls = f"targets that know nothing of the picture ({rates})"
+    if not level:
+        cause = ", so its gain has to do with the teacher's content" if gained else ""
+        return f"{upper(b)} succeeded more often than the controls, {controls}{cause}."
+    if gained:
+        return (
+            f"It did not succeed significantly more often than {' and '.join(level)}, of the controls, "
+            f"{controls}: that the teacher's content brought the gain is not shown."
+        )
+    return f"Nor is it shown to be ahead of the controls, {controls}."
+
+
+def better(found: Mapping[str, Any]) -> bool:
+    """Whether b succeeded significantly more often than a."""
+    return found["p_value"] < ALPHA and found["difference_points"] > 0
 
 
 def verdict(found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -38,7 +87,7 @@ def verdict(found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 def seeds_note(summary: Mapping[str, Any]) -> str:
     """How much the number of seeds allows to say."""
-    seeds = sorted({arm["seed"] for arm in summary["arms"].values() if arm["role"] == "arm"})
+    seeds = sorted({arm["seed"] for arm in summary["arms"].values() if arm["role"] != "reference"})
     if len(seeds) > 1:
         listed = ", ".join(map(str, seeds))
         return f"The arms have different seeds ({listed}), so they differ in more than the method."
@@ -101,7 +150,7 @@ def reference_notes(arms: Mapping[str, Any]) -> list[str]:
     found = []
     for name, arm in arms.items():
         error = arm["heldout_error"]
-        if arm["role"] == "arm" and error is not None and error >= BLIND_FACTOR * blind:
+        if arm["role"] != "reference" and error is not None and error >= BLIND_FACTOR * blind:
             found.append(
                 f"{upper(name)} is hardly better than the blind policy by its action error ({number(error)} "
                 f"against {number(blind)}): in {arm['evaluated_step']} steps it has not learned to use its "

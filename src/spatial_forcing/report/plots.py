@@ -1,4 +1,7 @@
-"""The report's plots, as SVG: one quantity each, one colour and marker an arm, references as dashed lines."""
+"""The report's plots, as SVG: one quantity each, one colour and marker an arm.
+
+Controls are dotted, references dashed.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -7,8 +10,16 @@ from typing import Any
 from spatial_forcing.errors import MissingDependencyError
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart.
-KNOWN_COLOURS = {"baseline": "#D55E00", "forced": "#0072B2", "blind": "#6B6B6B", "state": "#009E73"}
-OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
+KNOWN_COLOURS = {
+    "baseline": "#D55E00",
+    "forced": "#0072B2",
+    "shuffled": "#CC79A7",
+    "place": "#E69F00",
+    "blind": "#6B6B6B",
+    "state": "#009E73",
+}
+OTHER_COLOURS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99")
+DASHES = {"arm": "-", "control": ":", "reference": "--"}
 MARKERS = "osD^vPX*"
 # A running mean over this share of the points is drawn over the points themselves.
 SMOOTHING = 0.08
@@ -65,7 +76,9 @@ def draw_curves(
             steps, values = zip(*points, strict=True)
             look = {"color": colours(list(arms))[name]}
             axis.plot(steps, values, linewidth=0.6, alpha=0.3, **look)
-            axis.plot(steps, running_mean(values), linewidth=1.6, label=name, **look, **_dashes(arms[name]))
+            axis.plot(
+                steps, running_mean(values), DASHES[arms[name]["role"]], linewidth=1.6, label=name, **look
+            )
     if from_zero:
         axis.set_ylim(bottom=0)
     return _svg(axis)
@@ -82,7 +95,8 @@ def draw_measured(arms: Mapping[str, Any], curves: Mapping[str, Points], label: 
             axis.axhline(points[-1][1], color=colour, linestyle="--", linewidth=1.3, label=name)
         elif points:
             steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, marker=MARKERS[i % len(MARKERS)], markersize=5, color=colour, label=name)
+            look = {"linestyle": DASHES[arms[name]["role"]], "color": colour}
+            axis.plot(steps, values, marker=MARKERS[i % len(MARKERS)], markersize=5, label=name, **look)
     axis.set_ylim(bottom=0)
     return _svg(axis)
 
@@ -91,7 +105,7 @@ def draw_success(arms: Mapping[str, Any], rates: Mapping[str, Sequence[Mapping[s
     """Success rates with Wilson intervals, the arms set slightly apart; references as horizontal lines."""
     if not any(rates.values()):
         return None
-    moving = [name for name, points in rates.items() if points and arms[name]["role"] == "arm"]
+    moving = [name for name, points in rates.items() if points and arms[name]["role"] != "reference"]
     axis = _axis(arms, "success (%)")
     for i, (name, points) in enumerate(rates.items()):
         colour = colours(list(arms))[name]
@@ -103,7 +117,8 @@ def draw_success(arms: Mapping[str, Any], rates: Mapping[str, Sequence[Mapping[s
             rate = [100 * p["rate"] for p in points]
             below = [100 * (p["rate"] - p["low"]) for p in points]
             above = [100 * (p["high"] - p["rate"]) for p in points]
-            axis.plot(steps, rate, marker=MARKERS[i % len(MARKERS)], markersize=5, color=colour, label=name)
+            look = {"linestyle": DASHES[arms[name]["role"]], "color": colour}
+            axis.plot(steps, rate, marker=MARKERS[i % len(MARKERS)], markersize=5, label=name, **look)
             axis.errorbar(steps, rate, [below, above], fmt="none", capsize=3, elinewidth=1, ecolor=colour)
     axis.set_ylim(-3, 103)
     return _svg(axis)
@@ -114,10 +129,6 @@ def running_mean(values: Sequence[float]) -> list[float]:
     half = int(SMOOTHING * len(values) / 2)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-
-def _dashes(arm: Mapping[str, Any]) -> dict[str, str]:
-    return {"linestyle": "--"} if arm["role"] == "reference" else {}
 
 
 def _axis(arms: Mapping[str, Any], label: str) -> Any:

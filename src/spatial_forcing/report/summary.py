@@ -95,12 +95,13 @@ def probe_rows(probe: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def pairs_to_compare(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs asked for; else "baseline" (or the first arm) with every other arm but the references."""
+    """The pairs asked for; else "baseline" (or the first arm) and every control with every other arm."""
     if results.get("comparisons"):
         return [(a, b) for a, b in results["comparisons"]]
     names = [name for name, arm in results["arms"].items() if arm["role"] == "arm"]
     first = "baseline" if "baseline" in names else next(iter(names), None)
-    return [(first, name) for name in names if first and name != first]
+    controls = [name for name, arm in results["arms"].items() if arm["role"] == "control"]
+    return [(a, b) for b in names if b != first for a in [first, *controls] if a]
 
 
 def compare(arms: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
