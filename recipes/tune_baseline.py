@@ -26,7 +26,6 @@ from spatial_forcing.study import Arm, run_arms
 ROUNDS: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("position_std", (0.02, 0.2, 0.5, 1.0, 2.0)),
     ("optimizer_lr", (1e-3, 5e-4, 2e-3)),
-    ("stem", (0, 32)),
 )
 
 
