@@ -287,6 +287,42 @@ def test_published_weights_that_do_not_fit_are_refused(nano, tmp_path):
         load_teacher("vggt-1b", weights=tmp_path)
 
 
+PACKAGED = Path(teachers.__file__).parent / "weights"
+
+
+@pytest.mark.parametrize("name", [r.name for r in RECORDS.values() if r.packaged])
+def test_packaged_weights_pass_under_their_own_name_only(name):
+    weights = PACKAGED / str(RECORDS[name].packaged)
+    loaded = load_teacher(name, weights=weights)
+    assert loaded.fingerprint == load_teacher(name).fingerprint
+    for other in ("vggt-1b", *(r.name for r in RECORDS.values() if r.packaged and r.name != name)):
+        said = rf"those of the teacher '{name}', not of '{other}'.*load_teacher\(\"{name}\", weights="
+        with pytest.raises(WeightsError, match=said):
+            load_teacher(other, weights=weights)
+
+
+def test_a_file_that_says_it_is_something_else_is_refused_under_a_name(nano, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_file(nano.state_dict(), path, description(nano))
+    with pytest.raises(WeightsError, match=r"another teacher \('A test.'\), not of 'vggt-tiny-sim'.*mine"):
+        load_teacher("vggt-tiny-sim", weights=path)
+
+
+@pytest.mark.parametrize("name", ["pixels", "untrained-tiny"])
+def test_weights_of_a_teacher_that_has_none_are_refused(name):
+    with pytest.raises(TeacherInputError, match=f"'{name}' has no trained weights"):
+        load_teacher(name, weights=PACKAGED / "vggt-tiny-sim.safetensors")
+
+
+def test_a_folder_of_another_transformers_model_is_refused_under_a_name(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    transformers.Dinov2Model(transformers.Dinov2Config(image_size=28, **size)).save_pretrained(tmp_path)
+    for name, said in (("dinov2-base", "dinov2 of width 768"), ("siglip-base", "siglip of width 768")):
+        with pytest.raises(WeightsError, match=rf"is a dinov2 of width 24, not '{name}'.*\({said}\)"):
+            load_teacher(name, weights=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["dinov2", "siglip", "dinov3"])
 def test_2d_controls_equal_the_transformers_model(name, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -325,12 +361,12 @@ def test_2d_controls_equal_the_transformers_model(name, tmp_path):
 
 def test_incomplete_transformers_weights_are_refused(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    size = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1}
     transformers.Dinov2Model(transformers.Dinov2Config(image_size=56, **size)).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"layernorm\.weight"):
-        load_teacher("dinov2-base", weights=tmp_path)
+        load_teacher("dinov2-small", weights=tmp_path)
     with pytest.raises(WeightsError, match=r"config\.json"):
         load_teacher("dinov2-base", weights=tmp_path / "absent")

@@ -58,7 +58,8 @@ def load_teacher(
     Args:
         name_or_path: a name of `RECORDS`; a `.safetensors` teacher of `recipes/vggt_tiny_sim.py`; or a
             folder with a transformers model (DINOv2, DINOv3 or SigLIP).
-        weights: a local file or folder to take the weights of a named teacher from, instead of the Hub.
+        weights: a local file or folder to take the weights of a named teacher from, instead of the Hub. A
+            file that says what it is must say what the name does.
         resolution: pixels at which the teacher sees the images: one number for a square or (height, width),
             multiples of its patch. Default: the record's (518 for VGGT-1B, as published).
         layer: which layer's tokens; negative numbers count from the last.
@@ -69,7 +70,7 @@ def load_teacher(
     Raises:
         UnknownNameError: no teacher of that name, and no such file or folder.
         TeacherUnavailableError: the Hub cannot be reached, or asks for terms to be accepted.
-        WeightsError: the weights cannot be read or do not fit, naming the tensors.
+        WeightsError: the weights cannot be read, do not fit, naming the tensors, or are of another teacher.
         TeacherInputError: a resolution that is no multiple of the patch, or an option it does not have.
         IndexError: no such layer.
     """
@@ -79,6 +80,11 @@ def load_teacher(
             raise UnknownNameError("teacher (and no file or folder)", name_or_path, RECORDS)
         record, weights = _local(Path(name_or_path).expanduser(), weights), name_or_path
     folder = None if weights is None else Path(weights).expanduser()
+    if folder is not None and record.family in ("pixels", "untrained"):
+        raise TeacherInputError(
+            f"The teacher {record.name!r} has no trained weights, got weights={str(folder)!r}. To use what "
+            "is there give that path as the teacher, or name the teacher that it is."
+        )
     options = {"layer": layer, "dtype": dtype, "batch_size": batch_size}
     resolution = record.resolution if resolution is None else resolution
     _show_licence(record)
@@ -104,6 +110,7 @@ def load_teacher(
 def _vggt(record: TeacherRecord, weights: Path | None) -> VGGT:
     if weights is not None:
         checkpoint = Checkpoint(weights)
+        _check_description(checkpoint, record)
     elif record.packaged:
         checkpoint = Checkpoint(_packaged(record))
     else:
@@ -163,6 +170,23 @@ def _described(checkpoint: Checkpoint) -> dict:
             f'published weights give the name as well: load_teacher("vggt-1b", weights="{checkpoint.path}").'
         )
     return json.loads(checkpoint.metadata[METADATA_KEY])
+
+
+def _check_description(checkpoint: Checkpoint, record: TeacherRecord) -> None:
+    """Raises `WeightsError` if a file says that it is another teacher than the one it was named as."""
+    if RECORDS.get(record.name) is not record or METADATA_KEY not in checkpoint.metadata:
+        return  # given by its path: it is what it says; published weights say nothing
+    said = _described(checkpoint)
+    if (said["note"], said["multi_view"]) == (record.described, record.multi_view):
+        return
+    names = [other.name for other in RECORDS.values() if other.described == said["note"]]
+    is_it = f"the teacher {names[0]!r}" if names else f"another teacher ({said['note']!r})"
+    instead = f'load_teacher("{names[0] if names else checkpoint.path}"'
+    instead += f', weights="{checkpoint.path}")' if names else ")"
+    raise WeightsError(
+        f"The weights in {checkpoint.path} are those of {is_it}, not of {record.name!r}, as which they were "
+        f"named. Name what they are: {instead}."
+    )
 
 
 @cache

@@ -5,7 +5,7 @@ B: batch, V: views (always one), H, W: pixels, h, w: patches, N: tokens, C: chan
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,8 @@ def load_transformers(
     Raises:
         TeacherUnavailableError: the Hub cannot be reached, or asks for terms to be accepted.
         UnknownNameError: the folder holds a model of another type than `NORMALISATION` lists.
-        WeightsError: tensors are missing or of another shape.
+        WeightsError: tensors are missing or of another shape, or the folder holds another model than the
+            record is of.
     """
     try:
         from transformers import AutoConfig, AutoModel
@@ -117,9 +118,12 @@ def load_transformers(
     if weights is not None and not (weights / "config.json").is_file():
         raise WeightsError(f"No transformers model at {weights}: expected a folder with its config.json.")
     try:
-        model_type = AutoConfig.from_pretrained(source).model_type
+        config = AutoConfig.from_pretrained(source)
+        model_type = config.model_type
         if model_type not in NORMALISATION:
             raise UnknownNameError("model_type of a teacher", model_type, NORMALISATION)
+        if weights is not None:
+            check_architecture(config, record, weights)
         model, loading = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except OSError as error:
         if weights is not None:
@@ -141,3 +145,17 @@ def load_transformers(
         resolution=record.resolution if resolution is None else resolution,
         **options,
     ).to(device)
+
+
+def check_architecture(config: Any, record: TeacherRecord, weights: Path) -> None:
+    """Raises `WeightsError` if the config.json of a folder describes another model than the record."""
+    if record.architecture is None:
+        return
+    types, width = record.architecture
+    found = config.model_type, getattr(config, "vision_config", config).hidden_size
+    if found[0] not in types or found[1] != width:
+        raise WeightsError(
+            f"The model in {weights} is a {found[0]} of width {found[1]}, not {record.name!r} ({types[0]} of "
+            f"width {width}), as which it was named. Name what it is, or give its path: "
+            f'load_teacher("{weights}").'
+        )

@@ -36,6 +36,9 @@ class TeacherRecord:
         resolution: default resolution in pixels.
         multi_view: whether the views of a scene see each other.
         note: one sentence for a table.
+        described: the note that this package's own weights of it carry in their file.
+        architecture: what config.json says of it, for the family of transformers: ways to write the
+            `model_type`, and the `hidden_size`.
     """
 
     name: str
@@ -51,6 +54,8 @@ class TeacherRecord:
     packaged: str | None = None
     config: VGGTConfig | None = None
     multi_view: bool = False
+    described: str | None = None
+    architecture: tuple[tuple[str, ...], int] | None = None
 
 
 def _hub(name: str, repo: str, note: str, **kwargs) -> TeacherRecord:
@@ -58,6 +63,9 @@ def _hub(name: str, repo: str, note: str, **kwargs) -> TeacherRecord:
     defaults = {"family": "transformers", "licence": "Apache-2.0", "resolution": 224, "terms": terms}
     return TeacherRecord(name=name, repo=repo, note=note, **{**defaults, **kwargs})
 
+
+_DINOV2 = ("dinov2",)
+_SCENES = "Small VGGT trained on simulated Meta-World scenes"
 
 _ALL = (
     _hub(
@@ -80,6 +88,7 @@ _ALL = (
         resolution=TINY.img_size,
         multi_view=True,
         note="A small VGGT trained on simulated Meta-World scenes; comes with this package.",
+        described=f"{_SCENES}; geometry objective, frame first-camera.",
     ),
     TeacherRecord(
         name="vggt-tiny-sim-2d",
@@ -88,6 +97,7 @@ _ALL = (
         packaged="vggt-tiny-sim-2d.safetensors",
         resolution=TINY.img_size,
         note="2D control: the same model and images, trained to fill in masked patches of single views.",
+        described=f"{_SCENES}; masked objective.",
     ),
     TeacherRecord(
         name="untrained-tiny",
@@ -105,18 +115,29 @@ _ALL = (
         resolution=TINY.img_size,
         note="Control: the pixels of each patch.",
     ),
-    _hub("dinov2-small", "facebook/dinov2-small", "2D control: DINOv2 ViT-S/14."),
-    _hub("dinov2-base", "facebook/dinov2-base", "2D control: DINOv2 ViT-B/14."),
     _hub(
-        "dinov2-large", "facebook/dinov2-large", "2D control: DINOv2 ViT-L/14, the encoder VGGT starts from."
+        "dinov2-small", "facebook/dinov2-small", "2D control: DINOv2 ViT-S/14.", architecture=(_DINOV2, 384)
     ),
-    _hub("siglip-base", "google/siglip-base-patch16-224", "2D control: SigLIP ViT-B/16."),
+    _hub("dinov2-base", "facebook/dinov2-base", "2D control: DINOv2 ViT-B/14.", architecture=(_DINOV2, 768)),
+    _hub(
+        "dinov2-large",
+        "facebook/dinov2-large",
+        "2D control: DINOv2 ViT-L/14, the encoder VGGT starts from.",
+        architecture=(_DINOV2, 1024),
+    ),
+    _hub(
+        "siglip-base",
+        "google/siglip-base-patch16-224",
+        "2D control: SigLIP ViT-B/16.",
+        architecture=(("siglip", "siglip_vision_model"), 768),
+    ),
     _hub(
         "dinov3-base",
         "facebook/dinov3-vitb16-pretrain-lvd1689m",
         "2D control: DINOv3 ViT-B/16.",
         licence="DINOv3 License",
         gated=True,
+        architecture=(("dinov3_vit",), 768),
     ),
 )
 
