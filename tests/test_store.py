@@ -143,6 +143,39 @@ def test_coefficients_have_the_geometry_of_the_tokens_they_stand_for(tmp_path, s
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("codec", ["float16", "pca-int8", "raw"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_not_stored(tmp_path, codec, poison):
+    def look(images):
+        features = Teacher()(images)
+        tokens = torch.where(features.tokens_BVHWC == 7, poison, features.tokens_BVHWC)  # frame 7, left view
+        return features._replace(tokens_BVHWC=tokens)
+
+    with pytest.raises(
+        CacheError, match=r"Frames \d+ to \d+ cannot be stored: 4 of .*view 0, row 0, column 0"
+    ):
+        write_features(tmp_path / "c", SOURCE, frames, look, options=CodecOptions(codec), batch_size=3)
+
+
+def test_features_that_half_precision_cannot_hold_are_not_stored_in_it(tmp_path):
+    def look(images):
+        features = Teacher()(images)
+        return features._replace(tokens_BVHWC=features.tokens_BVHWC * 1e5)
+
+    with pytest.raises(CacheError, match=r"reach 3.5e\+05, which half precision cannot hold.*--codec raw"):
+        write_features(tmp_path / "c", SOURCE, frames, look)
+    write_features(tmp_path / "raw", SOURCE, frames, look, options=CodecOptions("raw"))
+
+
+def test_marks_of_what_is_not_valid_are_not_lost(tmp_path):
+    def look(images):
+        features = Teacher()(images)
+        return features._replace(valid_BVHW=features.tokens_BVHWC[..., 0] != 7)
+
+    with pytest.raises(CacheError, match="keeps no such marks"):
+        write_features(tmp_path / "c", SOURCE, frames, look)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CacheError, match="not empty"):

@@ -60,6 +60,21 @@ class Features(NamedTuple):
             )
         return self
 
+    def check_finite(self) -> None:
+        """Raises :class:`SpatialForcingError` if a valid token holds NaN or infinity.
+
+        What is not valid may hold anything. On an accelerator this waits for it.
+        """
+        bad_BVHW = self.valid_BVHW & ~self.tokens_BVHWC.isfinite().all(-1)
+        if bad_BVHW.any():
+            b, v, h, w = bad_BVHW.nonzero()[0].tolist()
+            raise SpatialForcingError(
+                f"{int(bad_BVHW.sum())} of {int(self.valid_BVHW.sum())} valid tokens of the features hold "
+                f"NaN or infinity; the first is in sample {b}, view {v}, row {h}, column {w}. A teacher's "
+                "damaged weights do that, and half precision that overflows. Tokens that say nothing are to "
+                "be marked as not valid."
+            )
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -255,7 +270,7 @@ def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor
     # hundredth of a token more is rounding, not a reason for another point.
     span_bv = cells_bv23[..., :2].abs().sum(-1).amax(-1)
     side_bv = (span_bv - 0.01).ceil().clamp(min=1)
-    if side_bv.max() > 2 * max(H, W):
+    if not side_bv.max() <= 2 * max(H, W):  # nor is NaN
         raise SpatialForcingError(
             f"The affine spreads one host token over {side_bv.max():.0f} teacher tokens of a grid of {H} x "
             f"{W}. Affines are in unit coordinates, 0 to 1 from edge to edge, not in pixels."

@@ -42,6 +42,7 @@ from spatial_forcing.cache.layout import (
     source_record,
     write_atomically,
 )
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, resample
 
 SHARD_BYTES = 48 * 2**20
@@ -189,6 +190,9 @@ def tokens_of(
     """tokens_BVHWC of each batch on the CPU, in float32, pooled to the source's grid.
 
     A batch is decoded while the teacher looks at the one before.
+
+    Raises:
+        CacheError: the features of a frame are not finite, or not all valid.
     """
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(frames, list(batches[0])) if batches else None
@@ -198,9 +202,23 @@ def tokens_of(
             if number + 1 < len(batches):
                 coming = ahead.submit(frames, list(batches[number + 1]))
             features = teacher(images)
+            check_storable(features, batches[number])
             if source.grid is not None:
                 features = resample(features, *source.grid)
             yield features.tokens_BVHWC.float().cpu()
+
+
+def check_storable(features: Features, frames: Sequence[int]) -> None:
+    """Raises :class:`CacheError` if features of these frames are not finite, or not all valid."""
+    if not features.valid_BVHW.all():
+        raise CacheError(
+            "The teacher marks some tokens as not valid, and a cache keeps no such marks. Train with the "
+            "teacher online."
+        )
+    try:
+        features.check_finite()
+    except SpatialForcingError as error:
+        raise CacheError(f"Frames {frames[0]} to {frames[-1]} cannot be stored: {error}") from error
 
 
 def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
@@ -276,6 +294,11 @@ def thinned(tokens_FVHWC: Tensor) -> Tensor:
 def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
     """Stores some frames, with what the statistics of the whole cache need to know of them."""
     stored = codec.encode(tokens_FVHWC)
+    if not all(tensor.isfinite().all() for tensor in stored.values()):
+        raise CacheError(
+            f"The features reach {tokens_FVHWC.abs().max():.3g}, which half precision cannot hold. Store "
+            "them whole: --codec raw."
+        )
     tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
     flat = tokens_FVHWC.flatten(0, -2).double()
     tensors |= {"token_sum": flat.sum(0), "token_square": flat.square().sum(0)}
