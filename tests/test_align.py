@@ -462,6 +462,40 @@ def test_fewer_views_than_the_host_has_is_masking_the_last(norm):
     assert_same(one.gradients(fewer), other.gradients(last_masked), atol=1e-6)
 
 
+@pytest.mark.parametrize("views", [[1], [1, 0], [0, 1]])
+def test_the_views_given_are_aligned_in_their_places_and_the_others_are_not(views):
+    # Against the views in the host's order, the others masked. Position embeddings weigh by the views given.
+    setting, other = Setting(position_embedding=0.0), Setting(position_embedding=0.0)
+    turned_BV23 = torch.stack([flip(), torch.eye(2, 3)]).expand(3, VIEWS, 2, 3)
+    present_BV = torch.tensor([[True, True], [True, False], [False, True]])
+    features = masked(other.features(), 5)
+    some = Features(*(part[:, views] for part in features))
+    loss = setting.loss(some, affine_BV23=turned_BV23[:, views], present_BV=present_BV[:, views], views=views)
+    valid_BVHW = features.valid_BVHW.clone()
+    valid_BVHW[:, [view for view in range(VIEWS) if view not in views]] = False
+    whole = other.loss(
+        features._replace(valid_BVHW=valid_BVHW), affine_BV23=turned_BV23, present_BV=present_BV
+    )
+    assert loss > 0
+    torch.testing.assert_close(loss, whole, atol=1e-6, rtol=0)
+    assert_same(setting.gradients(loss), other.gradients(whole), atol=1e-6)
+
+
+def test_the_teacher_sees_the_views_given_and_no_others():
+    setting = Setting()
+    seen = []
+    setting.teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    setting.loss(setting.images_BV3HW[:, 1:], views=[1])
+    assert [tuple(images.shape[:2]) for images in seen] == [(3, 1)]
+    assert setting.sf.logs["valid_fraction"] == 0.5
+
+
+@pytest.mark.parametrize("views", [[0, 0], [0, 2], [-1, 0], [0], [0, 1, 1]])
+def test_views_that_the_host_does_not_have(views):
+    with pytest.raises(SpatialForcingError, match=r"which of the 2 views of TinyVLA, 0 to 1, the 2 given"):
+        Setting().loss(views=views)
+
+
 # ---- the projector -----------------------------------------------------------------------------------------
 
 
@@ -703,9 +737,55 @@ def test_images_of_too_many_views_or_another_batch():
         setting.loss(torch.rand(1, VIEWS, 3, 28, 28))
 
 
-def test_negative_weights():
-    with pytest.raises(SpatialForcingError, match="0 or more, got -1"):
-        Setting(weight=-1)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"weight": -1}, "0 or more, got -1"),
+        ({"weight": math.nan}, "finite number, 0 or more, got nan"),
+        ({"weight": math.inf}, "finite number, 0 or more, got inf"),
+        ({"position_embedding": 5}, r"0 \(none\) to 1.*got 5"),
+        ({"position_embedding": -0.1}, r"0 \(none\) to 1.*got -0.1"),
+        ({"position_embedding": math.nan}, r"0 \(none\) to 1.*got nan"),
+        ({"standardize": (torch.zeros(4), torch.ones(8))}, r"8 channels, got shapes \(4,\) and \(8,\)"),
+        ({"standardize": (torch.zeros(8), torch.full((8,), math.nan))}, "not finite.*in 8 of 8 channels"),
+        ({"standardize": (torch.full((8,), math.inf), torch.ones(8))}, "not finite.*in 8 of 8 channels"),
+        ({"standardize": (torch.zeros(8), -torch.eye(8)[0])}, "negative deviation, in 1 of 8"),
+    ],
+)
+def test_numbers_that_cannot_be(options, says):
+    with pytest.raises(SpatialForcingError, match=says):
+        Setting(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"published": True}, {"weight": 0.0}, {"position_embedding": 0.0}])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_valid_features_that_are_no_numbers_stop_the_step_that_sees_them(options, poison):
+    setting = Setting(**options)
+    assert setting.loss().isfinite()
+    features = setting.features()
+    features.tokens_BVHWC[1, 1, 2, 3, 4] = poison
+    with pytest.raises(SpatialForcingError, match=r"1 of 96 valid.*sample 1, view 1, row 2, column 3"):
+        setting.loss(features)
+    features.valid_BVHW[1, 1, 2, 3] = False
+    assert setting.loss(features).isfinite()
+
+
+def test_a_teacher_that_gives_no_numbers_stops_the_step():
+    setting = Setting()
+    setting.teacher.scale = math.nan
+    with pytest.raises(SpatialForcingError, match="96 of 96 valid tokens"):
+        setting.loss()
+
+
+def test_a_host_that_has_diverged_is_not_blamed_on_the_features():
+    setting = Setting()
+    setting.vla.patches.weight.data.fill_(math.nan)
+    assert setting.loss().isnan()
+
+
+def test_affines_that_are_no_numbers():
+    with pytest.raises(SpatialForcingError, match="spreads one host token over nan"):
+        Setting().loss(affine_BV23=torch.full((3, VIEWS, 2, 3), math.nan))
 
 
 def test_nothing_watched_or_nothing_trained():

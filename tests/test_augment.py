@@ -222,16 +222,10 @@ def loss_toward(policy, batch, target_BNC: torch.Tensor) -> float:
 
 
 def test_statistics_follow_renamed_cameras():
-    from types import SimpleNamespace
-
     from lerobot_policy_spatial_forcing.forcing import renamed_stats
 
     stats = {"observation.images.left": {"mean": 1}, "observation.images.right": {"mean": 2}}
-    config = SimpleNamespace(
-        image_features={"observation.images.camera1": None, "observation.images.camera2": None},
-        forcing=ForcingConfig(cameras=list(CAMERAS)),
-    )
-    found = renamed_stats(config, stats)
-    assert found["observation.images.camera1"] == {"mean": 1}
-    assert found["observation.images.camera2"] == {"mean": 2}
-    assert renamed_stats(SimpleNamespace(image_features={}, forcing=ForcingConfig()), stats) == stats
+    names = ("observation.images.camera1", "observation.images.camera2")
+    found = renamed_stats(dict(zip(names, CAMERAS, strict=True)), stats)
+    assert found == stats | {names[0]: {"mean": 1}, names[1]: {"mean": 2}}
+    assert renamed_stats({name: name for name in (*CAMERAS, "absent")}, stats) == stats

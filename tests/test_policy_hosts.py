@@ -112,8 +112,8 @@ def test_of_a_history_of_pictures_the_last_is_seen(folder):
 def aligned(policy, batch: dict):
     """(loss, valid_BVhw, |gradient of the alignment| of each visual token, same shape) of one forward."""
     loss, logs = policy(batch)
-    pictures = pictures_of(policy, batch)
-    how = {"picture_hw": pictures.sizes, "present_BV": pictures.present_BV}
+    pictures = policy.feature_source.pictures(policy, batch, None)
+    how = {"picture_hw": pictures.sizes, "present_BV": pictures.present_BV, "views": pictures.places}
     images = policy.feature_source(batch, pictures)
     _, valid_BN = policy.forcing.target(images, **how)
     tap = policy.forcing.tap

@@ -409,16 +409,23 @@ def test_stored_features_of_groot_move_with_the_crop_and_the_cameras(folder, dat
     loss, logs = policy(batch)
     assert torch.isfinite(loss)
     assert logs["valid_fraction"] == 1
-    source, pictures = policy.feature_source, pictures_of(policy, batch)
+    source = policy.feature_source
+
+    def packed(*cameras: str) -> dict[str, Any]:
+        return batch | {PACKED_KEY: batch[PACKED_KEY]._replace(cameras=list(cameras))}
+
+    pictures = source.pictures(policy, batch, None)
     crop_23 = crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
-    assert torch.equal(source.affine_BV23(batch), crop_23.expand(2, 2, 2, 3))
+    assert torch.equal(source.affine_BV23(batch, pictures), crop_23.expand(2, 2, 2, 3))
     stored = source.store.read(raw["index"])
     assert torch.equal(source(batch, pictures).tokens_BVHWC, stored.tokens_BVHWC)
     # The same batch, its cameras packed in the other order.
-    turned = batch | {PACKED_KEY: batch[PACKED_KEY]._replace(cameras=[RIGHT, LEFT])}
+    turned = packed(RIGHT, LEFT)
+    pictures = source.pictures(policy, turned, None)
     assert torch.equal(source(turned, pictures).tokens_BVHWC, stored.tokens_BVHWC.flip(1))
+    another = packed(LEFT, "front")
     with pytest.raises(SpatialForcingError, match=r"shows front, of which nothing is stored.*left"):
-        source(batch | {PACKED_KEY: batch[PACKED_KEY]._replace(cameras=["front"])}, pictures)
+        source(another, source.pictures(policy, another, None))
 
 
 def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracked):
@@ -428,7 +435,8 @@ def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracke
     policy = cached_policy(folder, cache)
     moved = torch.tensor([[0.5, 0.0, 0.1], [0.0, 0.7, 0.2]]).expand(2, 2, 3)
     raw = raw_batch(2) | {"index": torch.tensor([1, 6]), AFFINE_KEY + RIGHT: moved}
-    affine_BV23 = policy.feature_source.affine_BV23(prompted(policy.config, raw))
+    batch, source = prompted(policy.config, raw), policy.feature_source
+    affine_BV23 = source.affine_BV23(batch, source.pictures(policy, batch, None))
     crop_23 = crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
     torch.testing.assert_close(affine_BV23[:, 0], crop_23.expand(2, 2, 3))
     torch.testing.assert_close(affine_BV23[:, 1], compose(moved, crop_23))
@@ -439,7 +447,9 @@ def test_stored_features_without_the_crop_are_refused(folder, dataset, tmp_path,
     policy = cached_policy(folder, cache)
     batch = prompted(policy.config, raw_batch(2) | {"index": torch.tensor([1, 6])})
     del batch[PACKED_KEY]
-    with pytest.raises(SpatialForcingError, match=r"how the policy's preprocessor cropped.*teacher online"):
+    with pytest.raises(
+        SpatialForcingError, match=r"pictures the policy's preprocessor packed.*teacher online"
+    ):
         policy(batch)
 
 

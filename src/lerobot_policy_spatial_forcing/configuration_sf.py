@@ -32,8 +32,9 @@ class ForcedConfig:
         # Before LeRobot makes the data set, which happens before it makes the policy.
         if self.forcing.cache is not None:
             track_geometry()
-            if self.record.pictures is not None:
-                track_crops()
+        stored_or_chosen = self.forcing.cache is not None or self.forcing.cameras is not None
+        if stored_or_chosen and self.record.pictures is not None:
+            track_crops()
 
     def plain(self) -> Any:
         """The host's own configuration, with the values of this one."""

@@ -3,6 +3,7 @@
 Shapes: B batch, V views.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from lerobot_policy_spatial_forcing.crops import PACKED_KEY, Packed
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose
-from spatial_forcing.hosts.lerobot import Pictures
+from spatial_forcing.hosts.lerobot import Pictures, pictures_of
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.base import stack_views
 
@@ -26,24 +27,31 @@ DEFAULT_TEACHER = "vggt-1b"
 class FeatureSource:
     """Where a training step gets its teacher features: from stored ones, or from the teacher itself.
 
-    ``packed``: the policy's preprocessor packs and crops pictures, and stored features must know how.
+    Args:
+        config: the options.
+        cameras: the policy's names of the cameras to align, and for each the data set's; in the order in
+            which the teacher sees them.
+        device: where a teacher online runs.
+        dataset_root: the data set that stored features must be of, if given.
+        packed: the policy's preprocessor packs and crops pictures, and the batch must say how.
     """
 
     def __init__(
         self,
         config: "ForcingConfig",
-        cameras: list[str],
+        cameras: dict[str, str],
         device: str,
         dataset_root: Path | None = None,
         packed: bool = False,
     ):
-        self.store, self.cameras, self.packed = None, cameras, packed
+        self.store, self.cameras, self.packed = None, list(cameras), packed
+        # Without names whatever cameras are in a batch are aligned.
+        self.wanted = None if config.cameras is None else self.cameras
         if config.cache is not None:
             self.store = FeatureStore(
                 config.cache, coefficients=config.coefficients, standardized=config.standardize
             )
-            cameras = config.cameras or cameras
-            self.store.check(teacher=config.teacher, cameras=cameras, dataset_root=dataset_root)
+            self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
             self.teacher: Any = self.store
         elif config.coefficients:
             raise SpatialForcingError(
@@ -55,19 +63,13 @@ class FeatureSource:
                 config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device
             )
 
-    def affine_BV23(self, batch: dict[str, Any]) -> Tensor | None:
-        """From the pictures the policy was given to those the teacher saw, where they differ."""
-        if self.store is None:
-            return None
-        affine_BV23 = affines_of(batch, list(self.store.source.cameras))
-        if not self.packed:
-            return affine_BV23
-        views, packed = self._views(batch), batch[PACKED_KEY].affine_BV23
-        if affine_BV23 is None:
-            return packed
-        return compose(affine_BV23[:, views], packed.to(affine_BV23))
+    def pictures(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> Pictures:
+        """The pictures to align, in the order in which the teacher sees them."""
+        shown = self._packed(batch).cameras if self._needs_names else None
+        return pictures_of(policy, batch, stats, cameras=self.wanted, shown=shown)
 
     def __call__(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | Features:
+        """What the teacher sees, or said, of these pictures."""
         if self.store is None:
             return stack_views(pictures.images)
         if "index" not in batch:
@@ -75,25 +77,47 @@ class FeatureSource:
                 "Stored features are looked up by frame `index`, and the batch has none."
             )
         features = self.store.read(batch["index"])
-        if not self.packed:
+        views = self._stored_views(pictures)
+        if views == list(range(len(self.cameras))):
             return features
-        views = self._views(batch)
         return Features(features.tokens_BVHWC[:, views], features.valid_BVHW[:, views])
 
-    def _views(self, batch: dict[str, Any]) -> list[int]:
-        """Which of the stored views the pictures in the prompt are."""
+    def affine_BV23(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | None:
+        """From the pictures the policy was given to those the teacher saw, where they differ."""
+        if self.store is None:
+            return None
+        affine_BV23 = affines_of(batch, list(self.store.source.cameras))
+        if affine_BV23 is not None:
+            affine_BV23 = affine_BV23[:, self._stored_views(pictures)]
+        if not self.packed:
+            return affine_BV23
+        packed_BV23 = self._packed(batch).affine_BV23[:, pictures.places]
+        return packed_BV23 if affine_BV23 is None else compose(affine_BV23, packed_BV23.to(affine_BV23))
+
+    @property
+    def _needs_names(self) -> bool:
+        """Whether it matters which cameras a prompt shows."""
+        return self.packed and (self.store is not None or self.wanted is not None)
+
+    def _packed(self, batch: dict[str, Any]) -> Packed:
         packed = batch.get(PACKED_KEY)
         if not isinstance(packed, Packed):
             raise SpatialForcingError(
-                "Stored features need to know how the policy's preprocessor cropped its pictures, and this "
-                "batch does not say: it was prepared before the policy's configuration was made, or by a "
-                "preprocessor that is not LeRobot's. Train with lerobot-train, or with the teacher online "
-                "(without forcing.cache)."
+                "Stored features, and forcing.cameras, need to know which pictures the policy's preprocessor "
+                "packed and how it cropped them, and this batch does not say: it was prepared before the "
+                "policy's configuration was made, or by a preprocessor that is not LeRobot's. Train with "
+                "lerobot-train, or with the teacher online (without forcing.cache) and all cameras."
             )
-        unknown = [name for name in packed.cameras if name not in self.cameras]
+        return packed
+
+    def _stored_views(self, pictures: Pictures) -> list[int]:
+        """Which of the stored views these pictures are."""
+        assert pictures.names is not None
+        unknown = [name for name in pictures.names if name not in self.cameras]
         if unknown:
             raise SpatialForcingError(
-                f"The prompt shows {', '.join(unknown)}, of which nothing is stored. The policy's cameras "
-                f"are: {', '.join(self.cameras)}."
+                f"The batch shows {', '.join(unknown)}, of which nothing is stored. The cache has the "
+                f"policy's cameras {', '.join(self.cameras)}; to align only these: "
+                f"--policy.forcing.cameras='{json.dumps(self.cameras)}'."
             )
-        return [self.cameras.index(name) for name in packed.cameras]
+        return [self.cameras.index(name) for name in pictures.names]

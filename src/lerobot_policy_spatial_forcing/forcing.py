@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lerobot_policy_spatial_forcing.cameras import check_cameras, chosen_cameras
 from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER, FeatureSource
-from spatial_forcing.align import SpatialForcing
+from spatial_forcing.align import SpatialForcing, check_numbers
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.hosts.lerobot import PolicyRecord, cameras_in, pictures_of, policy_host
+from spatial_forcing.hosts.lerobot import PolicyRecord, cameras_in, policy_host
 from spatial_forcing.tap import TapError
 
 SIDE_FOLDER = "spatial_forcing"
@@ -42,12 +43,13 @@ class ForcingConfig:
             runs online if None.
         coefficients: the target is the coefficients in a compressed cache, in the geometry of the tokens they
             stand for (less their mean, or standardised). The projector's output gets as narrow as the code.
-        cameras: the data set's (and cache's) names of the policy's cameras, in the policy's order, where they
-            differ (``--rename_map``).
-        weight: weight of the alignment loss; 0 is the baseline and runs the same code.
+        cameras: which of the policy's cameras are aligned, in the order in which the teacher sees them (a
+            cache: saw them); the others are left out of the loss. All in the policy's order if None. Where
+            ``--rename_map`` renames cameras, its entries for those to align: data set's name, policy's name.
+        weight: weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code.
         depth: blocks before the tap; the host's recommendation if None.
         norm: the projector's norm, "layer" or "batch".
-        position_embedding: share of position embedding in the target.
+        position_embedding: share of position embedding in the target, 0 to 1.
         standardize: subtract the mean of the teacher's features and divide by their deviation, channel by
             channel.
         published: the public code's numerics.
@@ -63,7 +65,7 @@ class ForcingConfig:
     weights: str | None = None
     cache: str | None = None
     coefficients: bool = False
-    cameras: list[str] | None = None
+    cameras: list[str] | dict[str, str] | None = None
     weight: float = 0.5
     depth: int | None = None
     norm: str = "layer"
@@ -74,11 +76,19 @@ class ForcingConfig:
     new_projector: bool = False
     ratio_every: int = 50
 
+    def __post_init__(self) -> None:
+        check_numbers(self.weight, self.position_embedding)
+        if self.ratio_every < 0:
+            raise SpatialForcingError(
+                "forcing.ratio_every is the number of steps between measurements of the gradient ratio, 0 or "
+                f"more (0: none); got {self.ratio_every}."
+            )
+        check_cameras(self.cameras)
 
-def renamed_stats(config: Any, stats: dict[str, Any]) -> dict[str, Any]:
+
+def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, Any]:
     """The data set's statistics, those of cameras also under the names that the policy gives them."""
-    names = zip(config.image_features, config.forcing.cameras or (), strict=False)
-    return stats | {policy: stats[dataset] for policy, dataset in names if dataset in stats}
+    return stats | {policy: stats[dataset] for policy, dataset in cameras.items() if dataset in stats}
 
 
 def _target_of(forcing: dict[str, Any], fingerprint: str) -> str:
@@ -94,11 +104,12 @@ class ForcedPolicy:
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         meta = kwargs.get("dataset_meta")
-        self._picture_stats = None if meta is None else renamed_stats(config, meta.stats)
+        cameras = self._cameras(meta)
+        self._picture_stats = None if meta is None else renamed_stats(cameras, meta.stats)
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)
-            self.forcing = self._build_forcing(config.forcing, meta)
+            self.forcing = self._build_forcing(config.forcing, cameras, meta)
         self._forward_count, self._projector_ready = 0, False
         self._ratio: Tensor | None = None
         config.trains = weakref.ref(self)
@@ -108,12 +119,19 @@ class ForcedPolicy:
             self.__dict__["forcing"] = self._modules.pop("forcing")  # type: ignore[attr-defined]
         logging.getLogger(__name__).info(self.forcing.describe())
 
-    def _build_forcing(self, forcing: ForcingConfig, meta: Any) -> SpatialForcing:
+    def _cameras(self, meta: Any) -> dict[str, str]:
+        """The policy's names of the cameras to align, and the data set's."""
+        cameras, ours = self.config.forcing.cameras, list(self.config.image_features)
+        if cameras is not None:
+            return chosen_cameras(cameras, ours, None if meta is None else meta.camera_keys)
+        there = cameras_in(self.config, ours if meta is None else meta.features)
+        return {name: name for name in there or ours}
+
+    def _build_forcing(self, forcing: ForcingConfig, cameras: dict[str, str], meta: Any) -> SpatialForcing:
         host = policy_host(self)
-        cameras = cameras_in(self.config, self.config.image_features if meta is None else meta.features)
         source = FeatureSource(
             forcing,
-            cameras or list(self.config.image_features),
+            cameras,
             self.config.device,
             None if meta is None else Path(meta.root),
             packed=self.record.pictures is not None,
@@ -152,19 +170,22 @@ class ForcedPolicy:
                 )
             if not self._projector_ready:  # the optimizer was made of parameters() and did not ask
                 self._prepare_projector()
-        pictures = pictures_of(self, batch, self._picture_stats)
+        pictures = self.feature_source.pictures(self, batch, self._picture_stats)
         host = self.forcing.host
         if host.locate is None and pictures.views != host.layout.views:
             self._use_views(pictures.views)
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
+        seen = self.feature_source(batch, pictures)
         align_loss = self.forcing(
-            self.feature_source(batch, pictures),
-            self.feature_source.affine_BV23(batch),
+            seen,
+            self.feature_source.affine_BV23(batch, pictures),
             picture_hw=None if self.forcing.published else pictures.sizes,
             present_BV=pictures.present_BV,
+            views=pictures.places,
         )
         logs = {**(logs or {}), **self._scalars(action_loss.mean(), align_loss)}
+        self.forcing.check_loss(logs["align_loss"], seen)
         self._forward_count += 1
         return action_loss + align_loss, logs
 

@@ -10,6 +10,7 @@ Shapes: B batch, V views, H W rows and columns of a grid, N = V*h*w visual token
 host, C width of the teacher.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -85,6 +86,19 @@ def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor)
     return torch.where(valid_BN, distance_BN, 0.0).sum() / valid_BN.sum().clamp(min=1)
 
 
+def check_numbers(weight: float, position_embedding: float) -> None:
+    """Raises :class:`SpatialForcingError` unless the weight is finite and at least 0, the share 0 to 1."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise SpatialForcingError(
+            f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight}."
+        )
+    if not 0 <= position_embedding <= 1:
+        raise SpatialForcingError(
+            "The position embedding is added to the features as a share of their size, 0 (none) to 1 (as "
+            f"much again), 0.1 by default; got {position_embedding}."
+        )
+
+
 class SpatialForcing(nn.Module):
     """The alignment loss of one host and one teacher; its parameters are the projector's.
 
@@ -104,18 +118,23 @@ class SpatialForcing(nn.Module):
         host: from ``host_of(model)``, or your own record.
         teacher: anything with ``width`` that maps images_BV3HW to :class:`Features`; a feature cache serves
             too, and then ``sf`` takes the cached Features.
-        weight: w. Zero turns the loss off and leaves everything else running.
+        weight: w, finite, 0 or more. Zero turns the loss off and leaves everything else running.
         depth: blocks before the tap; the host's recommended depth if None.
         norm: the projector's norm, ``"layer"`` or ``"batch"``.
-        position_embedding: how much sinusoidal UV embedding is added to the teacher's tokens, in units of
-            their root mean square, so that it weighs the same for every teacher; 0 for none. The published
-            code adds it in absolute units (``published=True``).
-        standardize: (mean_C, std_C) of the teacher's features over a data set. Removes what all its tokens
-            share, which a cosine would reward for nothing; usually ``teacher.stats``.
+        position_embedding: how much sinusoidal UV embedding is added to the teacher's tokens, 0 to 1, in
+            units of their root mean square, so that it weighs the same for every teacher; 0 for none. The
+            published code adds it in absolute units (``published=True``).
+        standardize: (mean_C, std_C) of the teacher's features over a data set, finite. Removes what all its
+            tokens share, which a cosine would reward for nothing; usually ``teacher.stats``.
         published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
             position embedding. It knows no padding, so for hosts that pad use the default.
         control: a target without the teacher's content, for comparisons: ``"shuffled"`` or ``"place"``, see
             ``spatial_forcing.control``.
+
+    Raises:
+        SpatialForcingError: a number out of its range, a norm that does not exist, or statistics that do not
+            fit the teacher.
+        TapError: no such depth.
     """
 
     teacher: Any
@@ -138,8 +157,7 @@ class SpatialForcing(nn.Module):
         super().__init__()
         if control is not None and control not in CONTROLS:
             raise UnknownNameError("control", control, CONTROLS)
-        if weight < 0:
-            raise SpatialForcingError(f"The weight of Spatial Forcing must be 0 or more, got {weight}.")
+        check_numbers(weight, position_embedding)
         if (position_embedding or control == "place") and teacher.width % 4:
             raise SpatialForcingError(
                 f"A position embedding needs features whose width is a multiple of 4; these are "
@@ -152,7 +170,9 @@ class SpatialForcing(nn.Module):
         object.__setattr__(self, "teacher", teacher)
         # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
         self.projector = Projector(host.width, teacher.width, norm, getattr(teacher, "hidden", None))
-        mean_C, std_C = standardize or (torch.zeros(teacher.width), torch.ones(teacher.width))
+        if standardize is None:
+            standardize = torch.zeros(teacher.width), torch.ones(teacher.width)
+        mean_C, std_C = _checked_statistics(*standardize, teacher.width)
         self.register_buffer("mean_C", mean_C.float(), persistent=False)
         self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)
         self.tap = Tap(host, depth)
@@ -161,6 +181,7 @@ class SpatialForcing(nn.Module):
             self.to(beside.device)
         self.logs: dict[str, Tensor] = {}
         self._seen_several = False  # frames in a batch
+        self._looked_at_features = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -175,13 +196,14 @@ class SpatialForcing(nn.Module):
         *,
         picture_hw: PictureSize | None = None,
         present_BV: Tensor | None = None,
+        views: Sequence[int] | None = None,
     ) -> Tensor:
         """w * L_align for the watched forward.
 
         Args:
             images: images_BV3HW in [0, 1], views in the host's order, for the teacher to look at; or Features
-                from a cache. Fewer views than the host has: the missing ones (the last) are left out of the
-                loss.
+                from a cache. Fewer views than the host has: the missing ones (the last, without ``views``)
+                are left out of the loss.
             affine_BV23: from the picture the host was given to the picture the teacher saw, in unit
                 coordinates, where they differ (random crops, flips and rotations of the host's copy): see
                 ``spatial_forcing.grid``.
@@ -189,6 +211,8 @@ class SpatialForcing(nn.Module):
                 not say: with Features, for a host that pads; with crops that change the aspect ratio. One
                 pair, or one for each view.
             present_BV: bool, False where a sample lacks a view; all are there if None.
+            views: which of the host's views ``images`` shows, in the order in which it shows them, counted
+                from 0; the first ones if None. The others are left out of the loss.
 
         Returns:
             A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts,
@@ -196,15 +220,25 @@ class SpatialForcing(nn.Module):
 
         Raises:
             TapError: the tap never fired, carries no gradient, or found tokens that do not fit the layout.
-            SpatialForcingError: images or features do not fit the host or the teacher.
+            SpatialForcingError: images or features do not fit the host or the teacher, or valid features are
+                not finite. On an accelerator only the first call waits to look at the latter: see
+                :meth:`check_loss`.
         """
         visual_BND = self.tap.visual_BND()
         if self.weight > 0:
             self.tap.require_gradient()
         target_BNC, valid_BN = self.target(
-            images, affine_BV23, picture_hw=picture_hw, present_BV=present_BV, batch=visual_BND.shape[0]
+            images,
+            affine_BV23,
+            picture_hw=picture_hw,
+            present_BV=present_BV,
+            views=views,
+            batch=visual_BND.shape[0],
         )
         align = cosine_distance(self.projector(visual_BND, valid_BN), target_BNC, valid_BN)
+        if align.device.type == "cpu" or not self._looked_at_features:
+            self.check_loss(align.item(), images)
+            self._looked_at_features = True
         self.logs = {
             "align_loss": align.detach(),
             # Without valid tokens not a number, and not left out: LeRobot averages the metrics of several
@@ -222,12 +256,13 @@ class SpatialForcing(nn.Module):
         *,
         picture_hw: PictureSize | None = None,
         present_BV: Tensor | None = None,
+        views: Sequence[int] | None = None,
         batch: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
         layout = self.tap.layout
-        features = images.checked() if isinstance(images, Features) else self.teacher(images)
-        features = self._checked(features, batch)
+        features = self._checked(self._features(images), batch)
+        places = self._places(views, features.tokens_BVHWC.shape[1])
         if present_BV is not None:
             present = present_BV.to(features.valid_BVHW)[:, : features.valid_BVHW.shape[1], None, None]
             features = features._replace(valid_BVHW=features.valid_BVHW & present)
@@ -252,12 +287,23 @@ class SpatialForcing(nn.Module):
             # Padding is no part of the picture, even where the teacher saw something beyond the host's crop.
             picture_Vhw = torch.stack([layout.picture_hw(*size) for size in sizes])
             valid_BVhw = valid_BVhw & picture_Vhw.to(valid_BVhw.device)
-        missing = layout.views - target_BVhwC.shape[1]
-        target_BVhwC = F.pad(target_BVhwC, (0, 0, 0, 0, 0, 0, 0, missing))
-        valid_BVhw = F.pad(valid_BVhw, (0, 0, 0, 0, 0, missing))
+        target_BVhwC = _placed(target_BVhwC, places, layout.views)
         if self.control == "place":
             target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
-        return target_BVhwC.flatten(1, 3), valid_BVhw.flatten(1)
+        return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, places, layout.views).flatten(1)
+
+    def check_loss(self, align_loss: float, images: Tensor | Features) -> None:
+        """Raises :class:`SpatialForcingError` if an alignment loss is not finite because features are not.
+
+        ``logs["align_loss"]`` costs nothing to check where logs are read anyway. A host that has diverged is
+        no error here.
+
+        Args:
+            align_loss: the value of a step.
+            images: what :meth:`forward` was given in that step.
+        """
+        if not math.isfinite(align_loss):
+            self._features(images).check_finite()
 
     def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
         """|d(align) / dx| / |d(action) / dx| at the tapped residual stream: who pulls harder.
@@ -337,17 +383,31 @@ class SpatialForcing(nn.Module):
             raise SpatialForcingError(f"Got the picture sizes of {len(picture_hw)} views for {views} views.")
         return [(int(size[0]), int(size[1])) for size in picture_hw]  # type: ignore[index]
 
+    def _features(self, images: Tensor | Features) -> Features:
+        return images.checked() if isinstance(images, Features) else self.teacher(images)
+
+    def _places(self, views: Sequence[int] | None, given: int) -> list[int]:
+        """The host's view of each view that was given."""
+        there = self.tap.layout.views
+        if given > there:
+            raise SpatialForcingError(
+                f"Got {given} views, but {self.host.name} has tokens for {there}. Pass the host's views, in "
+                "the host's order."
+            )
+        places = list(range(given) if views is None else views)
+        if len(places) != given or len(set(places)) != given or not set(places) <= set(range(there)):
+            raise SpatialForcingError(
+                f"views says which of the {there} views of {self.host.name}, 0 to {there - 1}, the {given} "
+                f"given are, each once; got {places}."
+            )
+        return places
+
     def _checked(self, features: Features, batch: int | None) -> Features:
-        B, V, _, _, C = features.checked().tokens_BVHWC.shape
+        B, _, _, _, C = features.checked().tokens_BVHWC.shape
         if self.teacher.width != C:
             raise SpatialForcingError(
                 f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher.width} "
                 "wide: they come from another teacher or layer."
-            )
-        if self.tap.layout.views < V:
-            raise SpatialForcingError(
-                f"Got {V} views, but {self.host.name} has tokens for {self.tap.layout.views}. Pass the "
-                "host's views, in the host's order."
             )
         if batch is not None and batch != B:
             raise SpatialForcingError(
@@ -355,3 +415,25 @@ class SpatialForcing(nn.Module):
                 f"{batch}."
             )
         return features
+
+
+def _placed(part: Tensor, places: list[int], views: int) -> Tensor:
+    """(B, V, ...) of some views as (B, ``views``, ...) with each in its place; zero where there is none."""
+    given, none = dict(zip(places, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
+    return torch.stack([given.get(view, none) for view in range(views)], dim=1)
+
+
+def _checked_statistics(mean_C: Tensor, std_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, or an error if they are not those of ``width`` channels."""
+    if not tuple(mean_C.shape) == tuple(std_C.shape) == (width,):
+        raise SpatialForcingError(
+            f"standardize needs mean and deviation of each of the teacher's {width} channels, got shapes "
+            f"{tuple(mean_C.shape)} and {tuple(std_C.shape)}."
+        )
+    wrong = int((~(mean_C.isfinite() & std_C.isfinite() & (std_C >= 0))).sum())
+    if wrong:
+        raise SpatialForcingError(
+            f"standardize got a mean or deviation that is not finite, or a negative deviation, in {wrong} of "
+            f"{width} channels: the features it was computed from hold NaN or infinity."
+        )
+    return mean_C, std_C

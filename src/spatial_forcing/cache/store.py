@@ -3,6 +3,7 @@
 Shapes: B batch, V views, H W rows and columns, C channels, K stored numbers a token.
 """
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -144,8 +145,11 @@ class FeatureStore:
             )
         if self.source.cameras != cameras:
             raise CacheError(
-                f"The cache at {self.root} has the cameras {list(self.source.cameras)}, the policy has "
-                f"{list(cameras)}. Their order matters: the teacher attends across views."
+                f"The cache at {self.root} has the cameras {', '.join(self.source.cameras)}; those to align "
+                f"are {', '.join(cameras)}. They must be the same in the same order, as the teacher attends "
+                "across views. To align the cache's cameras and no others: "
+                f"--policy.forcing.cameras='{json.dumps(self.source.cameras)}'; where --rename_map renames "
+                """them, its entries for them: --policy.forcing.cameras='{"<data set's>": "<policy's>"}'."""
             )
         if dataset_root is not None and (found := dataset_fingerprint(dataset_root)) != self.source.dataset:
             raise CacheError(

@@ -7,7 +7,7 @@ Nothing here imports LeRobot: records name its modules and look at the policy th
 Shapes: B batch, V views, H W pixels, L sequence, N visual tokens, D width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal, NamedTuple
@@ -70,17 +70,22 @@ class PolicyRecord:
 
 
 class Pictures(NamedTuple):
-    """What a batch shows, in the order of the host's visual tokens.
+    """What a batch shows, in the order of the host's visual tokens unless cameras were named.
 
     Attributes:
         images: one B3HW tensor in [0, 1] a view, before the host resizes or pads it; sizes may differ.
         present_BV: bool, False where a sample lacks a view; None if all are there.
-        views: how many views have tokens in the sequence; those beyond ``images`` are missing altogether.
+        views: how many views have tokens in the sequence; those without one of ``images`` are missing, or
+            were not asked for.
+        names: the policy's name of the camera of each; None where the batch keeps no names.
+        places: which of the views in the sequence each is.
     """
 
     images: list[Tensor]
     present_BV: Tensor | None
     views: int
+    names: list[str] | None
+    places: list[int]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -101,25 +106,44 @@ def cameras_in(config: Any, names: Any) -> list[str]:
     return [key for key in config.image_features if key in names]
 
 
-def pictures_of(policy: Any, batch: Mapping[str, Any], stats: Mapping[str, Any] | None = None) -> Pictures:
+def pictures_of(
+    policy: Any,
+    batch: Mapping[str, Any],
+    stats: Mapping[str, Any] | None = None,
+    *,
+    cameras: Sequence[str] | None = None,
+    shown: Sequence[str] | None = None,
+) -> Pictures:
     """The pictures of a preprocessed batch as the host gets them, with its normalisation undone.
 
     Args:
         policy: a LeRobot policy that has a record.
         batch: what its ``forward`` gets.
         stats: LeRobot's data set statistics, needed only if the policy normalises pictures with them.
+        cameras: the policy's names of the cameras whose pictures are wanted, in the order wanted; all, in the
+            order of the visual tokens, if None.
+        shown: the policy's names of the cameras in the batch, in the order of the visual tokens, for
+            preprocessors that leave none in it; needed there for ``cameras``.
+
+    Raises:
+        SpatialForcingError: the batch lacks pictures, or what would undo their normalisation.
     """
     record = record_of(policy)
     assert record is not None
     if record.pictures is not None:
         images = record.pictures(policy, batch)
-        return Pictures(images, None, len(images))
-    keys = cameras_in(policy.config, batch)
-    if not keys:
+        names = None if shown is None else list(shown)
+        places = _places(names or [], cameras, len(images))
+        names = names and [names[place] for place in places]
+        return Pictures([images[place] for place in places], None, len(images), names, places)
+    there = cameras_in(policy.config, batch)
+    if not there:
         raise SpatialForcingError(
             f"The batch has none of the cameras of {record.type}: {', '.join(policy.config.image_features)}. "
             f"It has: {', '.join(sorted(batch))}."
         )
+    places = _places(there, cameras, len(there))
+    keys = [there[place] for place in places]
     # With a history of observations the host reads the last one.
     latest = {key: batch[key][:, -1] if batch[key].ndim == 5 else batch[key] for key in keys}
     images = [_to_unit(latest[key], key, record, policy.config, stats) for key in keys]
@@ -127,9 +151,23 @@ def pictures_of(policy: Any, batch: Mapping[str, Any], stats: Mapping[str, Any] 
     present_BV = None
     if any(mask is not None for mask in masks):
         batch_size = len(images[0])
-        there = images[0].new_ones(batch_size, dtype=torch.bool)
-        present_BV = torch.stack([there if mask is None else mask.bool() for mask in masks], dim=1)
-    return Pictures(images, present_BV, record.views(policy.config, len(keys)))
+        full_B = images[0].new_ones(batch_size, dtype=torch.bool)
+        present_BV = torch.stack([full_B if mask is None else mask.bool() for mask in masks], dim=1)
+    return Pictures(images, present_BV, record.views(policy.config, len(there)), keys, places)
+
+
+def _places(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> list[int]:
+    """Where the wanted cameras are among the ``count`` shown; of a camera shown repeatedly all places."""
+    if cameras is None:
+        return list(range(count))
+    missing = [camera for camera in cameras if camera not in shown]
+    if missing:
+        raise SpatialForcingError(
+            f"The batch has no pictures of {', '.join(missing)}, which are to be aligned. It has those of: "
+            f"{', '.join(shown)}."
+        )
+    found = [[place for place, name in enumerate(shown) if name == camera] for camera in cameras]
+    return [place for same in zip(*found, strict=True) for place in same]
 
 
 def _to_unit(
