@@ -16,7 +16,7 @@ PACKAGE = Path(spatial_forcing.__file__).parent
 # What may import what: a part imports parts on lines above its own; parts on one line may import each other,
 # but not in a circle. `errors` is for all.
 ORDER = (
-    ("grid", "uv", "console"),
+    ("grid", "uv", "ranges", "console"),
     ("tap", "control"),
     ("align",),
     ("teachers", "hosts"),
@@ -55,7 +55,7 @@ def test_the_core_imports_torch_and_nothing_else():
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
-    assert parts == {"align", "control", "errors", "grid", "hosts", "tap", "uv"}
+    assert parts == {"align", "control", "errors", "grid", "hosts", "ranges", "tap", "uv"}
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}
 

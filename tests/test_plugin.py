@@ -261,12 +261,67 @@ def test_the_target_may_be_the_coefficients_of_a_cache(dataset, tmp_path):
     for changed in ({"cache": str(small)}, {"cache": str(other), "coefficients": True}):
         config = forced_config(**changed)
         config.pretrained_path = checkpoints(out)[2]
-        with pytest.raises(SpatialForcingError, match=r"other features .*new_projector=true"):
+        with pytest.raises(SpatialForcingError, match=r"features: .* there.*new_projector=true"):
             train(config, dataset, tmp_path / "stops", steps=2)
         shutil.rmtree(tmp_path / "stops", ignore_errors=True)
     config = forced_config(cache=str(other), coefficients=True, new_projector=True)
     config.pretrained_path = checkpoints(out)[2]
     assert read_metrics(train(config, dataset, tmp_path / "goes on", steps=2))
+
+
+# ---- what a projector was trained for ---------------------------------------------------------------------
+
+
+def prepared(config, dataset: Path):
+    """The policy as LeRobot has it when the optimizer is made."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies import make_policy
+
+    policy = make_policy(config, ds_meta=LeRobotDatasetMetadata("local/small", root=dataset))
+    policy.get_optim_params()
+    return policy
+
+
+def continues(policy, at: Path) -> bool:
+    saved = load_file(at / "spatial_forcing" / "projector.safetensors")
+    return all(torch.equal(policy.forcing.state_dict()[name], value) for name, value in saved.items())
+
+
+OTHERS = [
+    ({"depth": 1}, "tapped depth: 3 there, 1 here"),
+    ({"norm": "batch"}, "norm: layer there, batch here"),
+    ({"position_embedding": 0.3}, "position_embedding: 0.1 there, 0.3 here"),
+    ({"standardize": True}, "standardize: False there, True here"),
+    ({"published": True}, "published: False there, True here"),
+    ({"control": "place"}, "control: None there, place here"),
+]
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "earlier version"])
+@pytest.mark.parametrize(("forcing", "says"), OTHERS)
+def test_a_projector_for_something_else_does_not_continue(
+    forced_run, dataset, cache, tmp_path, earlier, forcing, says
+):
+    at = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints(forced_run)[4], at)
+    if earlier:
+        described = at / "spatial_forcing" / "forcing.json"
+        said = json.loads(described.read_text())
+        assert said.pop("site") == {"host": "TinyVLA", "width": 32, "depth": 3}
+        described.write_text(json.dumps({k: v for k, v in said.items() if k != "control"}))
+    for same in ({}, {"depth": 3}, {"weight": 0.1}):
+        assert continues(prepared(on_top_of(at, cache, **same), dataset), at)
+    with pytest.raises(SpatialForcingError, match=rf"{says}\).*give what is there.*new_projector=true"):
+        prepared(on_top_of(at, cache, **forcing), dataset)
+    if "norm" not in forcing:
+        anew = prepared(on_top_of(at, cache, **forcing, new_projector=True), dataset)
+        assert not continues(anew, at)
+
+
+def on_top_of(at: Path, cache: Path, **forcing):
+    config = forced_config(cache=str(cache), **forcing)
+    config.pretrained_path = at
+    return config
 
 
 def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path):

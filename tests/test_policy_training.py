@@ -145,6 +145,7 @@ def test_a_checkpoint_is_the_hosts_own(runs, folder, tmp_path, kind):
 
 PLAIN_LEROBOT = """
 import sys
+from pathlib import Path
 
 OURS = ("spatial_forcing", "lerobot_policy_spatial_forcing")
 
@@ -170,6 +171,12 @@ for folder in folders:
     policy = make_policy(config, ds_meta=LeRobotDatasetMetadata("local/small", root=root)).eval()
     torch.manual_seed(0)
     found[folder] = policy.predict_action_chunk(batches[folder])
+    if (Path(folder) / "adapter_config.json").exists():
+        from peft import AutoPeftModel
+
+        policy = AutoPeftModel.from_pretrained(folder, import_allowlist=["lerobot"]).eval()
+        torch.manual_seed(0)
+        assert torch.equal(policy.predict_action_chunk(batches[folder]), found[folder])
 assert not [name for name in sys.modules if name.partition(".")[0] in OURS]
 torch.save(found, outputs)
 """
@@ -262,6 +269,11 @@ def test_an_adapter_checkpoint_has_nothing_of_ours(lora_run, runs):
     at = checkpoints(lora_run)[4]
     assert json.loads((at / "config.json").read_text())["type"] == "smolvla"
     assert not (at / "model.safetensors").exists()
+    assert json.loads((at / "adapter_config.json").read_text())["auto_mapping"] == {
+        "base_model_class": "SmolVLAPolicy",
+        "parent_library": "lerobot.policies.smolvla.modeling_smolvla",
+    }
+    assert "spatial_forcing" not in (at / "adapter_config.json").read_text()
     adapter, projector = saved(lora_run)["host"], saved(lora_run)["projector"]
     assert adapter
     assert all("lora_" in name and "text_model.layers" in name for name in adapter)

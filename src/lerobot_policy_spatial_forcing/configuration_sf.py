@@ -49,6 +49,7 @@ class ForcedConfig:
         # PEFT saves an adapter and asks nobody else. LeRobot then adds the configuration: the projector, too.
         if policy is not None and self.use_peft:  # type: ignore[attr-defined]
             policy.save_projector(save_directory)
+            policy.name_plain_class(save_directory)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "trains"}

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from lerobot_policy_spatial_forcing.cameras import check_cameras, chosen_cameras
 from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER, FeatureSource
-from spatial_forcing.align import SpatialForcing, check_numbers
+from spatial_forcing.align import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts.lerobot import PolicyRecord, cameras_in, policy_host
+from spatial_forcing.ranges import check_numbers
 from spatial_forcing.tap import TapError
 
 SIDE_FOLDER = "spatial_forcing"
@@ -55,8 +56,8 @@ class ForcingConfig:
         published: the public code's numerics.
         control: a target without the teacher's content, for comparisons: "shuffled" (the features of another
             frame of the batch) or "place" (where each token is, alone).
-        new_projector: start a new projector if the checkpoint's was trained toward other features, which is
-            an error otherwise.
+        new_projector: start a new projector if the checkpoint's was trained toward other features or at
+            another tap, which is an error otherwise.
         ratio_every: measure the gradient-norm ratio every so many steps; 0 never. It costs a second backward
             down to the tap.
     """
@@ -91,7 +92,11 @@ def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, A
     return stats | {policy: stats[dataset] for policy, dataset in cameras.items() if dataset in stats}
 
 
-def _target_of(forcing: dict[str, Any], fingerprint: str) -> str:
+# The options that decide what a projector is, reads and gives, beside the site of the tap and the teacher.
+OF_THE_PROJECTOR = ("norm", "coefficients", "position_embedding", "standardize", "published", "control")
+
+
+def _features_of(forcing: dict[str, Any], fingerprint: str) -> str:
     """What a policy is trained toward, for people."""
     return f"{forcing.get('cache') or forcing.get('teacher') or DEFAULT_TEACHER} ({fingerprint})"
 
@@ -100,6 +105,7 @@ class ForcedPolicy:
     """Mixin that adds the alignment loss to a LeRobot policy. Put it before the policy class."""
 
     record: ClassVar[PolicyRecord]
+    plain_class: ClassVar[type]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -267,27 +273,67 @@ class ForcedPolicy:
         projector = {k.removeprefix("forcing."): v for k, v in everything.items() if k.startswith("forcing.")}
         save_file({k: v.contiguous() for k, v in projector.items()}, side / "projector.safetensors")
         record = asdict(self.config.forcing) | {
+            "site": self._site(),
             "teacher_fingerprint": self.forcing.teacher.fingerprint,
             "teacher_licence": self.forcing.teacher.licence,
         }
         (side / "forcing.json").write_text(json.dumps(record, indent=2) + "\n")
 
+    def name_plain_class(self, save_directory: Path) -> None:
+        """Makes a saved adapter name the host's own class, which every machine has; PEFT names this one."""
+        path = save_directory / "adapter_config.json"
+        if not path.is_file():
+            return
+        adapter = json.loads(path.read_text())
+        if adapter.get("auto_mapping") is not None:
+            plain = self.plain_class
+            adapter["auto_mapping"] = {
+                "base_model_class": plain.__name__,
+                "parent_library": plain.__module__,
+            }
+            path.write_text(json.dumps(adapter, indent=2, sort_keys=True))
+
+    def _site(self) -> dict[str, Any]:
+        """Where the projector reads."""
+        host = self.forcing.host
+        return {"host": host.name, "width": host.width, "depth": self.forcing.tap.depth}
+
     def _restore_projector(self, side: Path) -> None:
         if not side.is_dir():
             return
         saved = json.loads((side / "forcing.json").read_text())
-        if saved["teacher_fingerprint"] == self.forcing.teacher.fingerprint:
+        differing = self._differing(saved)
+        if not differing:
             self.forcing.load_state_dict(load_file(side / "projector.safetensors"))
             logging.getLogger(__name__).info("The projector continues from %s.", side)
         elif not self.config.forcing.new_projector:
+            there = "; ".join(f"{name}: {was} there, {now} here" for name, (was, now) in differing.items())
             raise SpatialForcingError(
-                f"The projector of this checkpoint was trained toward other features than those given now: "
-                f"{_target_of(saved, saved['teacher_fingerprint'])} there, "
-                f"{_target_of(asdict(self.config.forcing), self.forcing.teacher.fingerprint)} here. They "
-                "differ in the teacher, its weights, layer, resolution or views, or in forcing.coefficients "
-                "and their cache. To keep the policy and start a new projector: "
-                "--policy.forcing.new_projector=true."
+                f"The projector of this checkpoint was trained for something else than is asked for now "
+                f"({there}). To continue with it, give what is there. To keep the policy and start a new "
+                "projector: --policy.forcing.new_projector=true."
             )
+
+    def _differing(self, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What a saved projector was trained for and what the present one is to be, where that differs.
+
+        ``saved`` is the description beside it. That of an earlier version says less: the tap was where the
+        host recommends it if no depth was given, and an option it does not know had its default.
+        """
+        host, forcing = self.forcing.host, self.config.forcing
+        pairs = {}
+        fingerprint = self.forcing.teacher.fingerprint
+        if saved["teacher_fingerprint"] != fingerprint:
+            pairs["features"] = (
+                _features_of(saved, saved["teacher_fingerprint"]),
+                _features_of(asdict(forcing), fingerprint),
+            )
+        here, default = self._site(), saved.get("depth") or host.default_depth
+        there = saved.get("site", here | {"depth": default})
+        pairs |= {f"tapped {name}": (there[name], here[name]) for name in here}
+        known = asdict(ForcingConfig())
+        pairs |= {name: (saved.get(name, known[name]), getattr(forcing, name)) for name in OF_THE_PROJECTOR}
+        return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""

@@ -20,6 +20,7 @@ def forced_policy_class(type_name: str) -> type:
         "config_class": CLASSES[type_name],
         "name": f"sf_{type_name}",
         "record": record,
+        "plain_class": plain_class,
     }
     return type(f"Sf{plain_name}", (ForcedPolicy, plain_class), body)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from spatial_forcing.control import CONTROLS, of_another_frame, place_embedding
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features, compose, resample
+from spatial_forcing.ranges import check_numbers, checked_statistics
 from spatial_forcing.tap import Host, Tap, TapError
 from spatial_forcing.uv import uv_position_embedding
 
@@ -84,19 +85,6 @@ def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor)
     target = torch.where(valid_BN[..., None], target_BNC.float(), 1.0)
     distance_BN = 1 - F.cosine_similarity(projected, target, dim=-1)
     return torch.where(valid_BN, distance_BN, 0.0).sum() / valid_BN.sum().clamp(min=1)
-
-
-def check_numbers(weight: float, position_embedding: float) -> None:
-    """Raises :class:`SpatialForcingError` unless the weight is finite and at least 0, the share 0 to 1."""
-    if not (math.isfinite(weight) and weight >= 0):
-        raise SpatialForcingError(
-            f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight}."
-        )
-    if not 0 <= position_embedding <= 1:
-        raise SpatialForcingError(
-            "The position embedding is added to the features as a share of their size, 0 (none) to 1 (as "
-            f"much again), 0.1 by default; got {position_embedding}."
-        )
 
 
 class SpatialForcing(nn.Module):
@@ -172,7 +160,7 @@ class SpatialForcing(nn.Module):
         self.projector = Projector(host.width, teacher.width, norm, getattr(teacher, "hidden", None))
         if standardize is None:
             standardize = torch.zeros(teacher.width), torch.ones(teacher.width)
-        mean_C, std_C = _checked_statistics(*standardize, teacher.width)
+        mean_C, std_C = checked_statistics(*standardize, teacher.width)
         self.register_buffer("mean_C", mean_C.float(), persistent=False)
         self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)
         self.tap = Tap(host, depth)
@@ -421,19 +409,3 @@ def _placed(part: Tensor, places: list[int], views: int) -> Tensor:
     """(B, V, ...) of some views as (B, ``views``, ...) with each in its place; zero where there is none."""
     given, none = dict(zip(places, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
     return torch.stack([given.get(view, none) for view in range(views)], dim=1)
-
-
-def _checked_statistics(mean_C: Tensor, std_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, or an error if they are not those of ``width`` channels."""
-    if not tuple(mean_C.shape) == tuple(std_C.shape) == (width,):
-        raise SpatialForcingError(
-            f"standardize needs mean and deviation of each of the teacher's {width} channels, got shapes "
-            f"{tuple(mean_C.shape)} and {tuple(std_C.shape)}."
-        )
-    wrong = int((~(mean_C.isfinite() & std_C.isfinite() & (std_C >= 0))).sum())
-    if wrong:
-        raise SpatialForcingError(
-            f"standardize got a mean or deviation that is not finite, or a negative deviation, in {wrong} of "
-            f"{width} channels: the features it was computed from hold NaN or infinity."
-        )
-    return mean_C, std_C

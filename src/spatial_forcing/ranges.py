@@ -1,0 +1,39 @@
+"""The ranges of the numbers that the objective takes.
+
+Shapes: C channels of the teacher.
+"""
+
+import math
+
+from torch import Tensor
+
+from spatial_forcing.errors import SpatialForcingError
+
+
+def check_numbers(weight: float, position_embedding: float) -> None:
+    """Raises :class:`SpatialForcingError` unless the weight is finite and at least 0, the share 0 to 1."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise SpatialForcingError(
+            f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight}."
+        )
+    if not 0 <= position_embedding <= 1:
+        raise SpatialForcingError(
+            "The position embedding is added to the features as a share of their size, 0 (none) to 1 (as "
+            f"much again), 0.1 by default; got {position_embedding}."
+        )
+
+
+def checked_statistics(mean_C: Tensor, std_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, or an error if they are not those of ``width`` channels."""
+    if not tuple(mean_C.shape) == tuple(std_C.shape) == (width,):
+        raise SpatialForcingError(
+            f"standardize needs mean and deviation of each of the teacher's {width} channels, got shapes "
+            f"{tuple(mean_C.shape)} and {tuple(std_C.shape)}."
+        )
+    wrong = int((~(mean_C.isfinite() & std_C.isfinite() & (std_C >= 0))).sum())
+    if wrong:
+        raise SpatialForcingError(
+            f"standardize got a mean or deviation that is not finite, or a negative deviation, in {wrong} of "
+            f"{width} channels: the features it was computed from hold NaN or infinity."
+        )
+    return mean_C, std_C
