@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from safetensors.torch import load_file
 from small_dataset import make_dataset
 from small_policies import CAMERAS, small_batch, small_config, small_parts, small_policy
 from torch import Tensor
-from torch.utils.data import dataloader
 
 from spatial_forcing.evaluate import LoadedPolicy, roll_out
 from spatial_forcing.hosts.lerobot import pictures_of
@@ -61,14 +61,13 @@ def saved(run: Path, step: int = 4) -> dict[str, dict[str, Tensor]]:
     return {"host": load_file(host), "projector": load_file(at / PROJECTOR)}
 
 
-def continued(kind: str, config: Any, dataset: Path, run: Path, peft: Any = None) -> dict:
-    """What the run's weights are if it is interrupted after two of its four steps and continued."""
+def interrupt(run: Path) -> Path:
+    """Makes a run of four steps one that was interrupted after two. Returns the checkpoint it has left."""
     newest = run / "checkpoints" / "last"
     shutil.rmtree(checkpoints(run)[4].parent)
     newest.unlink()
     newest.symlink_to(checkpoints(run)[2].parent.name)
-    train(kind, config, dataset, run, peft=peft)
-    return saved(run)
+    return checkpoints(run)[2].parent
 
 
 def assert_equal_bits(actual: dict, expected: dict) -> None:
@@ -78,31 +77,73 @@ def assert_equal_bits(actual: dict, expected: dict) -> None:
         assert not different, f"{part}: {different}"
 
 
-@pytest.fixture(autouse=True)
-def exact_resume(monkeypatch) -> None:
-    """LeRobot restores the state of the random numbers and then starts its data loader, which draws one.
+@contextmanager
+def observed_steps(snapshot: Path | None = None) -> Iterator[list[list[int]]]:
+    """The frames of every update that LeRobot's trainer makes inside; it does what it always does.
 
-    A plain policy that draws noise therefore does not continue bit for bit. Here nothing is drawn.
+    ``snapshot``: a folder for what is there when the first update begins, in the files of a checkpoint.
     """
-    start = dataloader._BaseDataLoaderIter.__init__
+    from lerobot.common.train_utils import save_training_state
+    from lerobot.scripts import lerobot_train
 
-    def start_quietly(*args: Any, **kwargs: Any) -> None:
-        with torch.random.fork_rng():
-            start(*args, **kwargs)
+    plain, frames = lerobot_train.update_policy, []
 
-    monkeypatch.setattr(dataloader._BaseDataLoaderIter, "__init__", start_quietly)
+    def update(tracker: Any, policy: Any, batch: Any, optimizer: Any, *args: Any, **more: Any) -> Any:
+        if snapshot is not None and not frames:
+            save_training_state(snapshot, tracker.steps, optimizer, more["lr_scheduler"])
+            policy.save_pretrained(snapshot / "pretrained_model")
+            policy.config.save_pretrained(snapshot / "pretrained_model")
+        frames.append(batch["index"].tolist())
+        return plain(tracker, policy, batch, optimizer, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lerobot_train, "update_policy", update)
+        yield frames
+
+
+def random_after_a_loader_started(state: dict[str, Tensor]) -> Tensor:
+    """torch's random state if a data loader is started at a saved one: it draws the seed of its workers."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(state["torch_rng_state"])
+        iter(torch.utils.data.DataLoader(torch.zeros(2)))  # type: ignore[arg-type]
+        return torch.get_rng_state()
+
+
+def assert_resumed_from(checkpoint: Path, snapshot: Path) -> None:
+    """A resumed run begins with what was saved: weights, projector, optimizer, schedule and random state.
+
+    But for one number: LeRobot restores the random state and then starts its data loader, which draws one.
+    """
+    files = [path.relative_to(checkpoint) for path in checkpoint.rglob("*.safetensors")]
+    files = [path for path in files if "processor" not in path.name]
+    assert {path.name for path in files} >= {"projector.safetensors", "optimizer_state.safetensors"}
+    for path in files:
+        there, here = load_file(checkpoint / path), load_file(snapshot / path)
+        if path.name == "rng_state.safetensors":
+            there["torch_rng_state"] = random_after_a_loader_started(there)
+        assert_equal_bits({path.name: here}, {path.name: there})
+    for path in (checkpoint / "training_state").glob("*.json"):
+        there, here = (
+            json.loads(path.read_text()),
+            json.loads((snapshot / "training_state" / path.name).read_text()),
+        )
+        if path.name == "training_step.json":
+            there, here = there["step"], here["step"]
+        assert here == there, path.name
 
 
 @pytest.fixture(scope="module")
 def runs(folder, dataset, tmp_path_factory) -> Callable[[str], Path]:
-    """kind -> run of four steps with forcing, trained when first asked for."""
+    """kind -> run of four steps with forcing, trained when first asked for; ``frames[kind]`` of each step."""
     root, done = tmp_path_factory.mktemp("runs"), {}
 
     def run_of(kind: str) -> Path:
         if kind not in done:
-            done[kind] = train(kind, small_config(kind, folder, forcing={}), dataset, root / kind)
+            with observed_steps() as run_of.frames[kind]:
+                done[kind] = train(kind, small_config(kind, folder, forcing={}), dataset, root / kind)
         return done[kind]
 
+    run_of.frames = {}
     return run_of
 
 
@@ -110,15 +151,28 @@ def runs(folder, dataset, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "act", "pi0", "xvla", "groot", "eo1", "evo1"])
-def test_resume_equals_straight_through(runs, folder, dataset, kind):
+def test_a_resumed_run_begins_with_exactly_what_was_saved(runs, folder, dataset, tmp_path, kind):
     run = runs(kind)
-    straight, early = saved(run), saved(run, 2)
-    assert_equal_bits(continued(kind, small_config(kind, folder, forcing={}), dataset, run), straight)
-    for part in ("host", "projector"):
-        assert any(not torch.equal(early[part][name], value) for name, value in straight[part].items())
+    early, checkpoint = saved(run, 2), interrupt(run)
+    with observed_steps(tmp_path) as frames:
+        train(kind, small_config(kind, folder, forcing={}), dataset, run)
+    assert_resumed_from(checkpoint, tmp_path)
+    assert frames == runs.frames[kind][2:]
+    for part, tensors in saved(run).items():
+        assert any(not torch.equal(early[part][name], value) for name, value in tensors.items())
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["align_loss"] > 0 for row in rows)
+
+
+def test_a_policy_that_draws_no_random_numbers_continues_bit_for_bit(folder, dataset, tmp_path):
+    # One that draws does not, as plain LeRobot does not: its data loader has drawn one before.
+    quiet = {"use_vae": False, "dropout": 0.0, "forcing": {}}
+    run = train("act", small_config("act", folder, **quiet), dataset, tmp_path / "run")
+    straight = saved(run)
+    interrupt(run)
+    train("act", small_config("act", folder, **quiet), dataset, run)
+    assert_equal_bits(saved(run), straight)
 
 
 def test_the_projector_continues_where_the_optimizer_was_made_without_asking(runs, folder, dataset):
@@ -284,15 +338,21 @@ def test_an_adapter_checkpoint_has_nothing_of_ours(lora_run, runs):
 
 
 @pytest.mark.parametrize("targets", [VLM_LORA, ["q_proj", "fc1"]], ids=["pattern", "names"])
-def test_resume_with_lora_equals_straight_through(runs, lora_run, folder, dataset, tmp_path, targets):
+def test_a_resumed_lora_run_begins_with_exactly_what_was_saved(
+    runs, lora_run, folder, dataset, tmp_path, targets
+):
     # The projector has an fc1, too: the adapter must pass it by.
     config = config_on_top_of(folder, runs("smolvla"))
     run = lora_run
     if targets != VLM_LORA:
         run = train("smolvla", config, dataset, tmp_path / "run", peft=lora(targets))
-    straight = saved(run)
-    assert not [name for name in straight["projector"] if "lora" in name]
-    assert_equal_bits(continued("smolvla", config, dataset, run), straight)
+    assert not [name for name in saved(run)["projector"] if "lora" in name]
+    checkpoint = interrupt(run)
+    with observed_steps(tmp_path / "snapshot") as frames:
+        train("smolvla", config, dataset, run)
+    assert_resumed_from(checkpoint, tmp_path / "snapshot")
+    assert len(frames) == 2
+    assert saved(run).keys() == {"host", "projector"}
 
 
 def test_lerobots_own_lora_targets_leave_the_visual_tokens_frozen(runs, folder, dataset, tmp_path):
