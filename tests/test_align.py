@@ -777,6 +777,16 @@ def test_a_teacher_that_gives_no_numbers_stops_the_step():
         setting.loss()
 
 
+def test_the_loss_that_is_logged_tells_where_a_step_did_not_wait_to_look():
+    setting = Setting()
+    features = setting.features()
+    setting.sf.check_loss(0.5, features)
+    setting.sf.check_loss(math.nan, features)  # something else is wrong
+    features.tokens_BVHWC[0, 0, 0, 0, 0] = math.nan
+    with pytest.raises(SpatialForcingError, match="1 of 96 valid tokens"):
+        setting.sf.check_loss(math.nan, features)
+
+
 def test_a_host_that_has_diverged_is_not_blamed_on_the_features():
     setting = Setting()
     setting.vla.patches.weight.data.fill_(math.nan)

@@ -205,6 +205,9 @@ def test_frozen_host_stops_before_the_first_step(dataset, cache):
     [
         ({"teacher": "pixels"}, "is of teacher"),
         ({"weight": -1.0}, "0 or more"),
+        ({"weight": float("nan")}, "finite number, 0 or more, got nan"),
+        ({"position_embedding": 5.0}, r"0 \(none\) to 1.*got 5.0"),
+        ({"ratio_every": -3}, r"ratio_every.*0 or more.*got -3"),
         ({"depth": 5}, "must be 1 to 4, got 5"),
         ({"norm": "instance"}, "'layer' or 'batch'"),
     ],
