@@ -9,6 +9,7 @@ from spatial_forcing.hosts.tiny import TinyVLA
 from spatial_forcing.probe import (
     DepthProbe,
     ProbeError,
+    VisualTokens,
     cell_depth,
     metrics,
     run_probe,
@@ -26,6 +27,11 @@ def planted(seed: int = 0, frames: int = F) -> tuple[torch.Tensor, torch.Tensor]
     tokens = torch.randn(frames, V, H, W, C, generator=torch.Generator().manual_seed(seed))
     linear = (tokens @ weights).view(frames, V, H, W, K, K).transpose(3, 4)
     return tokens, 1 + offset + linear.reshape(frames, V, H * K, W * K)
+
+
+def whole(**sources: tuple[torch.Tensor, torch.Tensor]) -> dict[str, tuple[VisualTokens, VisualTokens]]:
+    """Sources whose tokens cover their whole pictures."""
+    return {name: (VisualTokens.whole(a), VisualTokens.whole(b)) for name, (a, b) in sources.items()}
 
 
 def episodes(frames: int = F, first: int = 0) -> torch.Tensor:
@@ -61,7 +67,7 @@ def test_tokens_that_never_change_give_the_mean_depth_exactly(missing):
     torch.testing.assert_close(
         probe.predict(place[:5]), mean.float().expand(5, -1, -1, -1), rtol=1e-6, atol=0
     )
-    result = run_probe({"place": (place, place)}, depth, depth, episodes(), episodes(first=50), sub_grid=K)
+    result = run_probe(whole(place=(place, place)), depth, depth, episodes(), episodes(first=50), sub_grid=K)
     assert torch.equal(result.predicted["place"], result.predicted["mean depth"])
 
 
@@ -235,7 +241,7 @@ def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
     (train, train_depth, train_rgb), (test, test_depth, test_rgb) = world(F, 0), world(12, 1)
     noise = torch.randn(F + 12, V, H, W, 40, generator=torch.Generator().manual_seed(7))
     result = run_probe(
-        {"policy": (train, test), "noise": (noise[:F], noise[F:])},
+        whole(policy=(train, test), noise=(noise[:F], noise[F:])),
         train_depth,
         test_depth,
         episodes(),
@@ -253,7 +259,7 @@ def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
 
 def test_mean_depth_is_the_mean_of_the_training_frames():
     (train, depth, _), (test, test_depth, _) = world(F, 0), world(12, 1)
-    result = run_probe({"x": (train, test)}, depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
+    result = run_probe(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
     mean = depth.double().mean(0).float()
     torch.testing.assert_close(result.predicted["mean depth"][5], mean)
     assert result.rows[-1].metrics == metrics(mean.expand(12, -1, -1, -1), test_depth)
@@ -262,7 +268,7 @@ def test_mean_depth_is_the_mean_of_the_training_frames():
 
 def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
     (train, depth, _), (test, test_depth, images) = world(F, 0), world(12, 1)
-    result = run_probe({"x": (train, test)}, depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
+    result = run_probe(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
     record = json.loads(json.dumps(result.to_dict("probe.png"), allow_nan=False))
     assert record["rows"][0]["absrel"] == result.rows[0].metrics.absrel
     assert (record["train_frames"], record["test_frames"], record["picture"]) == (F, 12, "probe.png")
@@ -292,7 +298,7 @@ def test_what_is_predicted_where_nothing_is_true_is_not_drawn(tmp_path):
 def test_overlapping_episodes_are_refused():
     tokens, depth = planted()
     with pytest.raises(ProbeError, match=r"2 episodes are in both training and test: 6, 7\."):
-        run_probe({"x": (tokens, tokens)}, depth, depth, episodes(), episodes(first=6), sub_grid=K)
+        run_probe(whole(x=(tokens, tokens)), depth, depth, episodes(), episodes(first=6), sub_grid=K)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +336,7 @@ def test_sources_on_different_grids_are_not_compared():
     tokens, depth = planted()
     with pytest.raises(ProbeError, match="share one grid"):
         run_probe(
-            {"a": (tokens, tokens), "b": (tokens[:, :, :2], tokens[:, :, :2])},
+            whole(a=(tokens, tokens), b=(tokens[:, :, :2], tokens[:, :, :2])),
             depth,
             depth,
             episodes(),
@@ -378,11 +384,12 @@ def frames(count: int, seed: int = 0) -> list[dict]:
 def test_tokens_are_the_residual_stream_after_the_chosen_block(policy):
     batches = frames(5)
     for depth in (1, 2, 3):
-        found = tapped_tokens(policy, batches, depth)
+        found = tapped_tokens(policy, batches, depth).tokens_FVHWC
         assert (tuple(found.shape), found.dtype) == ((5, 2, 2, 2, 16), torch.float32)
         assert not found.requires_grad
         torch.testing.assert_close(found[:3], stream(policy.model, batches[0], depth))
-    torch.testing.assert_close(tapped_tokens(policy, batches), tapped_tokens(policy, batches, 3))
+    default, third = (tapped_tokens(policy, batches, depth).tokens_FVHWC for depth in (None, 3))
+    torch.testing.assert_close(default, third)
 
 
 def stream(model: TinyVLA, batch: dict, depth: int) -> torch.Tensor:
@@ -432,7 +439,7 @@ def test_a_model_that_is_no_lerobot_policy_is_called():
             return self.model(*batch)
 
     batch = (torch.rand(2, 1, 3, 28, 28), torch.ones(2, 12).long(), torch.zeros(2, 4))
-    assert tapped_tokens(Caller(), [batch]).shape == (2, 1, 2, 2, 16)
+    assert tapped_tokens(Caller(), [batch]).tokens_FVHWC.shape == (2, 1, 2, 2, 16)
 
 
 def test_progress_is_counted_in_frames_and_no_batches_is_an_error(policy):

@@ -2,34 +2,21 @@
 
 It turns the cameras of a batch into patches and a prompt, with a crop that may be drawn at random, and keeps
 neither the cameras' names nor the crop. With the teacher online that does no harm: it sees the pictures that
-are in the patches. Stored features are of whole pictures. ``track_crops()`` makes the preprocessor add
-:class:`Packed` to its batches. Neither pictures nor random numbers change.
+are in the patches. Stored features, and the depth of a probe, are of whole pictures. ``track_crops()`` makes
+the preprocessor add :class:`Packed` to its batches. Neither pictures nor random numbers change.
 
 Shapes: B batch, V pictures of a sample.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spatial_forcing.grid import compose, crop, identity
-
-PACKED_KEY = "spatial_forcing_packed"
-
-
-class Packed(NamedTuple):
-    """What a prompt shows.
-
-    Attributes:
-        cameras: the policy's names of them, in the order of the pictures of a sample.
-        affine_BV23: from the picture that the policy sees to the whole one, in unit coordinates.
-    """
-
-    cameras: list[str]
-    affine_BV23: Tensor
+from spatial_forcing.hosts.prompted import PACKED_KEY, Packed
 
 
 def track_crops() -> None:

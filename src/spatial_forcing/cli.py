@@ -221,15 +221,28 @@ class Probe:
 
         from spatial_forcing.demo import demo_arms, finished_settings
         from spatial_forcing.evidence import probe_policies
+        from spatial_forcing.report.findings import difference_text, with_interval
 
         settings, roots = finished_settings(self.out)
         arms = demo_arms(settings, *roots)
         result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.out, self.device)
+        versus = list(dict.fromkeys(other for row in result["rows"] for other in row["differences"]))
         table = Table(
-            "tokens of", "AbsRel", "RMSE (m)", "delta < 1.25", title="Depth read linearly from frozen tokens"
+            *(
+                "tokens of",
+                "AbsRel",
+                "RMSE (m)",
+                "delta < 1.25",
+                *(f"AbsRel less {name}'s" for name in versus),
+            ),
+            title="Depth read linearly from frozen tokens",
+            caption=f"[95 % intervals over {result['test_episodes']} held-out episodes]; below 0 is better in "
+            "the last columns",
         )
         for row in result["rows"]:
-            table.add_row(row["name"], f"{row['absrel']:.3f}", f"{row['rmse_m']:.3f}", f"{row['delta1']:.3f}")
+            judged = [with_interval(row, key) for key in ("absrel", "rmse_m", "delta1")]
+            against = [difference_text(row["differences"].get(name)) for name in versus]
+            table.add_row(row["name"], *judged, *against)
         _console().print(table)
 
 

@@ -178,9 +178,7 @@ def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]
     out = out.resolve()
     path = out / "settings.json"
     if not path.is_file():
-        raise SpatialForcingError(
-            f"{out} holds no demo run (no settings.json). Make one with: spatial-forcing demo --out {out}"
-        )
+        raise SpatialForcingError(_no_demo(out))
     saved = json.loads(path.read_text())
     settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
     roots = (out / "demonstrations", out / "held-out-demonstrations", out / "features" / settings.teacher)
@@ -190,6 +188,24 @@ def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]
             f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again."
         )
     return settings, roots
+
+
+def _no_demo(out: Path) -> str:
+    """What to say of a folder without a demo's settings."""
+    if not out.is_dir():
+        return f"There is no folder {out}. Make a demo run with: spatial-forcing demo --out {out}"
+    if not ((out / "checkpoints").is_dir() or (out / "config.json").is_file()):
+        return (
+            f"{out} holds no demo run (no settings.json). Make one in a new or empty folder: "
+            "spatial-forcing demo --out <folder>"
+        )
+    checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
+    return (
+        f"{out} is a training run, and the folder of a demo was expected (with settings.json): probing any "
+        "run from the command line is not there yet. What works for this one: spatial-forcing doctor "
+        f"--checkpoint {checkpoint}, spatial-forcing eval (Meta-World policies), and in Python "
+        "spatial_forcing.probe.tapped_tokens with run_probe, for frames whose depth you have."
+    )
 
 
 # ---- stages

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.evaluate import LoadedPolicy
@@ -66,11 +65,11 @@ def probe_policies(
     Every probe is fitted on demonstrations the policies were trained on and tested on held-out ones. Writes
     ``probe.png``.
     """
-    from spatial_forcing.probe import run_probe, tapped_tokens
+    from spatial_forcing.probe import VisualTokens, run_probe, tapped_tokens
     from spatial_forcing.teachers import load_teacher
 
     train, test = ProbeFrames(train_root, PROBE_TRAIN_EPISODES), ProbeFrames(heldout_root)
-    sources: dict[str, tuple[Tensor, Tensor]] = {}
+    sources: dict[str, tuple[VisualTokens, VisualTokens]] = {}
     for arm in (a for a in arms if a.role != "reference"):
         loaded = LoadedPolicy(last_checkpoint(out / "runs" / arm.name), device)
         sources[arm.name] = (
@@ -83,7 +82,11 @@ def probe_policies(
         tapped_tokens(random, test.batches(loaded)),
     )
     model = load_teacher(teacher, device=device)
-    sources["teacher"] = (model(train.images_FV3HW).tokens_BVHWC, model(test.images_FV3HW).tokens_BVHWC)
+    baseline, places = next(iter(sources.items()))
+    sources["teacher"] = (
+        places[0].carry(model(train.images_FV3HW)),
+        places[1].carry(model(test.images_FV3HW)),
+    )
     result = run_probe(
         sources,
         train.depth_FVHW,
@@ -92,6 +95,7 @@ def probe_policies(
         # Two data sets: held-out episode 0 is not training episode 0.
         test.episode_F + len(train.episode_F),
         images=(train.images_FV3HW, test.images_FV3HW),
+        baseline=baseline,
     )
     picture = result.pictures(test.images_FV3HW, out / "probe.png")
     return result.to_dict(picture.name)

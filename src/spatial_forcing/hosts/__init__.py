@@ -57,6 +57,11 @@ def host_of(
     return _decoder_host(model, layout, visual, depth)
 
 
+def policy_in(model: nn.Module) -> nn.Module | None:
+    """The LeRobot policy that has a record in a model, looking through wrappers; None if there is none."""
+    return next((inner for inner in _unwrapped(model) if record_of(inner) is not None), None)
+
+
 def _unwrapped(model: nn.Module) -> list[nn.Module]:
     """The model and what its wrappers hold, outermost first."""
     chain = [model]

@@ -136,24 +136,36 @@ def pictures_of(
         places = _places(names or [], cameras, len(images))
         names = names and [names[place] for place in places]
         return Pictures([images[place] for place in places], None, len(images), names, places)
-    there = cameras_in(policy.config, batch)
-    if not there:
-        raise SpatialForcingError(
-            f"The batch has none of the cameras of {record.type}: {', '.join(policy.config.image_features)}. "
-            f"It has: {', '.join(sorted(batch))}."
-        )
+    there = shown_cameras(policy, batch)
     places = _places(there, cameras, len(there))
     keys = [there[place] for place in places]
     # With a history of observations the host reads the last one.
     latest = {key: batch[key][:, -1] if batch[key].ndim == 5 else batch[key] for key in keys}
     images = [_to_unit(latest[key], key, record, policy.config, stats) for key in keys]
+    views = record.views(policy.config, len(there))
+    return Pictures(images, present_in(batch, keys), views, keys, places)
+
+
+def present_in(batch: Mapping[str, Any], keys: list[str]) -> Tensor | None:
+    """present_BV of some cameras of a batch; None if no sample lacks one."""
     masks = [batch.get(f"{key}_padding_mask") for key in keys]
-    present_BV = None
-    if any(mask is not None for mask in masks):
-        batch_size = len(images[0])
-        full_B = images[0].new_ones(batch_size, dtype=torch.bool)
-        present_BV = torch.stack([full_B if mask is None else mask.bool() for mask in masks], dim=1)
-    return Pictures(images, present_BV, record.views(policy.config, len(there)), keys, places)
+    if all(mask is None for mask in masks):
+        return None
+    there = batch[keys[0]].new_ones(len(batch[keys[0]]), dtype=torch.bool)
+    return torch.stack([there if mask is None else mask.bool() for mask in masks], dim=1)
+
+
+def shown_cameras(policy: Any, batch: Mapping[str, Any]) -> list[str]:
+    """The cameras of a policy that are in a batch, at least one, in the order of its visual tokens."""
+    keys = cameras_in(policy.config, batch)
+    if not keys:
+        record = record_of(policy)
+        assert record is not None
+        raise SpatialForcingError(
+            f"The batch has none of the cameras of {record.type}: {', '.join(policy.config.image_features)}. "
+            f"It has: {', '.join(sorted(batch))}."
+        )
+    return keys
 
 
 def _places(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> list[int]:

@@ -9,7 +9,7 @@ patch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,6 +19,20 @@ from spatial_forcing.tap import Host, Located, TapError
 
 # Of Qwen3-VL's image processor, which Cosmos-Reason2 shares.
 QWEN3_MEAN, QWEN3_STD = 0.5, 0.5
+# Where the plug-in leaves :class:`Packed` in a batch.
+PACKED_KEY = "spatial_forcing_packed"
+
+
+class Packed(NamedTuple):
+    """What a prompt shows.
+
+    Attributes:
+        cameras: the policy's names of them, in the order of the pictures of a sample.
+        affine_BV23: from the picture that the policy sees to the whole one, in unit coordinates.
+    """
+
+    cameras: list[str]
+    affine_BV23: Tensor
 
 
 def _qwen_locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:

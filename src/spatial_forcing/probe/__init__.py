@@ -6,6 +6,9 @@ token gains nothing by saying where in the picture it lies. It is fitted on some
 others. The network stays as it is, so what a source gains over the mean depth of each cell, which is the same
 probe without tokens, was in the tokens already and near the surface.
 
+A host may pad or crop its pictures: :class:`VisualTokens` are tokens with the part of the picture that each
+sees, and are fitted to and judged by the depth there.
+
     train, test = tapped_tokens(policy, train_batches), tapped_tokens(policy, test_batches)
     result = run_probe({"policy": (train, test)}, train_depth, test_depth, train_episodes, test_episodes)
     result.pictures(test_images, Path("probe.png"))
@@ -14,14 +17,18 @@ probe without tokens, was in the tokens already and near the surface.
 from spatial_forcing.probe.compare import ProbeResult, ProbeRow, run_probe
 from spatial_forcing.probe.depth import DepthMetrics, ProbeError, cell_depth, metrics
 from spatial_forcing.probe.linear import DepthProbe
+from spatial_forcing.probe.spread import Difference
 from spatial_forcing.probe.tokens import tapped_tokens
+from spatial_forcing.probe.visual import VisualTokens
 
 __all__ = [
     "DepthMetrics",
     "DepthProbe",
+    "Difference",
     "ProbeError",
     "ProbeResult",
     "ProbeRow",
+    "VisualTokens",
     "cell_depth",
     "metrics",
     "run_probe",

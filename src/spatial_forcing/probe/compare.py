@@ -3,27 +3,44 @@
 Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels, h w cells of the depth map.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatial_forcing.probe.depth import FAR, DepthMetrics, ProbeError, cell_depth, metrics
+from spatial_forcing.probe.depth import FAR, DepthMetrics, ProbeError, metrics
 from spatial_forcing.probe.linear import SUB_GRID, DepthProbe, checked_grid
+from spatial_forcing.probe.spread import CONFIDENCE, Difference, Spread
+from spatial_forcing.probe.visual import VisualTokens
 
 MEAN = "mean depth"
+Sources = Mapping[str, tuple[VisualTokens, VisualTokens]]
+# One tensor of all views, or one for each view where cameras differ in size.
+Maps = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One source of tokens: its metrics on the test episodes and its ridge strength (None for mean depth)."""
+    """One source of tokens and how its probe did on the test episodes.
+
+    Attributes:
+        name: of the source.
+        metrics: over all cells of all test frames.
+        ridge: the ridge strength; None for mean depth.
+        intervals: 95 % bootstrap intervals over test episodes, by metric (absrel, rmse_m, delta1); None with
+            one test episode.
+        differences: AbsRel less that of other rows (mean depth, and the baseline if one was named), paired by
+            test episode.
+    """
 
     name: str
     metrics: DepthMetrics
     ridge: float | None = None
+    intervals: dict[str, tuple[float, float]] | None = None
+    differences: dict[str, Difference] = field(default_factory=dict)
 
 
 @dataclass
@@ -33,14 +50,17 @@ class ProbeResult:
     Attributes:
         rows: the sources in the order given, then the references: "pixels" (if given) and "mean depth".
         train_frames, test_frames: how many frames the probes were fitted on and judged on.
+        test_episodes: how many episodes those judged on are of.
         sub_grid, far: as given.
-        depth_FVhw: true depth of the test frames on the sub-grid, NaN out of range.
-        predicted: depth_FVhw a row.
+        depth_FVhw: true depth of what the tokens of the test frames see, on the sub-grid; NaN out of range,
+            in padding and where a camera is missing.
+        predicted: depth_FVhw a row; NaN where tokens are masked.
     """
 
     rows: list[ProbeRow]
     train_frames: int
     test_frames: int
+    test_episodes: int
     sub_grid: int
     far: float
     depth_FVhw: Tensor = field(repr=False)
@@ -50,21 +70,32 @@ class ProbeResult:
         """What the report reads, as plain data; ``picture`` is the path of :meth:`pictures`, for the
         report."""
         return {
-            "rows": [{"name": row.name, **asdict(row.metrics), "ridge": row.ridge} for row in self.rows],
+            "rows": [
+                {
+                    "name": row.name,
+                    **asdict(row.metrics),
+                    "ridge": row.ridge,
+                    "intervals": row.intervals and {name: list(of) for name, of in row.intervals.items()},
+                    "differences": {name: asdict(of) for name, of in row.differences.items()},
+                }
+                for row in self.rows
+            ],
             "picture": picture,
             "train_frames": self.train_frames,
             "test_frames": self.test_frames,
+            "test_episodes": self.test_episodes,
+            "confidence": CONFIDENCE,
             "sub_grid": self.sub_grid,
             "far_m": self.far,
         }
 
-    def pictures(self, images_FV3HW: Tensor, path: Path, frames: int = 3, view: int = 0) -> Path:
+    def pictures(self, images: Maps, path: Path, frames: int = 3, view: int = 0) -> Path:
         """Draws test frames: picture, true depth, and each source's depth with its error below.
 
         Places without depth in range are grey in all of them.
 
         Args:
-            images_FV3HW: the test frames in [0, 1].
+            images: the test frames in [0, 1], images_FV3HW or images_F3HW for each view.
             path: the PNG to write.
             frames: how many, evenly spread over the test frames.
             view: which view.
@@ -75,12 +106,13 @@ class ProbeResult:
         """
         from spatial_forcing.probe.picture import probe_picture
 
-        if len(images_FV3HW) != self.test_frames or not 0 <= view < images_FV3HW.shape[1]:
-            found = tuple(images_FV3HW.shape)
+        views = images.unbind(1) if isinstance(images, Tensor) else images
+        if not 0 <= view < len(views) or len(views[view]) != self.test_frames:
+            found = [tuple(of.shape) for of in views]
             raise ProbeError(f"Expected the {self.test_frames} test frames with a view {view}, got {found}.")
         chosen = torch.linspace(0, self.test_frames - 1, min(frames, self.test_frames)).round().long()
         return probe_picture(
-            images_FV3HW[chosen, view],
+            views[view][chosen],
             self.depth_FVhw[chosen, view],
             {name: depth_FVhw[chosen, view] for name, depth_FVhw in self.predicted.items()},
             path,
@@ -88,50 +120,67 @@ class ProbeResult:
 
 
 def run_probe(
-    sources: Mapping[str, tuple[Tensor, Tensor]],
-    train_depth: Tensor,
-    test_depth: Tensor,
+    sources: Sources,
+    train_depth: Maps,
+    test_depth: Maps,
     train_episodes: Tensor,
     test_episodes: Tensor,
     *,
-    images: tuple[Tensor, Tensor] | None = None,
+    images: tuple[Maps, Maps] | None = None,
+    baseline: str | None = None,
     sub_grid: int = SUB_GRID,
     far: float = FAR,
 ) -> ProbeResult:
     """Fits one depth probe a source on the same frames, and judges all of them on the same test frames.
 
-    Two references are added. "mean depth" sees nothing: it is the same probe on tokens that never change,
-    whose linear map is zero, and predicts the training frames' mean depth of each cell. What a source gains
-    over it is read from its tokens. "pixels" is the same probe on raw patches, if pictures are given.
+    A token is fitted to and judged by the depth of what it sees, and tokens that see padding, or a camera
+    that is missing, by none. Two references are added. "mean depth" sees nothing: it is the same probe on
+    tokens that never change, whose linear map is zero, and predicts the training frames' mean depth of each
+    cell. What a source gains over it is read from its tokens. "pixels" is the same probe on raw patches, if
+    pictures are given.
 
     Args:
-        sources: name -> (train tokens, test tokens), each tokens_FVHWC, all on one grid.
-        train_depth, test_depth: depth_FVHW in metres.
+        sources: name -> (train tokens, test tokens), all with the same places in the pictures.
+        train_depth, test_depth: depth_FVHW in metres of the pictures of the data set, before the host crops
+            or pads them; or depth_FHW for each view.
         train_episodes, test_episodes: the episode_F of each frame; the two must share none.
-        images: (train, test) pictures_FV3HW in [0, 1]; sides must be multiples of the grid.
+        images: (train, test) pictures_FV3HW in [0, 1], or pictures_F3HW for each view.
+        baseline: the source that all others are compared with, beside mean depth.
         sub_grid, far: see :class:`DepthProbe`.
 
     Raises:
-        ProbeError: an episode is in both, sources on different grids, or shapes that do not fit.
+        ProbeError: an episode is in both, sources that see different parts of the pictures, no such baseline,
+            or shapes that do not fit.
     """
     _check_disjoint(train_episodes, test_episodes)
-    H, W = _common_grid(sources, (train_depth, train_episodes), (test_depth, test_episodes))
+    _check_sources(sources, baseline)
+    train, test = (_places([pair[side] for pair in sources.values()]) for side in (0, 1))
+    train_cells, test_cells = (
+        train.depth(train_depth, sub_grid, far),
+        test.depth(test_depth, sub_grid, far),
+    )
+    for name, pair in sources.items():
+        checked_grid(pair[0].tokens_FVHWC, train_cells, train_episodes, f"{name}, training")
+        checked_grid(pair[1].tokens_FVHWC, test_cells, test_episodes, f"{name}, test")
     if images is not None:
-        sources = {**sources, "pixels": (_patches(images[0], H, W), _patches(images[1], H, W))}
-    # Averaged once; averaging what lies on the sub-grid already changes nothing.
-    train_cells = cell_depth(train_depth, H * sub_grid, W * sub_grid, far)
-    test_cells = cell_depth(test_depth, H * sub_grid, W * sub_grid, far)
+        sources = {**sources, "pixels": (train.patches(images[0]), test.patches(images[1]))}
+    nothing = tuple(
+        replace(of, tokens_FVHWC=torch.zeros_like(of.tokens_FVHWC[..., :1])) for of in (train, test)
+    )
     predicted: dict[str, Tensor] = {}
     ridges: dict[str, float | None] = {}
-    same = tuple(torch.zeros(*depth.shape[:2], H, W, 1) for depth in (train_depth, test_depth))
-    for name, (train_tokens, test_tokens) in {**sources, MEAN: same}.items():
-        probe = DepthProbe(sub_grid, far).fit(train_tokens, train_cells, train_episodes)
-        predicted[name], ridges[name] = probe.predict(test_tokens), probe.ridge
+    for name, (train_tokens, test_tokens) in {**sources, MEAN: nothing}.items():
+        probe = DepthProbe(sub_grid, far)
+        probe.fit(train_tokens.masked(train.valid_FVHW).tokens_FVHWC, train_cells, train_episodes)
+        depth_FVhw = probe.predict(test_tokens.masked(test.valid_FVHW).tokens_FVHWC)
+        predicted[name] = torch.where(test.on_cells(sub_grid), depth_FVhw, torch.nan)
+        ridges[name] = probe.ridge
     ridges[MEAN] = None  # nothing was fitted but offsets
     return ProbeResult(
-        rows=[ProbeRow(name, metrics(p, test_cells, far), ridges[name]) for name, p in predicted.items()],
-        train_frames=len(train_depth),
-        test_frames=len(test_depth),
+        rows=_rows(predicted, ridges, test_cells, test_episodes, far, baseline),
+        train_frames=train.frames,
+        test_frames=test.frames,
+        test_episodes=len(test_episodes.unique()),
         sub_grid=sub_grid,
         far=far,
         depth_FVhw=test_cells,
@@ -139,13 +188,36 @@ def run_probe(
     )
 
 
-def _patches(images_FV3HW: Tensor, rows: int, cols: int) -> Tensor:
-    """Raw patches as tokens_FVHWC, C = 3 x height x width of a patch."""
-    height, width = images_FV3HW.shape[-2:]
-    if height % rows or width % cols:
-        raise ProbeError(f"Pictures of {height} x {width} cannot be cut into {rows} x {cols} equal patches.")
-    cut_FV3HpWq = images_FV3HW.unflatten(-1, (cols, -1)).unflatten(-3, (rows, -1))
-    return cut_FV3HpWq.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+def _rows(
+    predicted: Mapping[str, Tensor],
+    ridges: Mapping[str, float | None],
+    true_FVhw: Tensor,
+    episode_F: Tensor,
+    far: float,
+    baseline: str | None,
+) -> list[ProbeRow]:
+    """Metrics with their intervals, and differences to mean depth and to the baseline."""
+    judged = {name: metrics(depth_FVhw, true_FVhw, far) for name, depth_FVhw in predicted.items()}
+    spreads = {name: Spread(depth_FVhw, true_FVhw, episode_F) for name, depth_FVhw in predicted.items()}
+    others = [other for other in (baseline, MEAN) if other is not None]
+    return [
+        ProbeRow(
+            name,
+            judged[name],
+            ridges[name],
+            spread.intervals(),
+            {other: spread.against(spreads[other]) for other in others if other != name},
+        )
+        for name, spread in spreads.items()
+    ]
+
+
+def _places(tokens: Sequence[VisualTokens]) -> VisualTokens:
+    """The first of some tokens with the mask of all: every source is judged on the same cells."""
+    valid_FVHW = tokens[0].valid_FVHW
+    for other in tokens[1:]:
+        valid_FVHW = valid_FVHW & other.valid_FVHW
+    return replace(tokens[0], valid_FVHW=valid_FVHW)
 
 
 def _check_disjoint(train_episodes: Tensor, test_episodes: Tensor) -> None:
@@ -157,16 +229,25 @@ def _check_disjoint(train_episodes: Tensor, test_episodes: Tensor) -> None:
         )
 
 
-def _common_grid(
-    sources: Mapping[str, tuple[Tensor, Tensor]], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
-) -> tuple[int, int]:
-    """(rows, columns) of the grid that all sources share; ``train`` and ``test`` are (depth, episodes)."""
+def _check_sources(sources: Sources, baseline: str | None) -> None:
     if not sources:
         raise ProbeError("There is no source of tokens to probe.")
-    grids = {}
-    for name, (train_tokens, test_tokens) in sources.items():
-        grids[f"{name}, training"] = checked_grid(train_tokens, *train, what=f"{name}, training")
-        grids[f"{name}, test"] = checked_grid(test_tokens, *test, what=f"{name}, test")
-    if len(set(grids.values())) > 1:
-        raise ProbeError(f"Sources must share one grid to be comparable, got {grids}: use resample().")
-    return next(iter(grids.values()))
+    if baseline is not None and baseline not in sources:
+        raise ProbeError(f"There is no source {baseline!r} to compare with. There are: {', '.join(sources)}.")
+    for name, pair in sources.items():
+        for tokens in pair:
+            if not isinstance(tokens, VisualTokens):
+                raise ProbeError(
+                    f"{name}: expected VisualTokens, got {type(tokens).__name__}. tapped_tokens() gives them; "
+                    "of tokens that cover the whole picture: VisualTokens.whole(tokens)."
+                )
+    first, *others = sources
+    for name in others:
+        for mine, reference in zip(sources[name], sources[first], strict=True):
+            if not mine.placed_like(reference):
+                found = [tuple(of.tokens_FVHWC.shape[:4]) for of in (reference, mine)]
+                raise ProbeError(
+                    f"Sources must share one grid with the same places in the pictures to be comparable, and "
+                    f"{first} and {name} do not: (frames, views, rows, columns) are {found[0]} and "
+                    f"{found[1]}. Carry a teacher's features over with VisualTokens.carry()."
+                )

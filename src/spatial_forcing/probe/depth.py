@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import identity
 
 FAR = 3.0
 # A cell of the depth map counts when at least this fraction of its area has depth in range.
@@ -19,11 +20,17 @@ class ProbeError(SpatialForcingError, ValueError):
     """Tokens, depth and episodes do not fit together, or test episodes were trained on."""
 
 
-def cell_depth(depth_FVHW: Tensor, rows: int, cols: int, far: float = FAR) -> Tensor:
+def cell_depth(
+    depth_FVHW: Tensor, rows: int, cols: int, far: float = FAR, affine_FV23: Tensor | None = None
+) -> Tensor:
     """Depth in metres averaged over the area of each of ``rows`` x ``cols`` cells; NaN where there is none.
 
     A pixel counts if 0 < d < far; a cell needs such pixels on half of its area. Any resolution will do: a
     pixel that two cells share counts in each by its part.
+
+    Args:
+        affine_FV23: from the cells' grid to the picture, in unit coordinates (``spatial_forcing.grid``); the
+            grid covers just the picture if None. Beyond the picture there is no depth.
 
     Returns:
         depth_FVhw, float32, on the CPU.
@@ -34,22 +41,51 @@ def cell_depth(depth_FVHW: Tensor, rows: int, cols: int, far: float = FAR) -> Te
         )
     depth = depth_FVHW.to("cpu", torch.float32)
     valid = (depth > 0) & (depth < far)
-    down_hH, across_wW = _area(depth.shape[2], rows), _area(depth.shape[3], cols)
-    area_FVhw = down_hH @ valid.float() @ across_wW.T
-    sum_FVhw = down_hH @ torch.where(valid, depth, 0.0) @ across_wW.T
-    return torch.where(area_FVhw >= VALID_AREA - 1e-4, sum_FVhw / area_FVhw.clamp(min=1e-6), torch.nan)
+    area_FVhw = area_mean(valid.float(), rows, cols, affine_FV23)
+    mean_FVhw = area_mean(torch.where(valid, depth, 0.0), rows, cols, affine_FV23)
+    return torch.where(area_FVhw >= VALID_AREA - 1e-4, mean_FVhw / area_FVhw.clamp(min=1e-6), torch.nan)
 
 
-def _area(pixels: int, cells: int) -> Tensor:
-    """(cells, pixels): the fraction of each cell that each pixel covers, along one side; rows sum to 1."""
-    if pixels < cells:
+def area_mean(map_FVHW: Tensor, rows: int, cols: int, affine_FV23: Tensor | None = None) -> Tensor:
+    """The mean of a map (F, V, ..., H, W) over the area of each cell; outside the map there are zeros.
+
+    The affine is as for :func:`cell_depth`. Exact for resizing, padding, cropping and mirroring, in memory
+    that grows with the sides of the map and not with its area, as that of ``grid.resample`` does.
+    """
+    if affine_FV23 is None:
+        affine_FV23 = identity().expand(*map_FVHW.shape[:2], 2, 3)
+    kinds_A6, kind_N = affine_FV23.reshape(-1, 6).unique(dim=0, return_inverse=True)
+    kind_FV = kind_N.view(map_FVHW.shape[:2])
+    cells_FVhw = map_FVHW.new_empty(*map_FVHW.shape[:-2], rows, cols)
+    for kind, (scale_x, by_y, x0, by_x, scale_y, y0) in enumerate(kinds_A6.tolist()):
+        if by_x or by_y:
+            raise ProbeError(
+                "The probe knows pictures that were resized, padded, cropped or mirrored, and these were "
+                "turned: probe batches without image transforms."
+            )
+        down_hH = _area(map_FVHW.shape[-2], rows, scale_y, y0)
+        across_wW = _area(map_FVHW.shape[-1], cols, scale_x, x0)
+        if len(kinds_A6) == 1:
+            return down_hH @ map_FVHW @ across_wW.T
+        cells_FVhw[kind_FV == kind] = down_hH @ map_FVHW[kind_FV == kind] @ across_wW.T
+    return cells_FVhw
+
+
+def _area(pixels: int, cells: int, scale: float, start: float) -> Tensor:
+    """(cells, pixels): the fraction of each cell that each pixel covers, along one side.
+
+    Cell c of n lies from start + scale c / n to start + scale (c + 1) / n of the picture.
+    """
+    if pixels * abs(scale) < cells * (1 - 1e-5):
         raise ProbeError(
-            f"Depth of {pixels} pixels a side cannot fill {cells} cells: use a smaller sub_grid."
+            f"Depth of {pixels * abs(scale):.4g} pixels a side cannot fill {cells} cells: use a smaller "
+            "sub_grid."
         )
     cell, pixel = torch.arange(cells).double()[:, None], torch.arange(pixels).double()
-    low = torch.maximum(cell / cells, pixel / pixels)
-    high = torch.minimum((cell + 1) / cells, (pixel + 1) / pixels)
-    return ((high - low).clamp(min=0) * cells).float()
+    edges = start + scale * (cell / cells), start + scale * ((cell + 1) / cells)
+    low = torch.maximum(torch.minimum(*edges), pixel / pixels)
+    high = torch.minimum(torch.maximum(*edges), (pixel + 1) / pixels)
+    return ((high - low).clamp(min=0) * (cells / abs(scale))).float()
 
 
 @dataclass(frozen=True)
@@ -92,9 +128,12 @@ def metrics(predicted_FVhw: Tensor, depth_FVHW: Tensor, far: float = FAR) -> Dep
     p, t = predicted_FVhw.cpu()[valid].double(), true[valid].double()
     if not (p > 0).all():
         raise ProbeError("Predicted depth must be above zero: some of it is not, or is NaN.")
-    return DepthMetrics(
-        absrel=float(((p - t).abs() / t).mean()),
-        rmse_m=float((p - t).square().mean().sqrt()),
-        delta1=float((torch.maximum(p / t, t / p) < 1.25).double().mean()),
-        pixels=int(valid.sum()),
+    absrel, square, within = cell_errors(p, t).mean(1).tolist()
+    return DepthMetrics(absrel=absrel, rmse_m=square**0.5, delta1=within, pixels=int(valid.sum()))
+
+
+def cell_errors(p: Tensor, t: Tensor) -> Tensor:
+    """(3, ...): |p - t| / t, (p - t)², and 1 where max(p / t, t / p) < 1.25, of predicted and true depth."""
+    return torch.stack(
+        [(p - t).abs() / t, (p - t).square(), (torch.maximum(p / t, t / p) < 1.25).to(p.dtype)]
     )

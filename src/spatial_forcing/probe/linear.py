@@ -58,7 +58,8 @@ class DepthProbe:
 
         Args:
             tokens_FVHWC: any floating dtype.
-            depth_FVHW: metres, any resolution that fills the sub-grid.
+            depth_FVHW: metres, of what the grid of tokens covers, any resolution that fills the sub-grid. For
+                hosts that pad or crop that is not the picture: see :meth:`VisualTokens.depth`.
             episode_F: the episode of each frame; at least two episodes.
 
         Raises:

@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spatial_forcing.hosts import host_of
+from spatial_forcing.align import PictureSize
+from spatial_forcing.hosts import host_of, policy_in
+from spatial_forcing.hosts.lerobot import policy_host
+from spatial_forcing.hosts.shown import Shown, shown
 from spatial_forcing.probe.depth import ProbeError
+from spatial_forcing.probe.visual import VisualTokens
 from spatial_forcing.tap import Tap
 
 
@@ -22,8 +26,9 @@ def tapped_tokens(
     batches: Iterable[dict[str, Any]],
     depth: int | None = None,
     *,
+    picture_hw: PictureSize | None = None,
     advance: Callable[[int], None] = lambda done: None,
-) -> Tensor:
+) -> VisualTokens:
     """The visual tokens of a policy at the tap, for every frame of some preprocessed batches.
 
     Runs ``policy.predict_action_chunk(batch)`` (every LeRobot policy has it), or else ``policy(batch)``, in
@@ -32,34 +37,68 @@ def tapped_tokens(
 
     Args:
         policy: anything ``host_of`` recognises.
-        batches: as the policy takes them.
+        batches: as the policy takes them, without image transforms.
         depth: blocks before the tap; the host's recommendation if None.
+        picture_hw: height and width of the pictures the host is given, one pair or one for each view, for
+            models that pad and are not LeRobot policies; of those the batch says.
         advance: called with the number of frames just finished.
 
     Returns:
-        tokens_FVHWC on the host's grid, float32, on the CPU.
+        The tokens on the host's grid, float32, on the CPU, with the part of the picture that each sees. Views
+        are the cameras that are in any batch, in the order of the policy.
 
     Raises:
         HostError, TapError: not a host, no such depth, or the forward does not pass the tap.
-        ProbeError: no batches.
+        SpatialForcingError: a batch does not say how its pictures were cropped.
+        ProbeError: no batches, batches with different grids, or a host that pads pictures of unknown size.
     """
-    host = host_of(policy)
+    host, inner = host_of(policy), policy_in(policy)
     run = getattr(policy, "predict_action_chunk", policy)
-    parts: list[Tensor] = []
+    parts: list[VisualTokens] = []
     with _undisturbed(policy):
         tap = Tap(host, depth)
         try:
             for batch in batches:
+                # Some hosts have tokens only for the cameras that are in the batch.
+                seen = None if inner is None else shown(inner, batch)
+                if seen and host.locate is None and seen.views != tap.host.layout.views:
+                    tap.host = policy_host(inner, seen.views)
                 with tap.watch():
                     run(batch)
-                visual_BND, layout = tap.visual_BND().to("cpu", torch.float32), tap.layout
-                parts.append(visual_BND.unflatten(1, (layout.views, layout.rows, layout.cols)))
-                advance(len(visual_BND))
+                parts.append(_placed(tap, seen, picture_hw))
+                advance(parts[-1].frames)
         finally:
             tap.detach()
     if not parts:
         raise ProbeError("There were no batches to probe.")
-    return torch.cat(parts)
+    named = {name for part in parts for name in part.cameras or ()}
+    if len({part.cameras for part in parts}) > 1 and inner is not None:
+        cameras = [name for name in inner.config.image_features if name in named]
+        parts = [part.of_cameras(cameras) for part in parts]
+    return VisualTokens.joined(parts)
+
+
+def _placed(tap: Tap, seen: Shown | None, picture_hw: PictureSize | None) -> VisualTokens:
+    """The tokens of the watched forward with their places."""
+    visual_BND, layout = tap.visual_BND(), tap.layout
+    if seen is not None:
+        return VisualTokens.laid_out(
+            visual_BND,
+            layout,
+            seen.sizes,
+            present_FV=seen.present_BV,
+            affine_FV23=seen.affine_BV23,
+            cameras=seen.cameras,
+        )
+    if picture_hw is None:
+        if layout.fit == "pad":
+            raise ProbeError(
+                f"{tap.host.name} pads its pictures, and what a token sees depends on their shape: pass "
+                "tapped_tokens(..., picture_hw=(height, width))."
+            )
+        picture_hw = (layout.rows, layout.cols)  # a host that stretches does not care
+    sizes = [picture_hw] * layout.views if isinstance(picture_hw[0], int) else list(picture_hw)
+    return VisualTokens.laid_out(visual_BND, layout, sizes)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -53,10 +53,20 @@ ARM = {
     "videos": Maybe([str]),
 }
 PROBE = {
-    "rows": [{"name": str, "absrel": NUMBER, "rmse_m": NUMBER, "delta1": NUMBER}],
+    "rows": [
+        {
+            "name": str,
+            "absrel": NUMBER,
+            "rmse_m": NUMBER,
+            "delta1": NUMBER,
+            "intervals": Maybe(Each([NUMBER])),
+            "differences": Maybe(Each({"absrel": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)})),
+        }
+    ],
     "picture": Maybe(str),
     "train_frames": int,
     "test_frames": int,
+    "test_episodes": Maybe(int),
 }
 RESULTS = {
     "title": str,

@@ -167,14 +167,21 @@ def reference_notes(arms: Mapping[str, Any]) -> list[str]:
 def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> list[str]:
     """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
     mean = next((row["absrel"] for row in rows if row["name"] == "mean depth"), None)
-    below = [row for row in rows if row["name"] in arms and mean is not None and row["absrel"] >= mean]
+    below = [row for row in rows if row["name"] in arms and mean is not None and not _beats_mean(row, mean)]
     if not below:
         return []
     names = ", ".join(f"{row['name']} {number(row['absrel'])}" for row in below)
     return [
         f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which is the "
-        f"same probe without tokens: {names}. A linear map finds no depth in these tokens."
+        f"same probe without tokens, or not by more than other held-out episodes could change: {names}. A "
+        "linear map finds no depth in these tokens, or too little to tell."
     ]
+
+
+def _beats_mean(row: Mapping[str, Any], mean: float) -> bool:
+    """Whether AbsRel is below that of the mean depth by its interval, or by its value without one."""
+    high = ((row.get("differences") or {}).get("mean depth") or {}).get("high")
+    return row["absrel"] < mean if high is None else high < 0
 
 
 def rate_text(rate: Mapping[str, Any] | None, level: str = "95 % ") -> str:
@@ -183,6 +190,28 @@ def rate_text(rate: Mapping[str, Any] | None, level: str = "95 % ") -> str:
         return "not evaluated"
     low, high = 100 * rate["low"], 100 * rate["high"]
     return f"{rate['successes']}/{rate['episodes']} ({level}{low:.0f} to {high:.0f} %)"
+
+
+def with_interval(row: Mapping[str, Any], key: str) -> str:
+    """A number of the depth probe as everywhere: 0.119 (0.112 to 0.127)."""
+    interval = (row.get("intervals") or {}).get(key)
+    if interval is None:
+        return number(row[key])
+    return f"{number(row[key])} ({number(interval[0])} to {number(interval[1])})"
+
+
+def difference_text(found: Mapping[str, Any] | None) -> str:
+    """A difference of AbsRel with its interval: -0.011 (-0.015 to -0.007)."""
+    if found is None:
+        return "–"
+    value, low, high = (found[key] for key in ("absrel", "low", "high"))
+    if low is None or high is None:
+        return signed(value)
+    return f"{signed(value)} ({signed(low)} to {signed(high)})"
+
+
+def signed(value: float | None) -> str:
+    return "not measured" if value is None or not isfinite(value) else f"{value:+.3f}"
 
 
 def p_text(p: float) -> str:

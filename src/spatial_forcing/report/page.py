@@ -11,7 +11,7 @@ from typing import Any
 
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.report.check import check_results
-from spatial_forcing.report.findings import number, p_text, rate_text
+from spatial_forcing.report.findings import difference_text, number, p_text, rate_text, with_interval
 from spatial_forcing.report.plots import colours, draw_plots
 from spatial_forcing.report.summary import summarise, without_nan
 
@@ -116,6 +116,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "rate": rate_text, "p": p_text, "duration": duration}
+    environment.filters |= {"with_interval": with_interval, "difference": difference_text}
     return environment.get_template(TEMPLATE)
 
 

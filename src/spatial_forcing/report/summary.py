@@ -87,8 +87,17 @@ def probe_rows(probe: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What the page shows of the depth probe."""
     if probe is None:
         return None
-    rows = [{key: row[key] for key in ("name", "absrel", "rmse_m", "delta1")} for row in probe["rows"]]
-    return {"rows": rows, "train_frames": probe["train_frames"], "test_frames": probe["test_frames"]}
+    rows = [
+        {key: row[key] for key in ("name", "absrel", "rmse_m", "delta1")}
+        | {key: row.get(key) or {} for key in ("intervals", "differences")}
+        for row in probe["rows"]
+    ]
+    return {
+        "rows": rows,
+        "versus": list(dict.fromkeys(other for row in rows for other in row["differences"])),
+        **{key: probe[key] for key in ("train_frames", "test_frames")},
+        "test_episodes": probe.get("test_episodes"),
+    }
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------
