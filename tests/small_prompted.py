@@ -2,7 +2,8 @@
 batches for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,23 @@ def small_groot(folder: Path) -> Path:
         torch.manual_seed(3)
         GR00TN17(config, load_backbone_weights=False).save_pretrained(folder / "base")
     return folder / "base"
+
+
+@contextmanager
+def tracked_crops() -> Iterator[Any]:
+    """While inside, GR00T's preprocessor says what it cropped; gives LeRobot's module of it."""
+    from lerobot.policies.groot import processor_groot as groot
+
+    from lerobot_policy_spatial_forcing.crops import track_crops
+
+    steps = groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep
+    plain = [step.__call__ for step in steps]
+    track_crops()
+    try:
+        yield groot
+    finally:
+        for step, call in zip(steps, plain, strict=True):
+            step.__call__ = call
 
 
 def groot_steps(config: Any, **encode: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import make_dataset
 from small_policies import CAMERAS, PROMPTED, SMALL, small_batch, small_config, small_parts, small_policy
-from small_prompted import WORDS, prompted
+from small_prompted import WORDS, prompted, tracked_crops
 from torch import Tensor, nn
 
 from lerobot_policy_spatial_forcing.crops import PACKED_KEY, crop_affine, track_crops
@@ -149,11 +149,13 @@ def test_the_tap_reads_what_transformers_calls_the_hidden_state(folder, kind):
 
 
 @pytest.mark.parametrize("kind", PROMPTED)
-def test_the_probe_reads_the_tokens_of_a_rollout(folder, kind):
+def test_the_probe_reads_the_tokens_of_a_rollout(folder, kind, request):
+    if kind == "groot":
+        request.getfixturevalue("tracked")
     policy = small_policy(kind, folder)
     batches = [small_batch(policy, 2, seed=seed) for seed in (1, 2)]
     rows_cols = {"groot": (4, 4), "eo1": (2, 3), "evo1": (3, 3)}[kind]
-    tokens_FVHWC = tapped_tokens(policy, batches)
+    tokens_FVHWC = tapped_tokens(policy, batches).tokens_FVHWC
     assert tokens_FVHWC.shape == (4, 2, *rows_cols, 32)
     assert not torch.equal(tokens_FVHWC[0], tokens_FVHWC[2])
 
@@ -365,14 +367,8 @@ def test_the_affine_of_a_crop_is_what_it_does_to_a_ramp(how, size):
 def tracked(folder):
     """GR00T's preprocessor says what it cropped, until the test ends."""
     small_config("groot", folder)  # skips where GR00T cannot be built
-    from lerobot.policies.groot import processor_groot as groot
-
-    steps = groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep
-    plain = [step.__call__ for step in steps]
-    track_crops()
-    yield groot
-    for step, call in zip(steps, plain, strict=True):
-        step.__call__ = call
+    with tracked_crops() as groot:
+        yield groot
 
 
 def test_tracking_changes_nothing_and_says_what_was_cropped(folder, tracked):

@@ -283,6 +283,60 @@ def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
         result.pictures(images[:5], tmp_path / "other.png")
 
 
+def test_intervals_are_over_test_episodes_and_differences_are_paired():
+    (train, depth, _), (test, test_depth, _) = world(F, 0), world(30, 1)
+    # Some episodes are harder than others, for all sources alike.
+    test_depth = test_depth + 0.3 * (episodes(30) % 3)[:, None, None, None]
+    noise = torch.randn(F + 30, V, H, W, 5, generator=torch.Generator().manual_seed(7))
+    result = run_probe(
+        whole(x=(train, test), noise=(noise[:F], noise[F:])),
+        depth,
+        test_depth,
+        episodes(),
+        episodes(30, 100),
+        baseline="noise",
+        sub_grid=K,
+    )
+    rows = {row.name: row for row in result.rows}
+    assert result.test_episodes == 10
+    for row in result.rows:
+        assert row.intervals is not None
+        for name, (low, high) in row.intervals.items():
+            assert low < getattr(row.metrics, name) < high
+    assert {name: list(row.differences) for name, row in rows.items()} == {
+        "x": ["noise", "mean depth"],
+        "noise": ["mean depth"],
+        "mean depth": ["noise"],
+    }
+    gain = rows["x"].differences["mean depth"]
+    assert gain.absrel == pytest.approx(rows["x"].metrics.absrel - rows["mean depth"].metrics.absrel)
+    assert gain.low < gain.absrel < gain.high < 0
+    low, high = rows["mean depth"].intervals["absrel"]
+    nothing = rows["noise"].differences["mean depth"]
+    assert nothing.high - nothing.low < 0.3 * (high - low)
+    shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    again = run_probe(
+        whole(x=(train, test[shuffled])),
+        depth,
+        test_depth[shuffled],
+        episodes(),
+        episodes(30, 100)[shuffled],
+        sub_grid=K,
+    )
+    assert again.rows[0].intervals["absrel"] == pytest.approx(rows["x"].intervals["absrel"], rel=1e-6)
+
+
+def test_one_test_episode_has_no_interval():
+    (train, depth, _), (test, test_depth, _) = world(F, 0), world(3, 1)
+    result = run_probe(whole(x=(train, test)), depth, test_depth, episodes(), episodes(3, 100), sub_grid=K)
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert record["test_episodes"] == 1
+    assert record["rows"][0]["intervals"] is None
+    difference = record["rows"][0]["differences"]["mean depth"]
+    assert (difference["low"], difference["high"]) == (None, None)
+    assert difference["absrel"] < 0
+
+
 def test_what_is_predicted_where_nothing_is_true_is_not_drawn(tmp_path):
     _, depth = planted(frames=2)
     depth = depth[:, 0]
@@ -420,8 +474,8 @@ def test_the_policy_is_untouched(policy):
 
     before = state()
     tapped_tokens(policy, frames(5))
-    with pytest.raises(KeyError):
-        tapped_tokens(policy, [{"task": ["no observation"]}])
+    with pytest.raises(KeyError):  # in the middle of the forward
+        tapped_tokens(policy, [{k: v for k, v in frames(2)[0].items() if k != "observation.state"}])
     torch.testing.assert_close(state(), before, rtol=0, atol=0)
     assert policy.training
     assert not policy.model.blocks[1].training

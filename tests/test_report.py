@@ -86,13 +86,36 @@ def results(tmp_path) -> dict:
         "arms": arms,
         "probe": {
             "rows": [
-                {"name": "baseline", "absrel": 0.1523, "rmse_m": 0.2013, "delta1": 0.8013, "ridge": 0.0777},
-                {"name": "forced", "absrel": 0.0917, "rmse_m": 0.1418, "delta1": 0.9319},
+                {
+                    "name": "baseline",
+                    "absrel": 0.1523,
+                    "rmse_m": 0.2013,
+                    "delta1": 0.8013,
+                    "ridge": 0.0777,
+                    "intervals": {
+                        "absrel": [0.1311, 0.1737],
+                        "rmse_m": [0.1812, 0.2214],
+                        "delta1": [0.7715, 0.8316],
+                    },
+                    "differences": {"mean depth": {"absrel": -0.0206, "low": -0.0411, "high": -0.0012}},
+                },
+                {
+                    "name": "forced",
+                    "absrel": 0.0917,
+                    "rmse_m": 0.1418,
+                    "delta1": 0.9319,
+                    "intervals": None,
+                    "differences": {
+                        "baseline": {"absrel": -0.0606, "low": None, "high": None},
+                        "mean depth": {"absrel": -0.0812, "low": None, "high": None},
+                    },
+                },
                 {"name": "mean depth", "absrel": 0.1729, "rmse_m": 0.2236, "delta1": 0.7421},
             ],
             "picture": "probe.png",
             "train_frames": 720,
             "test_frames": 243,
+            "test_episodes": 17,
         },
         "samples": [{"path": "samples.png", "caption": "four training frames"}],
         "comparisons": [["baseline", "forced"]],
@@ -196,6 +219,8 @@ def forms(where: str, value: float) -> list[str]:
     """How the page prints a number."""
     if ".timings" in where:
         return [duration(value)]
+    if ".differences." in where:
+        return [f"{value:+.3f}"]
     if where.endswith(".low"):
         return [f"({100 * value:.0f} to", f"95 % {100 * value:.0f} to"]
     if where.endswith(".high"):
@@ -348,6 +373,32 @@ def test_a_policy_that_gains_nothing_over_the_mean_depth_is_said_to(results):
     (note,) = (note for note in summarise(results)["notes"] if "Depth probe" in note)
     assert "baseline 0.173." in note
     assert "forced" not in note
+
+
+def test_a_gain_that_other_episodes_could_undo_is_said_to_be_none(results):
+    results["probe"]["rows"][0]["differences"]["mean depth"]["high"] = 0.0003
+    (note,) = (note for note in summarise(results)["notes"] if "Depth probe" in note)
+    assert "baseline 0.152." in note
+    assert "not by more than other held-out episodes could change" in note
+
+
+def test_the_probe_is_shown_with_intervals_and_paired_differences(results, tmp_path):
+    page, _ = report(results, tmp_path)
+    assert "0.152 (0.131 to 0.174)" in page.text
+    assert "-0.021 (-0.041 to -0.001)" in page.text
+    assert "of 17 other episodes. In brackets: 95 % bootstrap intervals" in page.text
+    assert "AbsRel less that of baseline" in page.text
+
+
+def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_path):
+    for row in results["probe"]["rows"]:
+        row.pop("intervals", None)
+        row.pop("differences", None)
+    del results["probe"]["test_episodes"]
+    page, _ = report(results, tmp_path)
+    assert "bootstrap" not in page.text
+    assert "AbsRel less" not in page.text
+    assert "0.152" in page.text
 
 
 def test_a_target_never_reached_gets_no_ratio(results, tmp_path):

@@ -104,6 +104,20 @@ def test_demo_refuses_foreign_folders_and_other_settings(tmp_path):
         finished_settings(out)
     with pytest.raises(SpatialForcingError, match="no demo run"):
         finished_settings(tmp_path)
+    with pytest.raises(SpatialForcingError, match=r"There is no folder .*nowhere"):
+        finished_settings(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_training_run_is_not_told_to_start_a_demo_inside_itself(tmp_path, whole):
+    """Of the folder of a run, or of one checkpoint of it."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    with pytest.raises(SpatialForcingError, match=r"is a training run.*not there yet.*doctor") as raised:
+        finished_settings(tmp_path / "run" if whole else checkpoint)
+    assert "spatial-forcing demo" not in str(raised.value)
+    assert f"--checkpoint {checkpoint}," in str(raised.value)
 
 
 def test_two_demos_cannot_run_in_one_folder(tmp_path):

@@ -236,8 +236,8 @@ class Probe:
                 *(f"AbsRel less {name}'s" for name in versus),
             ),
             title="Depth read linearly from frozen tokens",
-            caption=f"[95 % intervals over {result['test_episodes']} held-out episodes]; below 0 is better in "
-            "the last columns",
+            caption=f"in brackets: 95 % intervals over {result['test_episodes']} held-out episodes; "
+            "differences below 0 are gains",
         )
         for row in result["rows"]:
             judged = [with_interval(row, key) for key in ("absrel", "rmse_m", "delta1")]

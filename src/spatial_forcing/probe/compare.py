@@ -238,8 +238,8 @@ def _check_sources(sources: Sources, baseline: str | None) -> None:
         for tokens in pair:
             if not isinstance(tokens, VisualTokens):
                 raise ProbeError(
-                    f"{name}: expected VisualTokens, got {type(tokens).__name__}. tapped_tokens() gives them; "
-                    "of tokens that cover the whole picture: VisualTokens.whole(tokens)."
+                    f"{name}: expected VisualTokens, got {type(tokens).__name__}. tapped_tokens() gives "
+                    "them; of tokens that cover the whole picture: VisualTokens.whole(tokens)."
                 )
     first, *others = sources
     for name in others:
@@ -247,7 +247,7 @@ def _check_sources(sources: Sources, baseline: str | None) -> None:
             if not mine.placed_like(reference):
                 found = [tuple(of.tokens_FVHWC.shape[:4]) for of in (reference, mine)]
                 raise ProbeError(
-                    f"Sources must share one grid with the same places in the pictures to be comparable, and "
+                    "Sources must share one grid, in the same places of the pictures, to be comparable, and "
                     f"{first} and {name} do not: (frames, views, rows, columns) are {found[0]} and "
                     f"{found[1]}. Carry a teacher's features over with VisualTokens.carry()."
                 )

@@ -32,7 +32,8 @@ class Difference:
 class Spread:
     """One source's metrics in resamples of the test episodes; the same resamples for every source.
 
-    The probe and the tokens are as they are: other training seeds, or other episodes to fit on, are not in it.
+    The probe and the tokens are as they are: neither other training seeds nor other episodes to fit on are in
+    it.
 
     Args:
         predicted_FVhw, true_FVhw: depth; NaN in ``true_FVhw`` where nothing is judged.

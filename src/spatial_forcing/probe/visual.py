@@ -30,7 +30,7 @@ class VisualTokens:
 
     Attributes:
         tokens_FVHWC: floating numbers, on the CPU.
-        affine_FV23: from the grid of tokens to the picture, in unit coordinates: see ``spatial_forcing.grid``.
+        affine_FV23: from the grid of tokens to the picture, in unit coordinates (``spatial_forcing.grid``).
         valid_FVHW: bool, False for tokens of padding and of cameras that were missing; they are neither
             fitted nor judged.
         coverage: how much of its cell a token needs in the picture to take features: see ``grid.resample``.

@@ -179,9 +179,9 @@ def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> l
 
 
 def _beats_mean(row: Mapping[str, Any], mean: float) -> bool:
-    """Whether AbsRel is below that of the mean depth by its interval, or by its value without one."""
+    """Whether AbsRel is below that of the mean depth, and so is its interval if there is one."""
     high = ((row.get("differences") or {}).get("mean depth") or {}).get("high")
-    return row["absrel"] < mean if high is None else high < 0
+    return row["absrel"] < mean and (high is None or high < 0)
 
 
 def rate_text(rate: Mapping[str, Any] | None, level: str = "95 % ") -> str:
