@@ -228,21 +228,16 @@ class Probe:
         result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.out, self.device)
         versus = list(dict.fromkeys(other for row in result["rows"] for other in row["differences"]))
         table = Table(
-            *(
-                "tokens of",
-                "AbsRel",
-                "RMSE (m)",
-                "delta < 1.25",
-                *(f"AbsRel less {name}'s" for name in versus),
-            ),
+            *("tokens of", "AbsRel", "RMSE (m)", "delta < 1.25"),
+            *(f"AbsRel less that of {name}" for name in versus),
             title="Depth read linearly from frozen tokens",
             caption=f"in brackets: 95 % intervals over {result['test_episodes']} held-out episodes; "
             "differences below 0 are gains",
         )
         for row in result["rows"]:
-            judged = [with_interval(row, key) for key in ("absrel", "rmse_m", "delta1")]
             against = [difference_text(row["differences"].get(name)) for name in versus]
-            table.add_row(row["name"], *judged, *against)
+            plain = [f"{row[key]:.3f}" for key in ("rmse_m", "delta1")]
+            table.add_row(row["name"], with_interval(row, "absrel"), *plain, *against)
         _console().print(table)
 
 
@@ -254,9 +249,12 @@ class Report:
     """Folder of a demo run."""
 
     def run(self) -> None:
+        from spatial_forcing.demo import finished_settings
         from spatial_forcing.report import write_report
 
         results = self.out / "results.json"
+        if not (results.is_file() or (self.out / "settings.json").is_file()):
+            finished_settings(self.out)  # says what was found instead of a demo run
         if not results.is_file():
             raise SpatialForcingError(
                 f"{self.out} has no results.json: finish the run with spatial-forcing demo first."

@@ -201,8 +201,8 @@ def _no_demo(out: Path) -> str:
         )
     checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
     return (
-        f"{out} is a training run, and the folder of a demo was expected (with settings.json): probing any "
-        "run from the command line is not there yet. What works for this one: spatial-forcing doctor "
+        f"{out} is a training run, and the folder of a demo was expected (with settings.json): `probe` and "
+        "`report` of any run are not there yet. What works for this one: spatial-forcing doctor "
         f"--checkpoint {checkpoint}, spatial-forcing eval (Meta-World policies), and in Python "
         "spatial_forcing.probe.tapped_tokens with run_probe, for frames whose depth you have."
     )
