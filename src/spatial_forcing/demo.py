@@ -5,7 +5,6 @@ Every stage is the ordinary part of the package, run on the embedded world; ever
 finished, so that a second run reuses it and an interrupted one continues.
 """
 
-import fcntl
 import json
 import shutil
 import time
@@ -13,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from spatial_forcing.console import stages
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
 # Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
@@ -152,21 +152,18 @@ def check_folder(out: Path, settings: DemoSettings) -> None:
     claim(out / "settings.json", asdict(settings))
 
 
-def hold(out: Path) -> IO[str]:
-    """Locks the folder for this process until the returned file is closed or the process ends.
+def hold(out: Path) -> FolderLock:
+    """Locks the folder for this process until the lock is closed or the process ends.
 
     Raises:
         SpatialForcingError: another process is running a demo there.
     """
-    lock = (out / ".lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
+        return FolderLock(out, wait=0)
+    except FolderBusyError as error:
         raise SpatialForcingError(
             f"Another demo is running in {out}. Wait for it, or choose --out."
         ) from error
-    return lock
 
 
 def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]:

@@ -12,18 +12,24 @@ an interrupted one continues.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.locks import FolderLock
+from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
+
+# Seconds in which a running arm prints something: it logs every ten steps, and every step of its rollouts.
+ARM_PATIENCE = 1800.0
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,17 @@ def run_arm(arm: Arm, folder: Path) -> Path:
     """Trains and evaluates an arm in ``folder``; what is there already is not done again.
 
     Raises:
-        SpatialForcingError: the folder holds another arm.
+        SpatialForcingError: the folder holds another arm, or another process is at work there.
     """
+    with FolderLock(folder):
+        return _run_held(arm, folder)
+
+
+def _run_held(arm: Arm, folder: Path) -> Path:
     from lerobot.utils.import_utils import register_third_party_plugins
 
     from spatial_forcing.train import checkpoints, train_config, train_or_continue
 
-    folder.mkdir(parents=True, exist_ok=True)
     claim(folder / "arm.json", asdict(arm))
     register_third_party_plugins()
     config = train_config(
@@ -166,6 +176,7 @@ def run_arms(
     *,
     workers: int = 2,
     watch: Callable[[dict[str, ArmProgress]], None] = lambda progress: None,
+    patience: float = ARM_PATIENCE,
 ) -> None:
     """Runs arms in ``root/<name>``, ``workers`` at a time, one thread each: on few cores two runs beat two
     threads.
@@ -175,36 +186,52 @@ def run_arms(
         root: folder of the runs.
         workers: processes.
         watch: called about once a second with the progress of every arm.
+        patience: seconds without a line in its log after which an arm is ended.
 
     Raises:
-        SpatialForcingError: an arm failed; says which and where its log is. The others are stopped after
-            their current run.
+        FolderBusyError: another process is at work in ``root``.
+        SpatialForcingError: an arm failed, or its process died or stood still; says which and where its log
+            is. The others are stopped and continue from their last checkpoints when they are started again.
     """
     folders = {arm.name: root / arm.name for arm in arms}
     assert len(folders) == len(arms), "arms with equal names"
     threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(arms))))
-    context = multiprocessing.get_context("spawn")
     for arm in arms:
         if (folders[arm.name] / "arm.json").is_file():
             claim(folders[arm.name] / "arm.json", asdict(arm))
     arms = [arm for arm in arms if not is_complete(arm, folders[arm.name])]
     if not arms:
         return
-    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
-        jobs = {pool.submit(_run_logged, arm, folders[arm.name]): arm for arm in arms}
-        pending: set[Future] = set(jobs)
-        while pending:
-            done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
-            failed = [job for job in done if job.exception() is not None]
-            if failed:
-                pool.shutdown(wait=False, cancel_futures=True)
-                arm = jobs[failed[0]]
-                raise SpatialForcingError(
-                    f"The arm {arm.name!r} failed: {failed[0].exception()}\nIts log: "
-                    f"{folders[arm.name] / 'log.txt'}. What is finished is kept: run the same command "
-                    "again to continue."
-                ) from failed[0].exception()
-            watch({name: progress_of(folder) for name, folder in folders.items()})
+    queue = deque(arms)
+    try:
+        with FolderLock(root) as lock:
+            run_jobs(
+                partial(_run_logged, root=root),
+                [queue] * max(1, min(workers, len(arms))),
+                setup=partial(start_worker, threads),
+                poll=lambda: watch({name: progress_of(folder) for name, folder in folders.items()}),
+                every=1.0,
+                progress=lambda arm: log_size(folders[arm.name]),
+                patience=patience,
+                locks=[lock],
+            )
+    except JobFailed as failed:
+        folder = folders[failed.job.name]
+        if isinstance(failed.error, WorkerLost):
+            with (folder / LOG).open("a") as log:
+                log.write(f"\n{failed.error}\n{failed.error.stacks}")
+        raise SpatialForcingError(
+            f"The arm {failed.job.name!r} failed: {failed.error}\nIts log: {folder / LOG}. What is finished is "
+            "kept: run the same command again to continue."
+        ) from failed.error
+
+
+def log_size(folder: Path) -> int:
+    """Bytes in the log of an arm, 0 before there is one."""
+    try:
+        return (folder / LOG).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def start_worker(threads: int) -> None:
@@ -215,12 +242,13 @@ def start_worker(threads: int) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def _run_logged(arm: Arm, folder: Path) -> Path:
+def _run_logged(arm: Arm, root: Path) -> Path:
+    folder = root / arm.name
     folder.mkdir(parents=True, exist_ok=True)
-    with output_to(folder / "log.txt"):
+    with output_to(folder / LOG):
         try:
             return run_arm(arm, folder)
-        except BaseException:
+        except (Exception, SystemExit):
             traceback.print_exc()
             raise
 

@@ -7,7 +7,6 @@ wrote which part, and however often they were killed.
 Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored numbers a token, N tokens.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -44,6 +43,7 @@ from spatial_forcing.cache.layout import (
 )
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, resample
+from spatial_forcing.locks import FolderBusyError, FolderLock
 
 SHARD_BYTES = 48 * 2**20
 MOST_SHARD_FRAMES = 512
@@ -51,6 +51,8 @@ MOST_SHARD_FRAMES = 512
 LEAST_SHARDS = 32
 SAMPLE_FRAMES, HELDOUT_FRAMES = 64, 16
 SAMPLE_TOKENS = 40_000
+# Seconds that a process waits for another one's manifest: that reads every shard once.
+FINISHING = 600.0
 
 Frames = Callable[[list[int]], Tensor]
 """Indices of frames -> images_BV3HW in [0, 1]."""
@@ -310,6 +312,16 @@ def finish(root: Path, claimed: dict[str, Any], size: int, source: Source) -> No
     names = [shard_name(number) for number in range(-(-source.frames // size))]
     if not all((root / name).is_file() for name in names):
         return
+    # Several processes can find that they are the last; they come here one by one.
+    with FolderLock(root, ".finishing", wait=FINISHING):
+        if not (root / MANIFEST).is_file():
+            write_manifest(root, names, claimed, size, source)
+
+
+def write_manifest(
+    root: Path, names: list[str], claimed: dict[str, Any], size: int, source: Source
+) -> None:
+    """Writes the manifest of a cache whose shards are all there, and removes what nobody needs now."""
     tokens = 0
     sums: dict[str, Tensor | float] = {}
     for name in names:
@@ -351,15 +363,12 @@ def check_space(root: Path, needed: int) -> None:
 @contextmanager
 def only_writer(root: Path, share: Share) -> Iterator[None]:
     """Holds this share of the folder; the lock goes with the process, however it ends."""
-    path = root / f".writer-{share.rank}-of-{share.world}"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CacheError(
-                f"Another process is writing share {share.rank} of {share.world} of {root}. Wait for it, or "
-                f"give "
-                f"processes different shares ({COMMAND} reads RANK and WORLD_SIZE)."
-            ) from error
+    try:
+        lock = FolderLock(root, f".writer-{share.rank}-of-{share.world}", wait=0)
+    except FolderBusyError as error:
+        raise CacheError(
+            f"Another process is writing share {share.rank} of {share.world} of {root}. Wait for it, or give "
+            f"processes different shares ({COMMAND} reads RANK and WORLD_SIZE)."
+        ) from error
+    with lock:
         yield
-    path.unlink(missing_ok=True)

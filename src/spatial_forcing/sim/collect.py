@@ -12,15 +12,17 @@ T frames of an episode, V = 2 views ("left", "right"), H rows, W columns.
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.locks import FolderLock
 from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
 from spatial_forcing.sim.experts import DemoSpec, demonstrate
 from spatial_forcing.sim.pieces import (
@@ -62,6 +64,14 @@ class _Piece:
     def path(self, root: Path) -> Path:
         return root / ".pieces" / f"{self.number:05d}.safetensors"
 
+    def finished(self, root: Path) -> int:
+        """How many of its episodes have been recorded; they are lost if the process ends now."""
+        episodes = range(self.first_of_all, self.first_of_all + self.episodes)
+        return sum(_geometry_path(root, episode).exists() for episode in episodes)
+
+    def __str__(self) -> str:
+        return f"Recording episodes {self.first} to {self.first + self.episodes - 1} of {self.task}"
+
 
 def collect(
     spec: DemoSpec, root: Path, workers: int = 2, progress: Callable[[int], None] = lambda episodes: None
@@ -78,7 +88,8 @@ def collect(
         `root`.
 
     Raises:
-        SpatialForcingError: `root` holds something else, or the disk is too small; nothing is lost.
+        SpatialForcingError: `root` holds something else, another process writes there, the disk is too small,
+            or a worker died; nothing is lost.
         UnknownNameError: an unknown task.
         RenderingError: this machine cannot draw; says what to install.
     """
@@ -88,20 +99,16 @@ def collect(
         "spec": json.loads(json.dumps(asdict(spec))),
         "versions": versions("mujoco", "metaworld", "numpy", "lerobot"),
     }
-    complete = _is_complete(root)
-    missing = [] if complete else [piece for piece in pieces if not piece.path(root).exists()]
-    check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
+    if not _is_complete(root):
+        missing = [piece for piece in pieces if not piece.path(root).exists()]
+        check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
+        with FolderLock(root) as lock:
+            claim_folder(root, "demos.json", manifest)
+            if not _is_complete(root):  # the one who held the lock may have finished it
+                _record(spec, root, pieces, manifest, workers, _counter(pieces, root, progress), lock)
+                return root
     claim_folder(root, "demos.json", manifest)
-    if complete:
-        progress(len(spec.tasks) * spec.episodes)
-        return root
-    for folder in (root / ".pieces", root / "geometry"):
-        folder.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(1) as thread:
-        imported = thread.submit(_import_lerobot)  # takes seconds, while the other processes draw
-        in_processes(partial(_record_piece, spec, root), missing, workers, _counter(pieces, root, progress))
-        imported.result()
-    _assemble(spec, root, pieces, manifest)
+    progress(len(spec.tasks) * spec.episodes)
     return root
 
 
@@ -173,6 +180,33 @@ def _plan(spec: DemoSpec) -> list[_Piece]:
         for t, task in enumerate(spec.tasks)
         for i, first in enumerate(starts)
     ]
+
+
+def _record(
+    spec: DemoSpec,
+    root: Path,
+    pieces: list[_Piece],
+    manifest: dict[str, Any],
+    workers: int,
+    count: Callable[[], None],
+    lock: FolderLock,
+) -> None:
+    """Record the pieces that are missing, and join them all."""
+    for folder in (root / ".pieces", root / "geometry"):
+        folder.mkdir(exist_ok=True)
+    # Takes seconds, while the other processes draw. Nobody waits for it when the work is stopped.
+    Thread(target=_import_ahead, daemon=True).start()
+    missing = [piece for piece in pieces if not piece.path(root).exists()]
+    in_processes(
+        partial(_record_piece, spec, root),
+        missing,
+        workers,
+        count,
+        lock=lock,
+        progress=partial(_Piece.finished, root=root),
+    )
+    _import_lerobot()
+    _assemble(spec, root, pieces, manifest)
 
 
 def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
@@ -275,6 +309,11 @@ def _geometry_path(root: Path, episode: int) -> Path:
 
 def _repo_id(root: Path) -> str:
     return f"local/{root.resolve().name}"
+
+
+def _import_ahead() -> None:
+    with suppress(Exception):  # which comes again when it is needed
+        _import_lerobot()
 
 
 def _import_lerobot() -> None:

@@ -7,19 +7,19 @@ there is, so that an interrupted run is started again and makes the rest.
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.locks import LOCK, FolderLock
+from spatial_forcing.processes import PATIENCE, JobFailed, WorkerLost, run_jobs
 
 
 def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
                 "Choose another folder, or remove this one to make it anew."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(one.name != LOCK for one in folder.iterdir()):
         raise SpatialForcingError(f"{folder} is not empty and holds no {name}. Choose an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, manifest)
@@ -112,18 +112,29 @@ def check_space(folder: Path, needed: float) -> None:
 
 
 def in_processes(
-    work: Callable[[Any], None], jobs: Sequence[Any], workers: int, poll: Callable[[], None] = lambda: None
+    work: Callable[[Any], None],
+    jobs: Sequence[Any],
+    workers: int,
+    poll: Callable[[], None] = lambda: None,
+    *,
+    lock: FolderLock,
+    progress: Callable[[Any], Any] = lambda job: None,
+    patience: float = PATIENCE,
 ) -> None:
     """Run `work(job)` for all jobs, each process a contiguous part of them.
 
     Args:
         work: picklable; called in spawned processes, or in this one if `workers` is 1.
-        jobs: picklable; neighbours share what is slow to load.
+        jobs: picklable; neighbours share what is slow to load. `str(job)` says what it is.
         workers: number of processes.
         poll: called in this process about twice a second and at the end; after every job if `workers` is 1.
+        lock: of the folder that `work` writes in; the processes hold it too.
+        progress: what changes while a job gets further.
+        patience: seconds without progress after which a process is ended.
 
     Raises:
-        Whatever `work` raised first; the other processes end after their current job.
+        SpatialForcingError: a process died, or made no progress.
+        Exception: whatever `work` raised first. The other processes have been ended.
     """
     workers = max(1, min(workers, len(jobs)))
     if workers == 1:
@@ -131,32 +142,14 @@ def in_processes(
             work(job)
             poll()
         return
-    context = get_context("spawn")
-    stop = context.Event()
     cuts = np.linspace(0, len(jobs), workers + 1).astype(int)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_remember, initargs=(stop,)) as pool:
-        parts = [list(jobs[a:b]) for a, b in pairwise(cuts)]
-        running = {pool.submit(partial(_run_part, work), part) for part in parts}
-        try:
-            while running:
-                done, running = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
-                poll()
-                for future in done:
-                    future.result()
-        finally:
-            stop.set()
-
-
-_stop: Any = None
-
-
-def _remember(stop: Any) -> None:
-    global _stop
-    _stop = stop
-
-
-def _run_part(work: Callable[[Any], None], part: list[Any]) -> None:
-    for job in part:
-        if _stop.is_set():
-            return
-        work(job)
+    parts = [deque(jobs[a:b]) for a, b in pairwise(cuts)]
+    try:
+        run_jobs(work, parts, poll=poll, progress=progress, patience=patience, locks=[lock])
+    except JobFailed as failed:
+        if not isinstance(failed.error, WorkerLost):
+            raise failed.error from None
+        raise SpatialForcingError(
+            f"{failed.job}: {failed.error}. What is finished is kept: do the same again to continue.\n"
+            f"{failed.error.stacks}".rstrip()
+        ) from failed.error

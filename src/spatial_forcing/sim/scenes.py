@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spatial_forcing.locks import FolderLock
 from spatial_forcing.sim.camera import Camera, default_cameras, stack_matrices
 from spatial_forcing.sim.pieces import (
     check_space,
@@ -69,6 +70,9 @@ class Shard:
     task: str
     scenes: int
     number: int
+
+    def __str__(self) -> str:
+        return f"Rendering {self.file}"
 
 
 def plan(spec: ScenesSpec) -> list[Shard]:
@@ -156,21 +160,23 @@ def render_scenes(
         `out`.
 
     Raises:
-        SpatialForcingError: `out` holds another set, or the disk is too small; nothing is changed.
+        SpatialForcingError: `out` holds another set, another process writes there, the disk is too small, or
+            a worker died; nothing is lost.
     """
     out = Path(out)
     shards = plan(spec)
     total = sum(shard.scenes for shard in shards)
     missing = [shard for shard in shards if not (out / shard.file).exists()]
     check_space(out, sum(shard.scenes for shard in missing) * 2 * spec.size**2 * 5)
-    claim_folder(out, "scenes.json", _manifest(spec, shards))
 
     def report() -> None:
         progress(sum(s.scenes for s in shards if (out / s.file).exists()), total)
 
-    report()
-    in_processes(partial(render_shard, spec, out), missing, workers, report)
-    remove_partial_files(out)
+    with FolderLock(out) as lock:
+        claim_folder(out, "scenes.json", _manifest(spec, shards))
+        report()
+        in_processes(partial(render_shard, spec, out), missing, workers, report, lock=lock)
+        remove_partial_files(out)
     return out
 
 

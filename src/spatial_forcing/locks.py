@@ -1,0 +1,116 @@
+"""Folders with one writer at a time: a lock belongs to whoever writes, and ends with the last of them.
+
+The lock is an advisory one of the operating system (``flock``) on a small file in the folder. It is freed when
+every process that holds it has closed it or ended, however it ended, so that a killed run never has to be
+unlocked by hand. Worker processes that write for the holder get the lock when they are started, and keep it if
+the one that started them is killed.
+"""
+
+import fcntl
+import os
+import platform
+import time
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from spatial_forcing.errors import SpatialForcingError
+
+LOCK = ".lock"
+# Workers of a killed process need a moment to end; a second start right afterwards waits for that.
+WAIT, POLL = 2.0, 0.05
+
+
+class FolderBusyError(SpatialForcingError):
+    """Another process writes in the folder."""
+
+
+class FolderLock:
+    """The right to write in a folder, from now until ``close``, the end of a ``with`` block or of the process.
+
+    Pickled while a process is started, it gives that process the same lock.
+
+    Args:
+        folder: made if missing.
+        name: of the lock's file.
+        wait: seconds to wait for another holder.
+
+    Raises:
+        FolderBusyError: another process holds it; says which.
+        SpatialForcingError: the folder cannot be made, or its file system has no locks.
+    """
+
+    def __init__(self, folder: Path, name: str = LOCK, wait: float = WAIT):
+        self.path = Path(folder) / name
+        self.descriptor = self._taken(time.monotonic() + wait)
+        self.inherited = False
+
+    def _taken(self, deadline: float) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while (descriptor := self._tried()) is None:
+                if time.monotonic() >= deadline:
+                    raise FolderBusyError(
+                        f"Another process is writing in {self.path.parent} ({self._holder()}). Wait until it "
+                        "is done, or choose another folder."
+                    )
+                time.sleep(POLL)
+        except OSError as error:
+            raise SpatialForcingError(
+                f"Could not lock {self.path} ({error}). Choose a folder that can be written, on a file system "
+                "with locks."
+            ) from error
+        return descriptor
+
+    def _tried(self) -> int | None:
+        """A descriptor that holds the lock, or None if another has it."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who held it may have removed the file after it was opened here.
+            if os.fstat(descriptor).st_ino == os.stat(self.path).st_ino:
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def _holder(self) -> str:
+        """Who took the lock, as far as its file says. Workers that got it from there may hold it still."""
+        try:
+            return f"started by {self.path.read_text() or 'an unknown process'}"
+        except OSError:
+            return "an unknown process"
+
+    def close(self) -> None:
+        """Gives the lock back. The file goes with it, unless this process only got the lock from another."""
+        if self.descriptor < 0:
+            return
+        if not self.inherited:
+            self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        return _inherit, (self.path, DupFd(self.descriptor))
+
+
+def _inherit(path: Path, descriptor: Any) -> FolderLock:
+    """The lock as a started process gets it."""
+    lock = FolderLock.__new__(FolderLock)
+    lock.path, lock.descriptor, lock.inherited = path, descriptor.detach(), True
+    return lock
