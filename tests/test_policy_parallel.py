@@ -1,7 +1,5 @@
 """Several processes with LeRobot's real policies: two with half of the batch each do what one does."""
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +8,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import in_ranks
 from safetensors.torch import load_file
 from small_policies import small_batch, small_policy
 from torch import Tensor
 
 STEPS, BATCH = 2, 4
+# What the processes need; importing it takes long.
+IMPORTED = (
+    "accelerate",
+    "lerobot.policies.act.modeling_act",
+    "lerobot.policies.smolvla.modeling_smolvla",
+    "lerobot.scripts.lerobot_train",
+    "lerobot_policy_spatial_forcing.configuration_sf",
+    "small_policies",
+    "torch.distributed.fsdp",
+)
 # What is random in a forward would differ between the halves and the whole.
 STILL: dict[str, dict[str, Any]] = {"smolvla": {}, "act": {"use_vae": False, "dropout": 0.0}}
 
@@ -62,7 +70,6 @@ def with_fsdp2(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
-    dist.init_process_group("gloo")
     policy = still_policy(kind, folder, part)
     batch = part_of(small_batch(policy, BATCH), part)
     mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
@@ -90,7 +97,6 @@ def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
     """The same with the older sharding, whose state dict LeRobot's trainer gathers and saves."""
     from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
-    dist.init_process_group("gloo")
     inner = still_policy(kind, folder, part)
     batch = part_of(small_batch(inner, BATCH), part)
     inner.get_optim_params()
@@ -115,38 +121,9 @@ def with_fsdp1(kind: str, folder: Path, part: slice) -> tuple[list[float], dict[
     return losses, weights
 
 
-def work(rank: int, port: int, how: Callable, kind: str, folder: Path, out: Path) -> None:
-    """One of two processes."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # a fork remembers its parent's
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    half = BATCH // 2
-    found = how(kind, folder, slice(half * rank, half * (rank + 1)))
-    if rank == 0:
-        torch.save(found, out)
-    dist.destroy_process_group()
-
-
-def in_two_processes(how: Callable, kind: str, folder: Path) -> tuple[list[float], dict[str, Tensor]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = folder / f"{how.__name__}-{kind}.pt"
-    # A fork has imported everything already.
-    processes = [
-        mp.get_context("fork").Process(target=work, args=(rank, port, how, kind, folder, out))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return torch.load(out)
+def half(rank: int, how: Callable, kind: str, folder: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """What one of two processes finds on its half of the batch."""
+    return how(kind, folder, slice(BATCH // 2 * rank, BATCH // 2 * (rank + 1)))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +142,8 @@ def folder(tmp_path_factory) -> Path:
 )
 def test_two_processes_do_what_one_does(folder, how, kind):
     losses, weights = with_accelerate(kind, folder, slice(0, BATCH))
-    parallel_losses, parallel_weights = in_two_processes(how, kind, folder)
+    ranks = in_ranks(half, how, kind, folder, folder=folder, imported=IMPORTED)
+    parallel_losses, parallel_weights = ranks[0]
     assert parallel_losses == pytest.approx(losses, abs=1e-5)
     assert losses[0] != pytest.approx(losses[1], abs=1e-4), "nothing was learnt"
     assert parallel_weights.keys() == weights.keys()

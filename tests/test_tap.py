@@ -10,13 +10,12 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import in_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -489,44 +488,34 @@ def all_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def ddp_gradients(rank: int, folder: Path) -> dict[str, dict[str, Tensor]]:
     """What one of two processes gets, each from its half of the batch."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    try:
-        mine = [x[2 * rank : 2 * rank + 2] for x in torch.load(folder / "inputs.pt")]
-        both = DistributedDataParallel(Both())
-        for _ in range(2):  # the second step would meet leftovers of the first
-            both.zero_grad()
-            both(*mine).backward()
+    mine = [x[2 * rank : 2 * rank + 2] for x in torch.load(folder / "inputs.pt")]
+    both = DistributedDataParallel(Both())
+    for _ in range(2):  # the second step would meet leftovers of the first
+        both.zero_grad()
+        both(*mine).backward()
 
-        # The five lines: only the policy is wrapped; the projector's gradients are averaged by the loop.
-        apart = Both()
-        vla = DistributedDataParallel(apart.vla)
-        with apart.sf.watch():
-            action_loss = vla(*mine).square().mean()
-        (action_loss + apart.sf(mine[0])).backward()
-        for parameter in apart.sf.parameters():
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= 2
-        return {"together": all_gradients(both.module), "apart": all_gradients(apart)}
-    finally:
-        dist.destroy_process_group()
+    # The five lines: only the policy is wrapped; the projector's gradients are averaged by the loop.
+    apart = Both()
+    vla = DistributedDataParallel(apart.vla)
+    with apart.sf.watch():
+        action_loss = vla(*mine).square().mean()
+    (action_loss + apart.sf(mine[0])).backward()
+    for parameter in apart.sf.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= 2
+    return {"together": all_gradients(both.module), "apart": all_gradients(apart)}
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path):
     inputs = observation(batch=4)
     torch.save(inputs, tmp_path / "inputs.pt")
-    other = mp.get_context("spawn").Process(target=ddp_gradients, args=(1, tmp_path))
-    other.start()
-    parallel = ddp_gradients(0, tmp_path)
-    other.join()
-    assert other.exitcode == 0
+    ranks = in_ranks(ddp_gradients, tmp_path, folder=tmp_path)
 
     alone = Both()
     alone(*inputs).backward()
     expected = all_gradients(alone)
     assert any(name.startswith("sf.projector") for name in expected)
-    for gradients_by_name in parallel.values():
+    for gradients_by_name in (found for parallel in ranks for found in parallel.values()):
         assert gradients_by_name.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients_by_name[name], gradient, atol=1e-6, rtol=1e-5)

@@ -1,9 +1,9 @@
 """Folders with one writer at a time: a lock belongs to whoever writes, and ends with the last of them.
 
-The lock is an advisory one of the operating system (``flock``) on a small file in the folder. It is freed when
-every process that holds it has closed it or ended, however it ended, so that a killed run never has to be
-unlocked by hand. Worker processes that write for the holder get the lock when they are started, and keep it if
-the one that started them is killed.
+The lock is an advisory one of the operating system (``flock``) on a small file in the folder. It is free when
+every process that held it has closed it or ended, however it ended, so that a killed run never has to be
+unlocked by hand. Worker processes that write for the holder get the lock when they are started, and keep it
+if the one that started them is killed.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ class FolderBusyError(SpatialForcingError):
 
 
 class FolderLock:
-    """The right to write in a folder, from now until ``close``, the end of a ``with`` block or of the process.
+    """The right to write in a folder, until ``close``, the end of a ``with`` block or of the process.
 
     Pickled while a process is started, it gives that process the same lock.
 
@@ -58,8 +58,8 @@ class FolderLock:
                 time.sleep(POLL)
         except OSError as error:
             raise SpatialForcingError(
-                f"Could not lock {self.path} ({error}). Choose a folder that can be written, on a file system "
-                "with locks."
+                f"Could not lock {self.path} ({error}). Choose a folder that can be written, on a "
+                "file system with locks."
             ) from error
         return descriptor
 

@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Literal
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.locks import FolderLock
 
 # Seconds: between two looks at the workers; for one to clean up before it is killed; for its stacks to come.
-EVERY, GRACE, STACKS = 0.5, 1.0, 2.0
+EVERY, GRACE, STACKS = 0.5, 2.0, 2.0
 # Seconds without progress after which a worker counts as hung.
 PATIENCE = 600.0
 _PR_SET_PDEATHSIG = 1
@@ -63,6 +63,7 @@ def run_jobs(
     progress: Callable[[Any], Any] = lambda job: None,
     patience: float = PATIENCE,
     locks: Iterable[FolderLock] = (),
+    start: Literal["spawn", "forkserver"] = "spawn",
 ) -> None:
     """Runs ``work(job)`` for every job in some queues, with a worker process for each queue.
 
@@ -77,11 +78,12 @@ def run_jobs(
         patience: seconds without progress and without an end after which a job counts as hung. Time during
             which this process was itself stopped does not count.
         locks: of folders that the workers write in; they hold them too.
+        start: as in multiprocessing; "forkserver" where many workers, one after the other, import the same.
 
     Raises:
         JobFailed: a job failed. All others have been stopped.
     """
-    workers = [_Worker(queue, tuple(locks)) for queue in queues]
+    workers = [_Worker(queue, tuple(locks), start) for queue in queues]
     try:
         for worker in workers:
             worker.start(setup, work)
@@ -106,8 +108,8 @@ def run_jobs(
 class _Worker:
     """A worker process as its parent sees it."""
 
-    def __init__(self, queue: "deque[Any]", locks: tuple[FolderLock, ...]):
-        context = get_context("spawn")
+    def __init__(self, queue: "deque[Any]", locks: tuple[FolderLock, ...], start: str):
+        context: Any = get_context(start)
         self.queue, self.job, self.busy = queue, None, False
         self.connection, self._far = context.Pipe()
         self._stacks, self._far_stacks = context.Pipe(duplex=False)
@@ -187,7 +189,7 @@ class _Worker:
 
 
 def _end(workers: list[_Worker]) -> None:
-    """Ends workers: idle ones at once, others as soon as they have cleaned up, but within a second."""
+    """Ends workers: idle ones at once, others when they have cleaned up, or the time for that is over."""
     for worker in workers:
         worker.connection.close()  # an idle one has nothing to wait for now
     running = [worker for worker in workers if worker.process.pid is not None]

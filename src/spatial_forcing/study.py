@@ -221,8 +221,8 @@ def run_arms(
             with (folder / LOG).open("a") as log:
                 log.write(f"\n{failed.error}\n{failed.error.stacks}")
         raise SpatialForcingError(
-            f"The arm {failed.job.name!r} failed: {failed.error}\nIts log: {folder / LOG}. What is finished is "
-            "kept: run the same command again to continue."
+            f"The arm {failed.job.name!r} failed: {failed.error}\nIts log: {folder / LOG}. What is finished "
+            "is kept: run the same command again to continue."
         ) from failed.error
 
 

@@ -318,9 +318,7 @@ def finish(root: Path, claimed: dict[str, Any], size: int, source: Source) -> No
             write_manifest(root, names, claimed, size, source)
 
 
-def write_manifest(
-    root: Path, names: list[str], claimed: dict[str, Any], size: int, source: Source
-) -> None:
+def write_manifest(root: Path, names: list[str], claimed: dict[str, Any], size: int, source: Source) -> None:
     """Writes the manifest of a cache whose shards are all there, and removes what nobody needs now."""
     tokens = 0
     sums: dict[str, Tensor | float] = {}
