@@ -6,15 +6,15 @@ The finished cache must have the bytes of one that was never disturbed. The smal
 pictures; shards are made small, so that kills fall into all stages. Writes benchmarks/cache_kills.json.
 """
 
+import faulthandler
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -25,8 +25,10 @@ from spatial_forcing import load_teacher
 from spatial_forcing.cache import write
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import MANIFEST, Source
+from spatial_forcing.processes import end_with_parent
 
 FRAMES = 96
+DEADLINE = 600.0  # seconds for one extraction
 
 
 @dataclass
@@ -81,17 +83,20 @@ def main(args: Args) -> None:
 
 def extract(root: Path, teacher: torch.nn.Module, kill_after: float | None) -> None:
     """Writes a cache in a process of its own, which is killed after some seconds."""
-    source = Source("vggt-tiny-sim", "f", "Apache-2.0", "random pictures", ("left", "right"), FRAMES)
-    child = os.fork()
-    if child == 0:
-        write.write_features(root, source, pictures, teacher, options=CodecOptions("pca-int8"), batch_size=4)
-        os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if status and kill_after is None:
+    child = get_context("fork").Process(target=write_cache, args=(root, teacher))
+    child.start()
+    child.join(DEADLINE if kill_after is None else kill_after)
+    child.kill()
+    child.join()
+    if child.exitcode and kill_after is None:
         sys.exit("the undisturbed extraction failed")
+
+
+def write_cache(root: Path, teacher: torch.nn.Module) -> None:
+    end_with_parent()
+    faulthandler.dump_traceback_later(DEADLINE - 5, exit=True)
+    source = Source("vggt-tiny-sim", "f", "Apache-2.0", "random pictures", ("left", "right"), FRAMES)
+    write.write_features(root, source, pictures, teacher, options=CodecOptions("pca-int8"), batch_size=4)
 
 
 def pictures(indices: list[int]) -> torch.Tensor:

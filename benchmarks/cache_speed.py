@@ -10,12 +10,14 @@ processes, with LeRobot's imports, opening the data set and the search for the c
 does: on a data set of seconds that is noticed, on one of hours it is not. Writes benchmarks/cache_speed.json.
 """
 
+import faulthandler
 import json
 import os
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -27,6 +29,9 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cache.layout import MANIFEST
 from spatial_forcing.cache.write import Share
+from spatial_forcing.processes import end_with_parent
+
+DEADLINE = 3600.0  # seconds for one extraction
 
 
 @dataclass
@@ -78,30 +83,38 @@ def timed_extraction(
     args: Args, teacher: torch.nn.Module, folder: Path, processes: int
 ) -> tuple[float, float]:
     """Seconds until the cache is finished: from the start, and from the first shard."""
-    root, start, children = folder / "features", time.perf_counter(), []
-    cores = sorted(os.sched_getaffinity(0))
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            os.sched_setaffinity(0, {cores[rank % len(cores)]})
-            extract(
-                args.dataset,
-                teacher,
-                args.teacher,
-                root,
-                options=CodecOptions("pca-int8"),
-                share=Share(rank, processes),
-                decoders=1,
-                announce=lambda plan, rank=rank: (folder / str(rank)).write_text(str(time.perf_counter())),
-            )
-            os._exit(0)
-        children.append(child)
-    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    root, start, context = folder / "features", time.perf_counter(), get_context("fork")
+    children = [
+        context.Process(target=write_share, args=(args, teacher, folder, root, Share(rank, processes)))
+        for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()  # which ends by itself at the deadline
     end = time.perf_counter()
-    if failed or not (root / MANIFEST).is_file():
+    if any(child.exitcode for child in children) or not (root / MANIFEST).is_file():
         sys.exit("an extraction failed")
     first_shard = min(float((folder / str(rank)).read_text()) for rank in range(processes))
     return end - start, end - first_shard
+
+
+def write_share(args: Args, teacher: torch.nn.Module, folder: Path, root: Path, share: Share) -> None:
+    """One process's part, on a core of its own; notes when the first shard was begun."""
+    end_with_parent()
+    faulthandler.dump_traceback_later(DEADLINE, exit=True)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[share.rank % len(cores)]})
+    extract(
+        args.dataset,
+        teacher,
+        args.teacher,
+        root,
+        options=CodecOptions("pca-int8"),
+        share=share,
+        decoders=1,
+        announce=lambda plan: (folder / str(share.rank)).write_text(str(time.perf_counter())),
+    )
 
 
 if __name__ == "__main__":

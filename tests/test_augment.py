@@ -139,7 +139,9 @@ def test_affines_survive_worker_processes_and_collation(root, start):
     track_geometry()
     dataset = frames(root, transforms(RandomHorizontalFlip={"p": 1.0}))
     assert "observation.state" in dataset[0]  # used before it is handed over
-    loader = torch.utils.data.DataLoader(dataset, 4, num_workers=1, multiprocessing_context=start)
+    loader = torch.utils.data.DataLoader(
+        dataset, 4, num_workers=1, multiprocessing_context=start, timeout=200
+    )
     affine_BV23 = affines_of(next(iter(loader)), list(CAMERAS))
     assert torch.allclose(affine_BV23, flip().expand(4, 2, 2, 3), atol=1e-6)
 

@@ -31,7 +31,9 @@ def run(program: str) -> dict:
     """What a fresh interpreter prints, as JSON."""
     source = str(PACKAGE.parent)
     program = f"import sys; sys.path.insert(0, {source!r})\n{program}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200
+    )
     return json.loads(done.stdout)
 
 

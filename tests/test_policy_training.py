@@ -266,7 +266,7 @@ def test_plain_lerobot_does_the_same_where_we_are_not_installed(
     torch.save(batches, tmp_path / "inputs.pt")
     arguments = [dataset, tmp_path / "inputs.pt", tmp_path / "outputs.pt", *cases]
     command = [sys.executable, "-W", "ignore", "-c", PLAIN_LEROBOT, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     found = torch.load(tmp_path / "outputs.pt")
     for at, (kind, peft) in cases.items():

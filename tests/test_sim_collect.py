@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock
 from spatial_forcing.sim import pieces
 from spatial_forcing.sim.camera import unproject
 from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry, render_frames
 from spatial_forcing.sim.experts import demonstrate
+from spatial_forcing.sim.scenes import ScenesSpec, render_scenes
 from spatial_forcing.sim.world import World
 
 SPEC = DemoSpec(tasks=("reach-v3",), episodes=12, frames=3, size=64, seed=5)
@@ -235,6 +237,17 @@ def test_another_data_set_or_a_foreign_folder_is_left_alone(demos, tmp_path):
     with pytest.raises(SpatialForcingError, match="not empty"):
         collect(SPEC, tmp_path)
     assert files(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_folder_that_another_process_writes_in_is_left_alone(tmp_path):
+    root = tmp_path / "demos"
+    with FolderLock(root):
+        with pytest.raises(FolderBusyError, match=f"Another process is writing in {root}"):
+            collect(SPEC, root)
+        with pytest.raises(FolderBusyError, match=f"Another process is writing in {root}"):
+            render_scenes(ScenesSpec(train=2), root)
+        assert {path.name for path in root.iterdir()} == {LOCK}
+    assert not list(root.iterdir())
 
 
 def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):

@@ -34,7 +34,11 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     hidden = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY")
     kept = {key: value for key, value in os.environ.items() if key not in hidden}
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=kept | environment, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
 
 

@@ -1,11 +1,13 @@
 """The feature store: what is read is what was computed, interruptions continue, mix-ups are refused."""
 
+import faulthandler
 import json
 import os
 import signal
 import threading
 import time
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -13,11 +15,15 @@ import torch.nn.functional as F
 
 from spatial_forcing.cache import write
 from spatial_forcing.cache.codec import CodecOptions
+from spatial_forcing.cache.layout import MANIFEST
 from spatial_forcing.cache.store import CacheError, FeatureStore, Source
 from spatial_forcing.cache.verify import broken_files, recompute, repair
 from spatial_forcing.cache.write import Share, write_features
 from spatial_forcing.grid import Features
+from spatial_forcing.locks import FolderLock
+from spatial_forcing.processes import end_with_parent
 
+DEADLINE = 100.0  # seconds for one cache of a process
 SOURCE = Source("t", "f1", "Apache-2.0", "d1", ("left", "right"), frames=11)
 
 
@@ -271,6 +277,22 @@ def test_two_writers_of_one_share_are_refused(tmp_path):
     assert FeatureStore(tmp_path / "c").read(torch.arange(11)).valid_BVHW.all()
 
 
+def test_processes_that_are_done_together_finish_one_by_one(tmp_path):
+    """Each removes what killed ones left, which must not be the other's half-written manifest."""
+    root = tmp_path / "c"
+    write_features(root, SOURCE, frames, Teacher(), share=Share(0, 2))
+    with FolderLock(root, ".finishing"):
+        last = threading.Thread(target=write_features, args=(root, SOURCE, frames, Teacher()), daemon=True)
+        last.start()
+        last.join(0.5)
+        assert len(list(root.glob("shard-*"))) == 3
+        assert not (root / MANIFEST).exists()
+    last.join(DEADLINE)
+    assert not last.is_alive()
+    assert FeatureStore(root).read(torch.arange(11)).valid_BVHW.all()
+    assert not list(root.glob(".*"))
+
+
 def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(tmp_path):
     """benchmarks/cache_kills.py does this a hundred times."""
     source = replace(SOURCE, frames=40)
@@ -288,15 +310,20 @@ def run_and_kill(root, source: Source, kill_after: float | None) -> None:
         time.sleep(0.01)
         return frames(indices)
 
-    child = os.fork()
-    if child == 0:
+    def write():
+        end_with_parent()
+        faulthandler.register(signal.SIGUSR1, file=2)
         write_features(root, source, slow_frames, Teacher(), batch_size=2)
-        os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert status == 0 or kill_after is not None
+
+    child = get_context("fork").Process(target=write)
+    child.start()
+    child.join(DEADLINE if kill_after is None else kill_after)
+    if kill_after is None and child.is_alive():
+        os.kill(child.pid, signal.SIGUSR1)  # says where it hangs
+        child.join(1)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0 or kill_after is not None
 
 
 # ---- verifying

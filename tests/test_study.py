@@ -1,6 +1,7 @@
 """Arms of a comparison on a tiny budget: they really run, are reused, continue, and refuse to be mixed up."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from spatial_forcing.demo import DemoSettings, check_folder, finished_settings, hold
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.sim.collect import DemoSpec, collect
 from spatial_forcing.study import Arm, claim, is_complete, run_arm, run_arms
 from spatial_forcing.train import checkpoints
@@ -70,6 +72,33 @@ def test_a_failing_arm_is_named_with_its_log(demos, tmp_path):
     with pytest.raises(SpatialForcingError, match=r"'broken' failed.*not a multiple of the patch"):
         run_arms([arm], tmp_path, workers=1)
     assert "not a multiple" in (tmp_path / "broken" / "log.txt").read_text()
+
+
+def test_an_arm_whose_process_is_killed_is_named_with_its_log(demos, tmp_path):
+    def kill(progress) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    with pytest.raises(
+        SpatialForcingError, match=r"'blind' failed.* SIGKILL: out of memory\?\nIts log: .*log.txt"
+    ):
+        run_arms([an_arm(demos)], tmp_path, workers=2, watch=kill)
+    assert "out of memory?" in (tmp_path / "blind" / "log.txt").read_text()
+
+
+def test_an_arm_that_prints_nothing_is_ended_with_its_stacks(demos, tmp_path):
+    with pytest.raises(SpatialForcingError, match=r"'blind' failed.* made no progress for 0 s and was ended"):
+        run_arms([an_arm(demos)], tmp_path, workers=1, patience=0.0)
+    assert not multiprocessing.active_children()
+    assert "made no progress" in (tmp_path / "blind" / "log.txt").read_text()
+
+
+def test_arms_that_another_process_works_on_are_left_alone(demos, tmp_path):
+    with FolderLock(tmp_path / "runs"), pytest.raises(FolderBusyError, match="Another process is writing in"):
+        run_arms([an_arm(demos)], tmp_path / "runs")
+    with FolderLock(tmp_path / "one"), pytest.raises(FolderBusyError, match="Another process is writing in"):
+        run_arm(an_arm(demos), tmp_path / "one")
+    assert not list(tmp_path.rglob("arm.json"))
 
 
 def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(demos, tmp_path):

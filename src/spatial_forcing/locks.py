@@ -81,6 +81,13 @@ class FolderLock:
         os.close(descriptor)
         return None
 
+    def _is_there(self) -> bool:
+        """Whether the file has still its name: somebody may have removed it, and another made it anew."""
+        try:
+            return os.fstat(self.descriptor).st_ino == os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return False
+
     def _holder(self) -> str:
         """Who took the lock, as far as its file says. Workers that got it from there may hold it still."""
         try:
@@ -92,7 +99,7 @@ class FolderLock:
         """Gives the lock back. The file goes with it, unless this process only got the lock from another."""
         if self.descriptor < 0:
             return
-        if not self.inherited:
+        if not self.inherited and self._is_there():
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
         self.descriptor = -1

@@ -13,11 +13,14 @@ from spatial_forcing.cache.verify import broken_files, recompute, repair, writte
 from spatial_forcing.cache.write import Plan, Share
 from spatial_forcing.console import stages
 from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.processes import end_with_parent
 
 
 def write_cache(options: Any) -> None:
     """Writes a cache, or this process's share of it, and says before what it will cost."""
     check_options(options)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others beside it
+        end_with_parent()
     console, share = Console(stderr=True), Share.from_environment()
     teacher = teacher_of(options, options.teacher)
     with stages(console) as bars:
