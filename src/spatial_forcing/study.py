@@ -218,6 +218,7 @@ def run_arms(
     except JobFailed as failed:
         folder = folders[failed.job.name]
         if isinstance(failed.error, WorkerLost):
+            folder.mkdir(exist_ok=True)
             with (folder / LOG).open("a") as log:
                 log.write(f"\n{failed.error}\n{failed.error.stacks}")
         raise SpatialForcingError(
