@@ -2,14 +2,15 @@
 
 import json
 import sys
+from importlib import resources
 
 import pytest
 import torch
 from small_dataset import CAMERAS, make_dataset
 
 from spatial_forcing.cache.command import minutes, size
-from spatial_forcing.cache.extract import open_source
-from spatial_forcing.cache.store import FeatureStore
+from spatial_forcing.cache.extract import extract, open_source
+from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.cli import main
 from spatial_forcing.teachers import load_teacher
 
@@ -128,6 +129,79 @@ def test_the_manifest_says_what_is_lost(monkeypatch, tmp_path, dataset):
         "ratio_to_bf16",
         "curve",
     } <= report.keys()
+
+
+OTHERWISE = ["--layer", "1", "--resolution", "28", "--dtype", "float16"]
+
+
+def test_teacher_options_are_recorded_and_verified_with(monkeypatch, capsys, tmp_path, dataset):
+    options = ["--out", str(tmp_path / "f"), "--dataset", str(dataset)]
+    named = [*options, "--teacher", "untrained-tiny", "--codec", "raw"]
+    assert run(monkeypatch, *named, *OTHERWISE) == 0
+    store = FeatureStore(tmp_path / "f")
+    teacher = load_teacher("untrained-tiny", layer=1, resolution=28)
+    assert store.fingerprint == teacher.fingerprint
+    source = store.source
+    assert (source.layer, source.layers, source.resolution, source.dtype) == (1, 4, (28, 28), "float16")
+
+    assert run(monkeypatch, "verify", *options) == 0
+    assert "A sample computed again: mean cosine" in capsys.readouterr().out
+    (tmp_path / "f" / "shard-00000.safetensors").unlink()
+    assert run(monkeypatch, "verify", *options, "--repair") == 0
+    assert run(monkeypatch, "verify", *options, "--layer", "0") == 2
+    assert "name the same --teacher, --weights, --layer" in capsys.readouterr().err
+    # The fingerprint does not cover the dtype, and a folder must not hold a mixture.
+    assert run(monkeypatch, *named, *OTHERWISE[:-1], "float32") == 2
+    assert "dtype: 'float16' there, 'float32' wanted" in capsys.readouterr().err
+
+
+def test_training_options_agree_with_the_cache_or_are_refused(tmp_path, dataset):
+    teacher = load_teacher("untrained-tiny", layer=1, resolution=28)
+    store = FeatureStore(extract(dataset, teacher, "untrained-tiny", tmp_path / "f"))
+    for agreeing in ({}, {"layer": 1}, {"layer": -3}, {"resolution": 28, "dtype": "float32"}):
+        store.check_teacher_options(**ANYTHING | agreeing)
+    for other, message in (
+        ({"layer": 2}, "written with layer 1, and layer 2"),
+        ({"layer": -1}, "written with layer 1, and layer -1"),
+        ({"resolution": 56}, "resolution 56 is asked for. Leave the option out"),
+        ({"dtype": "bfloat16"}, "written with dtype float32"),
+    ):
+        with pytest.raises(CacheError, match=message):
+            store.check_teacher_options(**ANYTHING | other)
+
+
+ANYTHING = {"layer": None, "resolution": None, "dtype": None}
+
+
+def test_a_cache_from_before_teacher_options_were_recorded(monkeypatch, tmp_path, dataset):
+    root = extract(dataset, load_teacher("untrained-tiny"), "untrained-tiny", tmp_path / "f")
+    for name in ("source.json", "manifest.json"):
+        saved = json.loads((root / name).read_text())
+        for record in (saved, saved.get("claimed", {}), saved.get("source", {})):
+            for option in ("layer", "layers", "resolution", "dtype"):
+                record.pop(option, None)
+        (root / name).write_text(json.dumps(saved))
+    store = FeatureStore(root)
+    assert store.source.layer is None
+    with pytest.raises(CacheError, match="does not say which, and layer 3 is asked for"):
+        store.check_teacher_options(**ANYTHING | {"layer": 3})
+    options = ["--out", str(root), "--dataset", str(dataset)]
+    assert run(monkeypatch, *options, "--teacher", "untrained-tiny", "--codec", "float16") == 0
+    assert run(monkeypatch, "verify", *options) == 0
+
+
+def test_a_teacher_in_a_file_of_ones_own(monkeypatch, capsys, tmp_path, dataset):
+    packaged = resources.files("spatial_forcing.teachers") / "weights" / "vggt-tiny-sim.safetensors"
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(packaged.read_bytes())
+    options = ["--out", str(tmp_path / "f"), "--dataset", str(dataset)]
+    assert run(monkeypatch, *options, "--teacher", str(mine), "--resolution", "28") == 0
+    assert FeatureStore(tmp_path / "f").source.teacher == str(mine)
+    assert run(monkeypatch, "verify", *options) == 0
+    moved = mine.rename(tmp_path / "moved.safetensors")
+    assert run(monkeypatch, "verify", *options) == 2
+    assert "Unknown teacher (and no file or folder)" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", *options, "--teacher", str(moved)) == 0
 
 
 def test_numbers_for_people():

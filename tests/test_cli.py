@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,29 @@ def test_train_hands_everything_to_lerobot_untouched(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["spatial-forcing", "train", *given])
     main()
     assert seen == [given]
+
+
+def test_waiting_threads_sleep_in_what_the_command_line_starts(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    help_of(monkeypatch, capsys)
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    help_of(monkeypatch, capsys)
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE", "a choice of the user's own"
+
+
+def test_torch_is_not_there_before_the_environment_of_its_threads_is():
+    program = "import sys, spatial_forcing.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_forcing_flags_explain_themselves(monkeypatch, capsys):
+    from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+
+    monkeypatch.setenv("COLUMNS", "400")
+    text = help_of(monkeypatch, capsys, "train", "--policy.type=sf_tiny")
+    explained = dict(re.findall(r"--policy\.forcing\.(\w+) \S+ ([A-Z][^-]+)", text))
+    assert explained.keys() == {field.name for field in fields(ForcingConfig)}
 
 
 def test_the_readmes_code_runs_as_printed():

@@ -16,7 +16,7 @@ PACKAGE = Path(spatial_forcing.__file__).parent
 # What may import what: a part imports parts on lines above its own; parts on one line may import each other,
 # but not in a circle. `errors` is for all.
 ORDER = (
-    ("grid", "uv", "ranges", "console", "locks", "processes"),
+    ("grid", "uv", "ranges", "console", "locks", "threads", "processes"),
     ("tap", "control"),
     ("align",),
     ("teachers", "hosts"),

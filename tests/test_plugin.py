@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_dataset import CAMERAS, make_dataset
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
-from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from lerobot_policy_spatial_forcing.forcing import FeatureSource, ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import extract
@@ -215,6 +215,25 @@ def test_frozen_host_stops_before_the_first_step(dataset, cache):
 def test_bad_options_are_refused(dataset, cache, tmp_path, forcing, message):
     with pytest.raises(SpatialForcingError, match=message):
         train(forced_config(cache=str(cache), **forcing), dataset, tmp_path / "run")
+
+
+def test_teacher_options_reach_the_teacher(cache):
+    def source(**options) -> FeatureSource:
+        return FeatureSource(ForcingConfig(teacher=TEACHER, **options), list(CAMERAS), "cpu")
+
+    online = source(layer=1, resolution=28, dtype="float16").teacher
+    same = load_teacher(TEACHER, layer=1, resolution=28, dtype=torch.float16)
+    assert (online.fingerprint, online.dtype) == (same.fingerprint, torch.float16)
+    stored = source(cache=str(cache), layer=-1, resolution=112).teacher
+    assert stored.fingerprint == source().teacher.fingerprint
+    for wrong, message in (
+        ({"cache": str(cache), "layer": 1}, "was written with layer 3, and layer 1 is asked for"),
+        ({"layer": 4}, "layers 0 to 3"),
+        ({"resolution": 30}, "multiple of the teacher's patch"),
+        ({"dtype": "bf16"}, "Unknown dtype of a teacher 'bf16'"),
+    ):
+        with pytest.raises(SpatialForcingError, match=message):
+            source(**wrong)
 
 
 def test_cache_of_another_data_set_is_refused(cache, tmp_path):

@@ -16,7 +16,7 @@ from spatial_forcing.cache.extract import extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.hosts.lerobot import RECORDS, pictures_of
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.base import stack_views
@@ -249,13 +249,25 @@ def test_weight_zero_trains_frozen_hosts(folder, kind, options, says):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_a_whole_language_model_is_warned_of_once(folder, caplog, kind):
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_training_a_whole_pretrained_language_model_is_warned_of_once(folder, caplog, kind, pretrained):
     policy = small_policy(kind, folder, forcing={})
+    if pretrained:
+        policy.config.pretrained_path = str(folder)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             policy(small_batch(policy))
     warnings = [r for r in caplog.records if "full fine-tuning" in r.getMessage()]
-    assert len(warnings) == (kind not in ("act", "xvla"))
+    loads_weights_itself = kind in ("groot", "eo1", "evo1")
+    assert len(warnings) == (kind not in ("act", "xvla") and (pretrained or loads_weights_itself))
+
+
+def test_language_model_weights_that_smolvla_loads_itself_are_pretrained():
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+    pretrained = RECORDS["smolvla"].pretrained
+    assert not pretrained(SmolVLAConfig())
+    assert pretrained(SmolVLAConfig(load_vlm_weights=True))
 
 
 def test_lora_on_the_language_model_is_not_warned_of(folder, caplog):

@@ -9,6 +9,7 @@ numbers change.
 """
 
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -110,6 +111,7 @@ def track_geometry() -> None:
     if hasattr(plain, "without_tracking"):
         return
 
+    @wraps(plain)
     def tracking(reader: Any, *args: Any, **kwargs: Any) -> None:
         plain(reader, *args, **kwargs)
         reader.__class__ = TrackingReader

@@ -15,6 +15,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot_policy_spatial_forcing.augment import track_geometry
 from lerobot_policy_spatial_forcing.crops import track_crops
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.hosts.lerobot import RECORDS, PolicyRecord
 
 
@@ -30,6 +31,7 @@ class ForcedConfig:
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
         # Before LeRobot makes the data set, which happens before it makes the policy.
+        read_chunks_without_pictures()
         if self.forcing.cache is not None:
             track_geometry()
         stored_or_chosen = self.forcing.cache is not None or self.forcing.cameras is not None

@@ -16,7 +16,7 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose
 from spatial_forcing.hosts.lerobot import Pictures, pictures_of
 from spatial_forcing.teachers import load_teacher
-from spatial_forcing.teachers.base import stack_views
+from spatial_forcing.teachers.base import named_dtype, stack_views
 
 if TYPE_CHECKING:
     from lerobot_policy_spatial_forcing.forcing import ForcingConfig
@@ -52,6 +52,9 @@ class FeatureSource:
                 config.cache, coefficients=config.coefficients, standardized=config.standardize
             )
             self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
+            self.store.check_teacher_options(
+                layer=config.layer, resolution=config.resolution, dtype=config.dtype
+            )
             self.teacher: Any = self.store
         elif config.coefficients:
             raise SpatialForcingError(
@@ -60,7 +63,12 @@ class FeatureSource:
             )
         else:
             self.teacher = load_teacher(
-                config.teacher or DEFAULT_TEACHER, weights=config.weights, device=device
+                config.teacher or DEFAULT_TEACHER,
+                weights=config.weights,
+                resolution=config.resolution,
+                layer=-1 if config.layer is None else config.layer,
+                dtype=named_dtype(config.dtype),
+                device=device,
             )
 
     def pictures(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> Pictures:

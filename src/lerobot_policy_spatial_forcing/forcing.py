@@ -35,47 +35,43 @@ PROJECTOR_SEED = 20251012
 
 @dataclass
 class ForcingConfig:
-    """Options of Spatial Forcing on the command line: ``--policy.forcing.<name>``.
+    """Spatial Forcing: a loss that aligns the policy's visual tokens with a frozen 3D teacher's features."""
 
-    Args:
-        teacher: a registered teacher; the one the cache is of if None, or vggt-1b without a cache.
-        weights: a local file or folder with the teacher's weights; the packaged or Hub weights if None.
-        cache: a folder of stored features (written by ``spatial-forcing cache`` or ``demo``); the teacher
-            runs online if None.
-        coefficients: the target is the coefficients in a compressed cache, in the geometry of the tokens they
-            stand for (less their mean, or standardised). The projector's output gets as narrow as the code.
-        cameras: which of the policy's cameras are aligned, in the order in which the teacher sees them (a
-            cache: saw them); the others are left out of the loss. All in the policy's order if None. Where
-            ``--rename_map`` renames cameras, its entries for those to align: data set's name, policy's name.
-        weight: weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code.
-        depth: blocks before the tap; the host's recommendation if None.
-        norm: the projector's norm, "layer" or "batch".
-        position_embedding: share of position embedding in the target, 0 to 1.
-        standardize: subtract the mean of the teacher's features and divide by their deviation, channel by
-            channel.
-        published: the public code's numerics.
-        control: a target without the teacher's content, for comparisons: "shuffled" (the features of another
-            frame of the batch) or "place" (where each token is, alone).
-        new_projector: start a new projector if the checkpoint's was trained toward other features or at
-            another tap, which is an error otherwise.
-        ratio_every: measure the gradient-norm ratio every so many steps; 0 never. It costs a second backward
-            down to the tap.
-    """
-
+    # Draccus takes the help of a flag from the string below its field.
     teacher: str | None = None
+    """Registered teacher, or a local file or folder; the cache's if None, vggt-1b without a cache."""
     weights: str | None = None
+    """Local file or folder with the named teacher's weights; the packaged ones or the Hub's if None."""
+    layer: int | None = None
+    """Layer of the teacher to align to, negative from the end; the last (or the cache's) if None."""
+    resolution: int | None = None
+    """Side in pixels of what the teacher sees; its own (vggt-1b: 518) or the cache's if None."""
+    dtype: str | None = None
+    """Of the teacher's matrix products: bfloat16, float16 or float32; float32 (or the cache's) if None."""
     cache: str | None = None
+    """Folder written by spatial-forcing cache; without one the teacher runs at every step."""
     coefficients: bool = False
+    """Align to the coefficients in a compressed cache, in the geometry of the tokens they stand for."""
     cameras: list[str] | dict[str, str] | None = None
+    """Cameras to align, in the teacher's order; all if None. With --rename_map: its entries for them."""
     weight: float = 0.5
+    """Weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code."""
     depth: int | None = None
+    """Blocks of the policy before the tap; the host's recommendation if None."""
     norm: str = "layer"
+    """Norm in the projector: layer or batch."""
     position_embedding: float = 0.1
+    """Share of position embedding in the target, 0 to 1."""
     standardize: bool = False
+    """Standardise the teacher's features channel by channel (needs a cache)."""
     published: bool = False
+    """The public code's numerics."""
     control: str | None = None
+    """A target without the teacher's content, to compare with: shuffled (another frame's) or place alone."""
     new_projector: bool = False
+    """Start a new projector where the checkpoint's was for other features or another tap; else an error."""
     ratio_every: int = 50
+    """Steps between measurements of the gradient-norm ratio (a second backward down to the tap); 0 never."""
 
     def __post_init__(self) -> None:
         check_numbers(self.weight, self.position_embedding)
@@ -226,7 +222,8 @@ class ForcedPolicy:
                 f"trains, so Spatial Forcing cannot act. Set {flags}; or train without forcing "
                 "(--policy.forcing.weight=0)."
             )
-        if trains and self.record.language_model and not any("lora" in name for name in trains):
+        pretrained = self.record.language_model and self.record.pretrained(self.config)
+        if trains and pretrained and not any("lora" in name for name in trains):
             logging.getLogger(__name__).warning(
                 "Pretrained weights of %s train themselves, not LoRA beside them. Alignment with full "
                 "fine-tuning has been reported to damage pretrained language models (the paper used LoRA): "

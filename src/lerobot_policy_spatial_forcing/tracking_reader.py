@@ -6,13 +6,13 @@ data set is handed to them.
 
 from typing import Any
 
-from lerobot.datasets.dataset_reader import DatasetReader
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.augment import AFFINE_KEY, TrackedTransforms
+from spatial_forcing.chunks import ChunkReader
 
 
-class TrackingReader(DatasetReader):
+class TrackingReader(ChunkReader):
     """Adds the affine of every transformed picture to its frame; see ``augment``."""
 
     _tracked: TrackedTransforms | None = None

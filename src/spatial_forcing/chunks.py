@@ -1,36 +1,65 @@
 """Action chunks without the pictures beside them.
 
-LeRobot 0.6 reads the rows of a chunk whole and then keeps the action column: of a data set that stores
-pictures (not videos), it decodes the pictures of every frame of the chunk to throw them away. That is most of
-the time it takes to load a frame.
+Of a data set that stores pictures (not videos) LeRobot 0.6 reads the rows of a chunk whole and then keeps the
+action column: it decodes the pictures of every frame of the chunk to throw them away. That is most of the
+time it takes to load a frame. ``read_chunks_without_pictures()`` makes data sets read from the rows of a
+chunk the asked column alone. Frames are the same bit for bit.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from functools import wraps
 from typing import Any
 
+from lerobot.datasets.dataset_reader import DatasetReader
 
-@contextmanager
-def chunks_without_pictures() -> Iterator[None]:
-    """While open, data sets read from a chunk's rows only the columns asked for; the numbers are the same."""
-    from lerobot.datasets.dataset_reader import DatasetReader
 
-    plain = DatasetReader._query_hf_dataset
+class ChunkReader(DatasetReader):
+    """LeRobot's reader, which of a chunk's rows reads one column.
 
-    def query(reader: Any, query_indices: dict[str, list[int]]) -> dict[str, Any]:
-        whole = reader.hf_dataset
-        columns = [key for key in query_indices if key in whole.column_names]
-        kept = getattr(reader, "_chunk_columns", None)
-        if kept is None or kept[0] is not whole or kept[1] != columns:
-            kept = reader._chunk_columns = (whole, columns, whole.select_columns(columns))
-        reader.hf_dataset = kept[2]
-        try:
-            return plain(reader, query_indices)
-        finally:
-            reader.hf_dataset = whole
+    A class in a module of its own, so that worker processes that are started anew (spawned) find it when the
+    data set is handed to them.
+    """
 
-    DatasetReader._query_hf_dataset = query  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        DatasetReader._query_hf_dataset = plain  # type: ignore[method-assign]
+    _columns: tuple[Any, dict[str, Any]] | None = None  # of a data set: itself, and each of its columns alone
+
+    def _query_hf_dataset(self, query_indices: dict[str, list[int]]) -> dict[str, Any]:
+        if not self._meta.image_keys:
+            return super()._query_hf_dataset(query_indices)
+        chunks: dict[str, Any] = {}
+        for key, frames in query_indices.items():
+            narrow = copy.copy(self)  # threads may read the same data set
+            narrow.hf_dataset = self._alone(key)
+            chunks |= DatasetReader._query_hf_dataset(narrow, {key: frames})
+        return chunks
+
+    def _alone(self, key: str) -> Any:
+        """The data set with one column; all of it if it has none of that name (videos are files)."""
+        whole: Any = self.hf_dataset
+        if key not in whole.column_names:
+            return whole
+        if self._columns is None or self._columns[0] is not whole:
+            self._columns = (whole, {})
+        columns = self._columns[1]
+        if key not in columns:
+            columns[key] = whole.select_columns([key])
+        return columns[key]
+
+
+def read_chunks_without_pictures() -> None:
+    """From now on, data sets read chunks without the pictures beside them, workers' too. Idempotent.
+
+    LeRobot has no place to hook in: readers that are made from now on are given another class. Those of
+    another class than LeRobot's own are left alone.
+    """
+    plain = DatasetReader.__init__
+    if hasattr(plain, "reads_pictures"):
+        return
+
+    @wraps(plain)
+    def made(reader: Any, *args: Any, **kwargs: Any) -> None:
+        plain(reader, *args, **kwargs)
+        if type(reader) is DatasetReader:
+            reader.__class__ = ChunkReader
+
+    made.reads_pictures = plain  # type: ignore[attr-defined]
+    DatasetReader.__init__ = made  # type: ignore[method-assign]

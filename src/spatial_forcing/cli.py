@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.threads import waiting_threads_sleep
 
 
 @dataclass
@@ -109,12 +110,17 @@ class _Cached:
     """Folder of the features. An interrupted extraction continues."""
     dataset: str | None = None
     """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
+    teacher: str | None = None
+    """A registered teacher (vggt-1b for pictures of the real world, vggt-tiny-sim for the embedded one), or a
+    local file or folder. To verify: the cache's if None."""
     weights: Path | None = None
-    """Local weights of the teacher, instead of the packaged ones or the Hub's."""
+    """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
+    layer: int | None = None
+    """Layer of the teacher, negative from the end; the last if None. To verify: the cache's if None."""
     resolution: int | None = None
-    """Picture size the teacher sees; its own if None."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the teacher's matrix products; bfloat16 on GPUs."""
+    """Picture size the teacher sees; its own if None. To verify: the cache's if None."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the teacher's matrix products, bfloat16 on GPUs; float32 if None. To verify: the cache's if None."""
     decoders: int = 2
     """Threads that decode pictures while the teacher works."""
     device: str = "cpu"
@@ -125,8 +131,6 @@ class _Cached:
 class Cache(_Cached):
     """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
 
-    teacher: str | None = None
-    """A registered teacher: vggt-1b for pictures of the real world, vggt-tiny-sim for the embedded world."""
     cameras: tuple[str, ...] = ()
     """Camera keys in the policy's order; all of the data set if empty."""
     codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"
@@ -309,12 +313,13 @@ def train(arguments: list[str]) -> None:
     except ImportError as error:
         raise MissingDependencyError("LeRobot", "lerobot") from error
 
-    from spatial_forcing.train import train_policy
+    from spatial_forcing.train import log_short_runs, train_policy
 
     register_third_party_plugins()
 
     @parser.wrap()
     def main(config: TrainPipelineConfig) -> None:
+        log_short_runs(config)
         train_policy(config)
 
     sys.argv = ["spatial-forcing train", *arguments]
@@ -335,6 +340,7 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point. Errors of ours are printed as one message, without a traceback."""
+    waiting_threads_sleep()
     if sys.argv[1:2] == ["train"]:  # every flag after it is LeRobot's to read, --help too
         return _guarded(Train().run)
     try:

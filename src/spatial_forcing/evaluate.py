@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.chunks import chunks_without_pictures
+from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.errors import SpatialForcingError
 
 
@@ -83,6 +83,7 @@ class LoadedPolicy:
         from lerobot.datasets.factory import resolve_delta_timestamps
         from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 
+        read_chunks_without_pictures()
         repo_id = f"local/{Path(root).name}"
         meta = LeRobotDatasetMetadata(repo_id, root=root)
         return LeRobotDataset(
@@ -99,11 +100,10 @@ def heldout_error(loaded: LoadedPolicy, root: Path) -> float:
     """The policy's own action loss over a data set it was not trained on, every frame once."""
     loaded.policy.eval()
     total, frames = torch.zeros((), dtype=torch.float64), 0
-    with chunks_without_pictures():
-        for batch in loaded.batches(loaded.dataset(root)):
-            loss: Tensor = loaded.policy.forward(batch)[0]
-            count = len(batch["index"])
-            total, frames = total + loss.double() * count, frames + count
+    for batch in loaded.batches(loaded.dataset(root)):
+        loss: Tensor = loaded.policy.forward(batch)[0]
+        count = len(batch["index"])
+        total, frames = total + loss.double() * count, frames + count
     return float(total / frames)
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.locks import FolderLock
+from spatial_forcing.threads import waiting_threads_sleep
 
 # Seconds: between two looks at the workers; for one to clean up before it is killed; for its stacks to come.
 EVERY, GRACE, STACKS = 0.5, 2.0, 2.0
@@ -83,6 +84,7 @@ def run_jobs(
     Raises:
         JobFailed: a job failed. All others have been stopped.
     """
+    waiting_threads_sleep()
     workers = [_Worker(queue, tuple(locks), start) for queue in queues]
     try:
         for worker in workers:

@@ -1,11 +1,14 @@
 """Training through LeRobot's own trainer, with its logged numbers kept as a file.
 
-``spatial-forcing train`` takes exactly the flags of ``lerobot-train`` and adds one thing: ``metrics.jsonl``
-in the output folder, a JSON object per logged step, which the report draws its curves from.
+``spatial-forcing train`` takes exactly the flags of ``lerobot-train`` and adds ``metrics.jsonl`` in the
+output folder, which the report draws its curves from: a JSON object per logged step, and one with
+``eval_loss`` per evaluation on held-out episodes (``--eval_steps``).
 """
 
 import json
 import logging
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,15 +21,17 @@ from lerobot.configs.default import DatasetConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.utils.logging_utils import MetricsTracker
 
-from spatial_forcing.chunks import chunks_without_pictures
+from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.errors import SpatialForcingError
 
 METRICS = "metrics.jsonl"
+EVAL_LOSS = re.compile(r"step (\d+): eval_loss=(\S+)")
 
 
 class MetricsFile(logging.Filter):
-    """Writes every MetricsTracker that LeRobot logs to ``<output_dir>/metrics.jsonl``.
+    """Writes every MetricsTracker and evaluation loss that LeRobot logs to ``<output_dir>/metrics.jsonl``.
 
+    An evaluation loss has the four decimals that LeRobot prints.
     A filter on the root logger and not a handler, because LeRobot clears the handlers when training starts.
     The output folder is looked up when the first record comes, because LeRobot may choose it after training
     starts.
@@ -37,11 +42,8 @@ class MetricsFile(logging.Filter):
         self.config = config
 
     def filter(self, record: logging.LogRecord) -> bool:
-        tracker = record.msg
-        if isinstance(tracker, MetricsTracker) and self.config.output_dir is not None:
-            row = {"step": tracker.steps}
-            # A meter without an update in this window reads 0, which is not a measurement.
-            row |= {name: meter.avg for name, meter in tracker.metrics.items() if meter.count}
+        row = logged_row(record.msg)
+        if row is not None and self.config.output_dir is not None:
             folder = Path(self.config.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / METRICS).open("a") as file:
@@ -49,15 +51,38 @@ class MetricsFile(logging.Filter):
         return True
 
 
+def logged_row(message: Any) -> dict[str, Any] | None:
+    """The numbers in what LeRobot's trainer logs, None if there are none."""
+    if isinstance(message, MetricsTracker):
+        # A meter without an update in this window reads 0, which is not a measurement.
+        means = {name: meter.avg for name, meter in message.metrics.items() if meter.count}
+        return {"step": message.steps} | means
+    # LeRobot hands evaluation losses to nobody but W&B, and prints them.
+    found = EVAL_LOSS.fullmatch(message) if isinstance(message, str) else None
+    return None if found is None else {"step": int(found[1]), "eval_loss": float(found[2])}
+
+
+def log_short_runs(config: TrainPipelineConfig) -> None:
+    """A run shorter than ``log_freq`` would log nothing at all: it is logged once, after its last step."""
+    if 0 < config.steps < config.log_freq:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print(
+                f"spatial-forcing: log_freq {config.log_freq} is more than steps {config.steps}: this run is "
+                "logged once, after its last step. Give a smaller --log_freq to see more.",
+                file=sys.stderr,
+            )
+        config.log_freq = config.steps
+
+
 def train_policy(config: TrainPipelineConfig) -> Path:
     """Runs LeRobot's trainer in this process and keeps its metrics. Returns the output folder."""
     from lerobot.scripts.lerobot_train import train
 
+    read_chunks_without_pictures()
     metrics, root = MetricsFile(config), logging.getLogger()
     root.addFilter(metrics)
     try:
-        with chunks_without_pictures():
-            train(config)
+        train(config)
     finally:
         root.removeFilter(metrics)
     assert config.output_dir is not None

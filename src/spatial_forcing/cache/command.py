@@ -1,7 +1,9 @@
 """What ``spatial-forcing cache`` does and prints. Its options are ``cli.Cache`` and ``cli.CacheVerify``."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +24,7 @@ def write_cache(options: Any) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others beside it
         end_with_parent()
     console, share = Console(stderr=True), Share.from_environment()
-    teacher = teacher_of(options, options.teacher)
+    teacher = teacher_of(options)
     with stages(console) as bars:
         bar = bars.add_task(f"features of {options.teacher}", total=None)
 
@@ -67,8 +69,8 @@ def check_options(options: Any) -> None:
         raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
     if options.teacher is None:
         raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(RECORDS)}.")
-    if options.teacher not in RECORDS:
-        raise UnknownNameError("teacher", options.teacher, RECORDS)
+    if options.teacher not in RECORDS and not Path(options.teacher).expanduser().exists():
+        raise UnknownNameError("teacher (and no file or folder)", options.teacher, RECORDS)
     chosen_cameras(open_dataset(options.dataset), options.cameras or None)
 
 
@@ -124,28 +126,35 @@ def claimed_teacher(options: Any, claimed: dict[str, Any]) -> Any:
     Raises:
         CacheError: the options lead to another.
     """
-    teacher = teacher_of(options, claimed["teacher"])
+    teacher = teacher_of(options, claimed)
     if teacher.fingerprint != claimed["teacher_fingerprint"]:
         raise CacheError(
             f"The cache was written with a teacher of fingerprint {claimed['teacher_fingerprint']}, these "
-            f"options give {teacher.fingerprint}: name the same --weights and --resolution."
+            f"options give {teacher.fingerprint}: name the same --teacher, --weights, --layer and "
+            "--resolution."
         )
     return teacher
 
 
-def teacher_of(options: Any, name: str) -> Any:
-    import torch
-
+def teacher_of(options: Any, claimed: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The teacher that options name; what they leave open is as a cache claims that it was written."""
     from spatial_forcing.teachers import load_teacher
+    from spatial_forcing.teachers.base import named_dtype
 
+    def option(name: str) -> Any:
+        given = getattr(options, name)
+        return claimed.get(name) if given is None else given
+
+    layer, resolution = option("layer"), option("resolution")
     # torchrun starts a process for each GPU of a machine, and says which.
     local = os.environ.get("LOCAL_RANK")
     device = f"cuda:{local}" if options.device == "cuda" and local is not None else options.device
     return load_teacher(
-        name,
+        option("teacher"),
         weights=options.weights,
-        resolution=options.resolution,
-        dtype=getattr(torch, options.dtype),
+        resolution=tuple(resolution) if isinstance(resolution, list) else resolution,
+        layer=-1 if layer is None else layer,
+        dtype=named_dtype(option("dtype")),
         device=device,
     )
 

@@ -88,6 +88,10 @@ def open_source(
         frames=len(frames),
         pictures=tuple(_size(frames.meta.features[key]) for key in keys),
         grid=grid,
+        layer=getattr(teacher, "layer", None),
+        layers=getattr(teacher, "layers", None),
+        resolution=getattr(teacher, "resolution", None),
+        dtype=str(dtype).removeprefix("torch.") if (dtype := getattr(teacher, "dtype", None)) else None,
     )
     parameter = next(iter(teacher.parameters()), None) if isinstance(teacher, torch.nn.Module) else None
     device = "cpu" if parameter is None else parameter.device

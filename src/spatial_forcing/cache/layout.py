@@ -43,6 +43,10 @@ class Source:
         frames: F of the data set.
         pictures: height and width of each camera's pictures, pixels.
         grid: rows and columns the teacher's grid was pooled to; None if it is kept.
+        layer, layers: which of the teacher's layers, counted from 0, and of how many; None if it has no
+            choice, or in caches from before this was recorded.
+        resolution: height and width of the pictures that the teacher saw, pixels; None likewise.
+        dtype: of its matrix products; None likewise.
     """
 
     teacher: str
@@ -53,12 +57,16 @@ class Source:
     frames: int
     pictures: tuple[tuple[int, int], ...] = ()
     grid: tuple[int, int] | None = None
+    layer: int | None = None
+    layers: int | None = None
+    resolution: tuple[int, int] | None = None
+    dtype: str | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Source":
         cameras, pictures = tuple(saved["cameras"]), tuple(tuple(size) for size in saved["pictures"])
-        grid = saved["grid"] and tuple(saved["grid"])
-        return cls(**{**saved, "cameras": cameras, "pictures": pictures, "grid": grid})
+        pairs = {name: saved[name] and tuple(saved[name]) for name in ("grid", "resolution") if name in saved}
+        return cls(**{**saved, "cameras": cameras, "pictures": pictures, **pairs})
 
 
 def dataset_fingerprint(root: Path) -> str:
@@ -90,9 +98,13 @@ def claim(root: Path, claimed: dict[str, Any]) -> None:
 
 
 def check_same(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises :class:`CacheError` naming what differs between two claims."""
+    """Raises :class:`CacheError` naming what differs between two claims.
+
+    The teacher's options may be missing from an older one: its fingerprint covers what decides the features.
+    """
     found, wanted = (json.loads(json.dumps(one)) for one in (found, wanted))
-    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    later = {"layer", "layers", "resolution", "dtype"} - found.keys()
+    keys = [key for key in wanted if key not in later and found.get(key) != wanted[key]]
     if keys:
         differing = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} wanted" for key in keys)
         raise CacheError(

@@ -158,6 +158,23 @@ class FeatureStore:
                 "again."
             )
 
+    def check_teacher_options(self, *, layer: int | None, resolution: int | None, dtype: str | None) -> None:
+        """Raises :class:`CacheError` unless the teacher had these options; None agrees with everything."""
+        of = self.source
+        last = None if of.layer is None or of.layers is None else of.layer - of.layers
+        square = (resolution, resolution)
+        for name, wanted, recorded, agrees in (
+            ("layer", layer, of.layer, layer in (of.layer, last)),
+            ("resolution", resolution, of.resolution, square == of.resolution),
+            ("dtype", dtype, of.dtype, dtype == of.dtype),
+        ):
+            if wanted is not None and not agrees:
+                said = "does not say which" if recorded is None else f"was written with {name} {recorded}"
+                raise CacheError(
+                    f"The cache at {self.root} {said}, and {name} {wanted} is asked for. Leave the option "
+                    f"out to train from this cache, or write another: {COMMAND} --{name} {wanted}."
+                )
+
     def check_source(self, source: Source) -> None:
         """Raises :class:`CacheError` naming what differs, unless the features are of ``source``."""
         check_same(self.root, source_record(self.source), source_record(source))

@@ -35,7 +35,9 @@ class PolicyRecord:
         upstream: policy -> what produces the visual tokens before the first block.
         sequence: the token sequence as text, for docs and ``doctor``.
         unfreeze: the flags that make the tokens trainable when nothing before the tap is.
-        language_model: whether the blocks are a pretrained language model, which full fine-tuning can harm.
+        language_model: whether the blocks are a language model, which full fine-tuning can harm if it is
+            pretrained.
+        pretrained: (config) -> whether the blocks start from trained weights.
         pixels: how the policy's preprocessor leaves pictures: as ``normalization_mapping`` says ("config"),
             or always with ImageNet's mean and deviation.
         pictures: (policy, batch) -> the pictures that the policy sees, one B3HW tensor in [0, 1] a view, for
@@ -51,6 +53,7 @@ class PolicyRecord:
     sequence: str
     unfreeze: str = ""
     language_model: bool = True
+    pretrained: Callable[[Any], bool] = lambda config: config.pretrained_path is not None
     pixels: Literal["config", "imagenet"] = "config"
     pictures: Callable[[Any, Mapping[str, Any]], list[Tensor]] | None = None
     views: Callable[[Any, int], int] = lambda config, present: len(config.image_features)
@@ -396,6 +399,7 @@ RECORDS: dict[str, PolicyRecord] = {
             sequence="[view 1: 8x8] [view 2: 8x8] ... [text] [state]   (action expert beside it)",
             unfreeze="--policy.train_expert_only=false, or LoRA on the VLM: "
             + _LORA.format(r".*\.text_model\.layers\..*\.(q|v)_proj"),
+            pretrained=lambda config: config.load_vlm_weights or config.pretrained_path is not None,
             views=lambda config, present: (
                 present + min(len(config.image_features) - present, config.empty_cameras)
             ),
@@ -451,6 +455,7 @@ RECORDS: dict[str, PolicyRecord] = {
             sequence="[padding] [text] [view 1: 8x8] [view 2: 8x8] ... [text]   (action head on top)",
             unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, "
             f"or LoRA on the VLM: {_QWEN_LORA}",
+            pretrained=lambda config: True,
             pictures=prompted.groot_pictures,
         ),
         PolicyRecord(
@@ -458,6 +463,7 @@ RECORDS: dict[str, PolicyRecord] = {
             config="EO1Config",
             host=prompted.eo1_host,
             upstream=prompted.eo1_upstream,
+            pretrained=lambda config: True,
             sequence="[text] [view 1: H/28 x W/28] [view 2: H/28 x W/28] ... [text] [state] [actions]",
             unfreeze=f"LoRA on the VLM: {_QWEN_LORA}",
         ),
@@ -466,6 +472,7 @@ RECORDS: dict[str, PolicyRecord] = {
             config="Evo1Config",
             host=prompted.evo1_host,
             upstream=prompted.evo1_upstream,
+            pretrained=lambda config: True,
             sequence="[words] [view 1: 16x16] [words] [view 2: 16x16] ... [text]   (action head on top)",
             unfreeze="--policy.training_stage=stage2",
             views=lambda config, present: config.max_views,

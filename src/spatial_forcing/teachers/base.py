@@ -13,15 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
 
 PREPROCESSING = 1  # part of the fingerprint: raise it when the same images give a teacher other pixels
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RANGE_TOLERANCE = 1e-3  # how far outside [0, 1] pixels may lie: resampling overshoots a little
 
 
 class TeacherInputError(SpatialForcingError, ValueError):
     """A teacher was given images or options it cannot work with."""
+
+
+class NoSuchLayerError(SpatialForcingError, IndexError):
+    """A teacher was asked for a layer that it does not have."""
+
+    def __init__(self, name: str, layer: int, layers: int):
+        super().__init__(
+            f"No layer {layer}: {name} has layers 0 to {layers - 1}, or -{layers} to -1 from the end."
+        )
 
 
 @runtime_checkable
@@ -59,7 +69,16 @@ class FrozenTeacher(nn.Module):
         resolution: pixels, one number for a square or (height, width); multiples of the patch.
         identity: what else the features depend on (weights, layer, ...), as JSON types; for the fingerprint.
         batch_size: most scenes computed at once.
+
+    Attributes:
+        layer, layers: which layer the features are of, counted from 0, and of how many; None if there is no
+            choice.
+        dtype: of the matrix products.
     """
+
+    layer: int | None = None
+    layers: int | None = None
+    dtype: torch.dtype = torch.float32
 
     def __init__(
         self,
@@ -130,6 +149,13 @@ class FrozenTeacher(nn.Module):
             f"{height // patch} x {width // patch} tokens, width {self.width}, "
             f"licence {self.licence}, fingerprint {self.fingerprint})"
         )
+
+
+def named_dtype(name: str | None) -> torch.dtype:
+    """The dtype of a name in `DTYPES`, float32 if None; raises `UnknownNameError` for another."""
+    if name is not None and name not in DTYPES:
+        raise UnknownNameError("dtype of a teacher", name, DTYPES)
+    return DTYPES[name or "float32"]
 
 
 def checked_resolution(resolution: int | tuple[int, int], patch: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import MissingDependencyError, UnknownNameError
-from spatial_forcing.teachers.base import FrozenTeacher, TeacherInputError, digest
+from spatial_forcing.teachers.base import FrozenTeacher, NoSuchLayerError, TeacherInputError, digest
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
 from spatial_forcing.teachers.records import TeacherRecord
@@ -58,9 +58,7 @@ class TransformersTeacher(FrozenTeacher):
     ):
         blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
         if not -len(blocks) <= layer < len(blocks):
-            raise IndexError(
-                f"No layer {layer}: {name} has layers 0 to {len(blocks) - 1} (or -{len(blocks)} to -1)."
-            )
+            raise NoSuchLayerError(name, layer, len(blocks))
         layer %= len(blocks)
         self.mean, self.std = NORMALISATION[model_type]
         super().__init__(
@@ -78,7 +76,7 @@ class TransformersTeacher(FrozenTeacher):
             },
             batch_size=batch_size,
         )
-        self.layer = layer
+        self.layer, self.layers = layer, len(blocks)
         del blocks[layer + 1 :]
         resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resizes else {}

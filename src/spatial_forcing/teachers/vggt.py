@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.teachers.base import NoSuchLayerError
 from spatial_forcing.teachers.vggt_heads import CameraHead, DPTHead
 from spatial_forcing.teachers.vggt_layers import Block, PatchEncoder, rope_2d
 
@@ -147,7 +148,7 @@ class Aggregator(nn.Module):
         """Counts negative layers from the end; raises IndexError where there is no such layer."""
         depth = self.config.depth
         if not -depth <= layer < depth:
-            raise IndexError(f"No layer {layer}: this model has layers 0 to {depth - 1}, or -{depth} to -1.")
+            raise NoSuchLayerError("this model", layer, depth)
         return layer % depth
 
     def _checked(self, images_BV3HW: Tensor) -> Tensor:

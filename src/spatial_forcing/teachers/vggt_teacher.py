@@ -87,7 +87,7 @@ class VGGTTeacher(FrozenTeacher):
             },
             batch_size=batch_size,
         )
-        self.layer = layer
+        self.layer, self.layers, self.dtype = layer, config.depth, dtype
         self.aggregator = model.set_dtype(dtype).aggregator
         self.freeze()
 
