@@ -37,7 +37,7 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["demo", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
         (["demo", "--out", "OUT/d", "--teacher", "vgtt-1b"], "Did you mean 'vggt-1b'"),
         (["eval", "--checkpoint", "OUT"], "has no config.json"),
-        (["report", "--out", "OUT"], "has no results.json"),
+        (["report", "--out", "OUT"], "holds no demo run"),
         (["probe", "--out", "OUT"], "holds no demo run"),
         (
             ["cache", "--dataset", "OUT", "--out", "OUT/f", "--teacher", "untrained-tiny"],
