@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def host_of(
     return _decoder_host(model, layout, visual, depth)
 
 
-def policy_in(model: nn.Module) -> nn.Module | None:
+def policy_in(model: nn.Module) -> Any | None:
     """The LeRobot policy that has a record in a model, looking through wrappers; None if there is none."""
     return next((inner for inner in _unwrapped(model) if record_of(inner) is not None), None)
 

@@ -133,7 +133,8 @@ class VisualTokens:
         F, _, H, W, C = self.tokens_FVHWC.shape
         V = len(cameras)
         tokens_FVHWC, valid_FVHW = torch.zeros(F, V, H, W, C), torch.zeros(F, V, H, W, dtype=torch.bool)
-        affine_FV23 = identity().repeat(F, V, 1, 1)
+        # Of a view that is not there nothing is read; another's affine is one that its pictures can fill.
+        affine_FV23 = self.affine_FV23[:, :1].repeat(1, V, 1, 1)
         for view, name in enumerate(self.cameras):
             to = list(cameras).index(name)
             tokens_FVHWC[:, to], valid_FVHW[:, to] = self.tokens_FVHWC[:, view], self.valid_FVHW[:, view]
