@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def children(pid: int) -> list[int]:
         if int(after_name[1]) == pid:
             found.append(int(stat.parent.name))
     return found
+
+
+def is_deaf_to_ctrl_c(pid: int) -> bool:
+    blocked = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    assert blocked is not None
+    return bool(int(blocked[1], 16) & 1 << (signal.SIGINT - 1))
 
 
 def pids_in(folder: Path, how_many: int) -> list[int] | None:
@@ -195,9 +202,35 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     wait_for(lambda: not any(map(is_running, workers)), SOON)
 
 
+FOLLOWER = """
+import subprocess, sys
+child = "import os, time; from spatial_forcing.processes import end_with_parent; end_with_parent(); " \
+    "print(os.getpid(), flush=True); time.sleep(1000)"
+subprocess.run([sys.executable, "-c", child])
+"""
+
+
+def test_a_process_that_multiprocessing_did_not_start_can_end_with_its_parent_too():
+    """As torchrun's do, which writes caches."""
+    source = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FOLLOWER],
+        env=os.environ | {"PYTHONPATH": source},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    parent.kill()
+    parent.wait(SOON)
+    wait_for(lambda: not is_running(child), SOON)
+
+
 def test_ctrl_c_ends_all_at_once_and_cleans_up(tmp_path):
     parent, workers = start_parent(tmp_path, "one", "two")
     wait_for(lambda: len(list((tmp_path / "marks").glob("*.partial"))) == 2)
+    assert all(map(is_deaf_to_ctrl_c, workers)), "or it would say so when it comes early"
     start = time.monotonic()
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: parent and workers get it
     said = parent.communicate(timeout=SOON)[1]

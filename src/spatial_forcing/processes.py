@@ -20,7 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
@@ -118,7 +118,9 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(self._far, self._far_stacks, locks))
 
     def start(self, setup: Callable[[], None] | None, work: Callable[[Any], Any]) -> None:
-        # Ctrl-C is for this process, which ends the workers: they start, and stay, deaf to it.
+        # Ctrl-C is for this process, which ends the workers: they start, and stay, deaf to it. The tracker of
+        # multiprocessing comes first, as its start would open their ears again.
+        resource_tracker.ensure_running()
         kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
