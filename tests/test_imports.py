@@ -18,6 +18,7 @@ PACKAGE = Path(spatial_forcing.__file__).parent
 ORDER = (
     ("grid", "uv", "ranges", "console", "locks", "threads", "processes"),
     ("tap", "control"),
+    ("check",),
     ("align",),
     ("teachers", "hosts"),
     ("cache",),
@@ -53,11 +54,11 @@ def test_the_core_imports_torch_and_nothing_else():
     found = run(
         "import json, torch; before = set(sys.modules)\n"
         "import spatial_forcing.align, spatial_forcing.grid, spatial_forcing.tap, spatial_forcing.uv\n"
-        "import spatial_forcing.hosts\n"
+        "import spatial_forcing.check, spatial_forcing.hosts\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
-    assert parts == {"align", "control", "errors", "grid", "hosts", "ranges", "tap", "uv"}
+    assert parts == {"align", "check", "control", "errors", "grid", "hosts", "ranges", "tap", "uv"}
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}
 

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spatial_forcing.align import Projector, SpatialForcing, cosine_distance
+    from spatial_forcing.check import HostReport, check_host
     from spatial_forcing.errors import SpatialForcingError
     from spatial_forcing.grid import Features, Layout, resample
     from spatial_forcing.hosts import host_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Features": "grid",
     "Host": "tap",
+    "HostReport": "check",
     "Layout": "grid",
     "Projector": "align",
     "SpatialForcing": "align",
@@ -34,6 +36,7 @@ _HOME = {
     "Tap": "tap",
     "TapError": "tap",
     "Teacher": "teachers",
+    "check_host": "check",
     "cosine_distance": "align",
     "host_of": "hosts",
     "load_teacher": "teachers",
@@ -43,6 +46,7 @@ _HOME = {
 __all__ = [
     "Features",
     "Host",
+    "HostReport",
     "Layout",
     "Projector",
     "SpatialForcing",
@@ -51,6 +55,7 @@ __all__ = [
     "TapError",
     "Teacher",
     "__version__",
+    "check_host",
     "cosine_distance",
     "host_of",
     "load_teacher",

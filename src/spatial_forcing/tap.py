@@ -12,6 +12,7 @@ Shapes: B batch, L sequence, N visual tokens, D width of the host.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
+
+Visual = slice | Callable[[Tensor], Tensor]
 
 
 class TapError(SpatialForcingError, RuntimeError):
@@ -48,7 +51,8 @@ class Host:
             visual tokens there.
         width: D, the width of the residual stream.
         layout: the visual token grid, in the host's own order; with ``locate``, what to expect of it.
-        visual: hidden_BLD -> visual_BND, the only host-specific code; None with ``locate``.
+        visual: where the visual tokens are in the sequence, the only host-specific code: a slice of it, or a
+            function hidden_BLD -> visual_BND; None with ``locate``.
         depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
             the published code of arXiv 2510.12276).
         entry: the name, inside a block, of the norm that reads the block's input; "" for hosts that call
@@ -63,11 +67,20 @@ class Host:
     final_norm: nn.Module | None
     width: int
     layout: Layout
-    visual: Callable[[Tensor], Tensor] | None
+    visual: Visual | None
     depth: int | None = None
     entry: str = "input_layernorm"
     prompt: nn.Module | None = None
     locate: Callable[[Mapping[str, Any]], Located] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.visual, slice):
+            object.__setattr__(self, "visual", partial(_sliced, self.visual))
+        elif not (callable(self.visual) or (self.visual is None and self.locate is not None)):
+            raise SpatialForcingError(
+                f"Host.visual of {self.name} is a slice of the sequence or a function hidden_BLD -> "
+                f"visual_BND (None only with Host.locate), got {self.visual!r}."
+            )
 
     def reader(self, depth: int) -> nn.Module:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
@@ -79,12 +92,16 @@ class Host:
             )
         if depth == blocks and self.final_norm is not None:
             return self.final_norm
-        block = self.blocks[depth]
+        return self.entry_of(depth)
+
+    def entry_of(self, index: int) -> nn.Module:
+        """The module that reads the input of ``blocks[index]``."""
+        block = self.blocks[index]
         reader = getattr(block, self.entry, None) if self.entry else block
         if not isinstance(reader, nn.Module):
             found = ", ".join(name for name, _ in block.named_children())
             raise TapError(
-                f"{self.name}: block {depth} ({type(block).__name__}) has no module {self.entry!r}. "
+                f"{self.name}: block {index} ({type(block).__name__}) has no module {self.entry!r}. "
                 f"It has: {found}. Name the norm at the block's entry with Host(entry=...)."
             )
         return reader
@@ -92,6 +109,10 @@ class Host:
     @property
     def default_depth(self) -> int:
         return max(1, round(0.75 * len(self.blocks))) if self.depth is None else self.depth
+
+
+def _sliced(where: slice, hidden_BLD: Tensor) -> Tensor:
+    return hidden_BLD[:, where]
 
 
 class Tap:
@@ -146,7 +167,7 @@ class Tap:
 
     def visual_of(self, stream_BLD: Tensor) -> Tensor:
         """The visual tokens of the tapped stream, or of another of its shape (its gradient, say)."""
-        if self.host.visual is not None:
+        if callable(self.host.visual):
             return self.host.visual(stream_BLD)
         if self.located is None:
             raise TapError(

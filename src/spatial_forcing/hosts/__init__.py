@@ -1,17 +1,14 @@
 """Hosts: recognise a model and say where its visual tokens are."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
 from spatial_forcing.hosts.lerobot import policy_host, record_of
-from spatial_forcing.tap import Host
-
-Visual = slice | Callable[[Tensor], Tensor]
+from spatial_forcing.tap import Host, Visual
 
 
 class HostError(SpatialForcingError, TypeError):
@@ -39,7 +36,7 @@ def host_of(
         HostError: not recognised, several decoders found, or layout and visual are missing; says what was
             found.
     """
-    given = {"layout": layout, "visual": visual and _selector(visual), "depth": depth}
+    given = {"layout": layout, "visual": visual, "depth": depth}
     given = {field: value for field, value in given.items() if value is not None}
     if visual is not None:  # then nobody has to look for the tokens in the prompt
         given |= {"prompt": None, "locate": None}
@@ -107,11 +104,7 @@ def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None
         getattr(getattr(decoder, "config", None), "hidden_size", None)
         or norm.get_parameter("weight").shape[0]
     )
-    return Host(type(decoder).__name__, blocks, norm, int(width), layout, _selector(visual), depth)
-
-
-def _selector(visual: Visual) -> Callable[[Tensor], Tensor]:
-    return (lambda hidden_BLD: hidden_BLD[:, visual]) if isinstance(visual, slice) else visual
+    return Host(type(decoder).__name__, blocks, norm, int(width), layout, visual, depth)
 
 
 def _is_decoder(module: nn.Module) -> bool:

@@ -1,0 +1,6 @@
+"""The perturbation check: blank a patch of a picture, and see which token moves."""
+
+from spatial_forcing.check.arrangements import HostReport
+from spatial_forcing.check.perturb import check_host
+
+__all__ = ["HostReport", "check_host"]
