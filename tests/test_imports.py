@@ -23,6 +23,7 @@ ORDER = (
     ("teachers", "hosts"),
     ("cache",),
     ("sim", "probe", "study", "stats", "provenance", "train", "evaluate", "chunks"),
+    ("rehearsal",),
     ("report", "evidence", "demo", "doctor", "cli"),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}

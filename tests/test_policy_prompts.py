@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from lerobot_policy_spatial_forcing.crops import PACKED_KEY, crop_affine, track_crops
 from spatial_forcing.cache.extract import extract
-from spatial_forcing.doctor import examine
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout, compose
 from spatial_forcing.hosts import host_of
@@ -450,10 +449,8 @@ def test_stored_features_without_the_crop_are_refused(folder, dataset, tmp_path,
 
 
 @pytest.mark.parametrize("kind", PROMPTED)
-def test_training_with_stored_features_and_a_visit_to_the_doctor(folder, dataset, tmp_path, kind, request):
-    from rich.console import Console
-
-    from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
+def test_training_with_stored_features(folder, dataset, tmp_path, kind, request):
+    from spatial_forcing.train import read_metrics, train_config, train_or_continue
 
     if kind == "groot":
         request.getfixturevalue("tracked")
@@ -463,18 +460,6 @@ def test_training_with_stored_features_and_a_visit_to_the_doctor(folder, dataset
         run = train_config(
             config, dataset, tmp_path / "run", steps=2, batch_size=2, seed=3, save_every=2, log_every=1
         )
-        done = train_or_continue(run)
-        healthy = examine(
-            dataset=dataset,
-            checkpoint=checkpoints(done)[2],
-            teacher_name="untrained-tiny",
-            weights=None,
-            depth=None,
-            batch_size=2,
-            cameras=(),
-            console=Console(record=True),
-        )
-    rows = read_metrics(done)
-    assert healthy
+        rows = read_metrics(train_or_continue(run))
     assert [0 < row["align_loss"] < 2 for row in rows] == [True, True]
     assert [row["valid_fraction"] for row in rows] == [1, 1]

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -268,38 +268,29 @@ class Report:
 
 @dataclass
 class Doctor:
-    """Check a host, a teacher and a data set together: layout, gradients, cost, and what looks wrong."""
+    """Check a training command (any flags of lerobot-train) before it runs, and say what looks wrong."""
 
-    dataset: Path | None = None
-    """Folder of a LeRobotDataset; without one the check runs on rendered frames."""
+    dataset: str | None = None
+    """Folder of a LeRobotDataset, or its name on the Hub; without one a few frames are rendered."""
     checkpoint: Path | None = None
-    """A saved policy to check; a fresh built-in VLA if None."""
-    teacher: str = "vggt-tiny-sim"
-    """A registered teacher."""
+    """A saved policy to check; the built-in VLA if there is none and no --policy.type or --policy.path."""
+    teacher: str | None = None
+    """A registered teacher; vggt-tiny-sim if there is no cache either."""
     weights: Path | None = None
     """Local weights of the teacher."""
+    cache: Path | None = None
+    """A folder of stored features, instead of a teacher."""
     depth: int | None = None
     """Tap depth; the host's recommendation if None."""
     batch_size: int = 8
     """Frames in the trial step."""
-    cameras: tuple[str, ...] = field(default_factory=tuple)
-    """Camera keys in the policy's order; all of the data set if empty."""
 
-    def run(self) -> None:
-        from spatial_forcing.doctor import examine
+    def run(self, lerobot: list[str] | None = None) -> None:
+        from spatial_forcing.doctor import examine, training_flags
 
-        healthy = examine(
-            dataset=self.dataset,
-            checkpoint=self.checkpoint,
-            teacher_name=self.teacher,
-            weights=self.weights,
-            depth=self.depth,
-            batch_size=self.batch_size,
-            cameras=self.cameras,
-            console=_console(),
-        )
-        if not healthy:
-            sys.exit(1)
+        with training_flags(lerobot or [], **vars(self)) as flags:
+            if not examine(flags, _console()):
+                sys.exit(1)
 
 
 def train(arguments: list[str]) -> None:
@@ -354,6 +345,11 @@ def main() -> None:
     if sys.argv[1:3] == ["cache", "verify"]:
         verify = tyro.cli(CacheVerify, args=sys.argv[3:], prog="spatial-forcing cache verify")
         return _guarded(verify.run)
+    if sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
+        doctor, lerobot = tyro.cli(
+            Doctor, args=sys.argv[2:], prog="spatial-forcing doctor", return_unknown_args=True
+        )
+        return _guarded(lambda: doctor.run(lerobot))
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)
     return _guarded(command.run)
 

@@ -1,7 +1,15 @@
-"""Doctor: put a host, a teacher and some pictures together once, and say what looks wrong."""
+"""Doctor: take LeRobot's training to its first step, look at everything there once, and say what looks wrong.
 
+Shapes: B batch, V views, H W pixels.
+"""
+
+import logging
+import random
 import resource
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.align import SpatialForcing
+from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import record_of
-from spatial_forcing.tap import Host, TapError
-from spatial_forcing.teachers import load_teacher
+from spatial_forcing.hosts.lerobot import Pictures, cameras_in, pictures_of, policy_host
+from spatial_forcing.rehearsal import FirstStep, dataset_flags, first_step, parsed, with_forcing
+from spatial_forcing.teachers import RECORDS as TEACHERS
+
+PACKAGED_TEACHER = "vggt-tiny-sim"
 
 
 @dataclass
@@ -22,187 +31,333 @@ class Findings:
     """What the doctor saw. ``wrong`` stops training or makes it pointless; ``odd`` deserves a look."""
 
     facts: dict[str, str] = field(default_factory=dict)
+    drawing: str = ""
     wrong: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
 
 
-def examine(
-    *,
-    dataset: Path | None,
-    checkpoint: Path | None,
-    teacher_name: str,
-    weights: Path | None,
-    depth: int | None,
-    batch_size: int,
-    cameras: tuple[str, ...],
-    console: Any,
-) -> bool:
-    """Prints a health report of host + teacher + data. Returns whether training could start."""
-    batch = _batch(dataset, checkpoint, batch_size, cameras)
-    policy, images_BV3HW, loss_of = batch
-    teacher = load_teacher(teacher_name, weights=weights)
-    host = host_of(policy)
-    findings = diagnose(host, teacher, images_BV3HW, loss_of, policy, depth)
-    console.rule("Spatial Forcing doctor")
-    console.print(host.layout.draw(), highlight=False, markup=False)
-    for name, value in findings.facts.items():
-        console.print(f"[bold]{name:<24}[/]{value}", highlight=False)
-    for message in findings.odd:
-        console.print(f"[yellow]odd:[/] {message}", highlight=False)
-    for message in findings.wrong:
-        console.print(f"[red]wrong:[/] {message}", highlight=False)
-    if not findings.wrong and not findings.odd:
-        console.print("[green]Nothing looks wrong.[/]")
-    return not findings.wrong
-
-
-def diagnose(
-    host: Host, teacher: Any, images_BV3HW: Tensor, loss_of: Any, policy: Any, depth: int | None
-) -> Findings:
-    """One training step with and without forcing, and what it shows.
+def examine(arguments: list[str], console: Any) -> bool:
+    """Prints a health report of a training command. Returns whether training could start.
 
     Args:
-        host, teacher: what to align.
-        images_BV3HW: in [0, 1], views in the host's order.
-        loss_of: () -> the host's action loss on the same frames; called several times.
-        policy: the module whose parameters are counted.
-        depth: tap depth, the host's recommendation if None.
+        arguments: flags of lerobot-train; see :func:`training_flags`.
+        console: of rich.
+
+    Raises:
+        SpatialForcingError: training would not reach its first step.
     """
-    found = Findings()
-    sf = SpatialForcing(host, teacher, depth=depth)
-    try:
-        plain_s = _seconds(lambda: loss_of().backward())
-        features = teacher(images_BV3HW)
-        with sf.watch():
-            action = loss_of()
-        try:
-            align = sf(features)
-        except TapError as error:
-            found.wrong.append(str(error))
-            return found
-        _measure(found, host, teacher, sf, policy, features, action, align)
+    return examine_training(parsed(arguments), console, arguments)
 
-        def forced(target: Any) -> None:
-            with sf.watch():
-                loss = loss_of()
-            (loss + sf(target)).backward()
 
-        stored_s, online_s = _seconds(lambda: forced(features)), _seconds(lambda: forced(images_BV3HW))
-        found.facts["step"] = (
-            f"{plain_s:.3f} s plain, {stored_s:.3f} s with stored features ({stored_s / plain_s:.2f} x), "
-            f"{online_s:.3f} s with the teacher online ({online_s / plain_s:.2f} x); forward and backward, "
-            f"batch {len(images_BV3HW)}"
-        )
-        found.facts["peak memory"] = f"{_peak_gib():.2f} GiB of this process, on the CPU"
-    finally:
-        sf.detach()
-        policy.zero_grad(set_to_none=True)
+def examine_training(config: Any, console: Any, arguments: list[str] | None = None) -> bool:
+    """The same of LeRobot's training configuration."""
+    found = diagnose(first_step(config, arguments))
+    console.rule("Spatial Forcing doctor")
+    console.print(found.drawing, highlight=False, markup=False)
+    for name, value in found.facts.items():
+        console.print(f"[bold]{name:<24}[/]", end="")
+        console.print(value, highlight=False, markup=False)
+    for kind, colour, messages in (("odd", "yellow", found.odd), ("wrong", "red", found.wrong)):
+        for message in messages:
+            console.print(f"[{colour}]{kind}:[/] ", end="")
+            console.print(message, highlight=False, markup=False)
+    if not found.wrong and not found.odd:
+        console.print("[green]Nothing looks wrong.[/]")
+    return not found.wrong
+
+
+# ---- what to examine ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def training_flags(
+    lerobot: list[str],
+    *,
+    dataset: str | None = None,
+    checkpoint: Path | None = None,
+    teacher: str | None = None,
+    weights: Path | None = None,
+    cache: Path | None = None,
+    depth: int | None = None,
+    batch_size: int = 8,
+) -> Iterator[list[str]]:
+    """The training command that is meant, as flags of lerobot-train.
+
+    Args:
+        lerobot: flags of lerobot-train, of which ``--policy.type`` may be the plain one.
+        dataset: a folder or a name on the Hub. Without any data set a few frames are rendered, and are gone
+            when the context is left.
+        checkpoint: folder of a policy. Without any policy the built-in VLA is taken.
+        teacher, weights, cache, depth, batch_size: as in training; without teacher and cache the small
+            packaged teacher is taken.
+    """
+    flags = with_forcing(lerobot)
+    named = {flag.split("=", 1)[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    from_file = "config_path" in named
+    if checkpoint is not None:
+        flags.append(f"--policy.path={_checkpoint(checkpoint)}")
+    elif not from_file and not named & {"policy.type", "policy.path"}:
+        flags.append("--policy.type=sf_tiny")
+    if not from_file and not named & {"policy.forcing.teacher", "policy.forcing.cache"} and cache is None:
+        teacher = teacher or PACKAGED_TEACHER
+    if teacher is not None and teacher not in TEACHERS and not Path(teacher).exists():
+        raise UnknownNameError("teacher", teacher, TEACHERS)
+    forcing = {"teacher": teacher, "weights": weights, "cache": cache, "depth": depth}
+    flags += [f"--policy.forcing.{name}={value}" for name, value in forcing.items() if value is not None]
+    if "batch_size" not in named:
+        flags.append(f"--batch_size={batch_size}")
+    flags.append("--policy.push_to_hub=false")
+    if dataset is not None:
+        flags += dataset_flags(dataset)
+    elif not from_file and not named & {"dataset.repo_id"}:
+        with tempfile.TemporaryDirectory() as folder:
+            yield flags + dataset_flags(str(_rendered(Path(folder) / "rendered", batch_size)))
+        return
+    yield flags
+
+
+def _checkpoint(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        near = [str(path.parent) for path in sorted(folder.glob("**/config.json"))[:3]]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SpatialForcingError(f"{folder} is not a policy checkpoint: it has no config.json.{hint}")
+    return folder
+
+
+def _rendered(root: Path, frames: int) -> Path:
+    """A data set of a few frames of reach-v3."""
+    from spatial_forcing.sim.collect import DemoSpec, collect
+
+    return collect(DemoSpec(tasks=("reach-v3",), episodes=1, frames=max(2, frames)), root, workers=1)
+
+
+# ---- looking -----------------------------------------------------------------------------------------------
+
+
+def diagnose(step: FirstStep) -> Findings:
+    """One training step with and without forcing, the perturbation check, and what they show.
+
+    Every error becomes a finding. The policy keeps its weights.
+    """
+    found, policy = Findings(), step.policy
+    policy.train()
+    with _warnings(found):
+        for look in (_look_at_parts, _look_at_step, _look_at_places, _look_at_cost):
+            try:
+                look(found, step)
+            except Exception as error:
+                ours = isinstance(error, SpatialForcingError)
+                message = str(error) if ours else f"{type(error).__name__}: {error}"
+                if message not in found.wrong:
+                    found.wrong.append(message)
+            finally:
+                policy.train()
+                policy.zero_grad(set_to_none=True)
+            if found.wrong and look is not _look_at_step:  # a step that fails still has its places to look at
+                break
+    found.drawing = policy.forcing.tap.layout.draw()
     return found
 
 
-def _measure(
-    found: Findings,
-    host: Host,
-    teacher: Any,
-    sf: SpatialForcing,
-    policy: Any,
-    features: Any,
-    action: Tensor,
-    align: Tensor,
-) -> None:
+def _look_at_parts(found: Findings, step: FirstStep) -> None:
+    policy, host = step.policy, step.policy.forcing.host
+    pictures = pictures_of(policy, step.batch, policy._picture_stats)
+    sizes = ", ".join(f"{height} x {width}" for height, width in pictures.sizes)
+    tap, teacher = policy.forcing.tap, policy.forcing.teacher
     trains = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in policy.parameters())
-    rows, cols = features.tokens_BVHWC.shape[2:4]
-    valid, cosine = sf.logs["valid_fraction"].item(), sf.logs["cosine"].item()
-    ratio = sf.gradient_ratio(action, align).item()
-    licence = f"{teacher.licence}, fingerprint {teacher.fingerprint}"
+    total, projector = (sum(p.numel() for p in module.parameters()) for module in (policy, policy.forcing))
     found.facts |= {
         "host": f"{host.name}, {len(host.blocks)} blocks, width {host.width}",
-        "tap": f"after block {sf.tap.depth} of {len(host.blocks)}",
-        "teacher": f"{rows} x {cols} tokens a view, width {teacher.width}; {licence}",
-        "valid tokens": f"{valid:.0%}",
-        "trainable parameters": f"{trains:,} of {total:,} in the policy, "
-        f"{sum(p.numel() for p in sf.parameters()):,} projector",
-        "cosine at start": f"{cosine:.3f}",
-        "gradient ratio at tap": f"{ratio:.3f} (alignment over action, weight {sf.weight})",
+        "token sequence": policy.record.sequence,
+        "pictures": f"{sizes} pixels (height x width), as the host gets them",
+        "tap": f"after block {tap.depth} of {len(host.blocks)}",
+        "teacher": f"width {teacher.width}; {teacher.licence}, fingerprint {teacher.fingerprint}",
+        "trainable parameters": f"{trains:,} of {total:,}, {projector:,} of them the projector",
     }
-    tokens = features.tokens_BVHWC.flatten(0, -2)
+    side = getattr(policy.config, "image_size", None)
+    if policy.record.type == "tiny" and any(size != (side, side) for size in pictures.sizes):
+        raise SpatialForcingError(
+            f"The built-in VLA takes pictures of {side} x {side} pixels (--policy.image_size, a multiple of "
+            f"--policy.patch); these have {sizes}. Name the policy that you mean to train, for example "
+            "--policy.type=smolvla, or --checkpoint."
+        )
+    if len(pictures.images) < pictures.views:
+        found.odd.append(
+            f"The batch has pictures of {len(pictures.images)} views, the host tokens for {pictures.views}: "
+            "the others have no target."
+        )
+    _look_at_features(found, step, pictures)
+
+
+def _look_at_features(found: Findings, step: FirstStep, pictures: Pictures) -> None:
+    forcing, layout = step.policy.forcing, step.policy.forcing.tap.layout
+    tokens_BVHWC = _features(step, pictures).tokens_BVHWC
+    rows, cols = tokens_BVHWC.shape[2:4]
+    found.facts["teacher"] = f"{rows} x {cols} tokens a view, {found.facts['teacher']}"
+    tokens = ((tokens_BVHWC.float() - forcing.mean_C) / forcing.std_C).flatten(0, -2)
     common = torch.nn.functional.cosine_similarity(tokens, tokens.mean(0, keepdim=True)).mean().item()
     found.facts["teacher's common part"] = f"cosine of a token to the mean token: {common:.2f}"
-    layout = sf.tap.layout
-    if features.tokens_BVHWC.shape[1] < layout.views:
-        found.odd.append(f"The data have {features.tokens_BVHWC.shape[1]} views, the host {layout.views}.")
+    if common > 0.8:
+        found.odd.append(
+            "The teacher's tokens share a large common part, so a cosine is high without learning anything. "
+            "Try a cache and --policy.forcing.standardize=true."
+        )
+    if rows * cols < layout.rows * layout.cols:
+        found.odd.append(
+            f"The teacher's grid ({rows} x {cols}) is coarser than the host's ({layout.rows} x "
+            f"{layout.cols}): raise its resolution."
+        )
+
+
+def _features(step: FirstStep, pictures: Pictures | None = None) -> Any:
+    """What the teacher says of the batch, online or stored."""
+    policy = step.policy
+    if pictures is None:
+        pictures = pictures_of(policy, step.batch, policy._picture_stats)
+    given = policy.feature_source(step.batch, pictures)
+    return policy.forcing.teacher(given) if isinstance(given, Tensor) else given
+
+
+def _look_at_step(found: Findings, step: FirstStep) -> None:
+    policy = step.policy
+    policy.config.forcing.ratio_every = 1
+    with step.autocast():
+        loss, logs = policy.forward(step.batch)
+    loss.mean().backward()
+    policy.config.forcing.ratio_every = 0  # it is no part of what a step costs
+    valid, ratio = logs["valid_fraction"], logs.get("gradient_ratio")
+    found.facts["valid tokens"] = f"{valid:.0%}"
+    found.facts["cosine at start"] = f"{logs['cosine']:.3f}"
+    if ratio is not None:
+        found.facts["gradient ratio at tap"] = (
+            f"{ratio:.3f} (alignment over action, weight {policy.forcing.weight})"
+        )
+        if ratio > 10:
+            found.odd.append(
+                f"The alignment pulls {ratio:.0f} times as hard as the action loss; try a smaller weight."
+            )
     if valid == 0:
         found.wrong.append("No token is valid: the alignment loss is zero and trains nothing.")
     elif valid < 0.5:
         found.odd.append(
             f"Only {valid:.0%} of the visual tokens are valid: padding or missing views take the rest."
         )
-    if common > 0.8:
-        found.odd.append(
-            "The teacher's tokens share a large common part, so a cosine is high without learning "
-            "anything. Try standardize=True."
-        )
-    if ratio > 10:
-        found.odd.append(
-            f"The alignment pulls {ratio:.0f} times as hard as the action loss; try a smaller weight."
-        )
-    if rows * cols < layout.rows * layout.cols:
-        found.odd.append("The teacher's grid is coarser than the host's: raise its resolution.")
+    grads = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    broken = [name for name, grad in grads.items() if not grad.isfinite().all()]
+    if broken:
+        found.wrong.append(f"The gradient is not finite, of {len(broken)} parameters, {broken[0]} first.")
 
 
-def _batch(
-    dataset: Path | None, checkpoint: Path | None, size: int, cameras: tuple[str, ...]
-) -> tuple[Any, Tensor, Any]:
-    """(policy, images_BV3HW, loss_of) from a checkpoint and a data set, or from the built-in parts."""
-    if (dataset is None) != (checkpoint is None):
-        raise SpatialForcingError(
-            "Give both a data set and a checkpoint trained on such data, or neither to check the built-in "
-            "VLA on rendered frames."
-        )
-    if dataset is None or checkpoint is None:
-        return _built_in(size)
-    from torch.utils.data import DataLoader, Subset
+def _look_at_places(found: Findings, step: FirstStep) -> None:
+    """The perturbation check, through the policy's own preprocessing."""
+    policy, record = step.policy.eval(), step.policy.record
+    names = {step.rename_map.get(key, key): key for key in step.raw}
+    cameras, affine_V23 = cameras_in(policy.config, names), None
+    if record.pictures is not None:
+        cameras, affine_V23 = _packed(step)
 
-    from spatial_forcing.evaluate import LoadedPolicy
+    def forward(images: list[Tensor]) -> None:
+        raw = dict(step.raw)
+        for camera, image_B3HW in zip(cameras, images, strict=True):
+            raw[names[camera]] = _latest(raw[names[camera]], image_B3HW)
+        batch = _preprocessed(step, raw)
+        with step.autocast():
+            policy.forward(batch)
 
-    loaded = LoadedPolicy(checkpoint)
-    data = loaded.dataset(dataset)
-    frames = torch.linspace(0, len(data) - 1, min(size, len(data))).long().tolist()
-    batch = loaded.preprocess(next(iter(DataLoader(Subset(data, frames), batch_size=len(frames)))))
-    keys = list(cameras or loaded.config.image_features)
-    record = record_of(loaded.policy)
-    if record is not None and record.pictures is not None:
-        images = record.pictures(loaded.policy, batch)  # the batch has none
+    pictures = pictures_of(policy, step.batch, policy._picture_stats)
+    images = [_latest(step.raw[names[camera]]) for camera in cameras]
+    report = check_host(policy_host(policy, pictures.views), forward, images, affine_23=affine_V23)
+    if report.ok:
+        found.facts["perturbation check"] = str(report)
     else:
-        for key in keys:
-            if key not in batch:
-                raise UnknownNameError("camera", key, data.meta.camera_keys)
-        # Of a history of observations the last counts.
-        images = [batch[key][:, -1] if batch[key].ndim == 5 else batch[key] for key in keys]
-    return loaded.policy, torch.stack(images, 1), lambda: loaded.policy.forward(batch)[0]
+        (found.odd if report.verdict == "unclear" else found.wrong).append(str(report))
 
 
-def _built_in(size: int) -> tuple[Any, Tensor, Any]:
-    """A fresh TinyVLA on frames of reach-v3."""
-    from spatial_forcing.hosts.tiny import TinyVLA, hash_words
-    from spatial_forcing.sim.collect import render_frames
-
-    images_BV3HW, state_BS, action_BA = render_frames("reach-v3", size)
-    vla = TinyVLA(views=images_BV3HW.shape[1], image_size=images_BV3HW.shape[-1], state_dim=state_BS.shape[1])
-    words = hash_words(["move the hand to the ball"] * size, vla.vocabulary, vla.max_words)
-    return vla, images_BV3HW, lambda: (vla(images_BV3HW, words, state_BS) - action_BA[:, None]).abs().mean()
+def _latest(images: Tensor, instead_B3HW: Tensor | None = None) -> Tensor:
+    """The last picture of a history, which the host reads; or the history with another one there."""
+    if instead_B3HW is None:
+        return images[:, -1] if images.ndim == 5 else images
+    if images.ndim == 4:
+        return instead_B3HW
+    return torch.cat([images[:, :-1], instead_B3HW[:, None]], dim=1)
 
 
-def _seconds(step: Any, repeats: int = 3) -> float:
-    """The fastest of a few runs: what the step costs when nothing else disturbs it."""
+def _preprocessed(step: FirstStep, raw: dict[str, Any]) -> dict[str, Any]:
+    """A batch; what the preprocessor draws at random (GR00T's crop) is the same every time."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        return step.preprocess(raw)
+    finally:
+        random.setstate(state)
+
+
+def _packed(step: FirstStep) -> tuple[list[str], Tensor]:
+    """Cameras in the order of a prompt's pictures, and affine_V23 from what the host sees to the whole."""
+    from lerobot_policy_spatial_forcing.crops import PACKED_KEY, track_crops
+
+    track_crops()
+    packed = _preprocessed(step, dict(step.raw))[PACKED_KEY]
+    return packed.cameras, packed.affine_BV23[0]
+
+
+def _look_at_cost(found: Findings, step: FirstStep) -> None:
+    from lerobot_policy_spatial_forcing.forcing import ForcedPolicy
+
+    policy = step.policy
+
+    def plain() -> None:
+        with step.autocast():
+            loss = super(ForcedPolicy, policy).forward(step.batch)[0]  # type: ignore[misc]
+        loss.mean().backward()
+
+    def forced() -> None:
+        with step.autocast():
+            loss = policy.forward(step.batch)[0]
+        loss.mean().backward()
+
+    plain_s, forced_s, teacher_s = _seconds(plain), _seconds(forced), _seconds(lambda: _features(step))
+    online = policy.feature_source.store is None
+    found.facts["step"] = (
+        f"{plain_s:.3f} s plain, {forced_s:.3f} s with forcing ({forced_s / plain_s:.2f} x), of which "
+        f"{teacher_s:.3f} s {'the teacher, which a cache spares' if online else 'reading stored features'}; "
+        f"forward and backward, batch {len(step.raw['action'])}"
+    )
+    if torch.cuda.is_available() and next(policy.parameters()).is_cuda:
+        found.facts["peak memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU"
+    else:
+        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        found.facts["peak memory"] = f"{peak_gib:.2f} GiB of this process, on the CPU"
+
+
+def _seconds(run: Callable[[], Any], repeats: int = 2) -> float:
+    """The faster of two runs: what it costs when nothing else disturbs it."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        step()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def _peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+@contextmanager
+def _warnings(found: Findings) -> Iterator[None]:
+    """What the policy warns of is a finding."""
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.odd.append(record.getMessage())
+
+    logger, keep = logging.getLogger("lerobot_policy_spatial_forcing"), Keep(logging.WARNING)
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(keep)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(keep)
+        logger.setLevel(level)
+        logger.propagate = propagates

@@ -67,7 +67,8 @@ def check_host(
         images: images_BV3HW, or a list of B3HW, one a view, whose sizes may differ; views in the host's
             order. Those beyond the list are not checked.
         affine_23: from the picture that the layout speaks of to the one given here, in unit coordinates,
-            where the forward crops or mirrors on purpose (see ``spatial_forcing.grid``).
+            where the forward crops or mirrors on purpose (see ``spatial_forcing.grid``); one for all views,
+            or one each (V, 2, 3).
         probes: how many cells to blank, spread over views and samples.
         seed: of the choice of cells, and of the random numbers of every forward.
 
@@ -240,7 +241,8 @@ def _box(
     """Rows and columns of the pixels that a cell sees."""
     to_picture_23 = layout.affine_23(height, width)
     if affine_23 is not None:
-        to_picture_23 = compose(affine_23.to(to_picture_23), to_picture_23)
+        own_23 = affine_23 if affine_23.ndim == 2 else affine_23[cell.view]
+        to_picture_23 = compose(own_23.to(to_picture_23), to_picture_23)
     corners_23 = torch.tensor(
         [
             [cell.col / layout.cols, cell.row / layout.rows, 1.0],
