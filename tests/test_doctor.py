@@ -21,7 +21,7 @@ from spatial_forcing.rehearsal import FirstStep, first_step, parsed
 from spatial_forcing.train import checkpoints, train_config, train_or_continue
 
 LEFT, RIGHT = CAMERAS
-MIXED = {LEFT: SMALL, RIGHT: (64, 20)}
+MIXED = {LEFT: SMALL, RIGHT: (64, 40)}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ MANY_SIZES = [
 def test_cameras_of_different_sizes(folder, data, kind, options):
     found = visit(kind, folder, data(MIXED), **options)
     assert_healthy(found)
-    assert "40 x 60, 64 x 20" in found.facts["pictures"]
+    assert "40 x 60, 64 x 40" in found.facts["pictures"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,18 @@ def test_the_batch_is_the_trainers_own(folder, data):
     assert all(torch.equal(v, step.batch[k]) for k, v in batch.items() if isinstance(v, torch.Tensor))
 
 
+def test_a_training_without_a_step(folder, data):
+    run = run_config(small_config("act", folder, forcing={}), data(LARGE))
+    run.steps = 0
+    with pytest.raises(SpatialForcingError, match="no step to make: steps is 0"):
+        first_step(run)
+
+
+def test_a_plain_policy_has_nothing_to_examine(folder, data):
+    with pytest.raises(SpatialForcingError, match=r"trains ACTPolicy, without.*sf_smolvla"):
+        rehearsed(small_config("act", folder), data(LARGE))
+
+
 # ---- the command line --------------------------------------------------------------------------------------
 
 
@@ -297,10 +309,11 @@ def test_pictures_that_the_built_in_vla_does_not_take(monkeypatch, capsys, data)
     ("flags", "says"),
     [
         (["--policy.chunk_size=many"], "chunk_size"),
-        (["--policy.no_such_option=1"], "no_such_option"),
+        (["--policy.no_such_option=1"], "unrecognized arguments: --policy.no_such_option=1"),
+        (["--datset=demos"], "unrecognized arguments: --datset=demos"),
+        (["--policy.path=/no/where"], "/no/where"),
         (["--policy.chunk_size=0"], "n_action_steps must be 1 to chunk_size"),
         (["--policy.forcing.cache=nowhere"], "nowhere"),
-        (["--steps=0"], "has no step to make: steps is 0"),
     ],
 )
 def test_flags_that_training_would_not_take(monkeypatch, capsys, demos, flags, says):

@@ -156,3 +156,23 @@ def test_the_openpi_loop_sees_the_augmented_pictures_and_skips_missing_cameras(o
     assert steps[-1]["cosine"] > steps[0]["cosine"] + 0.1
     assert all(step["valid_fraction"] == pytest.approx(2 / 3) for step in steps)
     assert all(torch.isfinite(torch.tensor(step["action"])) for step in steps)
+
+
+# ---- a host of one's own
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_of_ones_own_is_checked_and_trains(capsys):
+    losses = example("own_host").main()
+    assert "32 of 32 blanked cells" in capsys.readouterr().out
+    assert losses["valid_fraction"] == 1
+    assert 0 < losses["align_loss"] < 2
+
+
+@pytest.mark.parametrize(("before", "says"), [(1, "1 token too early"), (0, "2 tokens too early")])
+def test_a_host_of_ones_own_with_a_mistake_stops(capsys, before, says):
+    own = example("own_host")
+    own.BEFORE = before
+    with pytest.raises(SystemExit):
+        own.main()
+    assert says in capsys.readouterr().out

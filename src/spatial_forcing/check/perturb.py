@@ -209,6 +209,12 @@ def _rounds(layout: Layout, views: list[Tensor], probes: int, seed: int) -> Iter
         inside = layout.picture_hw(*view.shape[-2:]).nonzero().tolist()
         order = torch.randperm(len(inside), generator=draw).tolist()
         shuffled.append([Cell(number, *inside[i]) for i in order])
+    shuffled = [cells for cells in shuffled if cells]
+    if not shuffled:
+        raise SpatialForcingError(
+            f"No cell of {layout.rows} x {layout.cols} has its centre in the pictures, all is padding: there "
+            "is nothing to blank, and nothing to align."
+        )
     turns: list[Cell] = []
     for turn in range(probes):
         cells = shuffled[turn % len(shuffled)]
