@@ -161,7 +161,7 @@ def diagnose(step: FirstStep) -> Findings:
 
 def _look_at_parts(found: Findings, step: FirstStep) -> None:
     policy, host = step.policy, step.policy.forcing.host
-    pictures = pictures_of(policy, step.batch, policy._picture_stats)
+    pictures = _pictures(step)
     sizes = ", ".join(f"{height} x {width}" for height, width in pictures.sizes)
     tap, teacher = policy.forcing.tap, policy.forcing.teacher
     trains = sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -186,12 +186,12 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
             f"The batch has pictures of {len(pictures.images)} views, the host tokens for {pictures.views}: "
             "the others have no target."
         )
-    _look_at_features(found, step, pictures)
+    _look_at_features(found, step)
 
 
-def _look_at_features(found: Findings, step: FirstStep, pictures: Pictures) -> None:
+def _look_at_features(found: Findings, step: FirstStep) -> None:
     forcing, layout = step.policy.forcing, step.policy.forcing.tap.layout
-    tokens_BVHWC = _features(step, pictures).tokens_BVHWC
+    tokens_BVHWC = _features(step).tokens_BVHWC
     rows, cols = tokens_BVHWC.shape[2:4]
     found.facts["teacher"] = f"{rows} x {cols} tokens a view, {found.facts['teacher']}"
     tokens = ((tokens_BVHWC.float() - forcing.mean_C) / forcing.std_C).flatten(0, -2)
@@ -209,12 +209,15 @@ def _look_at_features(found: Findings, step: FirstStep, pictures: Pictures) -> N
         )
 
 
-def _features(step: FirstStep, pictures: Pictures | None = None) -> Any:
+def _pictures(step: FirstStep) -> Pictures:
+    """The pictures of the batch that are aligned, as the host gets them."""
+    return pictures_of(step.policy, step.batch, step.policy._picture_stats)
+
+
+def _features(step: FirstStep) -> Any:
     """What the teacher says of the batch, online or stored."""
     policy = step.policy
-    if pictures is None:
-        pictures = pictures_of(policy, step.batch, policy._picture_stats)
-    given = policy.feature_source(step.batch, pictures)
+    given = policy.feature_source(step.batch, _pictures(step))
     return policy.forcing.teacher(given) if isinstance(given, Tensor) else given
 
 
@@ -264,9 +267,9 @@ def _look_at_places(found: Findings, step: FirstStep) -> None:
         with step.autocast():
             policy.forward(batch)
 
-    pictures = pictures_of(policy, step.batch, policy._picture_stats)
+    views = pictures_of(policy, step.batch, policy._picture_stats).views
     images = [_latest(step.raw[names[camera]]) for camera in cameras]
-    report = check_host(policy_host(policy, pictures.views), forward, images, affine_23=affine_V23)
+    report = check_host(policy_host(policy, views), forward, images, affine_23=affine_V23)
     if report.ok:
         found.facts["perturbation check"] = str(report)
     else:
