@@ -96,7 +96,7 @@ def test_worker_processes_read_that_way_too(root, lerobots_own, monkeypatch):
     dataset = opened(root, delta_timestamps=CHUNK)
     frame = dataset[0]  # used before it is handed over
     sent = pickle.dumps(dataset)
-    forked = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
+    forked = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, timeout=200)
     assert_same(next(iter(forked)), frame)
 
     # As in a spawned worker, where nobody has switched anything on (test_augment.py spawns a real one).

@@ -94,7 +94,7 @@ def test_waiting_threads_sleep_in_what_the_command_line_starts(monkeypatch, caps
 
 def test_torch_is_not_there_before_the_environment_of_its_threads_is():
     program = "import sys, spatial_forcing.cli; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
 
 
 def test_forcing_flags_explain_themselves(monkeypatch, capsys):

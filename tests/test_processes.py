@@ -20,7 +20,6 @@ import pytest
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
-from spatial_forcing.sim.pieces import in_processes
 
 TESTS = Path(__file__).parent
 SOON = 20.0  # seconds, on a busy machine; it is a fraction of one on a quiet one
@@ -139,6 +138,8 @@ def test_errors_that_do_not_survive_pickling_still_say_what_happened(tmp_path, j
 
 
 def test_a_killed_worker_is_seen_and_named(tmp_path):
+    from spatial_forcing.sim.pieces import in_processes  # every worker imports this file
+
     failed = run_in_trouble(tmp_path, "sleeps", "killed")
     assert failed.job == "killed"
     assert isinstance(failed.error, WorkerLost)
