@@ -271,9 +271,9 @@ def test_forwards_and_pictures_that_do_not_fit():
     with pytest.raises(SpatialForcingError, match="pictures of 2 views, but Wide has tokens for 1"):
         check_host(wide.host(), wide, images.expand(-1, 2, -1, -1, -1))
     padded = wide.host()
-    padded = replace(padded, layout=Layout(1, 2, 4, "pad", anchor=(0.0, 0.0), offset=-0.5))
+    padded = replace(padded, layout=Layout(1, 2, 4, "pad", anchor=(0.0, 0.0)))
     with pytest.raises(SpatialForcingError, match="all is padding"):
-        check_host(padded, wide, torch.rand(2, 1, 3, 1, 1000))
+        check_host(padded, lambda _: wide(images), torch.rand(2, 1, 3, 1, 1000))
     with pytest.raises(SpatialForcingError, match=r"got: \(3, 16, 32\)"):
         check_host(wide.host(), wide, [images[0, 0]])
 

@@ -1,5 +1,6 @@
 """The doctor on every host record, through LeRobot's trainer: what trains passes, what is wrong is said."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -134,6 +135,13 @@ def test_stored_features_of_a_host_that_pads(folder, data, tmp_path):
     assert "reading stored features" in found.facts["step"]
 
 
+def test_some_of_the_cameras_are_aligned(folder, data):
+    found = visit("smolvla", folder, data(MIXED), forcing={"cameras": [RIGHT]})
+    assert_healthy(found)
+    assert found.facts["pictures"].startswith("64 x 40 pixels")
+    assert any("tokens for 2 views, 1 are aligned" in message for message in found.odd)
+
+
 # ---- what is wrong -----------------------------------------------------------------------------------------
 
 
@@ -166,7 +174,7 @@ def test_a_frozen_host_is_wrong_and_its_places_are_looked_at_all_the_same(folder
 
 
 def test_warnings_of_the_policy_are_findings(folder, data):
-    found = visit("smolvla", folder, data(SMALL))
+    found = visit("evo1", folder, data(SMALL))
     assert any("full fine-tuning" in message for message in found.odd)
 
 
@@ -227,6 +235,7 @@ def doctor(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     """Exit code and everything that was printed."""
     monkeypatch.setattr(sys, "argv", ["spatial-forcing", "doctor", *arguments])
     monkeypatch.setenv("COLUMNS", "400")
+    capsys.readouterr()
     try:
         main()
         code = 0
@@ -294,6 +303,20 @@ def test_a_checkpoint_and_lerobots_path(monkeypatch, capsys, folder, data, tmp_p
     code, text = doctor(monkeypatch, capsys, f"--checkpoint={saved.parents[1]}", *with_dataset)
     assert code == 2
     assert f"Did you mean {saved}" in text
+
+
+def test_a_data_set_that_calls_its_cameras_otherwise(monkeypatch, capsys, folder, data, tmp_path):
+    plain = small_config("smolvla", folder)
+    run = train_config(plain, data(SMALL), tmp_path / "run", steps=1, batch_size=2, seed=3, save_every=1)
+    with small_parts("smolvla"):
+        saved = checkpoints(train_or_continue(run))[1]
+    named = {"observation.images.front": RIGHT, "observation.images.side": LEFT}
+    other = make_dataset(tmp_path / "other", episodes=1, frames=4, size=SMALL, cameras=tuple(named))
+    flags = [f"--checkpoint={saved}", f"--dataset={other}", "--teacher=untrained-tiny", "--batch_size=2"]
+    flags += [f"--rename_map={json.dumps(named)}", f"--policy.forcing.cameras={json.dumps(named)}"]
+    code, text = doctor(monkeypatch, capsys, *flags)
+    assert code == 0, text
+    assert "blanked cells move most the token" in text
 
 
 def test_pictures_that_the_built_in_vla_does_not_take(monkeypatch, capsys, data):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.hosts.lerobot import Pictures, cameras_in, pictures_of, policy_host
+from spatial_forcing.hosts.lerobot import Pictures, policy_host
+from spatial_forcing.hosts.shown import shown
 from spatial_forcing.rehearsal import FirstStep, dataset_flags, first_step, parsed, with_forcing
 from spatial_forcing.teachers import RECORDS as TEACHERS
 
@@ -183,8 +184,8 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
         )
     if len(pictures.images) < pictures.views:
         found.odd.append(
-            f"The batch has pictures of {len(pictures.images)} views, the host tokens for {pictures.views}: "
-            "the others have no target."
+            f"The host has tokens for {pictures.views} views, {len(pictures.images)} are aligned: the others "
+            "are not in the batch or not chosen."
         )
     _look_at_features(found, step)
 
@@ -211,7 +212,8 @@ def _look_at_features(found: Findings, step: FirstStep) -> None:
 
 def _pictures(step: FirstStep) -> Pictures:
     """The pictures of the batch that are aligned, as the host gets them."""
-    return pictures_of(step.policy, step.batch, step.policy._picture_stats)
+    policy = step.policy
+    return policy.feature_source.pictures(policy, step.batch, policy._picture_stats)
 
 
 def _features(step: FirstStep) -> Any:
@@ -253,23 +255,25 @@ def _look_at_step(found: Findings, step: FirstStep) -> None:
 
 def _look_at_places(found: Findings, step: FirstStep) -> None:
     """The perturbation check, through the policy's own preprocessing."""
-    policy, record = step.policy.eval(), step.policy.record
+    policy = step.policy.eval()
     names = {step.rename_map.get(key, key): key for key in step.raw}
-    cameras, affine_V23 = cameras_in(policy.config, names), None
-    if record.pictures is not None:
-        cameras, affine_V23 = _packed(step)
+    if policy.record.pictures is not None:
+        from lerobot_policy_spatial_forcing.crops import track_crops
+
+        track_crops()
+    seen = shown(policy, _preprocessed(step, dict(step.raw)))
+    affine_V23 = None if seen.affine_BV23 is None else seen.affine_BV23[0]
 
     def forward(images: list[Tensor]) -> None:
         raw = dict(step.raw)
-        for camera, image_B3HW in zip(cameras, images, strict=True):
+        for camera, image_B3HW in zip(seen.cameras, images, strict=True):
             raw[names[camera]] = _latest(raw[names[camera]], image_B3HW)
         batch = _preprocessed(step, raw)
         with step.autocast():
             policy.forward(batch)
 
-    views = pictures_of(policy, step.batch, policy._picture_stats).views
-    images = [_latest(step.raw[names[camera]]) for camera in cameras]
-    report = check_host(policy_host(policy, views), forward, images, affine_23=affine_V23)
+    images = [_latest(step.raw[names[camera]]) for camera in seen.cameras]
+    report = check_host(policy_host(policy, seen.views), forward, images, affine_23=affine_V23)
     if report.ok:
         found.facts["perturbation check"] = str(report)
     else:
@@ -293,15 +297,6 @@ def _preprocessed(step: FirstStep, raw: dict[str, Any]) -> dict[str, Any]:
         return step.preprocess(raw)
     finally:
         random.setstate(state)
-
-
-def _packed(step: FirstStep) -> tuple[list[str], Tensor]:
-    """Cameras in the order of a prompt's pictures, and affine_V23 from what the host sees to the whole."""
-    from lerobot_policy_spatial_forcing.crops import PACKED_KEY, track_crops
-
-    track_crops()
-    packed = _preprocessed(step, dict(step.raw))[PACKED_KEY]
-    return packed.cameras, packed.affine_BV23[0]
 
 
 def _look_at_cost(found: Findings, step: FirstStep) -> None:
