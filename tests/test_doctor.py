@@ -17,8 +17,9 @@ from spatial_forcing import SpatialForcingError, load_teacher
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cli import main
 from spatial_forcing.doctor import Findings, diagnose, examine_training, training_flags
+from spatial_forcing.flags import read_config
 from spatial_forcing.hosts import lerobot
-from spatial_forcing.rehearsal import FirstStep, first_step, parsed
+from spatial_forcing.rehearsal import FirstStep, first_step
 from spatial_forcing.train import checkpoints, train_config, train_or_continue
 
 LEFT, RIGHT = CAMERAS
@@ -366,5 +367,5 @@ def test_frames_are_rendered_where_there_is_no_data_set(tmp_path, monkeypatch):
 
     monkeypatch.setattr("spatial_forcing.doctor._rendered", rendered)
     with training_flags([], teacher="untrained-tiny", batch_size=2) as flags:
-        assert examine_training(parsed(flags), Console(quiet=True), flags)
+        assert examine_training(read_config(flags), Console(quiet=True), flags)
     assert not made[0].exists()

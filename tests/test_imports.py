@@ -16,13 +16,13 @@ PACKAGE = Path(spatial_forcing.__file__).parent
 # What may import what: a part imports parts on lines above its own; parts on one line may import each other,
 # but not in a circle. `errors` is for all.
 ORDER = (
-    ("grid", "uv", "ranges", "console", "locks", "threads", "processes"),
+    ("grid", "uv", "ranges", "console", "device", "files", "guard", "locks", "threads", "processes"),
     ("tap", "control"),
     ("check",),
     ("align",),
     ("teachers", "hosts"),
     ("cache",),
-    ("sim", "probe", "study", "stats", "provenance", "train", "evaluate", "chunks"),
+    ("sim", "probe", "study", "stats", "provenance", "train", "flags", "train_command", "evaluate", "chunks"),
     ("rehearsal",),
     ("report", "evidence", "demo", "doctor", "cli"),
 )

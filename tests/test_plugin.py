@@ -267,7 +267,7 @@ def test_blind_and_state_policies_differ_in_what_they_see(dataset):
     assert torch.equal(blind.predict_action_chunk(batch), blind.predict_action_chunk(other))
     seeing = make_policy(TinyConfig(**SMALL), ds_meta=meta).eval()
     assert not torch.equal(seeing.predict_action_chunk(batch), seeing.predict_action_chunk(other))
-    with pytest.raises(ValueError, match="environment_state"):
+    with pytest.raises(SpatialForcingError, match="environment_state"):
         make_policy(TinyConfig(**SMALL, use_environment_state=True), ds_meta=meta)
 
 

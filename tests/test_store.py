@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from spatial_forcing.cache import write
+from spatial_forcing.cache.claim import only_writer
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import MANIFEST
 from spatial_forcing.cache.store import CacheError, FeatureStore, Source
 from spatial_forcing.cache.verify import broken_files, recompute, repair
 from spatial_forcing.cache.write import Share, write_features
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import end_with_parent
@@ -102,7 +104,7 @@ def test_finished_cache_is_reused(tmp_path):
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_features_are_refused_and_nothing_is_lost(tmp_path, change, finished):
-    teacher = Teacher(10**9 if finished else 6)
+    teacher = Teacher(10**9 if finished else SOURCE.frames + 6)
     try:
         write_features(tmp_path / "c", SOURCE, frames, teacher, batch_size=2)
     except KeyboardInterrupt:
@@ -180,6 +182,69 @@ def test_marks_of_what_is_not_valid_are_not_lost(tmp_path):
 
     with pytest.raises(CacheError, match="keeps no such marks"):
         write_features(tmp_path / "c", SOURCE, frames, look)
+
+
+def broken_camera(indices: list[int]) -> torch.Tensor:
+    raise RuntimeError("no picture")
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        ({"options": CodecOptions("pca-int8", components=9999)}, SpatialForcingError),
+        ({"batch_size": 0}, CacheError),
+        ({"source": replace(SOURCE, grid=(0, -2))}, CacheError),
+        ({"source": replace(SOURCE, grid=(3, 2))}, CacheError),
+        ({"teacher": Teacher(limit=0)}, KeyboardInterrupt),
+        ({"frames": broken_camera}, RuntimeError),
+    ],
+)
+def test_what_a_failed_start_wrote_goes_away(tmp_path, failing, error):
+    given = {"source": SOURCE, "frames": frames, "teacher": Teacher()} | failing
+    for folder in (tmp_path / "new" / "folder", tmp_path / "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with pytest.raises(error):
+            write_features(folder, **given)
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    write_features(tmp_path / "there", SOURCE, frames, Teacher())
+
+
+def test_a_grid_larger_than_the_teachers_is_refused_and_the_teachers_is_said(tmp_path):
+    for grid in ((3, 2), (2, 3), (50, 50)):
+        with pytest.raises(
+            CacheError, match=f"{grid[0]} x {grid[1]} is larger than the teacher's, which is 2 x 2"
+        ):
+            write_features(tmp_path / "c", replace(SOURCE, grid=grid), frames, Teacher())
+    for grid in ((2, 2), (1, 2)):
+        write_features(tmp_path / str(grid), replace(SOURCE, grid=grid), frames, Teacher())
+        assert FeatureStore(tmp_path / str(grid)).grid[1:3] == grid
+
+
+def test_a_claim_beside_which_nothing_was_finished_gives_way(tmp_path):
+    root, other = tmp_path / "c", replace(SOURCE, teacher="u")
+    root.mkdir()
+    for left in ('{"teacher": "t"}', "cut o"):  # of a process that was killed at once
+        (root / "source.json").write_text(left)
+        with only_writer(root, Share(1, 2)), pytest.raises(CacheError, match=r"teacher|damaged"):
+            write_features(root, other, frames, Teacher(), share=Share(0, 2))
+        assert (root / "source.json").read_text() == left, "somebody is at work here"
+        with pytest.raises(KeyboardInterrupt):
+            write_features(root, other, frames, Teacher(limit=0))
+        assert not list(root.iterdir())
+    write_features(root, other, frames, Teacher())
+
+
+def test_a_repair_that_fails_changes_nothing(tmp_path):
+    root = tmp_path / "c"
+    write_features(root, SOURCE, frames, Teacher())
+    every = sorted(path.name for path in root.glob("*.safetensors"))
+    for names, limits in ((["shard-00001.safetensors"], [0]), (every, [0, SOURCE.frames + 6])):
+        (root / names[0]).write_bytes(b"damaged")
+        before = {path.name: path.read_bytes() for path in root.iterdir()}
+        for fails in map(Teacher, limits):
+            with pytest.raises(KeyboardInterrupt):
+                repair(root, names, lambda fails=fails: write_features(root, SOURCE, frames, fails))
+            assert {path.name: path.read_bytes() for path in root.iterdir()} == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

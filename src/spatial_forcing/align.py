@@ -51,8 +51,12 @@ class Projector(nn.Module):
         super().__init__()
         if norm not in ("layer", "batch"):
             raise SpatialForcingError(f"The projector's norm is 'layer' or 'batch', got {norm!r}.")
-        self.norm = nn.LayerNorm(width_in) if norm == "layer" else nn.BatchNorm1d(width_in)
         hidden = width_out if hidden is None else hidden
+        if min(width_in, width_out, hidden) < 1:
+            raise SpatialForcingError(
+                f"The projector's widths must be at least 1, got {width_in}, {hidden} and {width_out}."
+            )
+        self.norm = nn.LayerNorm(width_in) if norm == "layer" else nn.BatchNorm1d(width_in)
         self.fc1 = nn.Linear(width_in, hidden)
         self.fc2 = nn.Linear(hidden, width_out)
 
@@ -81,6 +85,9 @@ def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor)
     Computed in float32. Zero if and only if every valid pair is parallel (or none is valid); invariant to
     either side's scale.
     """
+    if projected_BNC.shape != target_BNC.shape or valid_BN.shape != target_BNC.shape[:-1]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (projected_BNC, target_BNC, valid_BN))
+        raise SpatialForcingError(f"Projected, target and mask must have one shape (B, N, C), got {shapes}.")
     projected = torch.where(valid_BN[..., None], projected_BNC.float(), 1.0)
     target = torch.where(valid_BN[..., None], target_BNC.float(), 1.0)
     distance_BN = 1 - F.cosine_similarity(projected, target, dim=-1)
@@ -143,6 +150,13 @@ class SpatialForcing(nn.Module):
         control: Literal["shuffled", "place"] | None = None,
     ):
         super().__init__()
+        if not isinstance(host, Host):
+            raise SpatialForcingError(f"The host is a Host, from host_of(model); got {type(host).__name__}.")
+        if not isinstance(getattr(teacher, "width", None), int):
+            raise SpatialForcingError(
+                "The teacher is a model, from load_teacher(name), or a FeatureStore: something that has a "
+                f"width; got {teacher!r}."
+            )
         if control is not None and control not in CONTROLS:
             raise UnknownNameError("control", control, CONTROLS)
         check_numbers(weight, position_embedding)
@@ -252,6 +266,12 @@ class SpatialForcing(nn.Module):
         features = self._checked(self._features(images), batch)
         places = self._places(views, features.tokens_BVHWC.shape[1])
         if present_BV is not None:
+            given = tuple(features.valid_BVHW.shape[:2])
+            if present_BV.ndim != 2 or present_BV.shape[0] != given[0] or present_BV.shape[1] < given[1]:
+                raise SpatialForcingError(
+                    f"present_BV says of each of the {given[0]} samples which of its {given[1]} views are "
+                    f"there; got a tensor of shape {tuple(present_BV.shape)}."
+                )
             present = present_BV.to(features.valid_BVHW)[:, : features.valid_BVHW.shape[1], None, None]
             features = features._replace(valid_BVHW=features.valid_BVHW & present)
         if self.control == "shuffled":

@@ -4,17 +4,20 @@ Each command is a dataclass of options with a ``run`` method, except ``train``, 
 heavy imports wait until the command is known.
 """
 
-import json
+import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError, UnknownNameError
+from spatial_forcing.files import check_folder, read_json
+from spatial_forcing.guard import guarded
 from spatial_forcing.threads import waiting_threads_sleep
 
 
@@ -163,6 +166,7 @@ class CacheVerify(_Cached):
         verify_cache(self)
 
 
+@dataclass
 class Train:
     """Train a policy with the flags of lerobot-train, and keep its metrics in metrics.jsonl."""
 
@@ -192,6 +196,8 @@ class Eval:
         from spatial_forcing.sim.env import SimEnvConfig
         from spatial_forcing.stats import wilson
 
+        if self.out is not None:
+            check_folder(self.out)
         result = roll_out(
             LoadedPolicy(self.checkpoint, self.device),
             SimEnvConfig(task=self.task),
@@ -263,7 +269,7 @@ class Report:
             raise SpatialForcingError(
                 f"{self.out} has no results.json: finish the run with spatial-forcing demo first."
             )
-        print(write_report(json.loads(results.read_text()), self.out))
+        print(write_report(read_json(results, "Finish the run again with spatial-forcing demo."), self.out))
 
 
 @dataclass
@@ -295,26 +301,10 @@ class Doctor:
 
 def train(arguments: list[str]) -> None:
     """``spatial-forcing train``: lerobot-train and its flags, plus metrics.jsonl in the output folder."""
-    # LeRobot sets its own level when training starts; until then it would print a page about FFmpeg.
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
-        from lerobot.configs import parser
-        from lerobot.configs.train import TrainPipelineConfig
-        from lerobot.utils.import_utils import register_third_party_plugins
-    except ImportError as error:
-        raise MissingDependencyError("LeRobot", "lerobot") from error
+    from spatial_forcing.train_command import TrainCommand
 
-    from spatial_forcing.train import log_short_runs, train_policy
-
-    register_third_party_plugins()
-
-    @parser.wrap()
-    def main(config: TrainPipelineConfig) -> None:
-        log_short_runs(config)
-        train_policy(config)
-
-    sys.argv = ["spatial-forcing train", *arguments]
-    main()  # type: ignore[call-arg]  # LeRobot's parser fills in the configuration
+    command = TrainCommand()
+    guarded(lambda: command.run(arguments), command.stopped)
 
 
 COMMANDS = {
@@ -329,29 +319,66 @@ COMMANDS = {
 }
 
 
+SUBCOMMANDS = {"cache": {"verify": CacheVerify}}
+AGAIN = "What is finished is kept: run the same command again to continue."
+# After Ctrl-C; `train` looks at its folder.
+KEPT = {
+    "demo": AGAIN,
+    "demos": AGAIN,
+    "cache": AGAIN,
+    "cache verify": "The cache is as it was.",
+    "eval": "No result was written: run the same command again.",
+}
+
+
 def main() -> None:
     """Entry point. Errors of ours are printed as one message, without a traceback."""
     waiting_threads_sleep()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name need not be valid text
+            stream.reconfigure(errors="backslashreplace")
+    guarded(lambda: check_names(sys.argv[1:]), lambda: "")
     if sys.argv[1:2] == ["train"]:  # every flag after it is LeRobot's to read, --help too
-        return _guarded(Train().run)
+        return Train().run()
     try:
         import tyro
     except ImportError:
-        sys.exit(str(MissingDependencyError("tyro", "lerobot")))
+        return guarded(_without_tyro, lambda: "")
     description = (
         "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
     )
     _quiet()
-    if sys.argv[1:3] == ["cache", "verify"]:
-        verify = tyro.cli(CacheVerify, args=sys.argv[3:], prog="spatial-forcing cache verify")
-        return _guarded(verify.run)
-    if sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
+    name = " ".join(_words(sys.argv[1:]))
+    if name == "cache verify":
+        run = tyro.cli(CacheVerify, args=sys.argv[3:], prog=f"spatial-forcing {name}").run
+    elif sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
         doctor, lerobot = tyro.cli(
             Doctor, args=sys.argv[2:], prog="spatial-forcing doctor", return_unknown_args=True
         )
-        return _guarded(lambda: doctor.run(lerobot))
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description)
-    return _guarded(command.run)
+        run = partial(doctor.run, lerobot)
+    else:
+        run = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="spatial-forcing", description=description
+        ).run
+    return guarded(run, lambda: KEPT.get(name, "Nothing was changed."))
+
+
+def check_names(arguments: list[str]) -> None:
+    """Raises :class:`UnknownNameError` for a command that does not exist, before its options are read."""
+    name, *second = _words(arguments) or [None]
+    if name is not None and name not in COMMANDS:
+        raise UnknownNameError("command", name, COMMANDS)
+    if second and name in SUBCOMMANDS and second[0] not in SUBCOMMANDS[name]:
+        raise UnknownNameError(f"subcommand of {name}", second[0], SUBCOMMANDS[name])
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """The names that stand before the first option: of a command, and of what in it."""
+    return list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
+
+
+def _without_tyro() -> None:
+    raise MissingDependencyError("tyro", "lerobot")
 
 
 def _quiet() -> None:
@@ -366,20 +393,6 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="spatial_forcing")  # a teacher's licence, for one
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-
-
-def _guarded(run: Callable[[], None]) -> None:
-    try:
-        run()
-    except SpatialForcingError as error:
-        print(f"spatial-forcing: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "spatial-forcing: stopped. What is finished is kept: run the same command again to continue.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 def _console():

@@ -5,12 +5,12 @@ Every stage is the ordinary part of the package, run on the embedded world; ever
 finished, so that a second run reuses it and an interrupted one continues.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from spatial_forcing.console import stages
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.files import check_folder, read_json
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
 
@@ -29,6 +30,7 @@ CONTROL_LABELS = {
     "shuffled": "toward the features of another frame",
     "place": "toward the place of each token alone",
 }
+DAMAGED = "Run the demo in another folder, or remove this one."
 # Rough seconds a unit of work takes on two cores, for the estimate at the start.
 SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
 
@@ -94,12 +96,12 @@ def run_demo(
     """
     console = console or Console()
     out = out.resolve()
-    check_names(settings)
-    check_folder(out, settings)
+    check_settings(settings, workers)
+    take_folder(out, settings)
     if (out / "results.json").is_file():
         from spatial_forcing.report import write_report
 
-        report = write_report(json.loads((out / "results.json").read_text()), out)
+        report = write_report(read_json(out / "results.json", DAMAGED), out)
         console.print(f"This run is finished; nothing was computed again. Report: [bold]{report}[/]")
         return report
     lock = hold(out)
@@ -128,8 +130,15 @@ def run_demo(
     return report
 
 
-def check_names(settings: DemoSettings) -> None:
-    """Raises :class:`UnknownNameError` for a task or teacher that does not exist, before anything is made."""
+def check_settings(settings: DemoSettings, workers: int) -> None:
+    """Before anything is made.
+
+    Raises:
+        UnknownNameError: a task or teacher does not exist.
+        DeviceError: nor does the device.
+        SpatialForcingError: a number makes no sense.
+    """
+    from spatial_forcing.device import checked_device
     from spatial_forcing.sim.tasks import task_record
     from spatial_forcing.teachers.records import RECORDS
 
@@ -137,10 +146,21 @@ def check_names(settings: DemoSettings) -> None:
         task_record(task)
     if settings.teacher not in RECORDS:
         raise UnknownNameError("teacher", settings.teacher, RECORDS)
+    checked_device(settings.device)
+    if not settings.tasks or len(set(settings.tasks)) < len(settings.tasks):
+        raise SpatialForcingError(f"Name at least one task, and none twice; got {settings.tasks}.")
+    for name, least in (("episodes", 1), ("steps", 1), ("eval_episodes", 1), ("seed", 0)):
+        if (value := getattr(settings, name)) < least:
+            raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")
+    if not (isfinite(settings.weight) and settings.weight >= 0):
+        raise SpatialForcingError(f"The weight must be a number, 0 or more; got {settings.weight}.")
+    if workers < 1:
+        raise SpatialForcingError(f"The demo takes at least one process; got {workers} workers.")
 
 
-def check_folder(out: Path, settings: DemoSettings) -> None:
+def take_folder(out: Path, settings: DemoSettings) -> None:
     """Takes the folder for this run, or raises if it holds another one or the disk is too full for it."""
+    check_folder(out)
     if out.exists() and any(out.iterdir()) and not (out / "settings.json").is_file():
         raise SpatialForcingError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +196,11 @@ def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]
     path = out / "settings.json"
     if not path.is_file():
         raise SpatialForcingError(_no_demo(out))
-    saved = json.loads(path.read_text())
+    saved = read_json(path, DAMAGED)
+    strange = saved.keys() - {one.name for one in fields(DemoSettings)}
+    if strange or not isinstance(saved.get("tasks"), list):
+        what = f"it has {', '.join(sorted(strange))}" if strange else "it names no tasks"
+        raise SpatialForcingError(f"{path} does not hold the settings of a demo: {what}. {DAMAGED}")
     settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
     roots = (out / "demonstrations", out / "held-out-demonstrations", out / "features" / settings.teacher)
     missing = [str(root) for root in roots if not root.is_dir()]

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.flags import read_config
 from spatial_forcing.hosts.lerobot import Pictures, policy_host
 from spatial_forcing.hosts.shown import shown
-from spatial_forcing.rehearsal import FirstStep, dataset_flags, first_step, parsed, with_forcing
+from spatial_forcing.rehearsal import FirstStep, dataset_flags, first_step, with_forcing
 from spatial_forcing.teachers import RECORDS as TEACHERS
 
 PACKAGED_TEACHER = "vggt-tiny-sim"
@@ -47,7 +48,7 @@ def examine(arguments: list[str], console: Any) -> bool:
     Raises:
         SpatialForcingError: training would not reach its first step.
     """
-    return examine_training(parsed(arguments), console, arguments)
+    return examine_training(read_config(arguments), console, arguments)
 
 
 def examine_training(config: Any, console: Any, arguments: list[str] | None = None) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.chunks import read_chunks_without_pictures
+from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
 
 
@@ -41,21 +42,35 @@ class Evaluation:
         temporary.replace(path)
 
 
+class PolicyError(SpatialForcingError):
+    """A saved policy cannot be loaded, or does not fit the environment."""
+
+
 class LoadedPolicy:
     """A policy with its processors, as LeRobot loads them from a checkpoint folder.
 
     Raises:
-        SpatialForcingError: the folder is not a checkpoint of a LeRobot policy.
+        PolicyError: the folder is not a checkpoint of a LeRobot policy, or one of its files is damaged.
+        DeviceError: no such device.
     """
 
     def __init__(self, checkpoint: Path, device: str = "cpu"):
         checkpoint = Path(checkpoint)
+        checked_device(device)
         if not (checkpoint / "config.json").is_file():
             near = [str(p.parent) for p in sorted(checkpoint.glob("**/config.json"))[:3]]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise SpatialForcingError(
-                f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}"
-            )
+            raise PolicyError(f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}")
+        try:
+            self._load(checkpoint, device)
+        except SpatialForcingError:
+            raise
+        except Exception as error:  # of many kinds: LeRobot's, draccus', safetensors', the disk's
+            raise PolicyError(
+                f"The policy in {checkpoint} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    def _load(self, checkpoint: Path, device: str) -> None:
         from lerobot.configs import PreTrainedConfig
         from lerobot.policies import make_pre_post_processors
         from lerobot.policies.factory import get_policy_class
@@ -116,10 +131,20 @@ def roll_out(
     videos: Path | None = None,
     video_count: int = 2,
 ) -> Evaluation:
-    """Runs LeRobot's evaluation; episode i has the seed ``seed`` + i, for every policy."""
+    """Runs LeRobot's evaluation; episode i has the seed ``seed`` + i, for every policy.
+
+    Raises:
+        PolicyError: the policy has other actions or observations than the environment.
+        SpatialForcingError: no episodes, a negative seed, or no such task.
+    """
     from lerobot.envs import close_envs, make_env, make_env_pre_post_processors
     from lerobot.scripts.lerobot_eval import eval_policy_all
 
+    if episodes < 1:
+        raise SpatialForcingError(f"A rollout needs at least one episode; got {episodes}.")
+    if seed < 0:
+        raise SpatialForcingError(f"The seed must be at least 0; got {seed}.")
+    check_fit(loaded.config, env_config)
     start = time.perf_counter()
     envs = make_env(env_config, n_envs=episodes, use_async_envs=False)
     env_preprocess, env_postprocess = make_env_pre_post_processors(env_config, loaded.config)
@@ -153,3 +178,25 @@ def roll_out(
         videos=list(info["overall"].get("video_paths", [])),
         seconds=time.perf_counter() - start,
     )
+
+
+def check_fit(policy: Any, env: Any) -> None:
+    """Raises :class:`PolicyError` unless a policy's configuration takes what an environment shows, and acts
+    as it does. Sizes of pictures are the policy's own business: some take any."""
+    from lerobot.configs import FeatureType
+    from lerobot.utils.constants import OBS_IMAGES
+
+    offered = {env.features_map.get(key, key): feature for key, feature in env.features.items()}
+    wrong = []
+    for key, feature in ((policy.input_features or {}) | (policy.output_features or {})).items():
+        if key.startswith(f"{OBS_IMAGES}.empty_camera"):  # LeRobot fills those with black
+            continue
+        if key not in offered:
+            wrong.append(f"{key} is not in the environment")
+        elif feature.type is not FeatureType.VISUAL and tuple(feature.shape) != offered[key].shape:
+            wrong.append(f"{key} is {list(feature.shape)}, in the environment {list(offered[key].shape)}")
+    if wrong:
+        raise PolicyError(
+            f"The policy does not fit the environment {env.type}: {'; '.join(wrong)}. The environment has: "
+            f"{', '.join(sorted(offered))}."
+        )

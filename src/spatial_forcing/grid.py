@@ -47,6 +47,9 @@ class Features(NamedTuple):
     def checked(self) -> "Features":
         """Returns itself, or raises :class:`SpatialForcingError` if shapes or dtypes do not fit together."""
         tokens, valid = self.tokens_BVHWC, self.valid_BVHW
+        if not isinstance(tokens, Tensor) or not isinstance(valid, Tensor):
+            found = f"{type(tokens).__name__} and {type(valid).__name__}"
+            raise SpatialForcingError(f"Features need two tensors, tokens and a mask, got {found}.")
         if tokens.ndim != 5:
             raise SpatialForcingError(f"Features need tokens (B, V, H, W, C), got {tuple(tokens.shape)}.")
         if valid.shape != tokens.shape[:4]:
@@ -102,6 +105,8 @@ class Layout:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
+        if not all(isinstance(size, int) for size in (self.views, self.rows, self.cols)):
+            raise SpatialForcingError(f"Views, rows and columns of a layout are whole numbers, got {self}.")
         if min(self.views, self.rows, self.cols) < 1:
             raise SpatialForcingError(f"A layout needs at least one view, row and column, got {self}.")
         if self.fit not in ("stretch", "pad"):
@@ -205,8 +210,16 @@ def resample(
     Returns:
         :class:`Features` of exactly ``rows`` x ``cols`` tokens; those that are not valid are zero.
     """
+    if not isinstance(features, Features):
+        raise SpatialForcingError(f"resample takes Features; got {type(features).__name__}.")
     tokens_BVHWC, _ = features.checked()
     B, V, H, W, _ = tokens_BVHWC.shape
+    if not isinstance(rows, int) or not isinstance(cols, int):
+        raise SpatialForcingError(f"Rows and columns of a grid are whole numbers, got {rows} x {cols}.")
+    if min(rows, cols, H, W) < 1:
+        raise SpatialForcingError(
+            f"A grid has at least one row and column; cannot carry {H} x {W} tokens to {rows} x {cols}."
+        )
     if published and affine_BV23 is not None:
         raise SpatialForcingError("The published resampling knows no affine; use published=False with one.")
     # Geometry keeps its precision inside an autocast region.
@@ -244,6 +257,8 @@ def _shaped_affine(affine: Tensor, B: int, V: int) -> Tensor:
             f"Expected an affine of shape (2, 3), ({V}, 2, 3) or ({B}, {V}, 2, 3) for {B} samples of {V} "
             f"views, got {tuple(affine.shape)}."
         )
+    if not affine.isfinite().all():
+        raise SpatialForcingError("An affine has numbers that are not finite.")
     return affine.reshape(b, v, 2, 3)
 
 

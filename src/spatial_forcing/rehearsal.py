@@ -4,9 +4,8 @@ Nothing is rebuilt here: ``lerobot_train.train`` itself makes data set, policy, 
 and is stopped where it would update the policy for the first time. It has written nothing by then.
 """
 
-import io
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,6 @@ from typing import Any
 from lerobot.configs import parser
 from lerobot.configs.default import JobConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
-from lerobot.utils.import_utils import register_third_party_plugins
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.hosts.lerobot import RECORDS
@@ -135,39 +133,6 @@ def _replaced(module: ModuleType, parts: dict[str, Any]) -> Iterator[None]:
 
 
 # ---- the command line --------------------------------------------------------------------------------------
-
-
-def parsed(arguments: list[str]) -> TrainPipelineConfig:
-    """LeRobot's configuration of a training command, read by LeRobot's parser.
-
-    Raises:
-        SpatialForcingError: LeRobot does not take these flags; with its own words.
-    """
-    register_third_party_plugins()
-
-    @parser.wrap()
-    def config_of(config: TrainPipelineConfig) -> TrainPipelineConfig:
-        return config
-
-    said = io.StringIO()
-    with command_line(*arguments), redirect_stderr(said):
-        try:
-            return config_of()  # type: ignore[call-arg]  # LeRobot's parser fills it in
-        except SpatialForcingError:
-            raise
-        except (Exception, SystemExit) as error:  # it prints its usage, 400 lines, and exits
-            words = said.getvalue().rpartition("error: ")[2].strip() or f"{type(error).__name__}: {error}"
-            raise SpatialForcingError(
-                f"LeRobot does not take these flags: {words}{_because(error)}"
-            ) from error
-
-
-def _because(error: BaseException) -> str:
-    """The first of the errors that led to this one, where the parser has swallowed it."""
-    first = error
-    while (before := first.__cause__ or first.__context__) is not None:
-        first = before
-    return "" if first is error else f" ({first})"
 
 
 def with_forcing(arguments: list[str]) -> list[str]:

@@ -52,9 +52,11 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     Raises:
         StatsError: no episodes, more successes than episodes, or a confidence outside (0, 1).
     """
-    if episodes < 1 or not 0 <= successes <= episodes:
+    whole = all(isinstance(count, int | np.integer) for count in (successes, episodes))
+    if not whole or episodes < 1 or not 0 <= successes <= episodes:
         raise StatsError(
-            f"A success rate needs 0 <= successes <= episodes and an episode, got {successes} of {episodes}."
+            "A success rate needs whole numbers, 0 <= successes <= episodes, and an episode, got "
+            f"{successes!r} of {episodes!r}."
         )
     _check_confidence(confidence)
     found = _scipy_stats().binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import read_json
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
 
@@ -284,7 +285,7 @@ def claim(path: Path, specification: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(wanted, indent=1))
         return
-    found = json.loads(path.read_text())
+    found = read_json(path, "Choose another folder with --out, or delete this one.")
     keys = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if keys:
         differing = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} wanted" for k in keys)

@@ -86,9 +86,9 @@ class Host:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
         blocks = len(self.blocks)
         deepest = blocks if self.final_norm is not None else blocks - 1
-        if not 1 <= depth <= deepest:
+        if not isinstance(depth, int) or not 1 <= depth <= deepest:
             raise TapError(
-                f"{self.name} has {blocks} blocks; the tap depth must be 1 to {deepest}, got {depth}."
+                f"{self.name} has {blocks} blocks; the tap depth must be 1 to {deepest}, got {depth!r}."
             )
         if depth == blocks and self.final_norm is not None:
             return self.final_norm
@@ -128,6 +128,8 @@ class Tap:
     """
 
     def __init__(self, host: Host, depth: int | None = None):
+        if not isinstance(host, Host):
+            raise TapError(f"A tap takes a Host, from host_of(model); got {type(host).__name__}.")
         self.host = host
         self.depth = host.default_depth if depth is None else depth
         self.armed = False

@@ -41,10 +41,10 @@ class CodecOptions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise SpatialForcingError(f"The codec is one of {', '.join(KINDS)}; got {self.kind!r}.")
-        if not 0 < self.fidelity < 1:
-            raise SpatialForcingError(f"The fidelity is between 0 and 1; got {self.fidelity}.")
-        if self.components is not None and self.components < 1:
-            raise SpatialForcingError(f"The codec needs at least one component; got {self.components}.")
+        if not isinstance(self.fidelity, int | float) or not 0 < self.fidelity < 1:
+            raise SpatialForcingError(f"The fidelity is between 0 and 1; got {self.fidelity!r}.")
+        if self.components is not None and (not isinstance(self.components, int) or self.components < 1):
+            raise SpatialForcingError(f"The codec needs at least one component; got {self.components!r}.")
 
 
 @dataclass

@@ -12,9 +12,11 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import chosen_cameras, extract, open_dataset, open_source
 from spatial_forcing.cache.layout import MANIFEST, CacheError
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
-from spatial_forcing.cache.write import Plan, Share
+from spatial_forcing.cache.write import Plan, Share, check_numbers
 from spatial_forcing.console import stages
+from spatial_forcing.device import checked_device
 from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.files import check_folder
 from spatial_forcing.processes import end_with_parent
 
 
@@ -60,8 +62,10 @@ def check_options(options: Any) -> None:
     """What can be wrong before a teacher is loaded, which may take long.
 
     Raises:
-        CacheError: no data set or teacher was named, or there is no such data set.
+        CacheError: no data set or teacher was named, there is no such data set, a number makes no sense, or
+            the folder cannot be written to.
         UnknownNameError: no such teacher or camera.
+        DeviceError: no such device.
     """
     from spatial_forcing.teachers.records import RECORDS
 
@@ -71,6 +75,10 @@ def check_options(options: Any) -> None:
         raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(RECORDS)}.")
     if options.teacher not in RECORDS and not Path(options.teacher).expanduser().exists():
         raise UnknownNameError("teacher (and no file or folder)", options.teacher, RECORDS)
+    CodecOptions(options.codec, options.components, options.fidelity)
+    check_numbers(options.batch, options.grid, options.decoders)
+    check_folder(options.out, CacheError)
+    checked_device(options.device)
     chosen_cameras(open_dataset(options.dataset), options.cameras or None)
 
 
@@ -85,6 +93,9 @@ def verify_cache(options: Any) -> None:
         print(f"{name}: {reason}")
     if options.repair and options.dataset is None:
         raise CacheError("--repair computes features again: say of which data set with --dataset.")
+    if options.dataset is not None:
+        check_numbers(1, None, options.decoders)
+        checked_device(options.device)
     if broken and not options.repair:
         raise CacheError(
             f"{len(broken)} of the files of {options.out} cannot be used. Restore exactly them with: "
@@ -92,6 +103,7 @@ def verify_cache(options: Any) -> None:
         )
     claimed = written_with(options.out)
     if broken:
+        check_folder(options.out, CacheError)
         repair(options.out, list(broken), lambda: rewrite(options, claimed))
         print(f"Restored {', '.join(broken)}.")
     print(f"Every file of {options.out} matches its checksum.")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import CacheError, Source, dataset_fingerprint
-from spatial_forcing.cache.write import Plan, Share, write_features
+from spatial_forcing.cache.write import Plan, Share, check_numbers, write_features
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers import Teacher
 from spatial_forcing.teachers.base import stack_views
@@ -77,6 +77,7 @@ def open_source(
     decoders: int = 2,
 ) -> tuple[Callable[[list[int]], Tensor], Source]:
     """What reads the pictures of some frames, and the description of all of them; see :func:`extract`."""
+    check_numbers(1, grid, decoders)
     frames = open_dataset(dataset)
     keys = chosen_cameras(frames, cameras)
     source = Source(
@@ -95,10 +96,10 @@ def open_source(
     )
     parameter = next(iter(teacher.parameters()), None) if isinstance(teacher, torch.nn.Module) else None
     device = "cpu" if parameter is None else parameter.device
-    pool = ThreadPoolExecutor(max(1, decoders))
+    pool = ThreadPoolExecutor(decoders)
 
     def frames_of(indices: list[int]) -> Tensor:
-        decoded = list(pool.map(lambda i: _pictures(frames[i], keys), indices))
+        decoded = list(pool.map(lambda i: _pictures(frames, i, keys), indices))
         views = [torch.stack([one[v] for one in decoded]) for v in range(len(keys))]
         return stack_views(views).to(device)
 
@@ -106,8 +107,15 @@ def open_source(
 
 
 def chosen_cameras(frames: Any, cameras: Sequence[str] | None) -> list[str]:
-    """The camera keys to look at; raises :class:`UnknownNameError` for one that the data set lacks."""
+    """The camera keys to look at.
+
+    Raises:
+        UnknownNameError: the data set lacks one.
+        CacheError: it has none, or one is named twice.
+    """
     keys = list(cameras or (key for key in frames.meta.camera_keys if key not in frames.meta.depth_keys))
+    if not keys or len(set(keys)) < len(keys):
+        raise CacheError(f"Name at least one camera, and none twice; got {', '.join(keys) or 'none'}.")
     for key in keys:
         if key not in frames.meta.camera_keys:
             raise UnknownNameError("camera", key, frames.meta.camera_keys)
@@ -124,7 +132,13 @@ def open_dataset(dataset: Path | str) -> Any:
 
     path = Path(dataset)
     if (path / "meta" / "info.json").is_file():
-        return LeRobotDataset(f"local/{path.name}", root=path, video_backend="pyav")
+        try:
+            return LeRobotDataset(f"local/{path.name}", root=path, video_backend="pyav")
+        except Exception as error:
+            raise CacheError(
+                f"The data set in {dataset} cannot be read: {type(error).__name__}: {error}. One of its "
+                "files is damaged or missing."
+            ) from error
     if path.exists() or str(dataset).count("/") != 1:
         what = "is not a LeRobotDataset: it has no meta/info.json" if path.exists() else "does not exist"
         raise CacheError(f"{dataset} {what}. Give a data set's folder, or its name on the Hub (owner/name).")
@@ -144,5 +158,12 @@ def _size(feature: dict[str, Any]) -> tuple[int, int]:
     return int(by_name.get("height", shape[0])), int(by_name.get("width", shape[1]))
 
 
-def _pictures(frame: Any, keys: Sequence[str]) -> list[Tensor]:
+def _pictures(frames: Any, index: int, keys: Sequence[str]) -> list[Tensor]:
+    try:
+        frame = frames[index]
+    except Exception as error:  # of many kinds: LeRobot's, those of its decoders, the disk's
+        raise CacheError(
+            f"Frame {index} of the data set in {frames.root} cannot be read: {type(error).__name__}: "
+            f"{error}. One of its files is damaged or missing."
+        ) from error
     return [frame[key] for key in keys]

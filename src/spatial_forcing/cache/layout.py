@@ -12,7 +12,8 @@ Files are written under a temporary name and renamed, so that half a file never 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import read_json
 
 FORMAT = 3
 SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
+MANIFEST_KEYS = {"claimed": dict, "source": dict, "codec": dict, "shard_frames": int, "sums": dict}
+MANIFEST_KEYS |= {"statistics": dict}
+SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 COMMAND = "spatial-forcing cache"
 
 
@@ -69,6 +74,38 @@ class Source:
         return cls(**{**saved, "cameras": cameras, "pictures": pictures, **pairs})
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of the shards this process writes: number ``rank`` of ``world``."""
+
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise CacheError(f"A share is rank 0 to world - 1 of world; got {self.rank} of {self.world}.")
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Share":
+        """As torchrun, accelerate, a SLURM array or a SLURM job say; all of it by default."""
+        names = (
+            ("RANK", "WORLD_SIZE"),
+            ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+            ("SLURM_PROCID", "SLURM_NTASKS"),
+        )
+        for rank, world in names:
+            if rank in variables and world in variables:
+                first = variables.get("SLURM_ARRAY_TASK_MIN", "0") if "ARRAY" in rank else "0"
+                try:
+                    return cls(int(variables[rank]) - int(first), int(variables[world]))
+                except ValueError as error:
+                    raise CacheError(
+                        f"The environment says {rank}={variables[rank]!r} and {world}={variables[world]!r}, "
+                        "which should be whole numbers."
+                    ) from error
+        return cls()
+
+
 def dataset_fingerprint(root: Path) -> str:
     """A short hash of a LeRobotDataset's description and statistics, which change whenever its frames do."""
     digest = hashlib.sha256()
@@ -78,23 +115,6 @@ def dataset_fingerprint(root: Path) -> str:
             raise CacheError(f"{root} is not a LeRobotDataset: it has no {name}.")
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def claim(root: Path, claimed: dict[str, Any]) -> None:
-    """Notes what an unfinished cache will hold, so that nobody continues it with something else.
-
-    Raises:
-        CacheError: the folder holds something else; names what differs.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / SOURCE
-    if path.is_file():
-        check_same(root, json.loads(path.read_text()), claimed)
-    elif any(not one.name.startswith(".") for one in root.iterdir()):
-        raise CacheError(f"{root} is not empty and holds no feature cache. Choose another folder.")
-    else:
-        create_once(path, lambda temporary: temporary.write_text(json.dumps(claimed, indent=1)))
-        check_same(root, json.loads(path.read_text()), claimed)
 
 
 def check_same(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -123,16 +143,19 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not path.is_file():
         state = "an unfinished feature cache" if (root / SOURCE).is_file() else "no feature cache"
         raise CacheError(f"{root} holds {state}. Write it (or finish it) with: {COMMAND}")
-    try:
-        manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CacheError(
-            f"{path} is not readable JSON ({error}). Delete it and run {COMMAND} again: shards are kept."
-        ) from error
+    advice = f"Delete it and run {COMMAND} again: shards are kept."
+    manifest = read_json(path, advice, CacheError)
     if manifest.get("format") != FORMAT:
         raise CacheError(
             f"{path} has format {manifest.get('format')}, this version reads {FORMAT}. Write the cache again."
         )
+    for key, kind in MANIFEST_KEYS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise CacheError(f"{path} is damaged: its {key!r} is not what it was. {advice}")
+    # Files of these names are read, and in a repair replaced.
+    for name in manifest["sums"]:
+        if name != CODEC and not SHARD.fullmatch(name):
+            raise CacheError(f"{path} is damaged: no cache has a file {name!r}. {advice}")
     return manifest
 
 
@@ -182,7 +205,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CacheError(f"Could not write {path} ({error}). What was finished before is kept.") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -204,7 +227,7 @@ def create_once(path: Path, write: Callable[[Path], Any]) -> None:
         os.link(temporary, path)
     except FileExistsError:
         pass
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CacheError(f"Could not write {path} ({error}).") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -55,6 +55,8 @@ class FeatureStore:
     def __init__(
         self, root: str | os.PathLike[str], *, coefficients: bool = False, standardized: bool = False
     ):
+        if not isinstance(root, str | os.PathLike):
+            raise CacheError(f"A cache is read from a folder; got {root!r}.")
         self.root, self.reads_coefficients = Path(root), coefficients
         manifest = read_manifest(self.root)
         self.source = Source.from_json(manifest["source"])
@@ -94,6 +96,11 @@ class FeatureStore:
 
     def read(self, index_B: Tensor) -> Features:
         """Features of the frames with these data-set indices, on the device of ``index_B``."""
+        whole = isinstance(index_B, Tensor) and not (
+            index_B.is_floating_point() or index_B.dtype == torch.bool
+        )
+        if not whole or index_B.ndim != 1:
+            raise CacheError(f"Frames are named by a tensor of whole numbers, one a sample; got {index_B!r}.")
         stored = self.read_stored(index_B.tolist())
         return self.decoded({k: v.to(index_B.device, non_blocking=True) for k, v in stored.items()})
 
@@ -113,8 +120,9 @@ class FeatureStore:
     def read_stored(self, index: list[int]) -> dict[str, Tensor]:
         """What the shards hold of some frames: ``codes`` (B, V, H, W, K) and ``scale`` (B, V, H, W)."""
         if index and not 0 <= min(index) <= max(index) < self.source.frames:
+            wrong = min(index) if min(index) < 0 else max(index)
             raise CacheError(
-                f"Frame {max(index)} was asked for, but the cache at {self.root} has {self.source.frames} "
+                f"Frame {wrong} was asked for, but the cache at {self.root} has {self.source.frames} "
                 "frames: it is of another data set."
             )
         names = ("codes", "scale") if self.codec.kind == "pca-int8" else ("codes",)

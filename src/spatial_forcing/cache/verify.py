@@ -1,7 +1,7 @@
 """Is a feature cache what its manifest says, and would the teacher say the same again?"""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,12 +55,11 @@ def repair(root: Path, names: Sequence[str], write: Callable[[], Path]) -> None:
 
     Raises:
         CacheError: the files came out differently.
+        Whatever ``write`` raises; then everything is as it was.
     """
     before = read_manifest(root)["sums"]
-    (root / MANIFEST).unlink()
-    for name in names:
-        (root / name).unlink(missing_ok=True)
-    write()
+    with set_aside([root / name for name in (MANIFEST, *names)]):
+        write()
     after = read_manifest(root)["sums"]
     differ = [name for name in before if after.get(name) != before[name]]
     if differ:
@@ -71,6 +70,27 @@ def repair(root: Path, names: Sequence[str], write: Callable[[], Path]) -> None:
         )
 
 
+@contextmanager
+def set_aside(paths: Sequence[Path]) -> Iterator[None]:
+    """Takes files out of the way, for others to be written; if that fails, everything is as it was.
+
+    Their names meanwhile are those of temporary files, which a finished cache removes.
+    """
+    aside = {path: path.with_name(f".{path.name}.aside.tmp") for path in paths if path.exists()}
+    for path, other in aside.items():
+        path.replace(other)
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for path, other in aside.items():
+            other.replace(path)
+        raise
+    for other in aside.values():
+        other.unlink(missing_ok=True)
+
+
 def written_with(root: Path) -> dict:
     """The options a finished cache was written with."""
-    return json.loads((root / MANIFEST).read_text())["claimed"]
+    return read_manifest(root)["claimed"]

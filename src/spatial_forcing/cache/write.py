@@ -8,12 +8,11 @@ Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored n
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spatial_forcing.cache.claim import WRITERS, writing
 from spatial_forcing.cache.codec import Codec, CodecOptions, codec_from, codec_record, fit_codec
 from spatial_forcing.cache.layout import (
     CODEC,
-    COMMAND,
     FORMAT,
     MANIFEST,
     CacheError,
+    Share,
     Source,
     check_same,
     check_there,
-    claim,
     create_once,
     file_sum,
     opened,
@@ -43,7 +42,7 @@ from spatial_forcing.cache.layout import (
 )
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, resample
-from spatial_forcing.locks import FolderBusyError, FolderLock
+from spatial_forcing.locks import FolderLock
 
 SHARD_BYTES = 48 * 2**20
 MOST_SHARD_FRAMES = 512
@@ -83,32 +82,6 @@ class Plan:
     codec: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of the shards this process writes: number ``rank`` of ``world``."""
-
-    rank: int = 0
-    world: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
-            raise CacheError(f"A share is rank 0 to world - 1 of world; got {self.rank} of {self.world}.")
-
-    @classmethod
-    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Share":
-        """As torchrun, accelerate, a SLURM array or a SLURM job say; all of it by default."""
-        names = (
-            ("RANK", "WORLD_SIZE"),
-            ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
-            ("SLURM_PROCID", "SLURM_NTASKS"),
-        )
-        for rank, world in names:
-            if rank in variables and world in variables:
-                first = int(variables.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in rank else 0
-                return cls(int(variables[rank]) - first, int(variables[world]))
-        return cls()
-
-
 def write_features(
     root: Path,
     source: Source,
@@ -139,10 +112,14 @@ def write_features(
         ``root``. The cache is finished once all processes are: ``manifest.json`` is there then.
 
     Raises:
-        CacheError: the folder holds features of something else, another process writes the same share, or the
-            disk is too full. Nothing that was finished is lost.
+        CacheError: the folder holds features of something else or cannot be written to, another process
+            writes the same share, the disk is too full, or a number makes no sense. Nothing that was finished
+            is lost; if nothing was, nothing is left in the folder.
     """
     root, share, options = Path(root), share or Share(), options or CodecOptions()
+    check_numbers(batch_size, source.grid)
+    if source.frames < 1:
+        raise CacheError("The data set has no frames.")
     claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size, "format": FORMAT}
     if (root / MANIFEST).is_file():
         manifest = read_manifest(root)
@@ -151,8 +128,7 @@ def write_features(
             check_there(root, name)
         advance(source.frames)
         return root
-    claim(root, claimed)
-    with only_writer(root, share):
+    with writing(root, claimed, share):
         codec, seconds = shared_codec(root, source, options, frames, teacher, batch_size)
         grid = load_codec(root)[1]["grid"]
         per_frame = grid[0] * grid[1] * grid[2]
@@ -178,6 +154,18 @@ def write_features(
         write_shards(missing, codec, source, frames, teacher, batch_size, advance)
         finish(root, claimed, size, source)
     return root
+
+
+def check_numbers(batch_size: int, grid: Sequence[int] | None, decoders: int = 1) -> None:
+    """Raises :class:`CacheError` for numbers that make no sense, before anything is written."""
+    for what, number in (
+        ("A batch has at least one frame", batch_size),
+        ("Decoding takes a thread", decoders),
+    ):
+        if number < 1:
+            raise CacheError(f"{what}; got {number}.")
+    if grid is not None and (len(grid) != 2 or min(grid) < 1):
+        raise CacheError(f"A grid has at least one row and one column; got {' x '.join(map(str, grid))}.")
 
 
 def shard_frames(frames: int, bytes_per_frame: int, batch_size: int) -> int:
@@ -206,7 +194,7 @@ def tokens_of(
             features = teacher(images)
             check_storable(features, batches[number])
             if source.grid is not None:
-                features = resample(features, *source.grid)
+                features = resample(features, *smaller(source.grid, features))
             yield features.tokens_BVHWC.float().cpu()
 
 
@@ -221,6 +209,17 @@ def check_storable(features: Features, frames: Sequence[int]) -> None:
         features.check_finite()
     except SpatialForcingError as error:
         raise CacheError(f"Frames {frames[0]} to {frames[-1]} cannot be stored: {error}") from error
+
+
+def smaller(grid: tuple[int, int], features: Features) -> tuple[int, int]:
+    """``grid``, or a :class:`CacheError` if it is larger than that of the features in rows or columns."""
+    rows, cols = features.tokens_BVHWC.shape[2:4]
+    if grid[0] > rows or grid[1] > cols:
+        raise CacheError(
+            f"A grid of {grid[0]} x {grid[1]} is larger than the teacher's, which is {rows} x {cols}: it "
+            "would store more numbers that say no more. Keep the teacher's, or name a smaller one."
+        )
+    return grid
 
 
 def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
@@ -277,8 +276,11 @@ def shared_codec(
 def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
     """The codec of a cache and what its file says."""
     with opened(root / CODEC) as file:
-        said = json.loads(file.metadata()["codec"])
-        return codec_from(said, {name: file.get_tensor(name) for name in file.keys()}), said  # noqa: SIM118
+        try:
+            said = json.loads(file.metadata()["codec"])
+            return codec_from(said, {name: file.get_tensor(name) for name in file.keys()}), said  # noqa: SIM118
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(f"{root / CODEC} is damaged, or of something else: it has no codec.") from error
 
 
 def spread(frames: int, count: int) -> list[int]:
@@ -343,7 +345,7 @@ def write_manifest(root: Path, names: list[str], claimed: dict[str, Any], size: 
     }
     write_atomically(root / MANIFEST, lambda temporary: temporary.write_text(json.dumps(manifest, indent=1)))
     # What killed processes left behind; nobody writes any more.
-    for left in [*root.glob(".*.tmp"), *root.glob(".writer-*")]:
+    for left in [*root.glob(".*.tmp"), *root.glob(WRITERS)]:
         left.unlink(missing_ok=True)
 
 
@@ -356,17 +358,3 @@ def check_space(root: Path, needed: int) -> None:
             f"needed. "
             "Finished shards are kept: free some space and run the same command again."
         )
-
-
-@contextmanager
-def only_writer(root: Path, share: Share) -> Iterator[None]:
-    """Holds this share of the folder; the lock goes with the process, however it ends."""
-    try:
-        lock = FolderLock(root, f".writer-{share.rank}-of-{share.world}", wait=0)
-    except FolderBusyError as error:
-        raise CacheError(
-            f"Another process is writing share {share.rank} of {share.world} of {root}. Wait for it, or give "
-            f"processes different shares ({COMMAND} reads RANK and WORLD_SIZE)."
-        ) from error
-    with lock:
-        yield

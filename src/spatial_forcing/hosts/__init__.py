@@ -36,6 +36,12 @@ def host_of(
         HostError: not recognised, several decoders found, or layout and visual are missing; says what was
             found.
     """
+    if not isinstance(model, nn.Module):
+        raise HostError(f"host_of takes a model, a torch.nn.Module; got {type(model).__name__}.")
+    if layout is not None and not isinstance(layout, Layout):
+        raise HostError(f"layout is a spatial_forcing.Layout; got {type(layout).__name__}.")
+    if visual is not None and not (isinstance(visual, slice) or callable(visual)):
+        raise HostError(f"visual is a slice or a function hidden_BLD -> visual_BND; got {visual!r}.")
     given = {"layout": layout, "visual": visual, "depth": depth}
     given = {field: value for field, value in given.items() if value is not None}
     if visual is not None:  # then nobody has to look for the tokens in the prompt

@@ -94,6 +94,13 @@ class TinyVLA(nn.Module):
         position_std: float = 1.0,
     ):
         super().__init__()
+        sizes = {"image_size": image_size, "patch": patch, "width": width, "depth": depth, "heads": heads}
+        sizes |= {"state_dim": state_dim, "action_dim": action_dim, "chunk": chunk, "max_words": max_words}
+        for name, size in sizes.items():
+            if size < 1:
+                raise SpatialForcingError(f"{name} must be at least 1, got {size}.")
+        if width % heads:
+            raise SpatialForcingError(f"The width {width} is not a multiple of heads, {heads}.")
         if image_size % patch:
             raise SpatialForcingError(
                 f"The image size {image_size} is not a multiple of the patch size {patch}."

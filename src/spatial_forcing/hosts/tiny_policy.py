@@ -18,6 +18,7 @@ from lerobot.processor import make_default_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
 
 # A deviation below this is no motion: a millimetre, a thousandth of the gripper's way.
@@ -67,8 +68,9 @@ class TinyConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # No ValueErrors: LeRobot's parser of flags drops what those say.
         if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise ValueError(
+            raise SpatialForcingError(
                 f"n_action_steps must be 1 to chunk_size = {self.chunk_size}, got {self.n_action_steps}."
             )
 
@@ -85,9 +87,11 @@ class TinyConfig(PreTrainedConfig):
 
     def validate_features(self) -> None:
         if self.action_feature is None or self.robot_state_feature is None:
-            raise ValueError("TinyVLA needs `action` and `observation.state` in the data set.")
+            raise SpatialForcingError("TinyVLA needs `action` and `observation.state` in the data set.")
         if self.use_images and not self.image_features:
-            raise ValueError("TinyVLA needs at least one camera in the data set, or use_images=false.")
+            raise SpatialForcingError(
+                "TinyVLA needs at least one camera in the data set, or use_images=false."
+            )
 
     @property
     def views(self) -> int:
@@ -193,7 +197,7 @@ def _without_still_dimensions(stats: dict[str, Any]) -> dict[str, Any]:
 
 def _width(feature: PolicyFeature | None) -> int:
     if feature is None or feature.type is FeatureType.VISUAL:
-        raise ValueError(
+        raise SpatialForcingError(
             "TinyVLA was asked for a feature that the data set does not have "
             "(observation.environment_state?)."
         )

@@ -13,6 +13,7 @@ K = k*k, h = H*k and w = W*k rows and columns of the depth map, R ridge strength
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -49,6 +50,12 @@ class DepthProbe:
 
     def __init__(self, sub_grid: int = SUB_GRID, far: float = FAR, ridges: Iterable[float] = RIDGES):
         self.sub_grid, self.far, self.ridges = sub_grid, far, tuple(ridges)
+        if sub_grid < 1:
+            raise ProbeError(f"The sub-grid of a token must be at least 1, got {sub_grid}.")
+        if not far > 0:
+            raise ProbeError(f"The farthest depth must be above zero, got {far}.")
+        if not self.ridges or not all(0 < ridge < inf for ridge in self.ridges):
+            raise ProbeError(f"The probe needs ridge strengths above zero, got {self.ridges}.")
         self.ridge: float | None = None
         self._head: Head | None = None
         self._range = (0.0, far)

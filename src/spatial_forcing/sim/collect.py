@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.files import check_folder, read_json
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
 from spatial_forcing.sim.experts import DemoSpec, demonstrate
@@ -94,6 +95,11 @@ def collect(
         RenderingError: this machine cannot draw; says what to install.
     """
     root = Path(root)
+    if workers < 1:
+        raise SpatialForcingError(f"Recording takes at least one process; got {workers} workers.")
+    check_folder(root)
+    if not root.exists():  # before anything as long as the number of episodes is made
+        check_space(root, _bytes(spec, len(spec.tasks) * spec.episodes))
     pieces = _plan(spec)
     manifest = {
         "spec": json.loads(json.dumps(asdict(spec))),
@@ -300,7 +306,8 @@ def _check_complete(root: Path) -> None:
 
 def _is_complete(root: Path) -> bool:
     path = root / "demos.json"
-    return path.exists() and bool(json.loads(path.read_text()).get("complete")) and (root / "meta").is_dir()
+    advice = "Choose another folder, or remove this one to make it anew."
+    return path.exists() and bool(read_json(path, advice).get("complete")) and (root / "meta").is_dir()
 
 
 def _geometry_path(root: Path, episode: int) -> Path:

@@ -72,9 +72,10 @@ class SimEnv(gym.Env):
             raise UnknownNameError("camera mode", camera, CAMERA_MODES)
         if start not in _STARTS:
             raise UnknownNameError("start", start, _STARTS)
-        for name, value in (("max_steps", max_steps or 1), ("look_every", look_every)):
-            if value < 1:
-                raise SpatialForcingError(f"{name} must be at least 1; got {value}.")
+        numbers = (("size", size, 16), ("max_steps", max_steps, 1), ("look_every", look_every, 1))
+        for name, value, least in numbers:
+            if value is not None and value < least:
+                raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")
         self.task, self.task_description, self.render_mode = task, record.instruction, "rgb_array"
         self.size, self.camera, self.start, self.success_radius = size, camera, start, success_radius
         self._max_episode_steps, self.look_every = max_steps or record.max_steps, look_every

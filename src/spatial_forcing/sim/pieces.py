@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
+from spatial_forcing.files import check_folder, read_json
 from spatial_forcing.locks import LOCK, FolderLock
 from spatial_forcing.processes import PATIENCE, JobFailed, WorkerLost, run_jobs
 
@@ -33,9 +34,10 @@ def claim_folder(folder: Path, name: str, manifest: dict[str, Any]) -> None:
     Raises:
         SpatialForcingError: the folder holds something else; nothing is changed.
     """
+    check_folder(folder)
     path = folder / name
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path, "Choose another folder, or remove this one to make it anew.")
         differ = [key for key in manifest if found.get(key) != manifest[key]]
         if differ:
             how = _difference(found.get(differ[0]), manifest[differ[0]])

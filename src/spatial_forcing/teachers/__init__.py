@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
+from spatial_forcing.device import checked_device
 from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.files import read_json
 from spatial_forcing.teachers.base import FrozenTeacher, Teacher, TeacherInputError
 from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError, fetch
@@ -73,7 +75,17 @@ def load_teacher(
         WeightsError: the weights cannot be read, do not fit, naming the tensors, or are of another teacher.
         TeacherInputError: a resolution that is no multiple of the patch, or an option it does not have.
         IndexError: no such layer.
+        DeviceError: no such device on this machine.
     """
+    device = checked_device(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TeacherInputError(
+            f"The dtype is a floating torch.dtype, such as torch.bfloat16; got {dtype!r}."
+        )
+    if not isinstance(layer, int):
+        raise TeacherInputError(f"The layer is a whole number, negative from the last; got {layer!r}.")
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TeacherInputError(f"A teacher has a name or a path; got {name_or_path!r}.")
     record = RECORDS.get(str(name_or_path))
     if record is None:
         if not Path(name_or_path).expanduser().exists():
@@ -142,7 +154,7 @@ def _local(path: Path, weights: str | os.PathLike | None) -> TeacherRecord:
             f"Give either a path or a name with weights=, not the path {path} with weights=."
         )
     if path.is_dir() and (path / "config.json").is_file():
-        size = json.loads((path / "config.json").read_text()).get("image_size", 224)
+        size = read_json(path / "config.json", error=WeightsError).get("image_size", 224)
         return TeacherRecord(
             name=str(path),
             family="transformers",

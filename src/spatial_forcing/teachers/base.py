@@ -93,8 +93,8 @@ class FrozenTeacher(nn.Module):
         batch_size: int = 32,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise TeacherInputError(f"batch_size must be at least 1, got {batch_size}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise TeacherInputError(f"batch_size must be at least 1, got {batch_size!r}.")
         self.name, self.licence, self.batch_size = name, licence, batch_size
         self.width, self.patch, self.multi_view = width, patch, multi_view
         self.resolution = checked_resolution(resolution, patch)
@@ -160,7 +160,12 @@ def named_dtype(name: str | None) -> torch.dtype:
 
 def checked_resolution(resolution: int | tuple[int, int], patch: int) -> tuple[int, int]:
     """Height and width in pixels; raises `TeacherInputError` unless both are multiples of the patch."""
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    sides = resolution if isinstance(resolution, tuple | list) else (resolution, resolution)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise TeacherInputError(
+            f"A resolution is a number of pixels, or (height, width); got {resolution!r}."
+        )
+    height, width = sides
     for side in (height, width):
         if side < patch or side % patch:
             below = max(side // patch, 1) * patch
@@ -173,8 +178,10 @@ def checked_resolution(resolution: int | tuple[int, int], patch: int) -> tuple[i
 
 def check_images(images_BV3HW: Tensor) -> None:
     """Raises `TeacherInputError` unless the images are floating point (B, V, 3, H, W) in [0, 1]."""
-    shape = tuple(images_BV3HW.shape)
     expected = "Expected images of shape (batch, views, 3, height, width), floating point in [0, 1]"
+    if not isinstance(images_BV3HW, Tensor):
+        raise TeacherInputError(f"{expected}; got {type(images_BV3HW).__name__}.")
+    shape = tuple(images_BV3HW.shape)
     if len(shape) != 5 or 0 in shape:
         raise TeacherInputError(f"{expected}; got shape {shape}.")
     if shape[2] != 3:

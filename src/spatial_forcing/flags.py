@@ -1,0 +1,98 @@
+"""The flags of ``lerobot-train``, read by LeRobot's own parser; what is wrong with them in one message.
+
+LeRobot prints 400 lines of usage, wraps an error several times, or shows a traceback.
+"""
+
+import io
+import re
+from argparse import ArgumentError
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from difflib import get_close_matches
+
+from lerobot.configs import parser
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.guard import message_of_ours
+from spatial_forcing.train import command_line
+
+FLAG = re.compile(r"--[\w.]+")
+CHOICE = re.compile(r"(?:argument (--[\w.]+): )?invalid choice: '(.*)' \(choose from (.*)\)")
+
+
+class FlagError(SpatialForcingError):
+    """LeRobot cannot read some flags, or cannot train with them."""
+
+
+def read_config(arguments: list[str]) -> TrainPipelineConfig:
+    """LeRobot's configuration of a training command.
+
+    Raises:
+        FlagError: LeRobot does not take these flags.
+        SystemExit: they ask for help.
+    """
+    register_third_party_plugins()
+
+    @parser.wrap()
+    def config_of(config: TrainPipelineConfig) -> TrainPipelineConfig:
+        return config
+
+    said = io.StringIO()
+    with command_line(*arguments), redirect_stderr(said):
+        try:
+            return config_of()  # type: ignore[call-arg]  # LeRobot's parser fills it in
+        except SpatialForcingError:
+            raise
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+            raise FlagError(reading_error(stop, said.getvalue())) from stop
+        except Exception as error:
+            file = parser.parse_arg("config_path", arguments)
+            where = (
+                ""
+                if file is None or isinstance(error, ArgumentError)
+                else f"--config_path={file} cannot be read: "
+            )
+            raise FlagError(where + flag_error(error)) from error
+
+
+def reading_error(stop: SystemExit, said: str) -> str:
+    """What was wrong, when LeRobot's or argparse's reading of flags printed it and ended."""
+    if stop.__context__ is not None and not isinstance(stop.__context__, ArgumentError):
+        return flag_error(stop.__context__)
+    *usage, last = said.strip().splitlines() or [""]
+    message = last.partition(" error: ")[2] or last
+    if choice := CHOICE.match(message):
+        return str(UnknownNameError(choice[1] or "choice", choice[2], choice[3].replace("'", "").split(", ")))
+    unknown = message.startswith("unrecognized arguments") and FLAG.search(message)
+    near = get_close_matches(unknown[0], FLAG.findall("\n".join(usage)), n=1) if unknown else []
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{message}.{hint} All flags: lerobot-train --help"
+
+
+def flag_error(error: BaseException) -> str:
+    """The innermost thing that says what is wrong with the flags: draccus wraps it several times."""
+    ours = message_of_ours(error)
+    if ours is not None:
+        return ours
+    keys: Sequence[str] = ()
+    while True:
+        keys = max(keys, getattr(error, "key_path", ()), key=len)
+        if error.__cause__ is None or not _wraps(error):
+            break
+        error = error.__cause__
+    message = str(getattr(error, "message", error)) or type(error).__name__
+    if "Missing required field(s) `dataset`" in message:
+        message = "Say which data set: --dataset.repo_id=<name>, and --dataset.root=<folder> for one here"
+    return f"--{'.'.join(keys)}: {message}" if keys else message
+
+
+def _wraps(error: BaseException) -> bool:
+    """Whether an error of draccus says less than its cause."""
+    if not type(error).__module__.startswith("draccus."):
+        return False
+    emptier = ("Couldn't instantiate", "Failed when parsing", "Could not decode", "Failed to load config")
+    return str(getattr(error, "message", error)).startswith(emptier)

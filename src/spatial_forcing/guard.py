@@ -1,0 +1,105 @@
+"""How a program ends when something goes wrong: one message on standard error, and no traceback.
+
+``guarded`` is for our own commands. LeRobot's commands print a traceback of whatever reaches the top; there
+``say_last`` makes an error of ours end with its message alone (the plug-in calls it when LeRobot loads it).
+"""
+
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from spatial_forcing.errors import SpatialForcingError
+
+INTERRUPTED = 130  # what shells make of Ctrl-C
+# torch raises what happened in a process of a DataLoader again, with the traceback there as the message.
+FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
+OURS = re.compile(r"^(?:lerobot_policy_)?spatial_forcing[\w.]*: ", re.MULTILINE)
+
+
+def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
+    """Runs a command. Ends with status 2 and a message for errors of ours and of the machine (a full disk, a
+    folder that is not ours to write), with 130 after Ctrl-C. What else is raised is a bug, and stays whole,
+    as does everything in Python's development mode (``python -X dev``).
+
+    Args:
+        run: the command.
+        stopped: says what is kept after Ctrl-C, and what to do.
+    """
+    try:
+        run()
+        sys.stdout.flush()  # a full disk may show only now
+    except KeyboardInterrupt as error:
+        release(error)
+        print(f"\nspatial-forcing: stopped. {stopped()}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except Exception as error:
+        message = message_of(error)
+        if message is None or sys.flags.dev_mode:
+            raise
+        release(error)
+        print(f"spatial-forcing: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def message_of(error: BaseException) -> str | None:
+    """What to say of an error of ours, or of the machine; None for any other."""
+    ours = message_of_ours(error)
+    if ours is not None or not isinstance(error, OSError) or error.errno is None:
+        return ours
+    where = f"{error.filename}: " if error.filename is not None else ""
+    hint = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror}.{hint}"
+
+
+def message_of_ours(error: BaseException) -> str | None:
+    """The message of an error of ours, wherever it was raised; None if it is none."""
+    if FROM_WORKER.match(str(error)):
+        *_, last = [None, *OURS.finditer(str(error))]
+        return last and str(error)[last.end() :].strip()
+    if isinstance(error, SpatialForcingError):
+        return str(error)
+    # LeRobot's parser of flags wraps what a configuration raises.
+    if type(error).__module__.startswith("draccus.") and error.__cause__ is not None:
+        return message_of_ours(error.__cause__)
+    return None
+
+
+def release(error: BaseException) -> None:
+    """Lets go of what the frames of an error hold: progress bars draw themselves once more when they go."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
+def say_last() -> None:
+    """From now on, an error of ours that ends one of LeRobot's commands is one message at the end of what is
+    on the screen. Everything else is reported as before: other errors, other programs (a script of one's own
+    keeps its tracebacks), and all of it in Python's development mode (``python -X dev``). Idempotent."""
+    before = sys.excepthook
+    if hasattr(before, "without_spatial_forcing"):
+        return
+
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        message = message_of_ours(error)
+        if message is None or sys.flags.dev_mode or not runs_lerobot(sys.argv[0]):
+            before(kind, error, trace)
+            return
+        release(error)
+        print(f"spatial-forcing: {message}", file=sys.stderr)
+
+    report.without_spatial_forcing = before  # type: ignore[attr-defined]
+    sys.excepthook = report
+
+
+def runs_lerobot(program: str) -> bool:
+    """Whether this is the path of one of LeRobot's commands: ``lerobot-train``, or its file, as torchrun
+    starts it."""
+    return Path(program).stem.replace("_", "-").startswith("lerobot-")
