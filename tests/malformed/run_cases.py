@@ -1,0 +1,210 @@
+"""``demos``, ``demo``, ``eval``, ``probe``, ``report`` and ``doctor``."""
+
+import json
+
+from malformed.case import Case, command
+from malformed.damage import changed, copied, cut, flipped, holds, mode, without
+
+DEMOS = "demos --out {here}/d --episodes 2 --frames 2 --workers 1"
+DEMO = "demo --out {here}/d"
+EVAL = "eval --checkpoint {policy} --episodes 1"
+EVAL_HERE = "eval --checkpoint {here}/policy --episodes 1"
+
+SPEC = {"spec": {"tasks": ["push-v3"]}, "versions": {}}
+SETTINGS = {"tasks": ["reach-v3"], "steps": 1}
+
+COLLECT = [
+    command("demos", kind, f"{DEMOS} {options}", says, about=options)
+    for kind, options, says in (
+        ("type", "--episodes many", "--episodes"),
+        ("type", "--seed x", "--seed"),
+        ("type", "--frames 1.5", "--frames"),
+        ("number", "--episodes 0", "episodes must be at least 1; got 0"),
+        ("number", "--episodes -3", "episodes must be at least 1; got -3"),
+        ("number", "--frames 0", "frames must be at least 1; got 0"),
+        ("number", "--seed -1", "seed must be at least 0; got -1"),
+        ("number", "--workers 0", "at least one process"),
+        ("number", "--workers -2", "at least one process"),
+        ("size", "--size 8", "size must be at least 16; got 8"),
+        ("size", "--size -112", "size must be at least 16; got -112"),
+        ("full disk", "--size 1000000", "GB are free"),
+        ("full disk", "--episodes 1000000000000", "GB are free"),
+        ("name", "--tasks reech-v3", "Did you mean 'reach-v3'"),
+        ("name", "--tasks reach-v3 reach-v3", "none twice"),
+        ("name", "--tasks ''", "Unknown Meta-World task ''"),
+        ("name", "--start middle", "Unknown start 'middle'"),
+        ("name", "--camera moving", "Unknown camera mode 'moving'"),
+        ("foreign", "--out {plain}", "plain.txt is not a folder"),
+        ("foreign", "--out {plain}/d", "plain.txt is not a folder"),
+        ("foreign", "--out /proc/self/d", "cannot be"),
+        ("taken", "--out {data}", "is not empty and holds no demos.json"),
+        ("taken", "--out {features}", "is not empty and holds no demos.json"),
+    )
+]
+COLLECT += [
+    command("demos", kind, DEMOS, says, prepare=holds("d/demos.json", content))
+    for kind, content, says in (
+        ("taken", json.dumps(SPEC), "was made with another spec"),
+        ("damaged", '{"spec": ', "demos.json is damaged"),
+        ("foreign", "[1, 2]", "expected a JSON object, found a list"),
+        ("encoding", b'{"spec": "\xff\xfe"}', "demos.json is damaged"),
+    )
+]
+COLLECT += [
+    command(
+        "demos",
+        "permission",
+        DEMOS.replace("{here}/d", "{here}/shut/d"),
+        "may not be written to",
+        prepare=mode("shut", 0o555),
+        under="no rights",
+    ),
+]
+
+DEMO_CASES = [
+    command("demo", kind, f"{DEMO} {options}", says, about=options)
+    for kind, options, says in (
+        ("type", "--weight heavy", "--weight"),
+        ("type", "--steps 1e3", "--steps"),
+        ("number", "--steps 0", "steps must be at least 1; got 0"),
+        ("number", "--steps -10", "steps must be at least 1; got -10"),
+        ("number", "--episodes 0", "episodes must be at least 1; got 0"),
+        ("number", "--eval-episodes 0", "eval_episodes must be at least 1; got 0"),
+        ("number", "--weight -1", "weight"),
+        ("number", "--weight nan", "weight"),
+        ("number", "--weight inf", "weight"),
+        ("number", "--workers 0", "at least one process"),
+        ("number", "--seed -1", "seed must be at least 0; got -1"),
+        ("name", "--tasks reech-v3", "Did you mean 'reach-v3'"),
+        ("name", "--teacher vgtt-1b", "Did you mean 'vggt-1b'"),
+        ("device", "--device cuda:99", "Available: cpu"),
+        ("device", "--device nonsense", "is not a device"),
+        ("foreign", "--out {plain}", "plain.txt is not a folder"),
+        ("foreign", "--out {plain}/d", "plain.txt is not a folder"),
+        ("taken", "--out {data}", "is not empty and holds no demo"),
+    )
+]
+DEMO_CASES += [
+    command("demo", kind, DEMO, says, prepare=holds(f"d/{name}", content))
+    for kind, name, content, says in (
+        ("taken", "settings.json", json.dumps(SETTINGS), "already holds another run"),
+        ("damaged", "settings.json", '{"tasks"', "settings.json is damaged"),
+        ("encoding", "settings.json", b"\xff\xff", "settings.json is damaged"),
+        ("foreign", "settings.json", "[]", "expected a JSON object, found a list"),
+    )
+]
+DEMO_CASES += [
+    command(
+        "demo",
+        "permission",
+        DEMO.replace("{here}/d", "{here}/shut/d"),
+        "may not be written to",
+        prepare=mode("shut", 0o555),
+        under="no rights",
+    ),
+]
+
+EVALS = [
+    command("eval", kind, f"{EVAL} {options}", says, about=options)
+    for kind, options, says in (
+        ("type", "--episodes few", "--episodes"),
+        ("number", "--episodes 0", "at least one episode; got 0"),
+        ("number", "--episodes -1", "at least one episode; got -1"),
+        ("number", "--seed -1", "seed must be at least 0; got -1"),
+        ("name", "--task reech-v3", "Did you mean 'reach-v3'"),
+        ("name", "--task ''", "Name a task"),
+        ("device", "--device cuda:99", "Available: cpu"),
+        ("device", "--device nonsense", "is not a device"),
+        ("foreign", "--out {plain}", "plain.txt is not a folder"),
+        ("foreign", "--out {plain}/e", "plain.txt is not a folder"),
+        ("missing", "--checkpoint {here}/none", "is not a policy checkpoint: it has no config.json"),
+        ("foreign", "--checkpoint {plain}", "is not a policy checkpoint"),
+        ("foreign", "--checkpoint {data}", "is not a policy checkpoint"),
+        ("name", "--checkpoint {run}", "Did you mean"),
+        ("foreign", "--checkpoint {seven}", "action"),
+        ("foreign", "--checkpoint {small}", "28"),
+    )
+]
+EVALS += [
+    command("eval", kind, EVAL_HERE, says, prepare=copied("policy", step))
+    for kind, step, says in (
+        ("damaged", cut("policy/config.json"), "cannot be loaded"),
+        ("encoding", flipped("policy/config.json"), "cannot be loaded"),
+        ("foreign", holds("policy/config.json", "[]"), "cannot be loaded"),
+        ("foreign", holds("policy/config.json", "{}"), "cannot be loaded"),
+        ("foreign", changed("policy/config.json", '"tiny"', '"huge"'), "cannot be loaded"),
+        ("foreign", changed("policy/config.json", '"width": 32', '"width": 64'), "cannot be loaded"),
+        ("foreign", changed("policy/config.json", '"width": 32', '"width": [32]'), "cannot be loaded"),
+        ("damaged", cut("policy/model.safetensors"), "cannot be loaded"),
+        ("damaged", without("policy/model.safetensors"), "cannot be loaded"),
+        ("foreign", holds("policy/model.safetensors", "no tensors"), "cannot be loaded"),
+        ("damaged", without("policy/policy_preprocessor.json"), "cannot be loaded"),
+        ("damaged", cut("policy/policy_preprocessor.json"), "cannot be loaded"),
+        ("damaged", cut("policy/policy_postprocessor*.safetensors"), "cannot be loaded"),
+        (
+            "foreign",
+            changed("policy/config.json", "observation.images.left", "observation.images.top"),
+            "observation.images.top",
+        ),
+    )
+]
+EVALS += [
+    command(
+        "eval",
+        "permission",
+        EVAL + " --out {here}/shut/e",
+        "may not be written to",
+        prepare=mode("shut", 0o555),
+        under="no rights",
+    ),
+    command(
+        "eval",
+        "permission",
+        EVAL_HERE,
+        "cannot be loaded",
+        prepare=copied("policy", mode("policy/model.safetensors", 0o000)),
+        under="no rights",
+    ),
+]
+
+RESULTS = [
+    command("report", kind, "report --out {here}/r", says, prepare=holds("r/results.json", content))
+    for kind, content, says in (
+        ("damaged", '{"title": ', "results.json is damaged"),
+        ("damaged", "", "results.json is damaged"),
+        ("encoding", b"\xff{}", "results.json is damaged"),
+        ("foreign", "[]", "expected a JSON object, found a list"),
+        ("foreign", "{}", "has no 'title'"),
+        ("foreign", '{"title": 3}', "title"),
+        ("size", "[" * 100_000, "results.json is damaged"),
+    )
+]
+RESULTS += [
+    command("report", "missing", "report --out {here}/none", "has no results.json"),
+    command("report", "foreign", "report --out {plain}", "has no results.json"),
+    command("report", "foreign", "report --out {data}", "has no results.json"),
+]
+
+PROBES = [
+    command("probe", "missing", "probe --out {here}/none", "holds no demo run"),
+    command("probe", "foreign", "probe --out {plain}", "holds no demo run"),
+    command("probe", "foreign", "probe --out {run}", "holds no demo run"),
+    *(
+        command("probe", kind, "probe --out {here}/r", says, prepare=holds("r/settings.json", content))
+        for kind, content, says in (
+            ("damaged", '{"tasks"', "settings.json is damaged"),
+            ("encoding", b'{"tasks": "\xff"}', "settings.json is damaged"),
+            ("foreign", "[]", "expected a JSON object, found a list"),
+            ("foreign", "{}", "settings.json"),
+            ("foreign", '{"tasks": ["reach-v3"], "colour": "red"}', "settings.json"),
+            ("missing", json.dumps(SETTINGS), "is not finished"),
+        )
+    ),
+]
+
+DOCTORS = [
+    command("doctor", "name", "doctor --teacher nobody", "nobody"),
+    command("doctor", "missing", "doctor --dataset {here}/none", "data set"),
+]
+
+CASES: list[Case] = [*COLLECT, *DEMO_CASES, *EVALS, *RESULTS, *PROBES, *DOCTORS]

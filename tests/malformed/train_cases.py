@@ -1,0 +1,136 @@
+"""``spatial-forcing train``, and LeRobot's own command, which prints what it likes before our last line."""
+
+from malformed.case import Case, command
+from malformed.damage import changed, copied, cut, flipped, holds, mode, without
+
+FORCED = (
+    "train --policy.type=sf_tiny --policy.push_to_hub=false --policy.image_size=28 --policy.width=32 "
+    "--policy.heads=2 --dataset.repo_id=local/data --num_workers=0 --batch_size=2 --steps=1"
+)
+HERE = "--output_dir={here}/run"
+TRAIN = f"{FORCED} --dataset.root={{data}} --policy.forcing.cache={{features}} {HERE}"
+LEROBOT = TRAIN.replace("train ", "lerobot-train ", 1)
+
+FLAGS = [
+    command("train", kind, f"{TRAIN} {flags}", says, about=flags)
+    for kind, flags, says in (
+        ("name", "--policy.forcing.wieght=1", "Did you mean --policy.forcing.weight?"),
+        ("name", "--nosuch=1", "unrecognized arguments: --nosuch=1"),
+        ("name", "stray", "unrecognized arguments: stray"),
+        ("name", "--policy.type=sf_tinny", "Did you mean 'sf_tiny'"),
+        ("name", "--policy.device=quantum", "Unknown device quantum"),
+        ("type", "--steps=abc", "--steps: Couldn't parse 'abc' into an int"),
+        ("type", "--steps=1.5", "--steps: Couldn't parse '1.5' into an int"),
+        ("type", "--policy.forcing.weight=abc", "forcing.weight: Couldn't parse 'abc' into a float"),
+        ("type", "--policy.forcing.coefficients=maybe", "forcing.coefficients: Couldn't parse 'maybe' into"),
+        ("type", "--policy.forcing.cameras=left", "--policy.forcing.cameras: The given value='left' is not"),
+        ("type", "--policy.forcing.depth=deep", "forcing.depth"),
+        ("number", "--steps=0", "--steps must be at least 1; got 0"),
+        ("number", "--steps=-5", "--steps must be at least 1; got -5"),
+        ("number", "--batch_size=0", "--batch_size must be at least 1; got 0"),
+        ("number", "--num_workers=-1", "--num_workers must be at least 0; got -1"),
+        ("number", "--policy.n_action_steps=99", "n_action_steps must be 1 to chunk_size = 8, got 99"),
+        ("number", "--policy.heads=3", "multiple of heads"),
+        ("number", "--policy.image_size=30", "not a multiple of the patch size"),
+        ("number", "--policy.forcing.depth=99", "the tap depth must be 1 to"),
+        ("number", "--policy.forcing.depth=0", "the tap depth must be 1 to"),
+        ("number", "--policy.forcing.weight=-1", "0 or more"),
+        ("name", "--policy.forcing.norm=instance", "'layer' or 'batch'"),
+        ("name", "--policy.forcing.teacher=pixels", "is of teacher 'untrained-tiny', not 'pixels'"),
+        ("missing", "--policy.forcing.cache={here}/none", "none holds no feature cache"),
+        ("missing", "--policy.forcing.cache={begun}", "begun holds an unfinished feature cache"),
+        ("foreign", "--policy.forcing.cache={plain}", "holds no feature cache"),
+        ("foreign", "--policy.forcing.cache={raw} --policy.forcing.coefficients=true", "no coefficients"),
+        ("foreign", "--dataset.root={other}", "is of data set"),
+        ("missing", "--dataset.root={here}/none", "none could not be read, here or from the Hub"),
+        ("foreign", "--dataset.root={plain}", "plain.txt is not a folder"),
+        ("number", "--dataset.episodes=[99]", "has the episodes 0 to 2; --dataset.episodes names 99"),
+        ("taken", "--output_dir={run}", "Its last checkpoint is of step 1. To continue from it"),
+        ("taken", "--output_dir={early}", "There is no checkpoint in {early} to continue from"),
+        ("taken", "--output_dir={data}", "data exists. There is no checkpoint"),
+        ("foreign", "--output_dir={plain}", "plain.txt exists"),
+        ("foreign", "--output_dir={plain}/run", "plain.txt is not a folder"),
+        ("missing", "--config_path={here}/none.json", "none.json cannot be read"),
+        ("foreign", "--config_path={plain}", "plain.txt cannot be read"),
+        ("missing", "--resume=true", "config_path"),
+        ("name", "--policy.path={policy}", "Cannot specify both --policy.path and --policy.type"),
+    )
+]
+
+ONLINE = [
+    command("train", kind, f"{FORCED} --dataset.root={{data}} {HERE} {flags}", says, about=flags)
+    for kind, flags, says in (
+        ("name", "--policy.forcing.teacher=nobody", "Unknown teacher (and no file or folder) 'nobody'"),
+        ("missing", "--policy.forcing.teacher=dinov2-small", "could not be fetched from the Hub"),
+        ("missing", "--policy.forcing.weights={here}/none", "no such file or folder"),
+        ("missing", "--policy.forcing.coefficients=true", "needs a compressed cache"),
+        ("missing", "--policy.forcing.teacher=pixels --policy.forcing.standardize=true", "forcing.cache"),
+    )
+]
+
+PATHS = [
+    command("train", "missing", "train", "Say which data set: --dataset.repo_id"),
+    *(
+        command(
+            "train",
+            kind,
+            f"train --policy.path={path} --policy.push_to_hub=false --dataset.repo_id=local/data "
+            f"--dataset.root={{data}} --num_workers=0 --batch_size=2 --steps=1 {HERE} "
+            "--policy.forcing.cache={features}",
+            says,
+            prepare=copied("small", *steps),
+        )
+        for kind, path, says, steps in (
+            ("missing", "{here}/none", "none", ()),
+            ("foreign", "{data}", "config.json", ()),
+            ("foreign", "{plain}", "plain.txt", ()),
+            ("damaged", "{here}/small", "--policy.path={here}/small", (cut("small/config.json"),)),
+            ("encoding", "{here}/small", "small", (flipped("small/config.json"),)),
+            (
+                "foreign",
+                "{here}/small",
+                "diffusion",
+                (changed("small/config.json", '"tiny"', '"diffusion"'),),
+            ),
+            ("damaged", "{here}/small", "the policy {here}/small", (cut("small/model.safetensors"),)),
+            ("missing", "{here}/small", "model.safetensors", (without("small/model.safetensors"),)),
+            ("foreign", "{here}/small", "the policy {here}/small", (holds("small/model.safetensors", "no"),)),
+        )
+    ),
+]
+
+DAMAGED = [
+    command(
+        "train", kind, TRAIN.replace("{" + name + "}", "{here}/" + name), says, prepare=copied(name, step)
+    )
+    for kind, name, step, says in (
+        ("damaged", "features", flipped("features/shard-00000.safetensors"), "is damaged"),
+        ("damaged", "features", cut("features/codec.safetensors"), "is damaged"),
+        ("damaged", "features", without("features/shard-00000.safetensors"), "is missing"),
+        ("encoding", "features", flipped("features/manifest.json"), "manifest.json is damaged"),
+        ("damaged", "data", cut("data/meta/info.json"), "could not be read"),
+        ("damaged", "data", cut("data/data/*/*.parquet"), "the data set {here}/data"),
+    )
+]
+
+LIMITED = [
+    command(
+        "train",
+        "permission",
+        TRAIN.replace("{here}/run", "{here}/shut/run"),
+        "may not be written to",
+        prepare=mode("shut", 0o555),
+        under="no rights",
+    ),
+]
+
+LEROBOTS = [
+    command("lerobot-train", kind, f"{LEROBOT} {flags}", says, about=flags, under="a process")
+    for kind, flags, says in (
+        ("missing", "--policy.forcing.cache={here}/none", "none holds no feature cache"),
+        ("number", "--policy.forcing.depth=99", "the tap depth must be 1 to"),
+        ("foreign", "--dataset.root={other}", "is of data set"),
+    )
+]
+
+CASES: list[Case] = [*FLAGS, *ONLINE, *PATHS, *DAMAGED, *LIMITED, *LEROBOTS]
