@@ -47,7 +47,7 @@ class TrainCommand:
         config = read_config(arguments)
         log_short_runs(config)
         check_run(config)
-        self.folder = Path(config.output_dir)  # type: ignore[arg-type]
+        self.folder = config.output_dir and Path(config.output_dir)
         try:
             train_policy(config)
         except SpatialForcingError:
