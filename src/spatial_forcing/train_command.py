@@ -45,8 +45,8 @@ class TrainCommand:
             raise MissingDependencyError("LeRobot", "lerobot") from error
         sys.argv = [COMMAND, *arguments]  # LeRobot reads some of it again
         config = read_config(arguments)
-        log_short_runs(config)
         check_run(config)
+        log_short_runs(config)
         self.folder = config.output_dir and Path(config.output_dir)
         try:
             train_policy(config)

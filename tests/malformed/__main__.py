@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def main(words: list[str]) -> None:
             began = time.perf_counter()
             try:
                 bench.try_case(case)
-            except AssertionError as error:
+            except Exception as error:  # what a case did not expect is no reason to leave the others out
                 failed += 1
-                print(f"FAILED {case.name}\n    {str(error).strip()}\n".replace("\n", "\n    "))
+                print(f"FAILED {case.name}\n{type(error).__name__}: {error}".replace("\n", "\n    "), "\n")
             if (took := time.perf_counter() - began) > 5:
                 print(f"{took:.0f} s: {case.name}")
         bench.check_whole()
@@ -49,4 +50,8 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except Exception:
+        print(traceback.format_exc())
+        sys.exit(1)

@@ -60,7 +60,7 @@ OPTIONS = [
         ("number", "--resolution -14", "resolution -14 x -14 must be a multiple of", 0),
         ("number", "--resolution 113", "take 112 or 126 instead of 113", 0),
         ("name", "--teacher vgg-1b", "Did you mean 'vggt-1b'", 0),
-        ("name", "--teacher ''", "Unknown teacher ''", 0),
+        ("name", "--teacher ''", "no file or folder) ''", 0),
         ("name", "--cameras observation.images.lefd", "Did you mean 'observation.images.left'", 1),
         ("name", "--cameras action", "Unknown camera 'action'", 0),
         (
@@ -277,7 +277,7 @@ VERIFIED = [
         ("device", "--repair --dataset {data} --device cuda:99", "Available: cpu", (cut("features/shard*"),)),
         ("foreign", "--dataset {other}", "are not what the teacher says now", ()),
         ("number", "--dataset {data} --decoders 0", "Decoding takes a thread", ()),
-        ("name", "--teacher pixels", "--teacher", ()),
+        ("name", "--repiar", "--repair", ()),
     )
 ]
 

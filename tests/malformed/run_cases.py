@@ -180,15 +180,17 @@ RESULTS = [
     )
 ]
 RESULTS += [
-    command("report", "missing", "report --out {here}/none", "has no results.json"),
-    command("report", "foreign", "report --out {plain}", "has no results.json"),
-    command("report", "foreign", "report --out {data}", "has no results.json"),
+    command("report", "missing", "report --out {here}/none", "There is no folder {here}/none"),
+    command("report", "foreign", "report --out {plain}", "There is no folder {plain}"),
+    command("report", "foreign", "report --out {data}", "holds no demo run"),
 ]
 
 PROBES = [
-    command("probe", "missing", "probe --out {here}/none", "holds no demo run"),
-    command("probe", "foreign", "probe --out {plain}", "holds no demo run"),
-    command("probe", "foreign", "probe --out {run}", "holds no demo run"),
+    command("probe", "missing", "probe --out {here}/none", "There is no folder {here}/none"),
+    command("probe", "foreign", "probe --out {plain}", "There is no folder {plain}"),
+    command(
+        "probe", "foreign", "probe --out {run}", "is a training run, and the folder of a demo was expected"
+    ),
     *(
         command("probe", kind, "probe --out {here}/r", says, prepare=holds("r/settings.json", content))
         for kind, content, says in (
@@ -204,7 +206,7 @@ PROBES = [
 
 DOCTORS = [
     command("doctor", "name", "doctor --teacher nobody", "nobody"),
-    command("doctor", "missing", "doctor --dataset {here}/none", "data set"),
+    command("doctor", "missing", "doctor --dataset {here}/none", "none is not a LeRobotDataset"),
 ]
 
 CASES: list[Case] = [*COLLECT, *DEMO_CASES, *EVALS, *RESULTS, *PROBES, *DOCTORS]

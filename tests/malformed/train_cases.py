@@ -5,7 +5,7 @@ from malformed.damage import changed, copied, cut, flipped, holds, mode, without
 
 FORCED = (
     "train --policy.type=sf_tiny --policy.push_to_hub=false --policy.image_size=28 --policy.width=32 "
-    "--policy.heads=2 --dataset.repo_id=local/data --num_workers=0 --batch_size=2 --steps=1"
+    "--policy.heads=2 --dataset.repo_id=local/data --num_workers=0 --batch_size=2 --steps=1 --log_freq=1"
 )
 HERE = "--output_dir={here}/run"
 TRAIN = f"{FORCED} --dataset.root={{data}} --policy.forcing.cache={{features}} {HERE}"
@@ -75,7 +75,7 @@ PATHS = [
             "train",
             kind,
             f"train --policy.path={path} --policy.push_to_hub=false --dataset.repo_id=local/data "
-            f"--dataset.root={{data}} --num_workers=0 --batch_size=2 --steps=1 {HERE} "
+            f"--dataset.root={{data}} --num_workers=0 --batch_size=2 --steps=1 --log_freq=1 {HERE} "
             "--policy.forcing.cache={features}",
             says,
             prepare=copied("small", *steps),

@@ -73,7 +73,8 @@ def check_options(options: Any) -> None:
         raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
     if options.teacher is None:
         raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(RECORDS)}.")
-    if options.teacher not in RECORDS and not Path(options.teacher).expanduser().exists():
+    local = options.teacher != "" and Path(options.teacher).expanduser().exists()
+    if options.teacher not in RECORDS and not local:
         raise UnknownNameError("teacher (and no file or folder)", options.teacher, RECORDS)
     CodecOptions(options.codec, options.components, options.fidelity)
     check_numbers(options.batch, options.grid, options.decoders)
