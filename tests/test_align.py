@@ -794,7 +794,7 @@ def test_a_host_that_has_diverged_is_not_blamed_on_the_features():
 
 
 def test_affines_that_are_no_numbers():
-    with pytest.raises(SpatialForcingError, match="spreads one host token over nan"):
+    with pytest.raises(SpatialForcingError, match="numbers that are not finite"):
         Setting().loss(affine_BV23=torch.full((3, VIEWS, 2, 3), math.nan))
 
 

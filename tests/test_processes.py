@@ -167,7 +167,7 @@ def test_a_job_that_stands_still_is_ended_with_its_stacks(tmp_path):
 # ---- nothing is left behind --------------------------------------------------------------------------------
 
 PARENT = """
-import sys
+import signal, sys
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,8 @@ from spatial_forcing.processes import run_jobs
 from test_processes import in_trouble
 
 if __name__ == "__main__":
+    # A shell that starts the tests in the background has told them, and so this, to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, *jobs = sys.argv[1:]
     run_jobs(partial(in_trouble, Path(folder)), [deque([job]) for job in jobs])
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spatial_forcing.demo import DemoSettings, check_folder, finished_settings, hold
+from spatial_forcing.demo import DemoSettings, take_folder, finished_settings, hold
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.locks import FolderBusyError, FolderLock
@@ -123,12 +123,12 @@ def test_no_checkpoint_there(tmp_path):
 def test_demo_refuses_foreign_folders_and_other_settings(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SpatialForcingError, match="not empty"):
-        check_folder(tmp_path, DemoSettings())
+        take_folder(tmp_path, DemoSettings())
     out = tmp_path / "demo"
-    check_folder(out, DemoSettings())
-    check_folder(out, DemoSettings())
+    take_folder(out, DemoSettings())
+    take_folder(out, DemoSettings())
     with pytest.raises(SpatialForcingError, match="seed: 0 there, 1 wanted"):
-        check_folder(out, DemoSettings(seed=1))
+        take_folder(out, DemoSettings(seed=1))
     with pytest.raises(SpatialForcingError, match="not finished"):
         finished_settings(out)
     with pytest.raises(SpatialForcingError, match="no demo run"):
@@ -160,7 +160,7 @@ def test_two_demos_cannot_run_in_one_folder(tmp_path):
 def test_demo_checks_the_disk_first(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
     with pytest.raises(SpatialForcingError, match="GiB are free"):
-        check_folder(tmp_path / "demo", DemoSettings())
+        take_folder(tmp_path / "demo", DemoSettings())
 
 
 def test_checkpoints_are_found_by_step(demos, tmp_path):

@@ -54,8 +54,8 @@ class DepthProbe:
             raise ProbeError(f"The sub-grid of a token must be at least 1, got {sub_grid}.")
         if not far > 0:
             raise ProbeError(f"The farthest depth must be above zero, got {far}.")
-        if not self.ridges or not all(0 < ridge < inf for ridge in self.ridges):
-            raise ProbeError(f"The probe needs ridge strengths above zero, got {self.ridges}.")
+        if not self.ridges or not all(0 <= ridge < inf for ridge in self.ridges):
+            raise ProbeError(f"The probe needs ridge strengths, zero or more, got {self.ridges}.")
         self.ridge: float | None = None
         self._head: Head | None = None
         self._range = (0.0, far)
