@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spatial_forcing.demo import DemoSettings, take_folder, finished_settings, hold
+from spatial_forcing.demo import DemoSettings, finished_settings, hold, take_folder
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.locks import FolderBusyError, FolderLock
