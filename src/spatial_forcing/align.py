@@ -13,6 +13,7 @@ host, C width of the teacher.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -152,7 +153,7 @@ class SpatialForcing(nn.Module):
         super().__init__()
         if not isinstance(host, Host):
             raise SpatialForcingError(f"The host is a Host, from host_of(model); got {type(host).__name__}.")
-        if not isinstance(getattr(teacher, "width", None), int):
+        if not isinstance(getattr(teacher, "width", None), Integral):
             raise SpatialForcingError(
                 "The teacher is a model, from load_teacher(name), or a FeatureStore: something that has a "
                 f"width; got {teacher!r}."

@@ -22,6 +22,7 @@ Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ class Layout:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(isinstance(size, int) for size in (self.views, self.rows, self.cols)):
+        if not all(isinstance(size, Integral) for size in (self.views, self.rows, self.cols)):
             raise SpatialForcingError(f"Views, rows and columns of a layout are whole numbers, got {self}.")
         if min(self.views, self.rows, self.cols) < 1:
             raise SpatialForcingError(f"A layout needs at least one view, row and column, got {self}.")
@@ -214,7 +215,7 @@ def resample(
         raise SpatialForcingError(f"resample takes Features; got {type(features).__name__}.")
     tokens_BVHWC, _ = features.checked()
     B, V, H, W, _ = tokens_BVHWC.shape
-    if not isinstance(rows, int) or not isinstance(cols, int):
+    if not isinstance(rows, Integral) or not isinstance(cols, Integral):
         raise SpatialForcingError(f"Rows and columns of a grid are whole numbers, got {rows} x {cols}.")
     if min(rows, cols, H, W) < 1:
         raise SpatialForcingError(

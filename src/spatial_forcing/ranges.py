@@ -4,6 +4,7 @@ Shapes: C channels of the teacher.
 """
 
 import math
+from numbers import Real
 
 from torch import Tensor
 
@@ -12,14 +13,14 @@ from spatial_forcing.errors import SpatialForcingError
 
 def check_numbers(weight: float, position_embedding: float) -> None:
     """Raises :class:`SpatialForcingError` unless the weight is finite and at least 0, the share 0 to 1."""
-    if not (math.isfinite(weight) and weight >= 0):
+    if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
         raise SpatialForcingError(
-            f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight}."
+            f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight!r}."
         )
-    if not 0 <= position_embedding <= 1:
+    if not isinstance(position_embedding, Real) or not 0 <= position_embedding <= 1:
         raise SpatialForcingError(
             "The position embedding is added to the features as a share of their size, 0 (none) to 1 (as "
-            f"much again), 0.1 by default; got {position_embedding}."
+            f"much again), 0.1 by default; got {position_embedding!r}."
         )
 
 

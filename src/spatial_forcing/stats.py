@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, isfinite, log
+from numbers import Integral
 from types import ModuleType
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     Raises:
         StatsError: no episodes, more successes than episodes, or a confidence outside (0, 1).
     """
-    whole = all(isinstance(count, int | np.integer) for count in (successes, episodes))
+    whole = all(isinstance(count, Integral) for count in (successes, episodes))
     if not whole or episodes < 1 or not 0 <= successes <= episodes:
         raise StatsError(
             "A success rate needs whole numbers, 0 <= successes <= episodes, and an episode, got "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,7 @@ class Host:
         """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
         blocks = len(self.blocks)
         deepest = blocks if self.final_norm is not None else blocks - 1
-        if not isinstance(depth, int) or not 1 <= depth <= deepest:
+        if not isinstance(depth, Integral) or not 1 <= depth <= deepest:
             raise TapError(
                 f"{self.name} has {blocks} blocks; the tap depth must be 1 to {deepest}, got {depth!r}."
             )

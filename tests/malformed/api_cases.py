@@ -387,7 +387,7 @@ STORES = [
         ("type", "a list", read([0, 1]), "whole numbers", None),
         ("size", "frames in rows", read(torch.zeros(2, 2, dtype=torch.long)), "whole numbers", None),
         ("name", "another teacher", checked(teacher="pixels", cameras=()), "not 'pixels'", None),
-        ("name", "other cameras", checked(teacher=None, cameras=("top",)), "the policy has ['top']", None),
+        ("name", "other cameras", checked(teacher=None, cameras=("top",)), "those to align are top", None),
         (
             "foreign",
             "another data set",

@@ -10,6 +10,7 @@ Shapes: N tokens, C channels of the teacher, K components.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -41,9 +42,9 @@ class CodecOptions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise SpatialForcingError(f"The codec is one of {', '.join(KINDS)}; got {self.kind!r}.")
-        if not isinstance(self.fidelity, int | float) or not 0 < self.fidelity < 1:
+        if not isinstance(self.fidelity, Real) or not 0 < self.fidelity < 1:
             raise SpatialForcingError(f"The fidelity is between 0 and 1; got {self.fidelity!r}.")
-        if self.components is not None and (not isinstance(self.components, int) or self.components < 1):
+        if self.components is not None and (not isinstance(self.components, Integral) or self.components < 1):
             raise SpatialForcingError(f"The codec needs at least one component; got {self.components!r}.")
 
 

@@ -5,6 +5,7 @@ T frames of an episode, V = 2 views, H rows, W columns.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class DemoSpec:
             raise SpatialForcingError(f"Name at least one task, and none twice; got {self.tasks}.")
         for name, least in (("episodes", 1), ("frames", 1), ("size", 16), ("noise", 0), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and name != "noise" and not isinstance(value, int):
+            if value is not None and name != "noise" and not isinstance(value, Integral):
                 raise SpatialForcingError(f"{name} is a whole number; got {value!r}.")
             if value is not None and value < least:
                 raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")

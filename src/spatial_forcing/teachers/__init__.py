@@ -12,6 +12,7 @@ import os
 import warnings
 from functools import cache
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -82,7 +83,7 @@ def load_teacher(
         raise TeacherInputError(
             f"The dtype is a floating torch.dtype, such as torch.bfloat16; got {dtype!r}."
         )
-    if not isinstance(layer, int):
+    if not isinstance(layer, Integral):
         raise TeacherInputError(f"The layer is a whole number, negative from the last; got {layer!r}.")
     if not isinstance(name_or_path, str | os.PathLike):
         raise TeacherInputError(f"A teacher has a name or a path; got {name_or_path!r}.")

@@ -7,6 +7,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -93,7 +94,7 @@ class FrozenTeacher(nn.Module):
         batch_size: int = 32,
     ):
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, Integral) or batch_size < 1:
             raise TeacherInputError(f"batch_size must be at least 1, got {batch_size!r}.")
         self.name, self.licence, self.batch_size = name, licence, batch_size
         self.width, self.patch, self.multi_view = width, patch, multi_view
@@ -161,7 +162,7 @@ def named_dtype(name: str | None) -> torch.dtype:
 def checked_resolution(resolution: int | tuple[int, int], patch: int) -> tuple[int, int]:
     """Height and width in pixels; raises `TeacherInputError` unless both are multiples of the patch."""
     sides = resolution if isinstance(resolution, tuple | list) else (resolution, resolution)
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
         raise TeacherInputError(
             f"A resolution is a number of pixels, or (height, width); got {resolution!r}."
         )
