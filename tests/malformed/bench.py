@@ -180,7 +180,7 @@ def in_own_process(words: list[str]) -> tuple[int, str]:
     program = Path(sys.executable).parent / words[0]
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [program, *words[1:]], capture_output=True, text=True, env=environment, check=False, timeout=300
+        [program, *words[1:]], capture_output=True, text=True, env=environment, check=False, timeout=900
     )
     return done.returncode, done.stdout + done.stderr
 
