@@ -26,9 +26,10 @@ from rich.console import Console
 from spatial_forcing.console import stages
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.demo import DemoSettings, collect_demos, demo_arms, teacher_features
+from spatial_forcing.files import claim
 from spatial_forcing.provenance import command_line, commit, hardware, versions
 from spatial_forcing.stats import bootstrap_difference, mcnemar, wilson
-from spatial_forcing.study import Arm, claim, run_arms
+from spatial_forcing.study import Arm, run_arms
 from spatial_forcing.train import read_metrics
 
 
@@ -87,7 +88,7 @@ def main(args: Args) -> None:
         "hardware": hardware(),
     }
     options = {k: v for k, v in asdict(args).items() if k not in ("out", "workers")}
-    claim(out / "settings.json", options)
+    claim(out / "settings.json", options, what="study")
     settings = DemoSettings(
         tasks=(args.task,),
         start=args.start,

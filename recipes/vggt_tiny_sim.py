@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import write_atomically
 from spatial_forcing.teachers import METADATA_KEY, load_teacher
 from spatial_forcing.teachers.checkpoint import Checkpoint
 from spatial_forcing.teachers.objectives import GeometryVGGT, Loss, MaskedVGGT
@@ -184,9 +185,7 @@ class Log:
 
 def save_checkpoint(args: Args, model: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "run": args.run}
-    partial = args.out / "checkpoint.tmp"
-    torch.save(state, partial)
-    partial.replace(args.out / "checkpoint.pt")
+    write_atomically(args.out / "checkpoint.pt", lambda temporary: torch.save(state, temporary))
 
 
 def resume(args: Args, model: Model, optimizer: torch.optim.Optimizer) -> int:
@@ -251,9 +250,10 @@ def save_results(args: Args, model: Model, seconds: float) -> None:
         "note": f"Small VGGT trained on simulated Meta-World scenes; {note}.",
     }
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    partial = args.out / f"{args.file}.tmp"
-    save_file(weights, partial, {METADATA_KEY: json.dumps(said), "format": "pt"})
-    partial.replace(args.out / f"{args.file}.safetensors")
+    about = {METADATA_KEY: json.dumps(said), "format": "pt"}
+    write_atomically(
+        args.out / f"{args.file}.safetensors", lambda temporary: save_file(weights, temporary, about)
+    )
     report = {
         "name": args.file,
         "command": command(),

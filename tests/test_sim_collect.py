@@ -10,7 +10,6 @@ import pytest
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock
-from spatial_forcing.sim import pieces
 from spatial_forcing.sim.camera import unproject
 from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry, render_frames
 from spatial_forcing.sim.experts import demonstrate
@@ -230,7 +229,10 @@ def test_the_same_data_set_is_reused_at_once(demos, monkeypatch):
 
 def test_another_data_set_or_a_foreign_folder_is_left_alone(demos, tmp_path):
     before = files(demos)
-    with pytest.raises(SpatialForcingError, match=r"another spec: episodes is 12 there and 13 here"):
+    with pytest.raises(
+        SpatialForcingError,
+        match=r"another collection of demonstrations \(spec.episodes: 12 there, 13 wanted\)",
+    ):
         collect(replace(SPEC, episodes=13), demos)
     assert files(demos) == before
     (tmp_path / "thesis.txt").write_text("mine")
@@ -251,8 +253,8 @@ def test_a_folder_that_another_process_writes_in_is_left_alone(tmp_path):
 
 
 def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(SpatialForcingError, match=r"needs about .* GB; 0.00 GB are free"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(SpatialForcingError, match=r"needs about .* MiB; 1000 B are free"):
         collect(SPEC, tmp_path / "demos")
     assert not (tmp_path / "demos").exists()
 

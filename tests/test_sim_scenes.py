@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.sim import pieces
 from spatial_forcing.sim.camera import unproject
 from spatial_forcing.sim.scenes import ScenesSpec, plan, render_scenes
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
@@ -73,7 +72,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes_with_other_workers(scene
 
 def test_another_set_or_a_foreign_folder_is_left_alone(scenes, tmp_path):
     before = contents(scenes)
-    with pytest.raises(SpatialForcingError, match=r"another spec: seed is 3 there and 4 here"):
+    with pytest.raises(SpatialForcingError, match=r"another set of scenes \(spec.seed: 3 there, 4 wanted"):
         render_scenes(ScenesSpec(2, 1, 1, size=64, seed=4), scenes)
     assert contents(scenes) == before
     (tmp_path / "thesis.txt").write_text("mine")
@@ -83,8 +82,8 @@ def test_another_set_or_a_foreign_folder_is_left_alone(scenes, tmp_path):
 
 
 def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(SpatialForcingError, match=r"needs about .* GB; .* are free"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(SpatialForcingError, match=r"needs about .* KiB; 1000 B are free"):
         render_scenes(SPEC, tmp_path / "huge")
     assert not (tmp_path / "huge").exists()
 

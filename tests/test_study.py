@@ -10,9 +10,10 @@ import pytest
 from spatial_forcing.demo import DemoSettings, finished_settings, hold, take_folder
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.files import claim
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.sim.collect import DemoSpec, collect
-from spatial_forcing.study import Arm, claim, is_complete, run_arm, run_arms
+from spatial_forcing.study import Arm, is_complete, run_arm, run_arms
 from spatial_forcing.train import checkpoints
 
 POLICY = {"image_size": 28, "width": 32, "heads": 2, "chunk_size": 2, "n_action_steps": 2, "warmup_steps": 1}
@@ -61,9 +62,9 @@ def test_an_arm_trains_and_evaluates_every_checkpoint_and_is_reused(demos, tmp_p
 
 
 def test_another_arm_is_refused_and_nothing_is_lost(demos, tmp_path):
-    claim(tmp_path / "arm.json", {"steps": 4})
+    claim(tmp_path / "arm.json", {"steps": 4}, what="run")
     with pytest.raises(SpatialForcingError, match="steps: 4 there, 5 wanted"):
-        claim(tmp_path / "arm.json", {"steps": 5})
+        claim(tmp_path / "arm.json", {"steps": 5}, what="run")
     assert json.loads((tmp_path / "arm.json").read_text()) == {"steps": 4}
 
 
@@ -159,7 +160,7 @@ def test_two_demos_cannot_run_in_one_folder(tmp_path):
 
 def test_demo_checks_the_disk_first(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(SpatialForcingError, match="GiB are free"):
+    with pytest.raises(SpatialForcingError, match=r"needs about 1.0 GiB; 976.6 KiB are free"):
         take_folder(tmp_path / "demo", DemoSettings())
 
 

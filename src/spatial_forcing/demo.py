@@ -5,7 +5,6 @@ Every stage is the ordinary part of the package, run on the embedded world; ever
 finished, so that a second run reuses it and an interrupted one continues.
 """
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from rich.progress import Progress
 
 from spatial_forcing.console import stages
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.files import check_folder, read_json
+from spatial_forcing.files import check_folder, check_space, claim, read_json
 from spatial_forcing.locks import FolderBusyError, FolderLock
-from spatial_forcing.study import Arm, ArmProgress, claim, run_arms
+from spatial_forcing.study import Arm, ArmProgress, run_arms
 
 # Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
 EVAL_SEED = 1_000_000
@@ -30,6 +29,8 @@ CONTROL_LABELS = {
     "shuffled": "toward the features of another frame",
     "place": "toward the place of each token alone",
 }
+# What a run takes on disk, roughly.
+DEMO_BYTES = 2**30
 DAMAGED = "Run the demo in another folder, or remove this one."
 # Rough seconds a unit of work takes on two cores, for the estimate at the start.
 SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
@@ -161,15 +162,8 @@ def check_settings(settings: DemoSettings, workers: int) -> None:
 def take_folder(out: Path, settings: DemoSettings) -> None:
     """Takes the folder for this run, or raises if it holds another one or the disk is too full for it."""
     check_folder(out)
-    if out.exists() and any(out.iterdir()) and not (out / "settings.json").is_file():
-        raise SpatialForcingError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    need, free = 1.0, shutil.disk_usage(out).free / 2**30
-    if free < need:
-        raise SpatialForcingError(
-            f"The demo needs about {need:.0f} GiB under {out}; {free:.2f} GiB are free."
-        )
-    claim(out / "settings.json", asdict(settings))
+    check_space(out, DEMO_BYTES)
+    claim(out / "settings.json", asdict(settings), what="demo", only=True)
 
 
 def hold(out: Path) -> FolderLock:

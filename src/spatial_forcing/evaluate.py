@@ -1,6 +1,5 @@
 """Rollouts of a saved policy through LeRobot's evaluation, and its error on held-out demonstrations."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor
 from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import write_json
 
 
 @dataclass
@@ -37,9 +37,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.replace(path)
+        write_json(path, asdict(self))
 
 
 class PolicyError(SpatialForcingError):

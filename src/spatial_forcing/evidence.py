@@ -15,6 +15,7 @@ import torch
 
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.files import write_json
 from spatial_forcing.provenance import commit, hardware, versions
 from spatial_forcing.study import Arm, policy_config
 from spatial_forcing.train import checkpoints, read_metrics
@@ -155,9 +156,7 @@ def gather_results(
         "samples": sample_pictures(Path(arms[0].dataset), out),
         "comparisons": [[name, "forced"] for name in ("baseline", *CONTROLS)],
     }
-    temporary = out / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=1))
-    temporary.replace(out / "results.json")
+    write_json(out / "results.json", results)
     return results
 
 

@@ -1,13 +1,24 @@
-"""Files and folders that people name: checked before work begins, with errors that say which."""
+"""Files and folders: checked before work begins, written whole or not at all, claimed for one job.
 
+Errors say which file or folder, what was expected and found, and what to do.
+"""
+
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from spatial_forcing.errors import SpatialForcingError
+
+# ---- reading
+# ----------------------------------------------------------------------------------------------------------
 
 
 def read_json(
@@ -34,6 +45,129 @@ def read_json(
         kind = type(found).__name__
         raise error(f"{path} is damaged: expected a JSON object, found a {kind}. {advice}".rstrip())
     return found
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- writing
+# ----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(
+    path: Path,
+    write: Callable[[Path], Any],
+    *,
+    durable: bool = False,
+    advice: str = "",
+    error: type[SpatialForcingError] = SpatialForcingError,
+) -> Path:
+    """Writes a file under a temporary name and renames it, so that half a file never has its real name.
+
+    Args:
+        path: the file, in a folder that is there.
+        write: writes the path that it is given: ``lambda temporary: save_file(tensors, temporary)``.
+        durable: also wait until the content has reached the disk, for files that say that others are done.
+        advice: what to do if it cannot be written, as sentences.
+        error: what to raise.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        SpatialForcingError: it cannot be written; what was there is as it was.
+    """
+    with _temporary(path, write, advice, error) as temporary:
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a text file (UTF-8) as :func:`write_atomically` does."""
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes plain data as JSON, as :func:`write_atomically` does."""
+    return write_text(path, json.dumps(value, indent=1))
+
+
+def create_once(
+    path: Path,
+    write: Callable[[Path], Any],
+    *,
+    advice: str = "",
+    error: type[SpatialForcingError] = SpatialForcingError,
+) -> bool:
+    """Writes a file unless another process has written it first; then theirs stays.
+
+    Arguments and errors are those of :func:`write_atomically`; the folder's file system needs hard links.
+
+    Returns:
+        Whether the file is the one written here.
+    """
+    with _temporary(path, write, advice, error) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _temporary(
+    path: Path, write: Callable[[Path], Any], advice: str, error: type[SpatialForcingError]
+) -> Iterator[Path]:
+    """A file beside ``path`` that ``write`` has filled, with the rights of any new file; gone at the end."""
+    # Processes on other machines, or in other containers, may have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
+        yield temporary
+    except (OSError, SafetensorError) as reason:
+        raise error(f"Could not write {path} ({reason}). {advice}".rstrip()) from reason
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote left behind; nobody may be writing now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def check_space(
+    folder: Path,
+    needed: float,
+    advice: str = "Choose a folder on another disk, or ask for less.",
+    error: type[SpatialForcingError] = SpatialForcingError,
+) -> None:
+    """Raises unless the disk under ``folder``, which need not exist, has ``needed`` bytes free."""
+    home = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise error(f"{folder} needs about {size_text(needed)}; {size_text(free)} are free. {advice}")
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: "1.5 GiB"."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count:.0f} B"
+
+
+# ---- folders
+# ----------------------------------------------------------------------------------------------------------
 
 
 def check_folder(folder: Path, error: type[SpatialForcingError] = SpatialForcingError) -> None:
@@ -80,3 +214,80 @@ def made_folder(folder: Path, error: type[SpatialForcingError] = SpatialForcingE
             for part in made:
                 part.rmdir()
         raise
+
+
+# ---- a folder for one job
+# ----------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = "Choose another folder, or delete this one."
+
+
+def claim(
+    path: Path,
+    specification: Mapping[str, Any],
+    *,
+    what: str,
+    only: bool = False,
+    beside: tuple[str, ...] = (),
+    unrecorded: tuple[str, ...] = (),
+    error: type[SpatialForcingError] = SpatialForcingError,
+) -> bool:
+    """Notes in a file what its folder holds or will hold, or checks that it notes just this already.
+
+    Args:
+        path: the JSON file; its folder is made if missing.
+        specification: what decides the content, as plain data.
+        what: kind of content, for people: "run".
+        only: a folder with visible files but without the note belongs to somebody else.
+        beside: names that a note may have besides those of the specification.
+        unrecorded: names that an earlier version did not note.
+        error: what to raise.
+
+    Returns:
+        Whether the note is new.
+
+    Raises:
+        SpatialForcingError: the folder holds something else, with what differs; nothing was changed.
+    """
+    folder = path.parent
+    check_folder(folder, error)
+    new = False
+    if not path.is_file():
+        if only and folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
+            raise error(
+                f"{folder} is not empty and holds no {what} (no {path.name}). Choose a new or empty folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(specification, indent=1)
+        new = create_once(path, lambda temporary: temporary.write_text(text), error=error)
+    found = read_json(path, ELSEWHERE, error)  # of another process, if that was first
+    found = {name: value for name, value in found.items() if name not in beside}
+    check_same(folder, found, specification, what=what, unrecorded=unrecorded, error=error)
+    return new
+
+
+def check_same(
+    folder: Path,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    what: str,
+    unrecorded: tuple[str, ...] = (),
+    error: type[SpatialForcingError] = SpatialForcingError,
+) -> None:
+    """Raises, naming all that differs, unless what a folder holds is what is wanted; see :func:`claim`."""
+    wanted = json.loads(json.dumps(wanted))
+    wanted = {name: value for name, value in wanted.items() if name in found or name not in unrecorded}
+    differing = "; ".join(differences(found, wanted))
+    if differing:
+        raise error(f"{folder} already holds another {what} ({differing}). Nothing was changed. {ELSEWHERE}")
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What is not the same in two nested mappings: "spec.episodes: 3 there, 4 wanted"."""
+    for name in sorted({*found, *wanted}):
+        there, here = found.get(name), wanted.get(name)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            yield from differences(there, here, f"{prefix}{name}.")
+        elif there != here:
+            yield f"{prefix}{name}: {there!r} there, {here!r} wanted"

@@ -11,7 +11,6 @@ an interrupted one continues.
     <folder>/log.txt             what LeRobot printed
 """
 
-import json
 import os
 import sys
 import traceback
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import read_json
+from spatial_forcing.files import claim
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
 
@@ -99,7 +98,7 @@ def _run_held(arm: Arm, folder: Path) -> Path:
 
     from spatial_forcing.train import checkpoints, train_config, train_or_continue
 
-    claim(folder / "arm.json", asdict(arm))
+    claim(folder / "arm.json", asdict(arm), what="run")
     register_third_party_plugins()
     config = train_config(
         policy_config(arm),
@@ -199,7 +198,7 @@ def run_arms(
     threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(arms))))
     for arm in arms:
         if (folders[arm.name] / "arm.json").is_file():
-            claim(folders[arm.name] / "arm.json", asdict(arm))
+            claim(folders[arm.name] / "arm.json", asdict(arm), what="run")
     arms = [arm for arm in arms if not is_complete(arm, folders[arm.name])]
     if not arms:
         return
@@ -272,24 +271,3 @@ def output_to(path: Path) -> Iterator[None]:
             for descriptor, saved in zip((1, 2), kept, strict=True):
                 os.dup2(saved, descriptor)
                 os.close(saved)
-
-
-def claim(path: Path, specification: dict[str, Any]) -> None:
-    """Writes a specification beside what it will produce, or checks that it is the one already there.
-
-    Raises:
-        SpatialForcingError: the folder belongs to another specification; names what differs.
-    """
-    wanted = json.loads(json.dumps(specification))
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=1))
-        return
-    found = read_json(path, "Choose another folder with --out, or delete this one.")
-    keys = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
-    if keys:
-        differing = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} wanted" for k in keys)
-        raise SpatialForcingError(
-            f"{path.parent} already holds another run ({differing}). Nothing was changed. Choose another "
-            "folder with --out, or delete this one."
-        )

@@ -23,6 +23,7 @@ from lerobot.utils.logging_utils import MetricsTracker
 
 from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import write_text
 
 METRICS = "metrics.jsonl"
 EVAL_LOSS = re.compile(r"step (\d+): eval_loss=(\S+)")
@@ -171,7 +172,7 @@ def truncate_metrics(path: Path, step: int) -> None:
     """Drops the rows after ``step``, which a continued run writes again."""
     if path.is_file():
         rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in rows))
+        write_text(path, "".join(line + "\n" for line in rows))
 
 
 @contextmanager

@@ -27,8 +27,8 @@ COLLECT = [
         ("number", "--workers -2", "at least one process"),
         ("size", "--size 8", "size must be at least 16; got 8"),
         ("size", "--size -112", "size must be at least 16; got -112"),
-        ("full disk", "--size 1000000", "GB are free"),
-        ("full disk", "--episodes 1000000000000", "GB are free"),
+        ("full disk", "--size 1000000", "needs about"),
+        ("full disk", "--episodes 1000000000000", "needs about"),
         ("name", "--tasks reech-v3", "Did you mean 'reach-v3'"),
         ("name", "--tasks reach-v3 reach-v3", "none twice"),
         ("name", "--tasks ''", "Unknown Meta-World task ''"),
@@ -37,14 +37,18 @@ COLLECT = [
         ("foreign", "--out {plain}", "plain.txt is not a folder"),
         ("foreign", "--out {plain}/d", "plain.txt is not a folder"),
         ("foreign", "--out /proc/self/d", "cannot be"),
-        ("taken", "--out {data}", "is not empty and holds no demos.json"),
-        ("taken", "--out {features}", "is not empty and holds no demos.json"),
+        ("taken", "--out {data}", "is not empty and holds no collection of demonstrations (no demos.json)"),
+        (
+            "taken",
+            "--out {features}",
+            "is not empty and holds no collection of demonstrations (no demos.json)",
+        ),
     )
 ]
 COLLECT += [
     command("demos", kind, DEMOS, says, prepare=holds("d/demos.json", content))
     for kind, content, says in (
-        ("taken", json.dumps(SPEC), "was made with another spec"),
+        ("taken", json.dumps(SPEC), "already holds another collection of demonstrations (spec"),
         ("damaged", '{"spec": ', "demos.json is damaged"),
         ("foreign", "[1, 2]", "expected a JSON object, found a list"),
         ("encoding", b'{"spec": "\xff\xfe"}', "demos.json is damaged"),
@@ -87,7 +91,7 @@ DEMO_CASES = [
 DEMO_CASES += [
     command("demo", kind, DEMO, says, prepare=holds(f"d/{name}", content))
     for kind, name, content, says in (
-        ("taken", "settings.json", json.dumps(SETTINGS), "already holds another run"),
+        ("taken", "settings.json", json.dumps(SETTINGS), "already holds another demo ("),
         ("damaged", "settings.json", '{"tasks"', "settings.json is damaged"),
         ("encoding", "settings.json", b"\xff\xff", "settings.json is damaged"),
         ("foreign", "settings.json", "[]", "expected a JSON object, found a list"),

@@ -3,14 +3,14 @@
 A claim that nothing came of goes away: a start that failed leaves the folder as it was.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.cache.layout import CODEC, COMMAND, SOURCE, CacheError, Share, check_same, create_once
-from spatial_forcing.files import made_folder, read_json
+from spatial_forcing import files
+from spatial_forcing.cache.layout import CODEC, COMMAND, SOURCE, UNRECORDED, WHAT, CacheError, Share
 from spatial_forcing.locks import FolderBusyError, FolderLock
 
 WRITERS = ".writer-*"
@@ -25,7 +25,7 @@ def writing(root: Path, claimed: dict[str, Any], share: Share) -> Iterator[None]
         CacheError: the folder cannot be written to, holds something else, or another process writes this
             share.
     """
-    with made_folder(root, CacheError), only_writer(root, share):
+    with files.made_folder(root, CacheError), only_writer(root, share):
         new = claim(root, claimed, alone=_is_alone(root))
         try:
             yield
@@ -67,19 +67,14 @@ def claim(root: Path, claimed: dict[str, Any], alone: bool = False) -> bool:
         CacheError: the folder holds something else; names what differs.
     """
     path = root / SOURCE
-    if path.is_file():
-        try:
-            check_same(root, read_json(path, "Delete the folder, or choose another.", CacheError), claimed)
-            return False
-        except CacheError:
-            if is_begun(root) or not alone:
-                raise
-            path.unlink(missing_ok=True)
-    elif any(not one.name.startswith(".") for one in root.iterdir()):
-        raise CacheError(f"{root} is not empty and holds no feature cache. Choose another folder.")
-    create_once(path, lambda temporary: temporary.write_text(json.dumps(claimed, indent=1)))
-    check_same(root, read_json(path, error=CacheError), claimed)
-    return True
+    note = partial(files.claim, path, claimed, what=WHAT, only=True, unrecorded=UNRECORDED, error=CacheError)
+    try:
+        return note()
+    except CacheError:
+        if not path.is_file() or is_begun(root) or not alone:
+            raise
+        path.unlink()
+        return note()
 
 
 def is_begun(root: Path) -> bool:

@@ -16,7 +16,7 @@ from spatial_forcing.cache.write import Plan, Share, check_numbers
 from spatial_forcing.console import stages
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.files import check_folder
+from spatial_forcing.files import check_folder, size_text
 from spatial_forcing.processes import end_with_parent
 
 
@@ -176,8 +176,8 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
     """What a cache will cost, for people."""
     report = plan.codec["report"]
     lines = [
-        f"{plan.frames} frames of {plan.views} views: {size(plan.raw_bytes)} in bfloat16, "
-        f"{size(plan.stored_bytes)} stored ({plan.raw_bytes / plan.stored_bytes:.1f} x smaller)",
+        f"{plan.frames} frames of {plan.views} views: {size_text(plan.raw_bytes)} in bfloat16, "
+        f"{size_text(plan.stored_bytes)} stored ({plan.raw_bytes / plan.stored_bytes:.1f} x smaller)",
         f"{plan.codec['kind']}, {plan.codec['components']} numbers a token; mean cosine to raw tokens "
         f"{report['cosine_mean']:.4f}, less their mean {report['cosine_centred_mean']:.4f} (worst "
         f"{report['cosine_centred_worst']:.3f})",
@@ -189,14 +189,6 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
             f"{plan.seconds_per_frame:.3f} s a frame: about {minutes(left)} for {plan.mine} frames{part}"
         )
     return lines
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"
 
 
 def minutes(seconds: float) -> str:

@@ -10,10 +10,9 @@ Files are written under a temporary name and renamed, so that half a file never 
 """
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import read_json
+from spatial_forcing.files import check_same, checksum, read_json
 
 FORMAT = 3
 SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
@@ -29,6 +28,9 @@ MANIFEST_KEYS = {"claimed": dict, "source": dict, "codec": dict, "shard_frames":
 MANIFEST_KEYS |= {"statistics": dict}
 SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 COMMAND = "spatial-forcing cache"
+WHAT = "feature cache"
+# What earlier versions did not note of a teacher: its fingerprint covers what decides the features.
+UNRECORDED = ("layer", "layers", "resolution", "dtype")
 
 
 class CacheError(SpatialForcingError):
@@ -117,20 +119,9 @@ def dataset_fingerprint(root: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_same(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises :class:`CacheError` naming what differs between two claims.
-
-    The teacher's options may be missing from an older one: its fingerprint covers what decides the features.
-    """
-    found, wanted = (json.loads(json.dumps(one)) for one in (found, wanted))
-    later = {"layer", "layers", "resolution", "dtype"} - found.keys()
-    keys = [key for key in wanted if key not in later and found.get(key) != wanted[key]]
-    if keys:
-        differing = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} wanted" for key in keys)
-        raise CacheError(
-            f"{root} already holds features of something else ({differing}). Choose another folder, or "
-            "delete this one."
-        )
+def check_claim(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises :class:`CacheError` naming what differs, if a cache claims to hold something else."""
+    check_same(root, found, wanted, what=WHAT, unrecorded=UNRECORDED, error=CacheError)
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -163,12 +154,6 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def file_sum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_there(root: Path, name: str) -> None:
     """Raises :class:`CacheError` unless the file is there."""
     if not (root / name).is_file():
@@ -178,7 +163,7 @@ def check_there(root: Path, name: str) -> None:
 def check_file(root: Path, name: str, wanted: str) -> None:
     """Raises :class:`CacheError` unless the file is there and has the sum that the manifest says."""
     check_there(root, name)
-    if file_sum(root / name) != wanted:
+    if checksum(root / name) != wanted:
         raise CacheError(
             f"{root / name} is damaged: its sum is not the one in the manifest. {_restore(root)}"
         )
@@ -194,43 +179,6 @@ def opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CacheError(f"{path} cannot be read ({error}).") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes to a temporary name and renames."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        _share(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CacheError(f"Could not write {path} ({error}). What was finished before is kept.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _share(path: Path) -> None:
-    """Gives a file the rights of any new file: safetensors makes files that only their owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
-def create_once(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file unless another process has written it first; then theirs stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        _share(temporary)
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except (OSError, SafetensorError) as error:
-        raise CacheError(f"Could not write {path} ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def source_record(source: Source) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from spatial_forcing.cache.layout import (
     COMMAND,
     CacheError,
     Source,
+    check_claim,
     check_file,
-    check_same,
     check_there,
     dataset_fingerprint,
     opened,
@@ -185,7 +185,7 @@ class FeatureStore:
 
     def check_source(self, source: Source) -> None:
         """Raises :class:`CacheError` naming what differs, unless the features are of ``source``."""
-        check_same(self.root, source_record(self.source), source_record(source))
+        check_claim(self.root, source_record(self.source), source_record(source))
 
 
 def turned(codec: Codec, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:

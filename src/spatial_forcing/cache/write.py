@@ -8,7 +8,6 @@ Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored n
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +29,15 @@ from spatial_forcing.cache.layout import (
     CacheError,
     Share,
     Source,
-    check_same,
+    check_claim,
     check_there,
-    create_once,
-    file_sum,
     opened,
     read_manifest,
     shard_name,
     source_record,
-    write_atomically,
 )
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import check_space, checksum, create_once, remove_temporary_files, write_atomically
 from spatial_forcing.grid import Features, resample
 from spatial_forcing.locks import FolderLock
 
@@ -52,6 +49,9 @@ SAMPLE_FRAMES, HELDOUT_FRAMES = 64, 16
 SAMPLE_TOKENS = 40_000
 # Seconds that a process waits for another one's manifest: that reads every shard once.
 FINISHING = 600.0
+KEPT = "What was finished before is kept."
+SPACE = "Finished shards are kept: free some space and run the same command again."
+SAFELY: dict[str, Any] = {"durable": True, "advice": KEPT, "error": CacheError}
 
 Frames = Callable[[list[int]], Tensor]
 """Indices of frames -> images_BV3HW in [0, 1]."""
@@ -123,7 +123,7 @@ def write_features(
     claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size, "format": FORMAT}
     if (root / MANIFEST).is_file():
         manifest = read_manifest(root)
-        check_same(root, manifest["claimed"], claimed)
+        check_claim(root, manifest["claimed"], claimed)
         for name in manifest["sums"]:
             check_there(root, name)
         advance(source.frames)
@@ -149,7 +149,8 @@ def write_features(
                 codec=load_codec(root)[1],
             )
         )
-        check_space(root, codec.bytes_per_token * per_frame * min(size * len(missing), source.frames))
+        needed = codec.bytes_per_token * per_frame * min(size * len(missing), source.frames)
+        check_space(root, needed, SPACE, CacheError)
         advance(sum(len(indices) for _, indices in mine) - sum(len(indices) for _, indices in missing))
         write_shards(missing, codec, source, frames, teacher, batch_size, advance)
         finish(root, claimed, size, source)
@@ -269,7 +270,7 @@ def shared_codec(
         grid = list(first.shape[1:])
         said = json.dumps(codec_record(codec, options) | {"grid": grid})
         tensors = codec.tensors() or {"none": torch.zeros(1)}
-        create_once(path, lambda temporary: save_file(tensors, temporary, {"codec": said}))
+        create_once(path, lambda temporary: save_file(tensors, temporary, {"codec": said}), error=CacheError)
     return load_codec(root)[0], seconds
 
 
@@ -306,7 +307,7 @@ def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
     flat = tokens_FVHWC.flatten(0, -2).double()
     tensors |= {"token_sum": flat.sum(0), "token_square": flat.square().sum(0)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary), **SAFELY)
 
 
 def finish(root: Path, claimed: dict[str, Any], size: int, source: Source) -> None:
@@ -340,21 +341,12 @@ def write_manifest(root: Path, names: list[str], claimed: dict[str, Any], size: 
         "source": source_record(source),
         "codec": load_codec(root)[1],
         "shard_frames": size,
-        "sums": {name: file_sum(root / name) for name in [CODEC, *names]},
+        "sums": {name: checksum(root / name) for name in [CODEC, *names]},
         "statistics": statistics,
     }
-    write_atomically(root / MANIFEST, lambda temporary: temporary.write_text(json.dumps(manifest, indent=1)))
+    text = json.dumps(manifest, indent=1)
+    write_atomically(root / MANIFEST, lambda temporary: temporary.write_text(text), **SAFELY)
     # What killed processes left behind; nobody writes any more.
-    for left in [*root.glob(".*.tmp"), *root.glob(WRITERS)]:
+    remove_temporary_files(root)
+    for left in root.glob(WRITERS):
         left.unlink(missing_ok=True)
-
-
-def check_space(root: Path, needed: int) -> None:
-    """Raises :class:`CacheError` if what is still to be written does not fit on the disk."""
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        raise CacheError(
-            f"The disk under {root} has {free / 2**30:.2f} GiB free, up to {needed / 2**30:.2f} GiB are "
-            f"needed. "
-            "Finished shards are kept: free some space and run the same command again."
-        )

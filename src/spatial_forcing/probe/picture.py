@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.errors import MissingDependencyError
+from spatial_forcing.files import write_atomically
 
 # Perceptually even, and safe for colour-blind readers. Near is bright; grey is "no depth".
 DEPTH_COLOURS, ERROR_COLOURS, MISSING_COLOUR = "viridis_r", "magma", "0.8"
@@ -96,7 +97,4 @@ def value_range(values: Tensor, low: float, high: float) -> tuple[float, float]:
 def save_png(figure: Any, path: Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
-    return path
+    return write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.errors import MissingDependencyError
+from spatial_forcing.files import write_text
 from spatial_forcing.report.check import check_results
 from spatial_forcing.report.findings import difference_text, number, p_text, rate_text, with_interval
 from spatial_forcing.report.plots import colours, draw_plots
@@ -53,8 +54,8 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(without_nan(summary), indent=1, allow_nan=False)
-    _replace(folder / "report.json", record + "\n")
-    return _replace(folder / "report.html", html)
+    write_text(folder / "report.json", record + "\n")
+    return write_text(folder / "report.html", html)
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -118,10 +119,3 @@ def _template() -> Any:
     environment.filters |= {"number": number, "rate": rate_text, "p": p_text, "duration": duration}
     environment.filters |= {"with_interval": with_interval, "difference": difference_text}
     return environment.get_template(TEMPLATE)
-
-
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path

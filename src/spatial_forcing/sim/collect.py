@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
-from spatial_forcing.files import check_folder, read_json
+from spatial_forcing.files import (
+    check_folder,
+    check_space,
+    claim,
+    read_json,
+    remove_temporary_files,
+    write_atomically,
+    write_json,
+)
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
 from spatial_forcing.sim.experts import DemoSpec, demonstrate
-from spatial_forcing.sim.pieces import (
-    check_space,
-    claim_folder,
-    in_processes,
-    partial_file,
-    remove_partial_files,
-    versions,
-    write_json,
-)
+from spatial_forcing.sim.pieces import in_processes, versions
 from spatial_forcing.sim.tasks import task_record
 from spatial_forcing.sim.world import World
 
@@ -109,11 +109,11 @@ def collect(
         missing = [piece for piece in pieces if not piece.path(root).exists()]
         check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
         with FolderLock(root) as lock:
-            claim_folder(root, "demos.json", manifest)
+            _claim(root, manifest)
             if not _is_complete(root):  # the one who held the lock may have finished it
                 _record(spec, root, pieces, manifest, workers, _counter(pieces, root, progress), lock)
                 return root
-    claim_folder(root, "demos.json", manifest)
+    _claim(root, manifest)
     progress(len(spec.tasks) * spec.episodes)
     return root
 
@@ -223,8 +223,8 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
     parts: dict[str, list[np.ndarray]] = {}
     for i in range(piece.episodes):
         episode = demonstrate(world, spec, piece.first + i)
-        with partial_file(_geometry_path(root, piece.first_of_all + i)) as path:
-            save_file({key: episode[key] for key in _GEOMETRY}, path)
+        geometry = {key: episode[key] for key in _GEOMETRY}
+        write_atomically(_geometry_path(root, piece.first_of_all + i), partial(save_file, geometry))
         rgb_TVHW3 = episode["rgb_TVHW3"]
         pngs = [encode_png(rgb_HW3) for rgb_VHW3 in rgb_TVHW3 for rgb_HW3 in rgb_VHW3]
         arrays = {
@@ -235,8 +235,8 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
         } | {key: episode[key] for key in _VECTORS.values()}
         for key, value in arrays.items():
             parts.setdefault(key, []).append(value)
-    with partial_file(piece.path(root)) as path:
-        save_file({key: np.concatenate(values) for key, values in parts.items()}, path)
+    tensors = {key: np.concatenate(values) for key, values in parts.items()}
+    write_atomically(piece.path(root), partial(save_file, tensors))
 
 
 def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
@@ -267,7 +267,7 @@ def _assemble(spec: DemoSpec, root: Path, pieces: list[_Piece], manifest: dict[s
     write_dataset(building, _repo_id(root), spec.size, episodes)
     for name in ("data", "meta"):
         (building / name).replace(root / name)
-    remove_partial_files(root / "geometry")
+    remove_temporary_files(root / "geometry")
     shutil.rmtree(building)
     write_json(root / "demos.json", {**manifest, "complete": True})
     shutil.rmtree(root / ".pieces")
@@ -289,7 +289,12 @@ def _counter(pieces: list[_Piece], root: Path, progress: Callable[[int], None]) 
 
 def _bytes(spec: DemoSpec, episodes: int) -> float:
     pixels = episodes * spec.longest * len(VIEWS) * spec.size**2
-    return pixels * 6.0 + 1e6  # depth takes 2 bytes a pixel, PNG about 1.3, twice while it is joined
+    # Depth takes 2 bytes a pixel, PNG about 1.3, twice while it is joined; and a tenth more.
+    return 1.1 * (pixels * 6.0 + 1e6)
+
+
+def _claim(root: Path, manifest: dict[str, Any]) -> None:
+    claim(root / "demos.json", manifest, what="collection of demonstrations", only=True, beside=("complete",))
 
 
 def _check_complete(root: Path) -> None:

@@ -22,16 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from spatial_forcing.files import check_space, claim, remove_temporary_files, write_atomically
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.sim.camera import Camera, default_cameras, stack_matrices
-from spatial_forcing.sim.pieces import (
-    check_space,
-    claim_folder,
-    in_processes,
-    partial_file,
-    remove_partial_files,
-    versions,
-)
+from spatial_forcing.sim.pieces import in_processes, versions
 from spatial_forcing.sim.randomise import WIDE, random_primitives, randomise_looks, sees
 from spatial_forcing.sim.render import Primitive
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
@@ -138,8 +132,7 @@ def render_shard(spec: ScenesSpec, out: Path, shard: Shard) -> None:
     tensors = {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
     task = (TEACHER_TASKS + POLICY_TASKS).index(shard.task)
     tensors["task_N"] = np.full(shard.scenes, task, dtype=np.int64)
-    with partial_file(out / shard.file) as path:
-        save_file(tensors, path)
+    write_atomically(out / shard.file, partial(save_file, tensors))
 
 
 def render_scenes(
@@ -167,16 +160,16 @@ def render_scenes(
     shards = plan(spec)
     total = sum(shard.scenes for shard in shards)
     missing = [shard for shard in shards if not (out / shard.file).exists()]
-    check_space(out, sum(shard.scenes for shard in missing) * 2 * spec.size**2 * 5)
+    check_space(out, 1.1 * sum(shard.scenes for shard in missing) * 2 * spec.size**2 * 5)
 
     def report() -> None:
         progress(sum(s.scenes for s in shards if (out / s.file).exists()), total)
 
     with FolderLock(out) as lock:
-        claim_folder(out, "scenes.json", _manifest(spec, shards))
+        claim(out / "scenes.json", _manifest(spec, shards), what="set of scenes", only=True)
         report()
         in_processes(partial(render_shard, spec, out), missing, workers, report, lock=lock)
-        remove_partial_files(out)
+        remove_temporary_files(out)
     return out
 
 
