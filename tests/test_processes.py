@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.locks import FolderBusyError, FolderLock
+from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock
 from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
 
 TESTS = Path(__file__).parent
@@ -296,6 +297,28 @@ def test_a_worker_keeps_the_lock_that_its_parent_had(tmp_path):
     worker.kill()
     worker.join(SOON)
     FolderLock(tmp_path).close()
+
+
+def test_a_forked_worker_keeps_the_lock_too_and_another_programs_filelock_sees_it(tmp_path):
+    lock, other = FolderLock(tmp_path), FileLock(tmp_path / LOCK)
+    worker = get_context("fork").Process(target=hold, args=(lock, tmp_path / "mark"))
+    worker.start()
+    wait_for((tmp_path / "mark").exists)
+    os.close(lock.descriptor)  # as if this process had been killed
+    with pytest.raises(Timeout):
+        other.acquire(timeout=0)
+    worker.kill()
+    worker.join(SOON)
+    with other.acquire(timeout=0), pytest.raises(FolderBusyError):
+        FolderLock(tmp_path, wait=0)
+    FolderLock(tmp_path, wait=0).close()
+
+
+def test_a_file_that_a_killed_process_left_is_no_lock(tmp_path):
+    (tmp_path / LOCK).write_text("process 1 on another machine")
+    with FolderLock(tmp_path, wait=0):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_for_people(tmp_path):

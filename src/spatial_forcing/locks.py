@@ -1,19 +1,27 @@
 """Folders with one writer at a time: a lock belongs to whoever writes, and ends with the last of them.
 
-The lock is an advisory one of the operating system (``flock``) on a small file in the folder. It is free when
-every process that held it has closed it or ended, however it ended, so that a killed run never has to be
-unlocked by hand. Worker processes that write for the holder get the lock when they are started, and keep it
-if the one that started them is killed.
+The lock is the native one of the operating system, as filelock takes it, on a small file in the folder. It
+is free when every process that held it has closed it or ended, however it ended, so that a killed run never
+has to be unlocked by hand. Worker processes that write for the holder get the lock when they are started, and
+keep it if the one that started them is killed.
+
+That is why this is filelock's ``lock_descriptor`` on a descriptor of ours and not its ``FileLock``. A
+``FileLock`` belongs to one process: it cannot be handed to a worker, a forked worker closes it, and releasing
+it unlocks the file for all who share it. Its substitute for file systems without locks is a file that stays
+when its owner is killed; here such a folder is refused. Handing the lock over takes descriptors that two
+processes can share, which Windows does not have. Nothing else here depends on the system, and reading needs
+no lock.
 """
 
-import fcntl
 import os
 import platform
 import time
-from multiprocessing.reduction import DupFd
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from filelock import lock_descriptor
 
 from spatial_forcing.errors import SpatialForcingError
 
@@ -65,26 +73,23 @@ class FolderLock:
 
     def _tried(self) -> int | None:
         """A descriptor that holds the lock, or None if another has it."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The one who held it may have removed the file after it was opened here.
-            if os.fstat(descriptor).st_ino == os.stat(self.path).st_ino:
-                os.truncate(descriptor, 0)
+            if lock_descriptor(descriptor, blocking=False) and self._is_there(descriptor):
+                os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
                 return descriptor
-        except (BlockingIOError, FileNotFoundError):
-            pass
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
         return None
 
-    def _is_there(self) -> bool:
+    def _is_there(self, descriptor: int) -> bool:
         """Whether the file has still its name: somebody may have removed it, and another made it anew."""
         try:
-            return os.fstat(self.descriptor).st_ino == os.stat(self.path).st_ino
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
             return False
 
@@ -99,8 +104,9 @@ class FolderLock:
         """Gives the lock back. The file goes with it, unless this process only got the lock from another."""
         if self.descriptor < 0:
             return
-        if not self.inherited and self._is_there():
-            self.path.unlink(missing_ok=True)
+        if not self.inherited and self._is_there(self.descriptor):
+            with suppress(OSError):  # a file that cannot be removed is free all the same
+                self.path.unlink()
         os.close(self.descriptor)
         self.descriptor = -1
 
@@ -113,6 +119,8 @@ class FolderLock:
         self.close()
 
     def __reduce__(self) -> Any:
+        from multiprocessing.reduction import DupFd  # not on Windows
+
         return _inherit, (self.path, DupFd(self.descriptor))
 
 
