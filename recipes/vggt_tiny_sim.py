@@ -35,11 +35,11 @@ from torch import nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import write_atomically
-from spatial_forcing.teachers import METADATA_KEY, load_teacher
+from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.checkpoint import Checkpoint
 from spatial_forcing.teachers.objectives import GeometryVGGT, Loss, MaskedVGGT
-from spatial_forcing.teachers.records import TINY
 from spatial_forcing.teachers.scene_batches import Batch, Frame, Scenes, jitter, make_batch, read_scenes
+from spatial_forcing.teachers.vggt_teacher import METADATA_KEY, TINY
 
 VALIDATION = ("seen-val", "unseen-val")
 LICENCE = "Apache-2.0"

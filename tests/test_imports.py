@@ -16,7 +16,19 @@ PACKAGE = Path(spatial_forcing.__file__).parent
 # What may import what: a part imports parts on lines above its own; parts on one line may import each other,
 # but not in a circle. `errors` is for all.
 ORDER = (
-    ("grid", "uv", "ranges", "console", "device", "files", "guard", "locks", "threads", "processes"),
+    (
+        "grid",
+        "uv",
+        "ranges",
+        "records",
+        "console",
+        "device",
+        "files",
+        "guard",
+        "locks",
+        "threads",
+        "processes",
+    ),
     ("tap", "control"),
     ("check",),
     ("align",),

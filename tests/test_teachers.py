@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from teacher_laws import assert_one_pass_is_several, images
 from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
 import spatial_forcing.teachers as teachers
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers import (
-    METADATA_KEY,
     RECORDS,
     Teacher,
     TeacherInputError,
@@ -22,17 +22,14 @@ from spatial_forcing.teachers import (
     WeightsError,
     load_teacher,
 )
-from spatial_forcing.teachers.base import digest, resize
+from spatial_forcing.teachers.base import NoSuchLayerError, digest, resize
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD, VGGT, VGGTConfig
+from spatial_forcing.teachers.vggt_teacher import METADATA_KEY
 
 
 @pytest.fixture(scope="module")
 def teacher() -> teachers.VGGTTeacher:
     return load_teacher("untrained-tiny")
-
-
-def images(batch: int = 2, views: int = 2, height: int = 112, width: int = 112) -> torch.Tensor:
-    return torch.rand(batch, views, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
 # -------------------------------------------------------------------------------------------- the contract
@@ -123,6 +120,38 @@ def test_wrong_images_are_refused(teacher, bad, said):
 
 def test_a_little_overshoot_is_no_error(teacher):
     teacher(images() * 1.0005)
+
+
+# -------------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("name", ["untrained-tiny", "pixels"])
+def test_one_pass_over_several_layers_is_a_pass_for_each(name):
+    def load(**options):
+        return load_teacher(name, batch_size=2, **options)
+
+    assert_one_pass_is_several(load(), load, images(batch=3, height=60, width=90))
+
+
+def test_several_layers_are_one_pass(teacher):
+    passes = []
+    handle = teacher.aggregator.register_forward_hook(lambda *_: passes.append(1))
+    teacher.layers_of(images(), (0, 2, 3, -1))
+    handle.remove()
+    assert passes == [1]
+
+
+def test_layers_that_cannot_be_asked_for(teacher):
+    with pytest.raises(NoSuchLayerError, match=r"No layer 4: untrained-tiny has layers 0 to 3"):
+        teacher.layers_of(images(), (0, 4))
+    with pytest.raises(NoSuchLayerError, match=r"pixels has layers 0 to 0"):
+        load_teacher("pixels").layers_of(images(), (1,))
+    with pytest.raises(TeacherInputError, match="at least one layer"):
+        teacher.layers_of(images(), ())
+    with pytest.raises(TeacherInputError, match=r"whole number.*got 'last'"):
+        teacher.layers_of(images(), ("last",))
+    with pytest.raises(TeacherInputError, match="shape"):
+        teacher.layers_of(images()[0], (0,))
 
 
 # --------------------------------------------------------------------------------------------- fingerprint
@@ -222,7 +251,8 @@ def test_every_record_says_its_terms():
     for record in RECORDS.values():
         assert record.licence
         assert record.terms.startswith("https://")
-        assert (record.repo is not None) or record.packaged or record.config or record.family == "pixels"
+        assert (record.repo is not None) or record.packaged or not record.takes_weights
+        assert record.control == ("ontrol" in record.note)
 
 
 @pytest.mark.parametrize("name", [r.name for r in RECORDS.values() if r.packaged])
@@ -312,61 +342,3 @@ def test_a_file_that_says_it_is_something_else_is_refused_under_a_name(nano, tmp
 def test_weights_of_a_teacher_that_has_none_are_refused(name):
     with pytest.raises(TeacherInputError, match=f"'{name}' has no trained weights"):
         load_teacher(name, weights=PACKAGED / "vggt-tiny-sim.safetensors")
-
-
-def test_a_folder_of_another_transformers_model_is_refused_under_a_name(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    transformers.Dinov2Model(transformers.Dinov2Config(image_size=28, **size)).save_pretrained(tmp_path)
-    for name, said in (("dinov2-base", "dinov2 of width 768"), ("siglip-base", "siglip of width 768")):
-        with pytest.raises(WeightsError, match=rf"is a dinov2 of width 24, not '{name}'.*\({said}\)"):
-            load_teacher(name, weights=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["dinov2", "siglip", "dinov3"])
-def test_2d_controls_equal_the_transformers_model(name, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    size = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
-    config, model_class, special = {
-        "dinov2": (transformers.Dinov2Config(patch_size=14, image_size=56, **size), "Dinov2Model", 1),
-        "siglip": (
-            transformers.SiglipVisionConfig(patch_size=16, image_size=64, **size),
-            "SiglipVisionModel",
-            0,
-        ),
-        "dinov3": (
-            transformers.DINOv3ViTConfig(patch_size=16, image_size=64, num_register_tokens=4, **size),
-            "DINOv3ViTModel",
-            5,
-        ),
-    }[name]
-    torch.manual_seed(0)
-    model = getattr(transformers, model_class)(config).eval()
-    model.save_pretrained(tmp_path)
-    teacher = load_teacher(tmp_path)
-    assert (teacher.licence, teacher.multi_view, teacher.patch) == ("unknown", False, config.patch_size)
-    x = images(height=config.image_size, width=config.image_size)
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if name == "siglip" else (IMAGENET_MEAN, IMAGENET_STD)
-    normed = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    with torch.no_grad():
-        expected = model(pixel_values=normed.flatten(0, 1)).last_hidden_state[:, special:]
-    found = teacher(x).tokens_BVHWC
-    assert_close(found.flatten(2, 3).flatten(0, 1), expected, rtol=0, atol=1e-5)
-    side = 2 * config.image_size
-    assert load_teacher(tmp_path, resolution=side)(x).tokens_BVHWC.shape[2:4] == (8, 8)
-    early = load_teacher(tmp_path, layer=0)
-    assert early.fingerprint != teacher.fingerprint
-    assert not torch.equal(early(x).tokens_BVHWC, found)
-
-
-def test_incomplete_transformers_weights_are_refused(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    size = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1}
-    transformers.Dinov2Model(transformers.Dinov2Config(image_size=56, **size)).save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights.pop("layernorm.weight")
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(WeightsError, match=r"layernorm\.weight"):
-        load_teacher("dinov2-small", weights=tmp_path)
-    with pytest.raises(WeightsError, match=r"config\.json"):
-        load_teacher("dinov2-base", weights=tmp_path / "absent")

@@ -11,9 +11,8 @@ from torch.testing import assert_close
 
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError
-from spatial_forcing.teachers.records import TINY
 from spatial_forcing.teachers.vggt import MODULES, VGGT, VGGTConfig
-from spatial_forcing.teachers.vggt_teacher import load_vggt
+from spatial_forcing.teachers.vggt_teacher import TINY, load_vggt
 from spatial_forcing.uv import uv_position_embedding
 
 NANO = VGGTConfig(

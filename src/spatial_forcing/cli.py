@@ -38,7 +38,7 @@ class Demo:
     eval_episodes: int = 25
     """Rollouts a task and checkpoint."""
     teacher: str = "vggt-tiny-sim"
-    """A registered teacher."""
+    """A registered teacher, or a local file or folder."""
     weight: float = 2.0
     """Weight of the alignment loss."""
     seed: int = 0
@@ -281,9 +281,15 @@ class Doctor:
     checkpoint: Path | None = None
     """A saved policy to check; the built-in VLA if there is none and no --policy.type or --policy.path."""
     teacher: str | None = None
-    """A registered teacher; vggt-tiny-sim if there is no cache either."""
+    """A registered teacher, or a local file or folder; vggt-tiny-sim if there is no cache either."""
     weights: Path | None = None
     """Local weights of the teacher."""
+    layer: int | None = None
+    """Layer of the teacher, negative from the end; the last (or the cache's) if None."""
+    resolution: int | None = None
+    """Side in pixels of what the teacher sees; its own (or the cache's) if None."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the teacher's matrix products; float32 (or the cache's) if None."""
     cache: Path | None = None
     """A folder of stored features, instead of a teacher."""
     depth: int | None = None

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from spatial_forcing.console import stages
-from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_folder, check_space, claim, read_json
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.study import Arm, ArmProgress, run_arms
@@ -52,7 +52,7 @@ class DemoSettings:
         chunk: actions predicted and executed at a time.
         evaluations: checkpoints that are rolled out, evenly spread over training.
         eval_episodes: rollouts a task and checkpoint.
-        teacher: a registered teacher.
+        teacher: a registered teacher, or a local file or folder with one.
         weight: of the alignment loss in the forced arm.
         standardize: standardise the teacher's features channel by channel.
         seed: of weights, data order and demonstrations.
@@ -136,17 +136,17 @@ def check_settings(settings: DemoSettings, workers: int) -> None:
 
     Raises:
         UnknownNameError: a task or teacher does not exist.
+        WeightsError: the teacher's file or folder does not say what it is.
         DeviceError: nor does the device.
         SpatialForcingError: a number makes no sense.
     """
     from spatial_forcing.device import checked_device
     from spatial_forcing.sim.tasks import task_record
-    from spatial_forcing.teachers.records import RECORDS
+    from spatial_forcing.teachers import find_teacher
 
     for task in settings.tasks:
         task_record(task)
-    if settings.teacher not in RECORDS:
-        raise UnknownNameError("teacher", settings.teacher, RECORDS)
+    find_teacher(settings.teacher)
     checked_device(settings.device)
     if not settings.tasks or len(set(settings.tasks)) < len(settings.tasks):
         raise SpatialForcingError(f"Name at least one task, and none twice; got {settings.tasks}.")
@@ -196,13 +196,20 @@ def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]
         what = f"it has {', '.join(sorted(strange))}" if strange else "it names no tasks"
         raise SpatialForcingError(f"{path} does not hold the settings of a demo: {what}. {DAMAGED}")
     settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
-    roots = (out / "demonstrations", out / "held-out-demonstrations", out / "features" / settings.teacher)
+    roots = (out / "demonstrations", out / "held-out-demonstrations", features_folder(settings, out))
     missing = [str(root) for root in roots if not root.is_dir()]
     if missing:
         raise SpatialForcingError(
             f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again."
         )
     return settings, roots
+
+
+def features_folder(settings: DemoSettings, out: Path) -> Path:
+    """Where the teacher's features of a demo are."""
+    from spatial_forcing.teachers import find_teacher
+
+    return out / "features" / find_teacher(settings.teacher).slug
 
 
 def _no_demo(out: Path) -> str:
@@ -259,7 +266,7 @@ def teacher_features(
     frames = len(settings.tasks) * settings.episodes * settings.frames
     bar = bars.add_task(f"features of {settings.teacher}", total=frames)
     teacher = load_teacher(settings.teacher, device=settings.device)
-    root = out / "features" / settings.teacher
+    root = features_folder(settings, out)
     extract(
         dataset,
         teacher,

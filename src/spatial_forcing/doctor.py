@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.check import check_host
-from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.flags import read_config
 from spatial_forcing.hosts.lerobot import Pictures, policy_host
 from spatial_forcing.hosts.shown import shown
 from spatial_forcing.rehearsal import FirstStep, dataset_flags, first_step, with_forcing
-from spatial_forcing.teachers import RECORDS as TEACHERS
+from spatial_forcing.teachers import find_teacher
 
 PACKAGED_TEACHER = "vggt-tiny-sim"
 
@@ -77,11 +77,8 @@ def training_flags(
     *,
     dataset: str | None = None,
     checkpoint: Path | None = None,
-    teacher: str | None = None,
-    weights: Path | None = None,
-    cache: Path | None = None,
-    depth: int | None = None,
     batch_size: int = 8,
+    **forcing: Any,
 ) -> Iterator[list[str]]:
     """The training command that is meant, as flags of lerobot-train.
 
@@ -90,8 +87,13 @@ def training_flags(
         dataset: a folder or a name on the Hub. Without any data set a few frames are rendered, and are gone
             when the context is left.
         checkpoint: folder of a policy. Without any policy the built-in VLA is taken.
-        teacher, weights, cache, depth, batch_size: as in training; without teacher and cache the small
-            packaged teacher is taken.
+        batch_size: as in training.
+        forcing: options of forcing as in training: teacher, weights, layer, resolution, dtype, cache, depth;
+            None leaves one out. Without teacher and cache the small packaged teacher is taken.
+
+    Raises:
+        UnknownNameError: no such policy type or teacher.
+        SpatialForcingError: no such checkpoint or data set.
     """
     flags = with_forcing(lerobot)
     named = {flag.split("=", 1)[0].removeprefix("--") for flag in flags if flag.startswith("--")}
@@ -100,11 +102,12 @@ def training_flags(
         flags.append(f"--policy.path={_checkpoint(checkpoint)}")
     elif not from_file and not named & {"policy.type", "policy.path"}:
         flags.append("--policy.type=sf_tiny")
-    if not from_file and not named & {"policy.forcing.teacher", "policy.forcing.cache"} and cache is None:
-        teacher = teacher or PACKAGED_TEACHER
-    if teacher is not None and teacher not in TEACHERS and not Path(teacher).exists():
-        raise UnknownNameError("teacher", teacher, TEACHERS)
-    forcing = {"teacher": teacher, "weights": weights, "cache": cache, "depth": depth}
+    features = {f"policy.forcing.{name}" for name in ("teacher", "cache")} & named
+    features |= {name for name in ("teacher", "cache") if forcing.get(name) is not None}
+    if not from_file and not features:
+        forcing["teacher"] = PACKAGED_TEACHER
+    if forcing.get("teacher") is not None:
+        find_teacher(forcing["teacher"])
     flags += [f"--policy.forcing.{name}={value}" for name, value in forcing.items() if value is not None]
     if "batch_size" not in named:
         flags.append(f"--batch_size={batch_size}")

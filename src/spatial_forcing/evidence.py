@@ -132,9 +132,10 @@ def gather_results(
     out: Path,
 ) -> dict[str, Any]:
     """Everything the report shows, as plain data; also written to ``out/results.json``."""
-    from spatial_forcing.teachers.records import RECORDS
+    from spatial_forcing.teachers import find_teacher
 
-    source = json.loads((out / "features" / teacher / "manifest.json").read_text())["source"]
+    record = find_teacher(teacher)
+    source = json.loads((out / "features" / record.slug / "manifest.json").read_text())["source"]
     results = {
         "title": title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -147,7 +148,7 @@ def gather_results(
             "name": teacher,
             "fingerprint": source["teacher_fingerprint"],
             "licence": source["teacher_licence"],
-            "note": RECORDS[teacher].note,
+            "note": record.note,
         },
         "timings": timings,
         "tasks": list(tasks),

@@ -112,7 +112,7 @@ TEACHERS = [
             ("type", "5", (5,), {}, "A teacher has a name or a path; got 5"),
             ("type", "None", (None,), {}, "A teacher has a name or a path; got None"),
             ("name", "vggt-2b", ("vggt-2b",), {}, "Did you mean 'vggt-1b'"),
-            ("name", "nothing", ("",), {}, "No weights in the folder"),
+            ("name", "nothing", ("",), {}, "no file or folder) ''"),
             ("name", "a path that is not there", ("/none/at/all",), {}, "no file or folder"),
             ("number", "resolution 0", (TEACHER,), {"resolution": 0}, "must be a multiple"),
             ("number", "resolution -14", (TEACHER,), {"resolution": -14}, "must be a multiple"),

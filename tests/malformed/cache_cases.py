@@ -97,7 +97,10 @@ OPTIONS = [
 MISSING = [
     command("cache", "missing", "cache", "Say which data set"),
     command(
-        "cache", "missing", "cache --dataset {data}", "Say which teacher: --teacher <name>. Known: vggt-1b"
+        "cache",
+        "missing",
+        "cache --dataset {data}",
+        "Say which teacher: --teacher <name>. Known: dinov2-base, ",
     ),
     command(
         "cache",

@@ -15,7 +15,6 @@ from spatial_forcing.cache.verify import broken_files, recompute, repair, writte
 from spatial_forcing.cache.write import Plan, Share, check_numbers
 from spatial_forcing.console import stages
 from spatial_forcing.device import checked_device
-from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.files import check_folder, size_text
 from spatial_forcing.processes import end_with_parent
 
@@ -65,17 +64,16 @@ def check_options(options: Any) -> None:
         CacheError: no data set or teacher was named, there is no such data set, a number makes no sense, or
             the folder cannot be written to.
         UnknownNameError: no such teacher or camera.
+        WeightsError: the teacher's file or folder does not say what it is.
         DeviceError: no such device.
     """
-    from spatial_forcing.teachers.records import RECORDS
+    from spatial_forcing.teachers import RECORDS, find_teacher
 
     if options.dataset is None:
         raise CacheError("Say which data set: --dataset <folder, or owner/name on the Hub>.")
     if options.teacher is None:
-        raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(RECORDS)}.")
-    local = options.teacher != "" and Path(options.teacher).expanduser().exists()
-    if options.teacher not in RECORDS and not local:
-        raise UnknownNameError("teacher (and no file or folder)", options.teacher, RECORDS)
+        raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(sorted(RECORDS))}.")
+    find_teacher(options.teacher)
     CodecOptions(options.codec, options.components, options.fidelity)
     check_numbers(options.batch, options.grid, options.decoders)
     check_folder(options.out, CacheError)

@@ -61,19 +61,21 @@ class Teacher(Protocol):
 class FrozenTeacher(nn.Module):
     """Base of this package's teachers: images in, features out, never trained and never in training mode.
 
-    Subclasses implement `tokens`. Images of any size are resized to `resolution` (bilinear, antialiased,
-    half-pixel centres), in batches of at most `batch_size` scenes.
+    Subclasses implement `tokens` and, where there is a choice of layers, set `layer` and `layers`. Images of
+    any size are resized to `resolution` (bilinear, antialiased, half-pixel centres), in batches of at most
+    `batch_size` scenes.
 
     Args:
         name: what the teacher was loaded as.
         width, patch, licence, multi_view: see `Teacher`.
         resolution: pixels, one number for a square or (height, width); multiples of the patch.
-        identity: what else the features depend on (weights, layer, ...), as JSON types; for the fingerprint.
+        identity: what else the features depend on (weights, ...; the layer as "layer" where there is a
+            choice), as JSON types; for the fingerprint.
         batch_size: most scenes computed at once.
 
     Attributes:
-        layer, layers: which layer the features are of, counted from 0, and of how many; None if there is no
-            choice.
+        layer, layers: which layer `teacher(images)` is of, counted from 0, and of how many; None if there is
+            no choice, which counts as layer 0 of one.
         dtype: of the matrix products.
     """
 
@@ -99,41 +101,78 @@ class FrozenTeacher(nn.Module):
         self.name, self.licence, self.batch_size = name, licence, batch_size
         self.width, self.patch, self.multi_view = width, patch, multi_view
         self.resolution = checked_resolution(resolution, patch)
-        whole = {
+        self.identity = {
             **identity,
             "resolution": self.resolution,
             "multi_view": multi_view,
             "preprocessing": PREPROCESSING,
         }
-        self.fingerprint = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+        self.fingerprint = _short_digest(self.identity)
 
     @abstractmethod
-    def tokens(self, images_BV3HW: Tensor) -> Tensor:
-        """Patch tokens_BVhwC in float32 of images in [0, 1] at the teacher's own resolution."""
+    def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> Sequence[Tensor]:
+        """Patch tokens_BVhwC of images in [0, 1] at the teacher's own resolution, one for each layer.
+
+        Args:
+            images_BV3HW: float32 on the teacher's device; one view a scene unless `multi_view`.
+            layers: at least one, counted from 0, ascending; (0,) where there is no choice.
+        """
+
+    def forward(self, images_BV3HW: Tensor) -> Features:
+        """Features of the layer that the teacher was loaded for; see `layers_of`."""
+        layer = self.layer or 0
+        return self.layers_of(images_BV3HW, (layer,))[layer]
 
     @torch.no_grad()
-    def forward(self, images_BV3HW: Tensor) -> Features:
-        """Features of images_BV3HW: floating point, RGB in [0, 1], any height and width, on any device.
+    def layers_of(self, images_BV3HW: Tensor, layers: Sequence[int]) -> dict[int, Features]:
+        """Features of several layers, from one pass over the images; each is what a pass for it alone gives.
+
+        Args:
+            images_BV3HW: floating point, RGB in [0, 1], any height and width, on any device.
+            layers: at least one, counted from 0, or from the end as -1, -2, ...
 
         Returns:
-            tokens_BVhwC (float32) on the device of the images; every token is valid.
+            For each layer, under the number asked for, tokens_BVhwC (float32) on the device of the images;
+            every token is valid.
 
         Raises:
-            TeacherInputError: if the images have the wrong shape, dtype or range.
+            TeacherInputError: if the images have the wrong shape, dtype or range, or no layer is named.
+            NoSuchLayerError: the teacher does not have a layer.
         """
         check_images(images_BV3HW)
+        index = {layer: self.layer_index(layer) for layer in layers}
+        if not index:
+            raise TeacherInputError("Name at least one layer; got none.")
+        wanted = tuple(sorted(set(index.values())))
         parameter = next(self.parameters(), images_BV3HW)
-        chunks = []
+        chunks: list[list[Tensor]] = [[] for _ in wanted]
         for chunk_BV3HW in images_BV3HW.split(self.batch_size):
             resized_BV3HW = resize(chunk_BV3HW.to(parameter.device, torch.float32), self.resolution)
-            if self.multi_view:
-                tokens_BVhwC = self.tokens(resized_BV3HW)
-            else:
-                single_B13HW = resized_BV3HW.flatten(0, 1)[:, None]
-                tokens_BVhwC = self.tokens(single_B13HW)[:, 0].unflatten(0, resized_BV3HW.shape[:2])
-            chunks.append(tokens_BVhwC.float().to(images_BV3HW.device))
-        tokens_BVhwC = torch.cat(chunks)
-        return Features(tokens_BVhwC, torch.ones_like(tokens_BVhwC[..., 0], dtype=torch.bool))
+            for kept, tokens_BVhwC in zip(chunks, self._scenes(resized_BV3HW, wanted), strict=True):
+                kept.append(tokens_BVhwC.float().to(images_BV3HW.device))
+        found = {layer: _all_valid(torch.cat(kept)) for layer, kept in zip(wanted, chunks, strict=True)}
+        return {layer: found[at] for layer, at in index.items()}
+
+    def _scenes(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> Sequence[Tensor]:
+        """tokens_BVhwC of each layer, view by view where the views do not see each other."""
+        if self.multi_view:
+            return self.tokens(images_BV3HW, layers)
+        single_B13HW = images_BV3HW.flatten(0, 1)[:, None]
+        return [of[:, 0].unflatten(0, images_BV3HW.shape[:2]) for of in self.tokens(single_B13HW, layers)]
+
+    def layer_index(self, layer: int) -> int:
+        """A layer counted from 0; raises `NoSuchLayerError`, or `TeacherInputError` for no number."""
+        if not isinstance(layer, Integral):
+            raise TeacherInputError(f"A layer is a whole number, negative from the last; got {layer!r}.")
+        count = self.layers or 1
+        if not -count <= layer < count:
+            raise NoSuchLayerError(self.name, int(layer), count)
+        return int(layer) % count
+
+    def fingerprint_of(self, layer: int) -> str:
+        """The fingerprint that this teacher has when it is loaded for another layer."""
+        at = self.layer_index(layer)
+        return self.fingerprint if self.layer is None else _short_digest({**self.identity, "layer": at})
 
     def freeze(self) -> Self:
         """No gradients, evaluation mode."""
@@ -150,6 +189,14 @@ class FrozenTeacher(nn.Module):
             f"{height // patch} x {width // patch} tokens, width {self.width}, "
             f"licence {self.licence}, fingerprint {self.fingerprint})"
         )
+
+
+def _all_valid(tokens_BVhwC: Tensor) -> Features:
+    return Features(tokens_BVhwC, torch.ones_like(tokens_BVhwC[..., 0], dtype=torch.bool))
+
+
+def _short_digest(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def named_dtype(name: str | None) -> torch.dtype:

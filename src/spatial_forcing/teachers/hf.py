@@ -1,45 +1,70 @@
 """2D controls: vision transformers of the transformers library (DINOv2, DINOv3, SigLIP) as teachers.
 
+Their layers are read with transformers' own `output_hidden_states`. timm has these architectures, too, with
+`forward_intermediates`, but does not read weights in the layout of their Hub repositories, which is
+transformers': its converters take the original checkpoints (timm 1.0.31 finds a place for none of the tensors
+of a DINOv2 or SigLIP, and for two of a DINOv3). It would take a conversion of ours and new fingerprints, and
+the config.json of a local folder would say nothing of the model that is built.
+
 B: batch, V: views (always one), H, W: pixels, h, w: patches, N: tokens, C: channels.
 """
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import MissingDependencyError, UnknownNameError
+from spatial_forcing.files import read_json
 from spatial_forcing.teachers.base import FrozenTeacher, NoSuchLayerError, TeacherInputError, digest
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
-from spatial_forcing.teachers.records import TeacherRecord
+from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-NORMALISATION = {  # mean and standard deviation by the `model_type` of config.json
-    "dinov2": _IMAGENET,
-    "dinov2_with_registers": _IMAGENET,
-    "dinov3_vit": _IMAGENET,
-    "siglip": _HALF,
-    "siglip_vision_model": _HALF,
+Statistics = tuple[float, float, float]
+
+
+class Architecture(NamedTuple):
+    """What the `model_type` of a config.json means.
+
+    Attributes:
+        norm: the module that its last hidden state has passed.
+        mean, std: of its pictures.
+    """
+
+    norm: str
+    mean: Statistics
+    std: Statistics
+
+
+_DINOV2 = Architecture("layernorm", IMAGENET_MEAN, IMAGENET_STD)
+_SIGLIP = Architecture("vision_model.post_layernorm", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+ARCHITECTURES = {
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
+    "dinov3_vit": Architecture("norm", IMAGENET_MEAN, IMAGENET_STD),
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
 }
 
 
 class TransformersTeacher(FrozenTeacher):
-    """Patch tokens of a vision transformer, after its final norm; one view at a time.
+    """Patch tokens of the layers of a vision transformer, after its final norm; one view at a time.
 
-    A layer short of the last cuts the model there: its tokens still pass the final norm.
+    The model is computed to its end for any layer; all of its hidden states are kept for a moment unless the
+    last layer alone is wanted.
 
     Args:
-        model: a transformers vision model, in float32.
-        model_type: its `config.model_type`, a key of `NORMALISATION`.
-        layer: 0 to depth - 1, or counted from the end.
+        model: a transformers vision model (of SigLIP `SiglipVisionModel`), in float32.
+        model_type: of the config.json it comes from, a key of `ARCHITECTURES`.
+        layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
         dtype: the whole model runs in it.
         name, licence, resolution, batch_size: see `FrozenTeacher`.
     """
@@ -56,96 +81,123 @@ class TransformersTeacher(FrozenTeacher):
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ):
-        blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-        if not -len(blocks) <= layer < len(blocks):
-            raise NoSuchLayerError(name, layer, len(blocks))
-        layer %= len(blocks)
-        self.mean, self.std = NORMALISATION[model_type]
+        config = model.config
+        if not -config.num_hidden_layers <= layer < config.num_hidden_layers:
+            raise NoSuchLayerError(name, layer, config.num_hidden_layers)
+        layer %= config.num_hidden_layers
+        self.norm, self.mean, self.std = ARCHITECTURES[model_type]
         super().__init__(
             name=name,
-            width=model.config.hidden_size,
-            patch=model.config.patch_size,
+            width=config.hidden_size,
+            patch=config.patch_size,
             licence=licence,
             multi_view=False,
             resolution=resolution,
             identity={
-                "weights": digest(model.state_dict().items()),
+                # Of SigLIP the inner model, under the names that it has in the whole of SigLIP.
+                "weights": digest(getattr(model, "vision_model", model).state_dict().items()),
                 "model_type": model_type,
-                "heads": model.config.num_attention_heads,
+                "heads": config.num_attention_heads,
                 "layer": layer,
             },
             batch_size=batch_size,
         )
-        self.layer, self.layers = layer, len(blocks)
-        del blocks[layer + 1 :]
+        self.layer, self.layers = layer, config.num_hidden_layers
         resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resizes else {}
         self.model, self.dtype = nn.Module.to(model, dtype=dtype), dtype
         self.freeze()
 
-    def tokens(self, images_BV3HW: Tensor) -> Tensor:
+    def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
         mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
         normed_B3HW = ((images_BV3HW - mean) / std).flatten(0, 1).to(self.dtype)
-        hidden_BNC = self.model(pixel_values=normed_B3HW, **self.options).last_hidden_state
+        inner = layers != (self.layer_index(-1),)
+        output = self.model(pixel_values=normed_B3HW, output_hidden_states=inner, **self.options)
         rows, cols = (side // self.patch for side in images_BV3HW.shape[-2:])
-        patches_BPC = hidden_BNC[:, -rows * cols :]  # class and register tokens come first
-        return patches_BPC.unflatten(1, (rows, cols)).unflatten(0, images_BV3HW.shape[:2])
+        found = []
+        for layer in layers:
+            if inner:  # the first hidden state is what enters layer 0
+                hidden_BNC = self.model.get_submodule(self.norm)(output.hidden_states[layer + 1])
+            else:
+                hidden_BNC = output.last_hidden_state
+            patches_BPC = hidden_BNC[:, -rows * cols :]  # class and register tokens come first
+            found.append(patches_BPC.unflatten(1, (rows, cols)).unflatten(0, images_BV3HW.shape[:2]))
+        return found
+
+
+# ---- by name -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersRecord(TeacherRecord):
+    """A vision transformer by name.
+
+    Attributes:
+        architecture: what config.json says of it: ways to write the `model_type`, and the `hidden_size`.
+    """
+
+    architecture: tuple[tuple[str, ...], int] | None = None
 
 
 def load_transformers(
-    record: TeacherRecord,
-    weights: Path | None = None,
-    *,
-    resolution: int | tuple[int, int] | None = None,
-    device: torch.device | str = "cpu",
-    **options,
+    record: TransformersRecord, *, weights: Path | None, device: torch.device | str, **options: Any
 ) -> TransformersTeacher:
     """A `TransformersTeacher` from the record's Hub repository, or from a local folder in the Hub's layout.
 
     Raises:
         TeacherUnavailableError: the Hub cannot be reached, or asks for terms to be accepted.
-        UnknownNameError: the folder holds a model of another type than `NORMALISATION` lists.
+        UnknownNameError: the folder holds a model of another type than `ARCHITECTURES` lists.
         WeightsError: tensors are missing or of another shape, or the folder holds another model than the
             record is of.
     """
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ImportError as error:
-        raise MissingDependencyError("transformers", "teachers") from error
     source = str(weights or record.repo)
     if weights is not None and not (weights / "config.json").is_file():
         raise WeightsError(f"No transformers model at {weights}: expected a folder with its config.json.")
     try:
-        config = AutoConfig.from_pretrained(source)
-        model_type = config.model_type
-        if model_type not in NORMALISATION:
-            raise UnknownNameError("model_type of a teacher", model_type, NORMALISATION)
-        if weights is not None:
-            check_architecture(config, record, weights)
-        model, loading = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, model_type = _read(source, record, weights)
     except OSError as error:
         if weights is not None:
             raise WeightsError(f"The model in {weights} could not be read: {error}") from error
         raise TeacherUnavailableError(record, error) from error
-    problems = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-    if problems:
-        raise WeightsError(f"{source} lacks {len(problems)} tensors of the model: {problems[:4]}, ...")
-    model = getattr(model, "vision_model", model)  # SigLIP: the image half
     if not isinstance(model.config.patch_size, int):
         raise TeacherInputError(
             f"{source} has patches of {model.config.patch_size}: only squares are supported."
         )
-    return TransformersTeacher(
-        model,
-        model_type=model_type,
-        name=record.name,
-        licence=record.licence,
-        resolution=record.resolution if resolution is None else resolution,
-        **options,
-    ).to(device)
+    said = {"model_type": model_type, "name": record.name, "licence": record.licence}
+    return TransformersTeacher(model, **said, **options).to(device)
 
 
-def check_architecture(config: Any, record: TeacherRecord, weights: Path) -> None:
+def _read(source: str, record: TransformersRecord, weights: Path | None) -> tuple["PreTrainedModel", str]:
+    """The vision model of a folder or Hub repository and its `model_type`; raises OSError if unreadable."""
+    try:
+        from transformers import AutoConfig, AutoModel, SiglipVisionModel
+        from transformers.utils import logging as said
+    except ImportError as error:
+        raise MissingDependencyError("transformers", "teachers") from error
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type not in ARCHITECTURES:
+        raise UnknownNameError("model_type of a teacher", config.model_type, ARCHITECTURES)
+    if weights is not None:
+        check_architecture(config, record, weights)
+    # Of the whole of SigLIP this reads the image half, and would print a page about the rest.
+    which = SiglipVisionModel if config.model_type.startswith("siglip") else AutoModel
+    verbosity = said.get_verbosity()
+    said.set_verbosity_error()
+    try:
+        model, loading = _with_info(which.from_pretrained, source)
+    finally:
+        said.set_verbosity(verbosity)
+    problems = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if problems:
+        raise WeightsError(f"{source} lacks {len(problems)} tensors of the model: {problems[:4]}, ...")
+    return model, config.model_type
+
+
+def _with_info(from_pretrained: Any, source: str) -> tuple["PreTrainedModel", dict[str, Any]]:
+    return from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+
+
+def check_architecture(config: Any, record: TransformersRecord, weights: Path) -> None:
     """Raises `WeightsError` if the config.json of a folder describes another model than the record."""
     if record.architecture is None:
         return
@@ -157,3 +209,63 @@ def check_architecture(config: Any, record: TeacherRecord, weights: Path) -> Non
             f"width {width}), as which it was named. Name what it is, or give its path: "
             f'load_teacher("{weights}").'
         )
+
+
+def record_of_folder(path: Path) -> TransformersRecord:
+    """What a record would say of a folder with a transformers model.
+
+    Raises:
+        WeightsError: its config.json cannot be read.
+    """
+    return TransformersRecord(
+        name=str(path),
+        loader=load_transformers,
+        licence="unknown",
+        resolution=read_json(path / "config.json", error=WeightsError).get("image_size", 224),
+        note="Local files.",
+        terms=str(path),
+        path=path,
+    )
+
+
+def _control(name: str, repo: str, what: str, types: tuple[str, ...], width: int, **more: Any) -> Any:
+    """The record of a 2D control on the Hub."""
+    said = {
+        "loader": load_transformers,
+        "licence": "Apache-2.0",
+        "terms": f"https://huggingface.co/{repo}",
+        "resolution": 224,
+        "control": True,
+    }
+    return TransformersRecord(
+        name=name, repo=repo, note=f"2D control: {what}.", architecture=(types, width), **(said | more)
+    )
+
+
+RECORDS: tuple[TransformersRecord, ...] = (
+    _control("dinov2-small", "facebook/dinov2-small", "DINOv2 ViT-S/14", ("dinov2",), 384),
+    _control("dinov2-base", "facebook/dinov2-base", "DINOv2 ViT-B/14", ("dinov2",), 768),
+    _control(
+        "dinov2-large",
+        "facebook/dinov2-large",
+        "DINOv2 ViT-L/14, the encoder VGGT starts from",
+        ("dinov2",),
+        1024,
+    ),
+    _control(
+        "siglip-base",
+        "google/siglip-base-patch16-224",
+        "SigLIP ViT-B/16",
+        ("siglip", "siglip_vision_model"),
+        768,
+    ),
+    _control(
+        "dinov3-base",
+        "facebook/dinov3-vitb16-pretrain-lvd1689m",
+        "DINOv3 ViT-B/16",
+        ("dinov3_vit",),
+        768,
+        licence="DINOv3 License",
+        gated=True,
+    ),
+)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
-from spatial_forcing.teachers.records import TeacherRecord
+from spatial_forcing.teachers.record import TeacherRecord
 
 
 class TeacherUnavailableError(SpatialForcingError):

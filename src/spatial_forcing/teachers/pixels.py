@@ -3,10 +3,13 @@
 B: batch, V: views, H, W: pixels, h, w: patches.
 """
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
-from spatial_forcing.teachers.base import FrozenTeacher
+from spatial_forcing.teachers.base import FrozenTeacher, TeacherInputError
+from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -28,6 +31,32 @@ class PixelTeacher(FrozenTeacher):
         )
         self.freeze()
 
-    def tokens(self, images_BV3HW: Tensor) -> Tensor:
+    def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
         mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        return pixel_unshuffle((images_BV3HW - mean) / std, self.patch).movedim(2, -1)
+        return [pixel_unshuffle((images_BV3HW - mean) / std, self.patch).movedim(2, -1)]
+
+
+def load_pixels(
+    record: TeacherRecord, *, resolution: int | tuple[int, int], layer: int, batch_size: int, **_: Any
+) -> PixelTeacher:
+    """The teacher of a record; weights, dtype and device mean nothing to it.
+
+    Raises:
+        TeacherInputError: a layer other than the only one.
+    """
+    if layer not in (-1, 0):
+        raise TeacherInputError(f"The teacher {record.name!r} has one layer, got layer {layer}.")
+    return PixelTeacher(name=record.name, resolution=resolution, batch_size=batch_size)
+
+
+RECORDS = (
+    TeacherRecord(
+        name="pixels",
+        loader=load_pixels,
+        licence="Apache-2.0",
+        resolution=112,
+        takes_weights=False,
+        control=True,
+        note="Control: the pixels of each patch.",
+    ),
+)

@@ -1,18 +1,26 @@
-"""VGGT as a teacher: strict loading of its weights, and the patch tokens of one layer as features.
+"""VGGT as a teacher: strict loading of its weights, patch tokens of its layers as features, its records.
 
 B: batch, V: views, H, W: pixels, h, w: patches, C: twice the embedding width (frame, then global attention).
 """
 
+import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spatial_forcing.teachers.base import FrozenTeacher, digest
-from spatial_forcing.teachers.checkpoint import Checkpoint, check_names
+from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError, check_names
+from spatial_forcing.teachers.hub import fetch
+from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.vggt import MODULES, VGGT, VGGTConfig
+
+METADATA_KEY = "spatial_forcing_teacher"  # in a safetensors file's metadata: what a record would say, as JSON
+UNTRAINED_SEED = 0
 
 # What a checkpoint may hold beside what is built: published ones a track head, our 2D control a pixel head.
 KNOWN_MODULES = (*MODULES, "track_head", "pixel_head")
@@ -48,11 +56,11 @@ def load_vggt(
 
 
 class VGGTTeacher(FrozenTeacher):
-    """Patch tokens of one layer of a VGGT aggregator, special tokens cut off.
+    """Patch tokens of layers of a VGGT aggregator, special tokens cut off. Deeper ones are not computed.
 
     Args:
         model: in float32, as loaded; the fingerprint is taken from it. Only its aggregator is kept.
-        layer: 0 to depth - 1, or counted from the end.
+        layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
         multi_view: whether the views of a scene see each other; if not, each is a scene of its own.
         dtype: of the matrix products, see `VGGT.set_dtype`.
         name, licence, resolution, batch_size: see `FrozenTeacher`.
@@ -91,7 +99,178 @@ class VGGTTeacher(FrozenTeacher):
         self.aggregator = model.set_dtype(dtype).aggregator
         self.freeze()
 
-    def tokens(self, images_BV3HW: Tensor) -> Tensor:
-        (tokens_BVNC,) = self.aggregator(images_BV3HW, (self.layer,))
+    def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
         rows, cols = (side // self.patch for side in images_BV3HW.shape[-2:])
-        return tokens_BVNC[:, :, self.aggregator.special :].unflatten(2, (rows, cols))
+        return [
+            tokens_BVNC[:, :, self.aggregator.special :].unflatten(2, (rows, cols))
+            for tokens_BVNC in self.aggregator(images_BV3HW, layers)
+        ]
+
+
+# ---- by name -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGTRecord(TeacherRecord):
+    """A VGGT by name.
+
+    Attributes:
+        config: sizes, where the weights do not carry them.
+        described: the note that this package's own weights of it carry in their file.
+    """
+
+    config: VGGTConfig | None = None
+    described: str | None = None
+
+
+def load_vggt_teacher(
+    record: VGGTRecord, *, weights: Path | None, device: torch.device | str, **options: Any
+) -> VGGTTeacher:
+    """The teacher of a record with its trained weights; the options are those of `VGGTTeacher`.
+
+    Raises:
+        TeacherUnavailableError: the weights cannot be fetched.
+        WeightsError: they cannot be read, do not fit, or are of another teacher.
+    """
+    if weights is not None:
+        checkpoint = Checkpoint(weights)
+        _check_description(checkpoint, record)
+    else:
+        checkpoint = Checkpoint(_packaged(record) if record.packaged else fetch(record))
+    config = record.config or VGGTConfig(**_described(checkpoint)["config"])
+    return _teacher(record, load_vggt(checkpoint, config, modules=("aggregator",)), device, options)
+
+
+def load_untrained(
+    record: VGGTRecord, *, weights: None, device: torch.device | str, **options: Any
+) -> VGGTTeacher:
+    """The teacher of a record with its initial random weights, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        model = VGGT(record.config, modules=("aggregator",))
+    return _teacher(record, model, device, options)
+
+
+def _teacher(
+    record: VGGTRecord, model: VGGT, device: torch.device | str, options: dict[str, Any]
+) -> VGGTTeacher:
+    said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
+    return VGGTTeacher(model, **said, **options).to(device)
+
+
+def record_of_file(path: Path) -> VGGTRecord:
+    """What a record would say of a file of this package's format, or of a folder that holds one.
+
+    Raises:
+        WeightsError: it cannot be read, or does not say what it is.
+    """
+    said = _described(Checkpoint(path))
+    return VGGTRecord(
+        name=str(path),
+        loader=load_vggt_teacher,
+        licence=said["licence"],
+        resolution=said["config"]["img_size"],
+        multi_view=said["multi_view"],
+        note=said["note"],
+        path=path,
+    )
+
+
+def _packaged(record: VGGTRecord) -> Path:
+    path = Path(str(resources.files(__package__) / "weights" / str(record.packaged)))
+    if not path.is_file():
+        raise WeightsError(
+            f"The weights of {record.name!r} are not in this installation ({path}). "
+            "Train them with recipes/vggt_tiny_sim.py, or name a file with weights=."
+        )
+    return path
+
+
+def _described(checkpoint: Checkpoint) -> dict:
+    """The description a teacher file of this package carries in its metadata."""
+    if METADATA_KEY not in checkpoint.metadata:
+        raise WeightsError(
+            f"{checkpoint.path} does not say what it is (no {METADATA_KEY!r} in its metadata). For "
+            f'published weights give the name as well: load_teacher("vggt-1b", weights="{checkpoint.path}").'
+        )
+    return json.loads(checkpoint.metadata[METADATA_KEY])
+
+
+def _check_description(checkpoint: Checkpoint, record: VGGTRecord) -> None:
+    """Raises `WeightsError` if a file says that it is another teacher than the one it was named as."""
+    if record.path is not None or METADATA_KEY not in checkpoint.metadata:
+        return  # given by its path: it is what it says; published weights say nothing
+    said = _described(checkpoint)
+    if (said["note"], said["multi_view"]) == (record.described, record.multi_view):
+        return
+    names = [other.name for other in RECORDS if other.described == said["note"]]
+    is_it = f"the teacher {names[0]!r}" if names else f"another teacher ({said['note']!r})"
+    instead = f'load_teacher("{names[0] if names else checkpoint.path}"'
+    instead += f', weights="{checkpoint.path}")' if names else ")"
+    raise WeightsError(
+        f"The weights in {checkpoint.path} are those of {is_it}, not of {record.name!r}, as which they were "
+        f"named. Name what they are: {instead}."
+    )
+
+
+# The sizes of the small teachers.
+TINY = VGGTConfig(
+    img_size=112,
+    embed_dim=112,
+    depth=4,
+    vit_depth=2,
+    num_heads=4,
+    camera_depth=1,
+    dpt_layers=(0, 1, 2, 3),
+    dpt_features=16,
+    dpt_channels=(16, 24, 32, 32),
+    dpt_hidden=16,
+)
+_SCENES = "Small VGGT trained on simulated Meta-World scenes"
+
+RECORDS = (
+    VGGTRecord(
+        name="vggt-1b",
+        loader=load_vggt_teacher,
+        repo="facebook/VGGT-1B",
+        files=("model.safetensors", "model.pt"),
+        licence="CC-BY-NC-4.0",
+        terms="https://huggingface.co/facebook/VGGT-1B",
+        non_commercial=True,
+        config=VGGTConfig(),
+        resolution=518,
+        multi_view=True,
+        note="VGGT-1B, the teacher of the paper.",
+    ),
+    VGGTRecord(
+        name="vggt-tiny-sim",
+        loader=load_vggt_teacher,
+        licence="Apache-2.0",
+        packaged="vggt-tiny-sim.safetensors",
+        resolution=TINY.img_size,
+        multi_view=True,
+        note="A small VGGT trained on simulated Meta-World scenes; comes with this package.",
+        described=f"{_SCENES}; geometry objective, frame first-camera.",
+    ),
+    VGGTRecord(
+        name="vggt-tiny-sim-2d",
+        loader=load_vggt_teacher,
+        licence="Apache-2.0",
+        packaged="vggt-tiny-sim-2d.safetensors",
+        resolution=TINY.img_size,
+        control=True,
+        note="2D control: the same model and images, trained to fill in masked patches of single views.",
+        described=f"{_SCENES}; masked objective.",
+    ),
+    VGGTRecord(
+        name="untrained-tiny",
+        loader=load_untrained,
+        licence="Apache-2.0",
+        config=TINY,
+        resolution=TINY.img_size,
+        takes_weights=False,
+        multi_view=True,
+        control=True,
+        note="Control: the small VGGT with its initial random weights (always the same).",
+    ),
+)

@@ -1,0 +1,86 @@
+"""What is known of a teacher before it is loaded: where its weights are, on what terms, and what loads it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from spatial_forcing.errors import SpatialForcingError
+
+APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord:
+    """One teacher by name.
+
+    A subclass may say more, for its own loader.
+
+    Attributes:
+        name: what `load_teacher` calls it.
+        loader: "module:function", imported when a teacher is loaded, or a function. It is called as
+            `loader(record, weights=..., resolution=..., layer=..., dtype=..., device=..., batch_size=...)`,
+            with the arguments of `load_teacher` (`weights` a `Path` or None), and gives a `FrozenTeacher`.
+        licence: SPDX identifier, or the name, of the terms of the weights.
+        terms: where the terms are to be read.
+        non_commercial: whether they forbid commercial use.
+        gated: whether the Hub asks to accept the terms first.
+        takes_weights: whether `load_teacher(name, weights=...)` makes sense.
+        repo, files: on the Hub; the first of the files that exists is taken.
+        packaged: file name of weights that come with this package.
+        path: the local file or folder that it was named by, instead of a name.
+        resolution: default resolution in pixels.
+        multi_view: whether the views of a scene see each other.
+        control: whether it is there to compare with.
+        note: one sentence for a table.
+    """
+
+    name: str
+    loader: str | Callable[..., Any]
+    licence: str
+    resolution: int
+    note: str
+    terms: str = APACHE
+    non_commercial: bool = False
+    gated: bool = False
+    takes_weights: bool = True
+    repo: str | None = None
+    files: tuple[str, ...] = ()
+    packaged: str | None = None
+    path: Path | None = None
+    multi_view: bool = False
+    control: bool = False
+
+    @property
+    def slug(self) -> str:
+        """A name for files and folders about this teacher."""
+        return self.name if self.path is None else self.path.resolve().stem
+
+    def load(self, **options: Any) -> Any:
+        """Calls the loader with the options above.
+
+        Raises:
+            SpatialForcingError: there is no such loader, or it gives something else than a `FrozenTeacher`.
+        """
+        from spatial_forcing.teachers.base import FrozenTeacher
+
+        teacher = self._function()(self, **options)
+        if not isinstance(teacher, FrozenTeacher):
+            raise SpatialForcingError(
+                f"The loader of teacher {self.name!r} gave a {type(teacher).__name__}; expected a "
+                "spatial_forcing.teachers.FrozenTeacher. Subclass it."
+            )
+        return teacher
+
+    def _function(self) -> Callable[..., Any]:
+        if not isinstance(self.loader, str):
+            return self.loader
+        module, _, function = self.loader.partition(":")
+        found = getattr(import_module(module), function, None) if function else None
+        if found is None:
+            raise SpatialForcingError(
+                f"The record of teacher {self.name!r} names the loader {self.loader!r}; expected "
+                f'"module:function" with a function that is there.'
+            )
+        return found

@@ -1,0 +1,58 @@
+"""The teachers known by name, and the one way from a name or a path to a record.
+
+Every module of this package that is not `SUPPORT` holds records of teachers in a tuple `RECORDS`; other
+packages bring theirs by entry points of the group `spatial_forcing.teachers`.
+"""
+
+import os
+from pathlib import Path
+
+from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.records import Records
+from spatial_forcing.teachers.base import TeacherInputError
+from spatial_forcing.teachers.record import TeacherRecord
+
+SUPPORT = (
+    "base",
+    "checkpoint",
+    "hub",
+    "objectives",
+    "record",
+    "registry",
+    "scene_batches",
+    "vggt",
+    "vggt_heads",
+    "vggt_layers",
+)
+RECORDS: Records[TeacherRecord] = Records(
+    "teacher", TeacherRecord, key="name", package="spatial_forcing.teachers", support=SUPPORT
+)
+
+
+def find_teacher(name_or_path: str | os.PathLike) -> TeacherRecord:
+    """The record of a teacher by name, or of the one in a local file or folder.
+
+    Args:
+        name_or_path: a name of `RECORDS`; a `.safetensors` teacher of `recipes/vggt_tiny_sim.py`; or a
+            folder with a transformers model (DINOv2, DINOv3 or SigLIP).
+
+    Raises:
+        TeacherInputError: neither a name nor a path.
+        UnknownNameError: no teacher of that name, and no such file or folder.
+        WeightsError: what is there does not say what it is.
+    """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TeacherInputError(f"A teacher has a name or a path; got {name_or_path!r}.")
+    name = str(name_or_path)
+    if name in RECORDS:
+        return RECORDS[name]
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        raise UnknownNameError("teacher (and no file or folder)", name, RECORDS)
+    if (path / "config.json").is_file():
+        from spatial_forcing.teachers.hf import record_of_folder
+
+        return record_of_folder(path)
+    from spatial_forcing.teachers.vggt_teacher import record_of_file
+
+    return record_of_file(path)
