@@ -11,9 +11,7 @@ tensors. Writes benchmarks/policy_step_<host>_<device>.json.
 """
 
 import gc
-import importlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -262,9 +260,9 @@ def options(host: str, folder: Path) -> dict[str, Any]:
 
 def smolvlm2_500m(folder: Path) -> Path:
     """Configuration of SmolVLM2-500M, with a small tokenizer."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    small = importlib.import_module("small_smolvla")
     from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    from spatial_forcing.hosts.small import small_tokenizer
 
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
     vision |= {"num_attention_heads": 12, "image_size": 512, "patch_size": 16}
@@ -272,7 +270,7 @@ def smolvlm2_500m(folder: Path) -> Path:
     text |= {"num_attention_heads": 15, "num_key_value_heads": 5, "head_dim": 64, "vocab_size": 49280}
     config = SmolVLMConfig(scale_factor=4, vision_config=vision, text_config=text | {"pad_token_id": 2})
     config.save_pretrained(folder)
-    parts = SmolVLMImageProcessor(), small.small_tokenizer(), SmolVLMVideoProcessor()
+    parts = SmolVLMImageProcessor(), small_tokenizer(), SmolVLMVideoProcessor()
     SmolVLMProcessor(*parts).save_pretrained(folder)
     return folder
 

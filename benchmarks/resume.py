@@ -34,7 +34,7 @@ class Args:
     """Options of the benchmark."""
 
     policies: tuple[str, ...] = ("tiny", "smolvla", "act")
-    """Types with a small configuration in tests/small_policies.py, or tiny."""
+    """Types whose record says how a small one is made, or tiny."""
     out: Path = Path(__file__).parent / "resume.json"
 
 

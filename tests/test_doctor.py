@@ -11,14 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 from small_dataset import make_dataset
-from small_policies import CAMERAS, PICTURE, SMALL, small_config, small_parts, small_smolvlm
+from small_policies import CAMERAS, PICTURE, SMALL, small_config, small_parts
 
 from spatial_forcing import SpatialForcingError, load_teacher
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cli import main
 from spatial_forcing.doctor import Findings, diagnose, examine_training, training_flags
 from spatial_forcing.flags import read_config
-from spatial_forcing.hosts import lerobot
+from spatial_forcing.hosts.registry import RECORDS
+from spatial_forcing.hosts.smolvla import small_smolvlm
 from spatial_forcing.rehearsal import FirstStep, first_step
 from spatial_forcing.train import checkpoints, train_config, train_or_continue
 
@@ -155,14 +156,15 @@ def by_columns(visual: Any) -> Any:
 
 
 @pytest.mark.parametrize(("defect", "says"), [(late, "starts 1 token too late"), (by_columns, "transposed")])
-def test_a_record_with_a_mistake_is_found(folder, data, monkeypatch, defect, says):
-    record = lerobot.RECORDS["smolvla"]
+def test_a_record_with_a_mistake_is_found(folder, data, request, defect, says):
+    record = RECORDS["smolvla"]
 
     def mistaken(policy: Any, views: int) -> Any:
         host = record.host(policy, views)
         return replace(host, visual=defect(host.visual))
 
-    monkeypatch.setitem(lerobot.RECORDS, "smolvla", replace(record, host=mistaken))
+    request.addfinalizer(lambda: RECORDS.add(record))
+    RECORDS.add(replace(record, host=mistaken))
     (wrong,) = visit("smolvla", folder, data(SMALL)).wrong
     assert says in wrong
 
@@ -366,6 +368,8 @@ def test_frames_are_rendered_where_there_is_no_data_set(tmp_path, monkeypatch):
         return root
 
     monkeypatch.setattr("spatial_forcing.doctor._rendered", rendered)
-    with training_flags([], teacher="untrained-tiny", batch_size=2) as flags:
+    options = {"teacher": "untrained-tiny", "layer": 1, "resolution": 28, "dtype": None}
+    with training_flags([], batch_size=2, **options) as flags:
+        assert {"--policy.forcing.layer=1", "--policy.forcing.resolution=28"} <= set(flags)
         assert examine_training(read_config(flags), Console(quiet=True), flags)
     assert not made[0].exists()

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_policies import WIDTH, options_of, small_parts
+from small_policies import options_of, small_parts
 from torch import nn
 
+from spatial_forcing.hosts.small import WIDTH
 from spatial_forcing.teachers import load_teacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -71,7 +71,7 @@ def test_the_core_imports_torch_and_nothing_else():
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
-    assert parts == {"align", "check", "control", "errors", "grid", "hosts", "ranges", "tap", "uv"}
+    assert parts == {"align", "check", "control", "errors", "grid", "hosts", "ranges", "records", "tap", "uv"}
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}
 

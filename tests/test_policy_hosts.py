@@ -3,6 +3,7 @@
 Shapes: B batch, V views, h w rows and columns of the host's grid, N = V*h*w visual tokens.
 """
 
+import functools
 import logging
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from spatial_forcing.cache.extract import extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import RECORDS, pictures_of
+from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.base import stack_views
@@ -61,14 +63,16 @@ def preprocessed(kind: str, folder: Path, dataset: Path, **options):
         return policy, raw, preprocess(dict(raw))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "groot"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if RECORDS[kind].pictures is None])
 def test_the_teacher_gets_the_pixels_of_the_data_set(folder, dataset, kind):
     policy, raw, batch = preprocessed(kind, folder, dataset)
     pictures = pictures_of(policy, batch, policy._picture_stats)
     assert (len(pictures.images), pictures.views, pictures.sizes) == (2, 2, [(40, 60)] * 2)
+    mapping = policy.config.normalization_mapping
     for key, image in zip(CAMERAS, pictures.images, strict=True):
         torch.testing.assert_close(image, raw[key], atol=1e-5, rtol=0)
-        assert (kind in ("act", "xvla")) == (not torch.allclose(batch[key], raw[key]))
+        normalises = RECORDS[kind].pixels == "imagenet" or "IDENTITY" not in str(mapping["VISUAL"])
+        assert normalises == (not torch.allclose(batch[key], raw[key]))
     stacked_BV3HW = stack_views(pictures.images)
     torch.testing.assert_close(
         stacked_BV3HW, torch.stack([raw[key] for key in CAMERAS], 1), atol=1e-5, rtol=0
@@ -258,8 +262,16 @@ def test_training_a_whole_pretrained_language_model_is_warned_of_once(folder, ca
         for _ in range(2):
             policy(small_batch(policy))
     warnings = [r for r in caplog.records if "full fine-tuning" in r.getMessage()]
-    loads_weights_itself = kind in ("groot", "eo1", "evo1")
-    assert len(warnings) == (kind not in ("act", "xvla") and (pretrained or loads_weights_itself))
+    record = RECORDS[kind]
+    assert len(warnings) == (record.language_model and record.pretrained(policy.config))
+
+
+def test_which_policies_have_a_language_model_and_which_load_its_weights_themselves(folder):
+    without = {kind for kind in KINDS if not RECORDS[kind].language_model}
+    assert {"act", "xvla"} <= without
+    assert not without & {"smolvla", "pi0", "pi05", "pi0_fast", "groot", "eo1", "evo1"}
+    for kind, loads in (("groot", True), ("eo1", True), ("evo1", True), ("pi0", False), ("smolvla", False)):
+        assert RECORDS[kind].pretrained(small_config(kind, folder)) == loads
 
 
 def test_language_model_weights_that_smolvla_loads_itself_are_pretrained():
@@ -333,10 +345,16 @@ def test_forcing_changes_neither_the_action_loss_nor_what_the_policy_does(folder
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def deepest_tap(kind: str, folder: Path) -> int:
+    """Four blocks, the last of which can be read where a norm follows it (X-VLA's reads the actions only)."""
+    host = host_of(small_policy(kind, folder))
+    return len(host.blocks) - (host.final_norm is None)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_depths_beyond_the_hosts_layers(folder, kind):
-    # X-VLA's last norm reads the actions only.
-    deepest = 3 if kind == "xvla" else 4
+    deepest = deepest_tap(kind, folder)
     for depth in (0, deepest + 1):
         with pytest.raises(TapError, match=rf"4 blocks; the tap depth must be 1 to {deepest}, got {depth}"):
             small_policy(kind, folder, forcing={"depth": depth})
@@ -345,7 +363,7 @@ def test_depths_beyond_the_hosts_layers(folder, kind):
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_depth_can_be_tapped(folder, kind, depth):
-    depth = min(depth, 3) if kind == "xvla" else depth
+    depth = min(depth, deepest_tap(kind, folder))
     policy = small_policy(kind, folder, forcing={"depth": depth})
     _, valid_BVhw, gradient_BVhw = aligned(policy, small_batch(policy))
     assert torch.equal(gradient_BVhw > 0, valid_BVhw)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import make_dataset
 from small_policies import CAMERAS, PROMPTED, SMALL, small_batch, small_config, small_parts, small_policy
-from small_prompted import WORDS, prompted, tracked_crops
+from small_prompted import prompted, tracked_crops
 from torch import Tensor, nn
 
 from lerobot_policy_spatial_forcing.crops import PACKED_KEY, crop_affine, track_crops
@@ -25,8 +25,10 @@ from spatial_forcing.cache.extract import extract
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout, compose
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import RECORDS, pictures_of
+from spatial_forcing.hosts.lerobot import pictures_of
 from spatial_forcing.hosts.prompted import unpatched
+from spatial_forcing.hosts.registry import RECORDS
+from spatial_forcing.hosts.small import WORDS
 from spatial_forcing.probe.tokens import tapped_tokens
 from spatial_forcing.tap import Located, Tap, TapError
 from spatial_forcing.teachers import load_teacher

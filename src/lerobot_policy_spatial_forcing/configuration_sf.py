@@ -1,10 +1,12 @@
 """The policy types ``sf_<type>``: for every host record, its configuration and one more field, ``forcing``.
 
-The classes are made here from the records, so that a new host needs nothing in this package. LeRobot finds
-policy and processors beside a configuration by module name: ``modeling_sf``, ``processor_sf``.
+The classes are made here from the records, so that a new host, ours or another package's, needs nothing in
+this package. LeRobot finds policy and processors beside a configuration by module name: ``modeling_sf``,
+``processor_sf``.
 """
 
 import importlib
+import logging
 import weakref
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +18,8 @@ from lerobot_policy_spatial_forcing.augment import track_geometry
 from lerobot_policy_spatial_forcing.crops import track_crops
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing.chunks import read_chunks_without_pictures
-from spatial_forcing.hosts.lerobot import RECORDS, PolicyRecord
+from spatial_forcing.hosts.record import PolicyRecord
+from spatial_forcing.hosts.registry import RECORDS
 
 
 class ForcedConfig:
@@ -72,5 +75,25 @@ def forced_config_class(record: PolicyRecord) -> type:
     return SfConfig
 
 
-CLASSES = {record.type: forced_config_class(record) for record in RECORDS.values()}
+def forced_config_classes() -> dict[str, type]:
+    """The configurations of all records, by the host's type.
+
+    A host of another package that does not work is left out with a warning: it must not stop LeRobot.
+    """
+    ours, made, names = RECORDS.own(), {}, set()
+    for kind, record in RECORDS.working().items():
+        try:
+            if record.config in names:  # LeRobot finds a policy by the name of its configuration
+                raise ValueError(f"another host has a configuration class {record.config}, too")
+            made[kind] = forced_config_class(record)
+            names.add(record.config)
+        except Exception as error:
+            if kind in ours:
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            logging.getLogger(__name__).warning("There is no sf_%s: %s", kind, reason)
+    return made
+
+
+CLASSES = forced_config_classes()
 globals().update({cls.__name__: cls for cls in CLASSES.values()})

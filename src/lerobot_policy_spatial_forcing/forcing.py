@@ -23,7 +23,8 @@ from lerobot_policy_spatial_forcing.cameras import check_cameras, chosen_cameras
 from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER, FeatureSource
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.hosts.lerobot import PolicyRecord, cameras_in, policy_host
+from spatial_forcing.hosts.lerobot import cameras_in, policy_host
+from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.ranges import check_numbers
 from spatial_forcing.tap import TapError
 

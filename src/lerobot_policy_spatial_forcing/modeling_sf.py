@@ -5,13 +5,12 @@ from functools import cache
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcedPolicy
-from spatial_forcing.hosts.lerobot import RECORDS
 
 
 @cache
 def forced_policy_class(type_name: str) -> type:
     """The host's policy with the alignment loss in its training loss; imports the host."""
-    record = RECORDS[type_name]
+    record = CLASSES[type_name].record  # type: ignore[attr-defined]
     plain_name = f"{record.config.removesuffix('Config')}Policy"
     plain_class = getattr(importlib.import_module(record.modeling_module), plain_name)
     body = {
@@ -25,7 +24,7 @@ def forced_policy_class(type_name: str) -> type:
     return type(f"Sf{plain_name}", (ForcedPolicy, plain_class), body)
 
 
-NAMES = {f"Sf{record.config.removesuffix('Config')}Policy": name for name, record in RECORDS.items()}
+NAMES = {cls.__name__.removesuffix("Config") + "Policy": name for name, cls in CLASSES.items()}
 
 
 def __getattr__(name: str) -> type:

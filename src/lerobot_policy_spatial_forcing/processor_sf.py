@@ -3,12 +3,12 @@
 import importlib
 from collections.abc import Callable
 
-from spatial_forcing.hosts.lerobot import RECORDS
+from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 
 
 def __getattr__(name: str) -> Callable:
-    for record in RECORDS.values():
-        if name == f"make_sf_{record.type}_pre_post_processors":
-            plain = importlib.import_module(record.processor_module)
-            return getattr(plain, f"make_{record.type}_pre_post_processors")
+    for kind, cls in CLASSES.items():
+        if name == f"make_sf_{kind}_pre_post_processors":
+            plain = importlib.import_module(cls.record.processor_module)  # type: ignore[attr-defined]
+            return getattr(plain, f"make_{kind}_pre_post_processors")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

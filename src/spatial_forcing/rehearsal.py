@@ -16,7 +16,7 @@ from lerobot.configs.default import JobConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.hosts.lerobot import RECORDS
+from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.train import command_line
 
 

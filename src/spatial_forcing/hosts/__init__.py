@@ -8,7 +8,11 @@ from torch import nn
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
 from spatial_forcing.hosts.lerobot import policy_host, record_of
+from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
+from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.tap import Host, Visual
+
+__all__ = ["RECORDS", "HostError", "PolicyRecord", "SmallPolicy", "host_of", "policy_in"]
 
 
 class HostError(SpatialForcingError, TypeError):
@@ -20,7 +24,7 @@ def host_of(
 ) -> Host:
     """Finds the host record of a model.
 
-    Recognised are LeRobot's policies that have a record (``hosts.lerobot.RECORDS``), models with a method
+    Recognised are LeRobot's policies that have a record (``hosts.RECORDS``), models with a method
     ``spatial_forcing_host() -> Host`` (the built-in VLA has one; give yours one and it is a host) and Hugging
     Face decoders (Llama, Gemma, Qwen2 and all that keep ``layers``
     with an ``input_layernorm`` beside a final ``norm``), alone or inside a larger model. Wrappers (DDP,

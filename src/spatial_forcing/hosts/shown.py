@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.hosts.lerobot import PolicyRecord, present_in, record_of, shown_cameras
+from spatial_forcing.hosts.lerobot import present_in, record_of, shown_cameras
 from spatial_forcing.hosts.prompted import PACKED_KEY, Packed
+from spatial_forcing.hosts.record import PolicyRecord
 
 
 class Shown(NamedTuple):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
+from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.tap import Host
 
 
@@ -166,3 +167,19 @@ class TinyVLA(nn.Module):
             visual=lambda hidden_BLD: hidden_BLD[:, visual],
             entry="norm1",
         )
+
+
+RECORDS = (
+    PolicyRecord(
+        type="tiny",
+        config="TinyConfig",
+        module="spatial_forcing.hosts.tiny_policy",
+        host=lambda policy, views: policy.model.spatial_forcing_host(),
+        upstream=lambda policy: [policy.model.patches],
+        sequence="[words] [view 1] [view 2] [state] [action queries]",
+        language_model=False,
+        tap="block 3 of 4",
+        tokens="8 x 8 a view",
+        trains="always does",
+    ),
+)
