@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Nothing after installation may need the network.
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test check bench tables lock clean
 
 setup: $(READY)
 
@@ -28,6 +28,10 @@ check: setup
 
 bench: setup
 	@$(OFFLINE) $(BIN)/python benchmarks/step_time.py
+
+# The tables of policies and teachers in the docs, from their records.
+tables: setup
+	@$(BIN)/python scripts/tables.py
 
 lock:
 	@bash scripts/lock.sh

@@ -1,0 +1,100 @@
+"""Writes the tables of policies and teachers in README.md and docs/ from the records.
+
+    python scripts/tables.py            # writes what is stale
+    python scripts/tables.py --check    # says what is stale, and changes nothing
+
+A table stands between `<!-- table: <name> (scripts/tables.py) -->` and `<!-- end of table -->`.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from spatial_forcing.hosts import registry as hosts
+from spatial_forcing.hosts.record import PolicyRecord
+from spatial_forcing.teachers import registry as teachers
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/hosts.md")
+BUILT_IN = "tiny"
+BLOCK = re.compile(
+    r"(<!-- table: (?P<name>[a-z ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
+)
+
+
+def host_table() -> str:
+    """Policies that share a page and say the same of themselves share a row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for record in _hosts():
+        said = (record.tap, record.tokens, record.trains, _page(record))
+        rows.setdefault(said, []).append(f"`sf_{record.type}`")
+    head = ("type", "tap (default)", "visual tokens", "what must train", "page")
+    return _table(head, [(", ".join(types), *said) for said, types in rows.items()])
+
+
+def type_list() -> str:
+    """The policy types with forcing, but the built-in one."""
+    return ", ".join(f"`sf_{record.type}`" for record in _hosts() if record.type != BUILT_IN) + ".\n"
+
+
+def teacher_table() -> str:
+    """Teachers first, then what is there to compare with."""
+    records = sorted(teachers.RECORDS.own().values(), key=lambda record: (record.control, record.name))
+    rows = [(f"`{record.name}`", record.note.rstrip("."), record.licence) for record in records]
+    return _table(("name", "what", "licence"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "hosts": host_table,
+    "types": type_list,
+    "teachers": teacher_table,
+}
+
+
+def _hosts() -> list[PolicyRecord]:
+    records = hosts.RECORDS.own().values()
+    return sorted(records, key=lambda record: (record.type == BUILT_IN, record.type))
+
+
+def _page(record: PolicyRecord) -> str:
+    """A link to the page, named by its first heading."""
+    if not record.page:
+        return "the built-in VLA of the demo" if record.type == BUILT_IN else ""
+    title = (ROOT / "docs" / record.page).read_text().splitlines()[0].removeprefix("# ")
+    return f"[{title}]({record.page})"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """A page with every table in it as the records say."""
+    return BLOCK.sub(lambda found: found[1] + TABLES[found["name"]]() + found[3], text)
+
+
+def stale() -> dict[Path, str]:
+    """Pages whose tables are not what the records say, and what they should be."""
+    pages = {ROOT / page: (ROOT / page).read_text() for page in PAGES}
+    return {path: with_tables(text) for path, text in pages.items() if with_tables(text) != text}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="say what is stale, and change nothing")
+    check = parser.parse_args().check
+    pages = stale()
+    for path, text in pages.items():
+        print(f"{path.relative_to(ROOT)} {'is stale: run python scripts/tables.py' if check else 'written'}")
+        if not check:
+            path.write_text(text)
+    sys.exit(bool(pages) and check)
+
+
+if __name__ == "__main__":
+    main()
