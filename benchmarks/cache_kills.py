@@ -22,9 +22,10 @@ import tyro
 from record import made_with
 
 from spatial_forcing import load_teacher
-from spatial_forcing.cache import write
+from spatial_forcing.cache import shards
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import MANIFEST, Source
+from spatial_forcing.cache.write import write_features
 from spatial_forcing.processes import end_with_parent
 
 FRAMES = 96
@@ -47,7 +48,7 @@ def main(args: Args) -> None:
     """Kills, restarts and compares."""
     made = made_with(args)
     torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
-    write.MOST_SHARD_FRAMES = 8
+    shards.MOST_SHARD_FRAMES = 8
     rng, moments = random.Random(args.seed), []
     teacher = load_teacher("vggt-tiny-sim")
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +97,7 @@ def write_cache(root: Path, teacher: torch.nn.Module) -> None:
     end_with_parent()
     faulthandler.dump_traceback_later(DEADLINE - 5, exit=True)
     source = Source("vggt-tiny-sim", "f", "Apache-2.0", "random pictures", ("left", "right"), FRAMES)
-    write.write_features(root, source, pictures, teacher, options=CodecOptions("pca-int8"), batch_size=4)
+    write_features(root, source, pictures, teacher, options=CodecOptions("pca-int8"), batch_size=4)
 
 
 def pictures(indices: list[int]) -> torch.Tensor:

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from spatial_forcing import load_teacher
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import extract, open_source
+from spatial_forcing.cache.extract import Extraction, extract, open_source
+from spatial_forcing.cache.passes import spread
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.cache.write import spread
 from spatial_forcing.grid import Features, crop, flip, identity, resample, rotation
 
 
@@ -76,12 +76,12 @@ def main(args: Args) -> None:
     """Compares and writes the table."""
     made = made_with(args)
     teacher = load_teacher(args.teacher)
-    read, source = open_source(args.dataset, teacher, args.teacher, None, None)
+    read, source = open_source(args.dataset, teacher, args.teacher, Extraction())
     index = spread(source.frames, args.frames)
     images = read(index)
     with tempfile.TemporaryDirectory() as folder:
-        options = CodecOptions("pca-int8", fidelity=args.fidelity)
-        root = extract(args.dataset, teacher, args.teacher, Path(folder) / "features", options=options)
+        how = Extraction(codec=CodecOptions("pca-int8", fidelity=args.fidelity))
+        root = extract(args.dataset, teacher, args.teacher, Path(folder) / "features", how)
         store = FeatureStore(root)
         stored, whole = store.read(torch.tensor(index)), teacher(images)
         mean_C = store.stats[0]

@@ -26,9 +26,9 @@ from record import made_with, quartiles
 
 from spatial_forcing import load_teacher
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import extract
+from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.layout import MANIFEST
-from spatial_forcing.cache.write import Share
+from spatial_forcing.cache.write import Share, Watch
 from spatial_forcing.processes import end_with_parent
 
 DEADLINE = 3600.0  # seconds for one extraction
@@ -110,10 +110,9 @@ def write_share(args: Args, teacher: torch.nn.Module, folder: Path, root: Path, 
         teacher,
         args.teacher,
         root,
-        options=CodecOptions("pca-int8"),
+        Extraction(codec=CodecOptions("pca-int8"), decoders=1),
         share=share,
-        decoders=1,
-        announce=lambda plan: (folder / str(share.rank)).write_text(str(time.perf_counter())),
+        watch=Watch(announce=lambda plan: (folder / str(share.rank)).write_text(str(time.perf_counter()))),
     )
 
 

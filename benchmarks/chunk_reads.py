@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import tyro
-from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from record import made_with, quartiles
 from torch.utils.data import DataLoader, Subset
 
 from spatial_forcing.chunks import read_chunks_without_pictures
+from spatial_forcing.datasets import open_dataset
 
 
 @dataclass
@@ -48,10 +49,7 @@ class Args:
 
 def opened(args: Args) -> LeRobotDataset:
     """The data set with action chunks, as LeRobot's trainer opens it."""
-    name = f"local/{args.dataset.name}"
-    step = 1 / LeRobotDatasetMetadata(name, root=args.dataset).fps
-    deltas = {"action": [i * step for i in range(args.chunk)]}
-    return LeRobotDataset(name, root=args.dataset, delta_timestamps=deltas, video_backend="pyav")
+    return open_dataset(args.dataset, lambda meta: {"action": [i / meta.fps for i in range(args.chunk)]})
 
 
 def seconds(dataset: LeRobotDataset, order: list[int], args: Args) -> float:

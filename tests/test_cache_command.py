@@ -9,7 +9,7 @@ import torch
 from small_dataset import CAMERAS, make_dataset
 
 from spatial_forcing.cache.command import minutes
-from spatial_forcing.cache.extract import extract, open_source
+from spatial_forcing.cache.extract import Extraction, extract, open_source
 from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.cli import main
 from spatial_forcing.teachers import load_teacher
@@ -76,7 +76,7 @@ def test_what_is_read_is_what_the_teacher_says_of_the_decoded_pictures(monkeypat
     from spatial_forcing.grid import resample
 
     teacher = load_teacher("untrained-tiny")
-    frames, _ = open_source(dataset, teacher, "untrained-tiny", store.source.cameras, None)
+    frames, _ = open_source(dataset, teacher, "untrained-tiny", Extraction(cameras=store.source.cameras))
     said = resample(teacher(frames([3, 11])), 4, 4)
     read = store.read(torch.tensor([3, 11])).tokens_BVHWC
     torch.testing.assert_close(read, said.tokens_BVHWC, atol=1e-5, rtol=1e-5)
@@ -185,6 +185,7 @@ def test_a_cache_from_before_teacher_options_were_recorded(monkeypatch, tmp_path
     root = extract(dataset, load_teacher("untrained-tiny"), "untrained-tiny", tmp_path / "f")
     for name in ("source.json", "manifest.json"):
         saved = json.loads((root / name).read_text())
+        saved.pop("checksum", None)
         for record in (saved, saved.get("claimed", {}), saved.get("source", {})):
             for option in ("layer", "layers", "resolution", "dtype"):
                 record.pop(option, None)
@@ -196,6 +197,66 @@ def test_a_cache_from_before_teacher_options_were_recorded(monkeypatch, tmp_path
     options = ["--out", str(root), "--dataset", str(dataset)]
     assert run(monkeypatch, *options, "--teacher", "untrained-tiny", "--codec", "float16") == 0
     assert run(monkeypatch, "verify", *options) == 0
+
+
+def test_several_layers_in_one_pass(monkeypatch, capsys, tmp_path, dataset):
+    both, one = tmp_path / "both", tmp_path / "one"
+    named = ["--dataset", str(dataset), "--teacher", "untrained-tiny", "--codec", "raw"]
+    assert run(monkeypatch, *named, "--out", str(both), "--layers", "-1", "1") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "layer 1: raw, 224 numbers a token" in said
+    assert "layer 3: raw, 224 numbers a token" in said
+    assert run(monkeypatch, *named, "--out", str(one), "--layer", "1") == 0
+    files = {path.name: path.read_bytes() for path in one.iterdir()}
+    assert {path.name: path.read_bytes() for path in (both / "layer-1").iterdir()} == files
+    teacher = load_teacher("untrained-tiny", layer=1)
+    assert FeatureStore(both, layer=-3).fingerprint == FeatureStore(one).fingerprint == teacher.fingerprint
+    assert FeatureStore(both, layer=3).fingerprint == load_teacher("untrained-tiny").fingerprint
+
+    options = ["--out", str(both), "--dataset", str(dataset)]
+    assert run(monkeypatch, "verify", *options) == 0
+    said = capsys.readouterr().out
+    assert "A sample of layer 1 computed again" in said
+    assert "A sample of layer 3 computed again" in said
+    flip_a_bit(both / "layer-1" / "shard-00000.safetensors")
+    assert run(monkeypatch, "verify", "--out", str(both), "--layer", "-1") == 0
+    assert run(monkeypatch, "verify", "--out", str(both)) == 2
+    said = capsys.readouterr()
+    assert "layer-1/shard-00000.safetensors: " in said.out
+    assert "1 of the files" in said.err
+    assert run(monkeypatch, "verify", *options, "--repair") == 0
+    assert "Restored layer-1/shard-00000.safetensors." in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (both / "layer-1").iterdir()} == files
+
+    kept = (both / "layer-3" / "manifest.json").stat().st_mtime_ns
+    assert run(monkeypatch, *named, "--out", str(both), "--layers", "0") == 0
+    assert FeatureStore(both, layer=0).source.layer == 0
+    assert (both / "layer-3" / "manifest.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--layer 1 --layers 1 2", "Give --layer for a cache of one layer, or --layers for several"),
+        ("--layers 1 1", "Name at least one layer, and none twice; got 1, 1"),
+        ("--layers 3 -1", "and none twice; got 3, -1"),
+        ("--layers 1 4", "No layer 4"),
+        ("--layers 1 -5", "No layer -5"),
+        ("--layers one", "--layers"),
+    ],
+)
+def test_layers_that_make_no_sense(monkeypatch, capsys, tmp_path, dataset, arguments, message):
+    options = ["--out", str(tmp_path / "f"), "--dataset", str(dataset), "--teacher", "untrained-tiny"]
+    assert run(monkeypatch, *options, *arguments.split()) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "f").exists()
+
+
+def test_layers_of_other_weights_are_not_added(monkeypatch, capsys, tmp_path, dataset):
+    options = ["--out", str(tmp_path / "f"), "--dataset", str(dataset), "--teacher", "untrained-tiny"]
+    assert run(monkeypatch, *options, "--layers", "0") == 0
+    assert run(monkeypatch, *options, "--layers", "1", "--resolution", "28") == 2
+    assert "other weights, or another resolution" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_teacher_in_a_file_of_ones_own(monkeypatch, capsys, tmp_path, dataset):

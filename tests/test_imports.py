@@ -28,6 +28,7 @@ ORDER = (
         "locks",
         "threads",
         "processes",
+        "datasets",
     ),
     ("tap", "control"),
     ("check",),
@@ -74,6 +75,22 @@ def test_the_core_imports_torch_and_nothing_else():
     assert parts == {"align", "check", "control", "errors", "grid", "hosts", "ranges", "records", "tap", "uv"}
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}
+
+
+def test_reading_a_cache_needs_no_locks_and_nothing_that_writes():
+    """As on Windows, which has no fcntl: only writing needs processes and locks."""
+    found = run(
+        "import json, sys, torch\n"
+        "for name in 'fcntl filelock spatial_forcing.locks spatial_forcing.processes'.split():\n"
+        "    sys.modules[name] = None  # importing it raises ImportError\n"
+        "before = set(sys.modules)\n"
+        "from spatial_forcing.cache.store import FeatureStore\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    cache = {name.split(".")[2] for name in found if name.startswith("spatial_forcing.cache.")}
+    assert cache == {"codec", "layers", "layout", "store"}
+    others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
+    assert others <= {"spatial_forcing", "torch", "safetensors"}
 
 
 @pytest.mark.parametrize("name", [name for name in spatial_forcing.__all__ if name != "__version__"])

@@ -14,7 +14,7 @@ from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import FeatureSource, ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import extract
+from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
@@ -36,7 +36,6 @@ SMALL = {
     "decay_steps": 4,
 }
 TEACHER = "untrained-tiny"
-WIDER = CodecOptions("pca-int8", components=12)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,10 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cache(dataset, tmp_path_factory) -> Path:
     return extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path_factory.mktemp("cache") / "features")
+
+
+def stored_in(components: int) -> Extraction:
+    return Extraction(codec=CodecOptions("pca-int8", components=components))
 
 
 def forced_config(**forcing) -> SfTinyConfig:
@@ -274,14 +277,13 @@ def test_blind_and_state_policies_differ_in_what_they_see(dataset):
 
 
 def test_the_target_may_be_the_coefficients_of_a_cache(dataset, tmp_path):
-    options = CodecOptions("pca-int8", components=8)
-    small = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", options=options)
+    small = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", stored_in(8))
     out = train(forced_config(cache=str(small), coefficients=True), dataset, tmp_path / "run", steps=2)
     projector = load_file(checkpoints(out)[2] / "spatial_forcing" / "projector.safetensors")
     assert projector["projector.fc2.weight"].shape == (8, load_teacher(TEACHER).width)
     assert 0 < read_metrics(out)[-1]["align_loss"] < 2
     # The same teacher, and directions of another cache: numbers that mean something else.
-    other = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "other", options=WIDER)
+    other = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "other", stored_in(12))
     for changed in ({"cache": str(small)}, {"cache": str(other), "coefficients": True}):
         config = forced_config(**changed)
         config.pretrained_path = checkpoints(out)[2]
@@ -353,8 +355,7 @@ def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path)
         train(forced_config(cache=str(cache), coefficients=True), dataset, tmp_path / "run")
     with pytest.raises(SpatialForcingError, match="needs a compressed cache"):
         train(forced_config(coefficients=True), dataset, tmp_path / "run")
-    options = CodecOptions("pca-int8", components=6)
-    few = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", options=options)
+    few = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", stored_in(6))
     with pytest.raises(SpatialForcingError, match="multiple of 4; these are 6 wide"):
         train(forced_config(cache=str(few), coefficients=True), dataset, tmp_path / "run")
 

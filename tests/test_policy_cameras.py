@@ -18,7 +18,7 @@ from lerobot_policy_spatial_forcing.augment import AFFINE_KEY
 from lerobot_policy_spatial_forcing.crops import PACKED_KEY
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import extract
+from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import flip
@@ -44,8 +44,8 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def stored(dataset: Path, root: Path, cameras: list[str]) -> str:
-    options = CodecOptions("raw")
-    return str(extract(dataset, load_teacher(TEACHER), TEACHER, root, cameras=cameras, options=options))
+    how = Extraction(cameras=cameras, codec=CodecOptions("raw"))
+    return str(extract(dataset, load_teacher(TEACHER), TEACHER, root, how))
 
 
 def policy_of(folder: Path, kind: str = "smolvla", **forcing: Any) -> Any:

@@ -13,7 +13,7 @@ from small_dataset import make_dataset
 from small_policies import CAMERAS, PICTURE, PROMPTED, small_batch, small_config, small_parts, small_policy
 from torch import Tensor
 
-from spatial_forcing.cache.extract import extract
+from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts import host_of
@@ -388,7 +388,8 @@ def test_caches_of_something_else_are_refused(folder, dataset, tmp_path):
     from lerobot.policies import make_policy
 
     teacher = load_teacher("untrained-tiny")
-    turned = extract(dataset, teacher, "untrained-tiny", tmp_path / "turned", cameras=[RIGHT, LEFT])
+    how = Extraction(cameras=[RIGHT, LEFT])
+    turned = extract(dataset, teacher, "untrained-tiny", tmp_path / "turned", how)
     other = make_dataset(tmp_path / "other", episodes=1, frames=3, size=(40, 60), seed=5)
     elsewhere = extract(other, teacher, "untrained-tiny", tmp_path / "elsewhere")
     meta = LeRobotDatasetMetadata("local/small", root=dataset)

@@ -13,14 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spatial_forcing.cache import write
+from spatial_forcing.cache import shards
 from spatial_forcing.cache.claim import only_writer
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import MANIFEST
 from spatial_forcing.cache.store import CacheError, FeatureStore, Source
 from spatial_forcing.cache.verify import broken_files, recompute, repair
-from spatial_forcing.cache.write import Share, write_features
+from spatial_forcing.cache.write import Share, Watch, write_features
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import checksum
 from spatial_forcing.grid import Features
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import end_with_parent
@@ -31,8 +32,8 @@ SOURCE = Source("t", "f1", "Apache-2.0", "d1", ("left", "right"), frames=11)
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(write, "MOST_SHARD_FRAMES", 4)
-    monkeypatch.setattr(write, "LEAST_SHARDS", 1)
+    monkeypatch.setattr(shards, "MOST_SHARD_FRAMES", 4)
+    monkeypatch.setattr(shards, "LEAST_SHARDS", 1)
 
 
 def frames(indices: list[int]) -> torch.Tensor:
@@ -56,13 +57,35 @@ class Teacher:
 
 def test_reads_what_the_teacher_said(tmp_path):
     done = []
-    write_features(tmp_path / "c", SOURCE, frames, Teacher(), batch_size=3, advance=done.append)
+    write_features(tmp_path / "c", SOURCE, frames, Teacher(), batch_size=3, watch=Watch(advance=done.append))
     features = FeatureStore(tmp_path / "c").read(torch.tensor([10, 0, 5, 5]))
     assert features.tokens_BVHWC.shape == (4, 2, 2, 2, 5)
     assert features.tokens_BVHWC[:, 0, 0, 0, 0].tolist() == [10, 0, 5, 5]
     assert features.tokens_BVHWC[:, 1, 1, 1, 4].tolist() == [10.5, 0.5, 5.5, 5.5]
     assert features.valid_BVHW.all()
     assert sum(done) == SOURCE.frames
+
+
+# SHA-256 of what version 0.1.0 of November 2026 wrote before caches could hold several layers.
+EARLIER = {
+    "codec.safetensors": "b32590c7412546a7",
+    "manifest.json": "c2ac9733fc47a962",
+    "shard-00000.safetensors": "e4d60df4ead65cd6",
+    "shard-00001.safetensors": "9e3e15df9ddadc42",
+    "shard-00002.safetensors": "49327df81eeb2a88",
+    "shard-00003.safetensors": "0924722e840257f3",
+    "source.json": "224a2b7d86969e3a",
+}
+
+
+def test_a_cache_of_one_layer_has_the_bytes_that_earlier_versions_wrote(tmp_path):
+    root = write_features(tmp_path / "c", SOURCE, frames, Teacher(), batch_size=3)
+    manifest = json.loads((root / MANIFEST).read_text())
+    assert list(manifest)[-1] == "checksum", "the one addition"
+    del manifest["checksum"]
+    (root / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    assert {path.name: checksum(path)[:16] for path in root.iterdir()} == EARLIER
+    assert FeatureStore(root).read(torch.tensor([10])).tokens_BVHWC[0, 0, 0, 0, 0] == 10, "as it was then"
 
 
 def test_statistics_are_those_of_all_tokens(tmp_path):

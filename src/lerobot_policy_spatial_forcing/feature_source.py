@@ -49,7 +49,10 @@ class FeatureSource:
         self.wanted = None if config.cameras is None else self.cameras
         if config.cache is not None:
             self.store = FeatureStore(
-                config.cache, coefficients=config.coefficients, standardized=config.standardize
+                config.cache,
+                layer=config.layer,
+                coefficients=config.coefficients,
+                standardized=config.standardize,
             )
             self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
             self.store.check_teacher_options(

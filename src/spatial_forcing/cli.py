@@ -119,7 +119,7 @@ class _Cached:
     weights: Path | None = None
     """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
     layer: int | None = None
-    """Layer of the teacher, negative from the end; the last if None. To verify: the cache's if None."""
+    """Layer of the teacher, negative from the end; the last if None. To verify: the cache's, all, if None."""
     resolution: int | None = None
     """Picture size the teacher sees; its own if None. To verify: the cache's if None."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -134,6 +134,9 @@ class _Cached:
 class Cache(_Cached):
     """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
 
+    layers: tuple[int, ...] = ()
+    """Several layers of the teacher in one pass, each to be read alone; instead of --layer. Layers that are
+    there already stay."""
     cameras: tuple[str, ...] = ()
     """Camera keys in the policy's order; all of the data set if empty."""
     codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"

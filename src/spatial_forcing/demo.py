@@ -260,7 +260,8 @@ def teacher_features(
 ) -> Path:
     """The teacher's features of the training frames, compressed to that mean cosine."""
     from spatial_forcing.cache.codec import CodecOptions
-    from spatial_forcing.cache.extract import extract
+    from spatial_forcing.cache.extract import Extraction, extract
+    from spatial_forcing.cache.write import Watch
     from spatial_forcing.teachers import load_teacher
 
     frames = len(settings.tasks) * settings.episodes * settings.frames
@@ -272,8 +273,8 @@ def teacher_features(
         teacher,
         settings.teacher,
         root,
-        options=CodecOptions("pca-int8", fidelity=fidelity),
-        advance=lambda n: bars.advance(bar, n),
+        Extraction(codec=CodecOptions("pca-int8", fidelity=fidelity)),
+        watch=Watch(advance=lambda n: bars.advance(bar, n)),
     )
     bars.update(bar, completed=frames)
     return root

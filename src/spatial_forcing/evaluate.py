@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.chunks import read_chunks_without_pictures
+from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import write_json
@@ -94,18 +95,9 @@ class LoadedPolicy:
     def dataset(self, root: Path) -> Any:
         """The data set at ``root`` with the action chunks this policy is trained on."""
         from lerobot.datasets.factory import resolve_delta_timestamps
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 
         read_chunks_without_pictures()
-        repo_id = f"local/{Path(root).name}"
-        meta = LeRobotDatasetMetadata(repo_id, root=root)
-        return LeRobotDataset(
-            repo_id,
-            root=root,
-            delta_timestamps=resolve_delta_timestamps(self.config, meta),  # type: ignore[arg-type]
-            # The default looks for FFmpeg and prints a page when there is none; pictures need neither.
-            video_backend="pyav",
-        )
+        return open_dataset(root, lambda meta: resolve_delta_timestamps(self.config, meta))  # type: ignore[arg-type]
 
 
 @torch.no_grad()

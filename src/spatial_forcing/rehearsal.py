@@ -7,7 +7,6 @@ and is stopped where it would update the policy for the first time. It has writt
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +14,7 @@ from lerobot.configs import parser
 from lerobot.configs.default import JobConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
 
+from spatial_forcing.datasets import locate_dataset
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.train import command_line
@@ -160,11 +160,7 @@ def dataset_flags(dataset: str) -> list[str]:
     """The flags that name a data set: a folder, or its name on the Hub.
 
     Raises:
-        SpatialForcingError: it is a folder that holds no LeRobotDataset, or neither.
+        DatasetError: it is a folder that holds no LeRobotDataset, or neither.
     """
-    folder = Path(dataset)
-    if (folder / "meta" / "info.json").is_file():
-        return [f"--dataset.repo_id=local/{folder.resolve().name}", f"--dataset.root={folder}"]
-    if folder.exists() or dataset.count("/") != 1:
-        raise SpatialForcingError(f"{dataset} is not a LeRobotDataset: it has no meta/info.json.")
-    return [f"--dataset.repo_id={dataset}"]
+    repo_id, root = locate_dataset(dataset)
+    return [f"--dataset.repo_id={repo_id}", *([] if root is None else [f"--dataset.root={root}"])]

@@ -25,7 +25,7 @@ from spatial_forcing import (
     resample,
 )
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import extract
+from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import Share, write_features
 from spatial_forcing.evaluate import LoadedPolicy
@@ -381,6 +381,8 @@ STORES = [
         ("foreign", "a data set", store("data"), "holds no feature cache", None),
         ("type", "None", lambda b, h: FeatureStore(None), "a folder; got None", None),
         ("foreign", "coefficients of raw", store("raw", coefficients=True), "no coefficients", None),
+        ("number", "layer 1 of a cache of 3", store(layer=1), "written with layer 3, and layer 1", None),
+        ("type", "layer 'last'", store(layer="last"), "a whole number", None),
         ("number", "frame 99", read(torch.tensor([0, 99])), "Frame 99 was asked for", None),
         ("number", "frame -1", read(torch.tensor([-1])), "Frame -1 was asked for", None),
         ("type", "half a frame", read(torch.tensor([0.5])), "whole numbers", None),
@@ -412,10 +414,11 @@ STORES = [
 ]
 
 
-def extracted(dataset: str = "{data}", **options: Any) -> Call:
+def extracted(dataset: str = "{data}", root: Path | None = None, **options: Any) -> Call:
     def call(bench: Any, here: Path) -> Any:
-        root = options.pop("root", None) or here / "f"
-        return extract(Path(bench.filled(dataset)), load_teacher(TEACHER), TEACHER, root, **options)
+        where = root or here / "f"
+        teacher, how = load_teacher(TEACHER), Extraction(**options)
+        return extract(Path(bench.filled(dataset)), teacher, TEACHER, where, how)
 
     return call
 

@@ -69,6 +69,13 @@ OPTIONS = [
             "Name at least one camera, and none twice",
             0,
         ),
+        ("type", "--layers one two", "--layers", 0),
+        ("number", "--layers 0 9", "No layer 9", 1),
+        ("number", "--layers -9 0", "No layer -9", 0),
+        ("number", "--layers 1 1", "none twice; got 1, 1", 0),
+        ("name", "--layer 1 --layers 1 2", "or --layers for several", 1),
+        ("taken", "--layers 0 1 --out {features}", "of one layer, and several need folders of their own", 0),
+        ("taken", "--layers 0 1 --out {data}", "not empty and holds no feature cache", 0),
         ("missing", "--dataset {here}/nothing", "nothing does not exist", 0),
         ("missing", "--dataset ''", "is not a LeRobotDataset", 0),
         ("foreign", "--dataset {data}/meta", "is not a LeRobotDataset", 0),
@@ -234,6 +241,13 @@ TAKEN = [
             "",
             "has format 2, this version reads",
             (changed("features/manifest.json", '"format": 3', '"format": 2'),),
+        ),
+        (
+            "damaged",
+            "features",
+            "",
+            "its checksum is not that of what it says",
+            (changed("features/manifest.json", '"frames": 15', '"frames": 16'),),
         ),
     )
 ]

@@ -210,7 +210,9 @@ PROBES = [
 
 DOCTORS = [
     command("doctor", "name", "doctor --teacher nobody", "nobody"),
-    command("doctor", "missing", "doctor --dataset {here}/none", "none is not a LeRobotDataset"),
+    command(
+        "doctor", "missing", "doctor --dataset {here}/none", "none does not exist. Give a data set's folder"
+    ),
 ]
 
 CASES: list[Case] = [*COLLECT, *DEMO_CASES, *EVALS, *RESULTS, *PROBES, *DOCTORS]

@@ -3,14 +3,25 @@
 A claim that nothing came of goes away: a start that failed leaves the folder as it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spatial_forcing import files
-from spatial_forcing.cache.layout import CODEC, COMMAND, SOURCE, UNRECORDED, WHAT, CacheError, Share
+from spatial_forcing.cache.layers import claimed_of, stored_layers
+from spatial_forcing.cache.layout import (
+    CODEC,
+    COMMAND,
+    MANIFEST,
+    SOURCE,
+    UNRECORDED,
+    WHAT,
+    CacheError,
+    Share,
+    check_claim,
+)
 from spatial_forcing.locks import FolderBusyError, FolderLock
 
 WRITERS = ".writer-*"
@@ -80,3 +91,58 @@ def claim(root: Path, claimed: dict[str, Any], alone: bool = False) -> bool:
 def is_begun(root: Path) -> bool:
     """Whether an unfinished cache holds something that took time to compute."""
     return (root / CODEC).is_file() or any(root.glob("shard-*.safetensors"))
+
+
+# ---- one layer or several
+# ----------------------------------------------------------------------------------------------------------
+
+
+def check_one(root: Path) -> None:
+    """Raises :class:`CacheError` if a cache of one layer is to be written where several are."""
+    if there := stored_layers(root):
+        listed = ", ".join(map(str, there))
+        raise CacheError(
+            f"{root} holds a {WHAT} of several layers ({listed}). To add one: {COMMAND} --layers <number>; "
+            "or choose another folder."
+        )
+
+
+def check_several(root: Path, claims: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raises :class:`CacheError` if layers cannot be written beside what is there.
+
+    Args:
+        root: folder of a cache of several layers.
+        claims: by layer, what is to be written. Other layers that are there must be of the same teacher's
+            name and options, data set and codec; of the same weights if :func:`check_teacher` agrees.
+    """
+    if any((root / name).is_file() for name in (SOURCE, MANIFEST)):
+        raise CacheError(
+            f"{root} holds a {WHAT} of one layer, and several need folders of their own. Choose another "
+            "folder."
+        )
+    there = stored_layers(root)
+    names = {path.name for path in there.values()}
+    if root.is_dir() and any(
+        one.name not in names and not one.name.startswith(".") for one in root.iterdir()
+    ):
+        raise CacheError(f"{root} is not empty and holds no {WHAT}. Choose a new or empty folder.")
+    for layer, found in _begun(there).items():
+        if layer not in claims:
+            own = {name: found[name] for name in ("layer", "teacher_fingerprint") if name in found}
+            check_claim(there[layer], found, dict(next(iter(claims.values()))) | own)
+
+
+def check_teacher(root: Path, fingerprint_of: Callable[[int], str], layers: int) -> None:
+    """Raises :class:`CacheError` unless the layers there are those of a teacher that has so many."""
+    for layer, found in _begun(stored_layers(root)).items():
+        fingerprint = found.get("teacher_fingerprint")
+        if layer < layers and fingerprint != fingerprint_of(layer):
+            raise CacheError(
+                f"Layer {layer} in {root} is of a teacher of fingerprint {fingerprint}, and this teacher's "
+                f"is {fingerprint_of(layer)}: other weights, or another resolution. Choose another folder."
+            )
+
+
+def _begun(there: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
+    """What the layers claim of which something is computed."""
+    return {n: claimed_of(path) for n, path in there.items() if (path / MANIFEST).is_file() or is_begun(path)}

@@ -9,11 +9,19 @@ from typing import Any
 from rich.console import Console
 
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import chosen_cameras, extract, open_dataset, open_source
-from spatial_forcing.cache.layout import MANIFEST, CacheError
+from spatial_forcing.cache.extract import (
+    Extraction,
+    chosen_cameras,
+    extract,
+    extract_layers,
+    open_source,
+)
+from spatial_forcing.cache.layers import folder_of, stored_layers
+from spatial_forcing.cache.layout import COMMAND, MANIFEST, CacheError
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
-from spatial_forcing.cache.write import Plan, Share, check_numbers
+from spatial_forcing.cache.write import Plan, Share, Watch, check_numbers
 from spatial_forcing.console import stages
+from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.files import check_folder, size_text
 from spatial_forcing.processes import end_with_parent
@@ -34,22 +42,21 @@ def write_cache(options: Any) -> None:
                 console.print(line, highlight=False)
             bars.update(bar, total=plan.share)
 
-        extract(
-            options.dataset,
-            teacher,
-            options.teacher,
-            options.out,
+        how = Extraction(
             cameras=options.cameras or None,
-            options=CodecOptions(options.codec, options.components, options.fidelity),
+            codec=CodecOptions(options.codec, options.components, options.fidelity),
             grid=options.grid,
-            share=share,
             batch_size=options.batch,
             decoders=options.decoders,
-            advance=lambda n: bars.advance(bar, n),
-            announce=announce,
         )
+        watch = Watch(announce, lambda n: bars.advance(bar, n))
+        what = options.dataset, teacher, options.teacher, options.out
+        if options.layers:
+            extract_layers(*what, options.layers, how, share=share, watch=watch)
+        else:
+            extract(*what, how, share=share, watch=watch)
         bars.update(bar, total=bars.tasks[bar].completed)  # of a finished cache, nothing was announced
-    finished = (options.out / MANIFEST).is_file()
+    finished = all((folder / MANIFEST).is_file() for folder in cache_folders(options.out))
     print(
         f"Wrote {options.out}"
         if finished
@@ -57,12 +64,18 @@ def write_cache(options: Any) -> None:
     )
 
 
+def cache_folders(root: Path) -> list[Path]:
+    """The folders with a layer's cache each: ``root`` itself, if it is of one layer."""
+    return list(stored_layers(root).values()) or [root]
+
+
 def check_options(options: Any) -> None:
     """What can be wrong before a teacher is loaded, which may take long.
 
     Raises:
-        CacheError: no data set or teacher was named, there is no such data set, a number makes no sense, or
+        CacheError: no data set or teacher was named, a number makes no sense, options exclude each other, or
             the folder cannot be written to.
+        DatasetError: no such data set.
         UnknownNameError: no such teacher or camera.
         WeightsError: the teacher's file or folder does not say what it is.
         DeviceError: no such device.
@@ -74,6 +87,11 @@ def check_options(options: Any) -> None:
     if options.teacher is None:
         raise CacheError(f"Say which teacher: --teacher <name>. Known: {', '.join(sorted(RECORDS))}.")
     find_teacher(options.teacher)
+    if options.layers and options.layer is not None:
+        raise CacheError(
+            f"Give --layer for a cache of one layer, or --layers for several; got --layer {options.layer} "
+            f"and --layers {' '.join(map(str, options.layers))}."
+        )
     CodecOptions(options.codec, options.components, options.fidelity)
     check_numbers(options.batch, options.grid, options.decoders)
     check_folder(options.out, CacheError)
@@ -82,14 +100,18 @@ def check_options(options: Any) -> None:
 
 
 def verify_cache(options: Any) -> None:
-    """Checks the sum of every file, repairs if asked to, and computes a sample again if it can.
+    """Checks the checksum of every file, repairs if asked to, and computes a sample again if it can.
+
+    Of a cache of several layers it does so for all, or for the one that the options name.
 
     Raises:
         CacheError: a file is broken and was not repaired, or the features are not the teacher's.
     """
-    broken = broken_files(options.out)
-    for name, reason in broken.items():
-        print(f"{name}: {reason}")
+    folders = cache_folders(options.out) if options.layer is None else [folder_of(options.out, options.layer)]
+    broken = {folder: found for folder in folders if (found := broken_files(folder))}
+    for folder, found in broken.items():
+        for name, reason in found.items():
+            print(f"{(folder / name).relative_to(options.out)}: {reason}")
     if options.repair and options.dataset is None:
         raise CacheError("--repair computes features again: say of which data set with --dataset.")
     if options.dataset is not None:
@@ -97,42 +119,55 @@ def verify_cache(options: Any) -> None:
         checked_device(options.device)
     if broken and not options.repair:
         raise CacheError(
-            f"{len(broken)} of the files of {options.out} cannot be used. Restore exactly them with: "
-            f"spatial-forcing cache verify --out {options.out} --dataset <data set> --repair"
+            f"{sum(map(len, broken.values()))} of the files of {options.out} cannot be used. Restore exactly "
+            f"them with: {COMMAND} verify --out {options.out} --dataset <data set> --repair"
         )
-    claimed = written_with(options.out)
-    if broken:
-        check_folder(options.out, CacheError)
-        repair(options.out, list(broken), lambda: rewrite(options, claimed))
-        print(f"Restored {', '.join(broken)}.")
+    for folder, found in broken.items():
+        check_folder(folder, CacheError)
+        claimed = written_with(folder)
+        repair(folder, list(found), lambda at=folder, claimed=claimed: rewrite(options, at, claimed))
+        print(f"Restored {', '.join(str((folder / name).relative_to(options.out)) for name in found)}.")
     print(f"Every file of {options.out} matches its checksum.")
     if options.dataset is not None:
-        teacher = claimed_teacher(options, claimed)
-        frames, _ = open_source(
-            options.dataset, teacher, claimed["teacher"], claimed["cameras"], claimed["grid"]
-        )
-        cosine = recompute(options.out, frames, teacher, batch_size=claimed["batch_size"])
-        print(f"A sample computed again: mean cosine {cosine:.4f} with what is stored, as promised.")
+        for folder in folders:
+            check_sample(options, folder)
 
 
-def rewrite(options: Any, claimed: dict[str, Any]) -> Path:
-    """Finishes a cache with the options it was begun with."""
-    assert options.dataset is not None
-    return extract(
-        options.dataset,
-        claimed_teacher(options, claimed),
-        claimed["teacher"],
-        options.out,
+def check_sample(options: Any, folder: Path) -> None:
+    """Computes a sample of a layer's features again.
+
+    Raises:
+        CacheError: they are not the teacher's.
+    """
+    claimed = written_with(folder)
+    teacher = claimed_teacher(options, claimed)
+    how = extraction_of(claimed, options.decoders)
+    frames, _ = open_source(options.dataset, teacher, claimed["teacher"], how)
+    cosine = recompute(folder, frames, teacher, batch_size=claimed["batch_size"])
+    of = "" if folder == options.out else f" of layer {claimed['layer']}"
+    print(f"A sample{of} computed again: mean cosine {cosine:.4f} with what is stored, as promised.")
+
+
+def rewrite(options: Any, folder: Path, claimed: dict[str, Any]) -> Path:
+    """Finishes a layer's cache with the options it was begun with."""
+    teacher = claimed_teacher(options, claimed)
+    how = extraction_of(claimed, options.decoders)
+    return extract(options.dataset, teacher, claimed["teacher"], folder, how)
+
+
+def extraction_of(claimed: dict[str, Any], decoders: int) -> Extraction:
+    """How a cache claims that it was extracted."""
+    return Extraction(
         cameras=claimed["cameras"],
-        options=CodecOptions(**claimed["codec"]),
+        codec=CodecOptions(**claimed["codec"]),
         grid=claimed["grid"] and tuple(claimed["grid"]),
         batch_size=claimed["batch_size"],
-        decoders=options.decoders,
+        decoders=decoders,
     )
 
 
 def claimed_teacher(options: Any, claimed: dict[str, Any]) -> Any:
-    """The teacher a cache was written with.
+    """The teacher a layer's cache was written with.
 
     Raises:
         CacheError: the options lead to another.
@@ -172,14 +207,17 @@ def teacher_of(options: Any, claimed: Mapping[str, Any] = MappingProxyType({})) 
 
 def plan_lines(plan: Plan, share: Share) -> list[str]:
     """What a cache will cost, for people."""
-    report = plan.codec["report"]
     lines = [
         f"{plan.frames} frames of {plan.views} views: {size_text(plan.raw_bytes)} in bfloat16, "
-        f"{size_text(plan.stored_bytes)} stored ({plan.raw_bytes / plan.stored_bytes:.1f} x smaller)",
-        f"{plan.codec['kind']}, {plan.codec['components']} numbers a token; mean cosine to raw tokens "
-        f"{report['cosine_mean']:.4f}, less their mean {report['cosine_centred_mean']:.4f} (worst "
-        f"{report['cosine_centred_worst']:.3f})",
+        f"{size_text(plan.stored_bytes)} stored ({plan.raw_bytes / plan.stored_bytes:.1f} x smaller)"
     ]
+    for layer, codec in plan.codecs.items():
+        report, of = codec["report"], "" if len(plan.codecs) == 1 else f"layer {layer}: "
+        lines.append(
+            f"{of}{codec['kind']}, {codec['components']} numbers a token; mean cosine to raw tokens "
+            f"{report['cosine_mean']:.4f}, less their mean {report['cosine_centred_mean']:.4f} (worst "
+            f"{report['cosine_centred_worst']:.3f})"
+        )
     if plan.seconds_per_frame is not None:
         left = plan.seconds_per_frame * plan.mine
         part = "" if share.world == 1 else f" of this process (share {share.rank} of {share.world})"

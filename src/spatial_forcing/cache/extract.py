@@ -1,22 +1,44 @@
-"""Passes a LeRobotDataset through a teacher once and stores what it says.
+"""Passes a LeRobotDataset through a teacher once and stores its features.
 
 Shapes: B batch, V views, H W pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spatial_forcing.cache.claim import check_teacher
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import CacheError, Source, dataset_fingerprint
-from spatial_forcing.cache.write import Plan, Share, check_numbers, write_features
+from spatial_forcing.cache.passes import Frames
+from spatial_forcing.cache.write import Share, Watch, check_numbers, write_features, write_layers
+from spatial_forcing.datasets import open_dataset
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.teachers import Teacher
-from spatial_forcing.teachers.base import stack_views
+from spatial_forcing.teachers.base import FrozenTeacher, Teacher, stack_views
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What of a data set is stored, and how.
+
+    Attributes:
+        cameras: camera keys in the order the policy has them; all cameras in the data set's order if None.
+        codec: how tokens are stored; float16 by default.
+        grid: rows and columns to pool the teacher's grid to; kept if None.
+        batch_size: frames at a time.
+        decoders: threads that decode images while the teacher works.
+    """
+
+    cameras: Sequence[str] | None = None
+    codec: CodecOptions = field(default_factory=CodecOptions)
+    grid: tuple[int, int] | None = None
+    batch_size: int = 32
+    decoders: int = 2
 
 
 def extract(
@@ -24,62 +46,99 @@ def extract(
     teacher: Teacher,
     name: str,
     root: Path,
+    how: Extraction | None = None,
     *,
-    cameras: Sequence[str] | None = None,
-    options: CodecOptions | None = None,
-    grid: tuple[int, int] | None = None,
     share: Share | None = None,
-    batch_size: int = 32,
-    decoders: int = 2,
-    advance: Callable[[int], None] = lambda done: None,
-    announce: Callable[[Plan], None] = lambda plan: None,
+    watch: Watch | None = None,
 ) -> Path:
     """Stores a teacher's features of every frame of a LeRobotDataset. Continues where it was interrupted.
 
     Args:
         dataset: a data set's folder, or its name on the Hub.
-        teacher: from ``load_teacher``.
+        teacher: from ``load_teacher``; the features are of the layer that it was loaded for.
         name: its registered name, recorded in the cache.
         root: folder for the features.
-        cameras: camera keys in the order the policy has them; all cameras in the data set's order if None.
-        options: how to store them.
-        grid: rows and columns to pool the teacher's grid to; kept if None.
+        how: what is stored, and how.
         share: this process's part.
-        batch_size: frames at a time.
-        decoders: threads that decode pictures while the teacher works.
-        advance: called with the number of frames just finished.
-        announce: called once with what it will cost, before the first shard.
+        watch: who is told how it goes.
 
     Raises:
-        CacheError: no such data set, the folder holds other features, or the disk is full.
+        CacheError: the folder holds other features, or the disk is full.
+        DatasetError: no such data set.
         UnknownNameError: the data set has no such camera.
     """
-    frames_of, source = open_source(dataset, teacher, name, cameras, grid, decoders)
+    how = how or Extraction()
+    frames_of, source = open_source(dataset, teacher, name, how)
     return write_features(
         root,
         source,
         frames_of,
         teacher,
-        options=options,
+        options=how.codec,
+        batch_size=how.batch_size,
         share=share,
-        batch_size=batch_size,
-        advance=advance,
-        announce=announce,
+        watch=watch,
     )
 
 
-def open_source(
+def extract_layers(
     dataset: Path | str,
-    teacher: Teacher,
+    teacher: FrozenTeacher,
     name: str,
-    cameras: Sequence[str] | None,
-    grid: tuple[int, int] | None,
-    decoders: int = 2,
-) -> tuple[Callable[[list[int]], Tensor], Source]:
-    """What reads the pictures of some frames, and the description of all of them; see :func:`extract`."""
-    check_numbers(1, grid, decoders)
+    root: Path,
+    layers: Sequence[int],
+    how: Extraction | None = None,
+    *,
+    share: Share | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Stores the features of several layers in one pass, each as a cache that can be read alone.
+
+    Layers that ``root`` holds already stay. The other arguments and errors are those of :func:`extract`.
+
+    Args:
+        layers: of the teacher, counted from 0, or from the end.
+
+    Raises:
+        NoSuchLayerError: the teacher does not have one of them.
+        CacheError: a layer is named twice, or one that ``root`` holds is of something else.
+    """
+    how = how or Extraction()
+    wanted = layer_numbers(teacher, layers)
+    frames_of, source = open_source(dataset, teacher, name, how)
+    check_teacher(Path(root), teacher.fingerprint_of, teacher.layers or 1)
+    return write_layers(
+        root,
+        {n: replace(source, layer=n, teacher_fingerprint=teacher.fingerprint_of(n)) for n in wanted},
+        frames_of,
+        teacher.layers_of,
+        options=how.codec,
+        batch_size=how.batch_size,
+        share=share,
+        watch=watch,
+    )
+
+
+def layer_numbers(teacher: FrozenTeacher, layers: Sequence[int]) -> list[int]:
+    """Layers of a teacher counted from 0, in order.
+
+    Raises:
+        NoSuchLayerError: it does not have one of them.
+        CacheError: none is named, or one is named twice.
+    """
+    numbers = [teacher.layer_index(layer) for layer in layers]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise CacheError(
+            f"Name at least one layer, and none twice; got {', '.join(map(str, layers)) or 'none'}."
+        )
+    return sorted(numbers)
+
+
+def open_source(dataset: Path | str, teacher: Teacher, name: str, how: Extraction) -> tuple[Frames, Source]:
+    """What reads the images of some frames, and the description of all of them; see :func:`extract`."""
+    check_numbers(how.batch_size, how.grid, how.decoders)
     frames = open_dataset(dataset)
-    keys = chosen_cameras(frames, cameras)
+    keys = chosen_cameras(frames, how.cameras)
     source = Source(
         teacher=name,
         teacher_fingerprint=teacher.fingerprint,
@@ -88,7 +147,7 @@ def open_source(
         cameras=tuple(keys),
         frames=len(frames),
         pictures=tuple(_size(frames.meta.features[key]) for key in keys),
-        grid=grid,
+        grid=how.grid,
         layer=getattr(teacher, "layer", None),
         layers=getattr(teacher, "layers", None),
         resolution=getattr(teacher, "resolution", None),
@@ -96,10 +155,10 @@ def open_source(
     )
     parameter = next(iter(teacher.parameters()), None) if isinstance(teacher, torch.nn.Module) else None
     device = "cpu" if parameter is None else parameter.device
-    pool = ThreadPoolExecutor(decoders)
+    pool = ThreadPoolExecutor(how.decoders)
 
     def frames_of(indices: list[int]) -> Tensor:
-        decoded = list(pool.map(lambda i: _pictures(frames, i, keys), indices))
+        decoded = list(pool.map(lambda i: _images(frames, i, keys), indices))
         views = [torch.stack([one[v] for one in decoded]) for v in range(len(keys))]
         return stack_views(views).to(device)
 
@@ -122,35 +181,6 @@ def chosen_cameras(frames: Any, cameras: Sequence[str] | None) -> list[str]:
     return keys
 
 
-def open_dataset(dataset: Path | str) -> Any:
-    """A LeRobotDataset from a folder or from the Hub, pictures only.
-
-    Raises:
-        CacheError: neither a folder with a data set nor a name on the Hub that could be read.
-    """
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    path = Path(dataset)
-    if (path / "meta" / "info.json").is_file():
-        try:
-            return LeRobotDataset(f"local/{path.name}", root=path, video_backend="pyav")
-        except Exception as error:
-            raise CacheError(
-                f"The data set in {dataset} cannot be read: {type(error).__name__}: {error}. One of its "
-                "files is damaged or missing."
-            ) from error
-    if path.exists() or str(dataset).count("/") != 1:
-        what = "is not a LeRobotDataset: it has no meta/info.json" if path.exists() else "does not exist"
-        raise CacheError(f"{dataset} {what}. Give a data set's folder, or its name on the Hub (owner/name).")
-    try:
-        return LeRobotDataset(str(dataset), video_backend="pyav")
-    except Exception as error:
-        raise CacheError(
-            f"{dataset} is no folder here, and could not be read from the Hub: {type(error).__name__}: "
-            f"{error}"
-        ) from error
-
-
 def _size(feature: dict[str, Any]) -> tuple[int, int]:
     """Height and width of a camera, whichever way round the data set names its dimensions."""
     shape, names = feature["shape"], feature.get("names") or ["height", "width", "channels"]
@@ -158,7 +188,7 @@ def _size(feature: dict[str, Any]) -> tuple[int, int]:
     return int(by_name.get("height", shape[0])), int(by_name.get("width", shape[1]))
 
 
-def _pictures(frames: Any, index: int, keys: Sequence[str]) -> list[Tensor]:
+def _images(frames: Any, index: int, keys: Sequence[str]) -> list[Tensor]:
     try:
         frame = frames[index]
     except Exception as error:  # of many kinds: LeRobot's, those of its decoders, the disk's

@@ -4,12 +4,15 @@
       source.json                what these features are of and how they are stored; written first
       codec.safetensors          the codec, found on a sample of frames
       shard-00000.safetensors    codes of the first frames, then the next shard
-      manifest.json              all of it with sums of every file; written last, its presence means finished
+      manifest.json              all of it with checksums of every file and of itself; written last, its
+                                 presence means finished
 
+Several layers of a teacher are several such folders, ``features/layer-11/``, and each stands by itself.
 Files are written under a temporary name and renamed, so that half a file never has a real name.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from spatial_forcing.cache.codec import Codec, codec_from
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_same, checksum, read_json
 
@@ -26,11 +30,16 @@ FORMAT = 3
 SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
 MANIFEST_KEYS = {"claimed": dict, "source": dict, "codec": dict, "shard_frames": int, "sums": dict}
 MANIFEST_KEYS |= {"statistics": dict}
+CHECKSUM = "checksum"
 SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 COMMAND = "spatial-forcing cache"
 WHAT = "feature cache"
 # What earlier versions did not note of a teacher: its fingerprint covers what decides the features.
 UNRECORDED = ("layer", "layers", "resolution", "dtype")
+
+
+Layer = int | None
+"""Number of a teacher's layer, counted from 0; None of a teacher without a choice."""
 
 
 class CacheError(SpatialForcingError):
@@ -143,11 +152,23 @@ def read_manifest(root: Path) -> dict[str, Any]:
     for key, kind in MANIFEST_KEYS.items():
         if not isinstance(manifest.get(key), kind):
             raise CacheError(f"{path} is damaged: its {key!r} is not what it was. {advice}")
+    strange = manifest.keys() - MANIFEST_KEYS.keys() - {"format", CHECKSUM}
+    if strange:
+        raise CacheError(f"{path} is damaged: no manifest has {', '.join(sorted(strange))}. {advice}")
+    # Those of earlier versions have none.
+    if CHECKSUM in manifest and manifest[CHECKSUM] != checksum_of(manifest):
+        raise CacheError(f"{path} is damaged: its checksum is not that of what it says. {advice}")
     # Files of these names are read, and in a repair replaced.
     for name in manifest["sums"]:
         if name != CODEC and not SHARD.fullmatch(name):
             raise CacheError(f"{path} is damaged: no cache has a file {name!r}. {advice}")
     return manifest
+
+
+def checksum_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a manifest says apart from its checksum, however it is laid out as text."""
+    said = {name: value for name, value in manifest.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def shard_name(number: int) -> str:
@@ -179,6 +200,16 @@ def opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CacheError(f"{path} cannot be read ({error}).") from error
+
+
+def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
+    """The codec of a cache and what its file says."""
+    with opened(root / CODEC) as file:
+        try:
+            said = json.loads(file.metadata()["codec"])
+            return codec_from(said, {name: file.get_tensor(name) for name in file.keys()}), said  # noqa: SIM118
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(f"{root / CODEC} is damaged, or of something else: it has no codec.") from error
 
 
 def source_record(source: Source) -> dict[str, Any]:

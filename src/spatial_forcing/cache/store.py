@@ -1,11 +1,14 @@
 """Reading stored features: a batch touches only its own frames, and damage is noticed before it is used.
 
+Nothing that writes is imported here: reading needs no locks and works on every system.
+
 Shapes: B batch, V views, H W rows and columns, C channels, K stored numbers a token.
 """
 
 import json
 import os
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +16,35 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.cache.codec import Codec
+from spatial_forcing.cache.layers import folder_of, layer_folder
 from spatial_forcing.cache.layout import (
     CODEC,
     COMMAND,
     CacheError,
     Source,
-    check_claim,
     check_file,
     check_there,
     dataset_fingerprint,
+    load_codec,
     opened,
     read_manifest,
     shard_name,
-    source_record,
 )
-from spatial_forcing.cache.write import load_codec
 from spatial_forcing.grid import Features
 
 __all__ = ["CacheError", "FeatureStore", "Source", "dataset_fingerprint"]
 
 
 class FeatureStore:
-    """Reads stored features. Stands where a teacher would: it has ``width``, ``fingerprint``, ``licence`` and
-    ``stats``.
+    """Reads the stored features of one layer. Stands where a teacher would: it has ``width``,
+    ``fingerprint``, ``licence`` and ``stats``.
 
-    Every file's sum is compared with the manifest's when the file is first touched.
+    Every file's checksum is compared with the manifest's when the file is first touched. Of a cache of
+    several layers only the files of this one are.
 
     Args:
         root: the cache's folder.
+        layer: which layer of the teacher, counted from 0, or from the end; None means the only one there.
         coefficients: read the stored coefficients themselves instead of the tokens they stand for. Their
             directions are orthonormal, so cosines among them are those of the tokens less their mean; targets
             get as narrow as the code.
@@ -49,17 +53,28 @@ class FeatureStore:
 
     Raises:
         CacheError: no cache there, an unfinished one, one of another version, a file is missing or damaged,
-            or coefficients are wanted of a cache that has none.
+            it has no such layer or several and none is named, or coefficients are wanted of a cache that has
+            none.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, coefficients: bool = False, standardized: bool = False
+        self,
+        root: str | os.PathLike[str],
+        *,
+        layer: int | None = None,
+        coefficients: bool = False,
+        standardized: bool = False,
     ):
         if not isinstance(root, str | os.PathLike):
             raise CacheError(f"A cache is read from a folder; got {root!r}.")
-        self.root, self.reads_coefficients = Path(root), coefficients
+        if layer is not None and (not isinstance(layer, Integral) or isinstance(layer, bool)):
+            raise CacheError(f"A layer is a whole number, negative from the last; got {layer!r}.")
+        self.root, self.reads_coefficients = folder_of(Path(root), layer), coefficients
         manifest = read_manifest(self.root)
         self.source = Source.from_json(manifest["source"])
+        if self.root != Path(root) and self.root != layer_folder(Path(root), self.source.layer or 0):
+            raise CacheError(f"{self.root} holds layer {self.source.layer}: the folder has been renamed.")
+        self.check_teacher_options(layer=layer)
         self._sums: dict[str, str] = manifest["sums"]
         self._shard_frames: int = manifest["shard_frames"]
         for name in self._sums:
@@ -166,7 +181,9 @@ class FeatureStore:
                 "again."
             )
 
-    def check_teacher_options(self, *, layer: int | None, resolution: int | None, dtype: str | None) -> None:
+    def check_teacher_options(
+        self, *, layer: int | None = None, resolution: int | None = None, dtype: str | None = None
+    ) -> None:
         """Raises :class:`CacheError` unless the teacher had these options; None agrees with everything."""
         of = self.source
         last = None if of.layer is None or of.layers is None else of.layer - of.layers
@@ -182,10 +199,6 @@ class FeatureStore:
                     f"The cache at {self.root} {said}, and {name} {wanted} is asked for. Leave the option "
                     f"out to train from this cache, or write another: {COMMAND} --{name} {wanted}."
                 )
-
-    def check_source(self, source: Source) -> None:
-        """Raises :class:`CacheError` naming what differs, unless the features are of ``source``."""
-        check_claim(self.root, source_record(self.source), source_record(source))
 
 
 def turned(codec: Codec, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:

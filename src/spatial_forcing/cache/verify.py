@@ -1,4 +1,4 @@
-"""Is a feature cache what its manifest says, and would the teacher say the same again?"""
+"""Is a layer's feature cache what its manifest says, and would the teacher say the same again?"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from spatial_forcing.cache.layout import MANIFEST, CacheError, check_file, read_manifest
+from spatial_forcing.cache.passes import Frames, Look, cut, spread, tokens_of
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.cache.write import Frames, Look, cut, spread, tokens_of
 
 
 def broken_files(root: Path, advance: Callable[[int], None] = lambda done: None) -> dict[str, str]:
@@ -32,7 +32,10 @@ def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_s
     """
     store = FeatureStore(root)
     picked = spread(store.source.frames, count)
-    said = torch.cat(list(tokens_of(cut(picked, batch_size), store.source, frames, teacher)))
+    layer = store.source.layer
+    batches = [(batch, (layer,)) for batch in cut(picked, batch_size)]
+    coming = tokens_of(batches, store.source.grid, frames, lambda images, _: {layer: teacher(images)})
+    said = torch.cat([tokens[layer] for tokens in coming])
     stored = store.read(torch.tensor(picked)).tokens_BVHWC.float()
     cosine = F.cosine_similarity(stored, said, dim=-1).mean().item()
     promised = store.codec.report["cosine_mean"]

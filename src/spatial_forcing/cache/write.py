@@ -2,17 +2,18 @@
 
 Every process takes each ``world``-th shard. Which frames are in a shard, how they are batched and what the
 codec is follow from the folder's first two files alone, so the finished cache has the same bytes whoever
-wrote which part, and however often they were killed.
+wrote which part, and however often they were killed. Several layers are several caches that are written in
+one pass over the frames: each has the bytes that it has when it is written alone.
 
-Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored numbers a token, N tokens.
+Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored numbers a token.
 """
 
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spatial_forcing.cache.claim import WRITERS, writing
-from spatial_forcing.cache.codec import Codec, CodecOptions, codec_from, codec_record, fit_codec
-from spatial_forcing.cache.layout import (
-    CODEC,
-    FORMAT,
-    MANIFEST,
-    CacheError,
-    Share,
-    Source,
-    check_claim,
-    check_there,
-    opened,
-    read_manifest,
-    shard_name,
-    source_record,
+from spatial_forcing.cache.claim import check_one, check_several, writing
+from spatial_forcing.cache.codec import CodecOptions, codec_record, fit_codec
+from spatial_forcing.cache.layers import layer_folder
+from spatial_forcing.cache.layout import CODEC, CacheError, Layer, Share, Source
+from spatial_forcing.cache.passes import (
+    Frames,
+    Look,
+    LookAtLayers,
+    cut,
+    sample_of,
+    sampled_tokens,
+    tokens_of,
 )
-from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import check_space, checksum, create_once, remove_temporary_files, write_atomically
-from spatial_forcing.grid import Features, resample
-from spatial_forcing.locks import FolderLock
+from spatial_forcing.cache.shards import Cuts, Part, Shard, claim_of, finish, write_shard
+from spatial_forcing.files import check_space, create_once
 
-SHARD_BYTES = 48 * 2**20
-MOST_SHARD_FRAMES = 512
-# A small data set is cut finer, so that several processes can share it.
-LEAST_SHARDS = 32
-SAMPLE_FRAMES, HELDOUT_FRAMES = 64, 16
-SAMPLE_TOKENS = 40_000
-# Seconds that a process waits for another one's manifest: that reads every shard once.
-FINISHING = 600.0
-KEPT = "What was finished before is kept."
 SPACE = "Finished shards are kept: free some space and run the same command again."
-SAFELY: dict[str, Any] = {"durable": True, "advice": KEPT, "error": CacheError}
-
-Frames = Callable[[list[int]], Tensor]
-"""Indices of frames -> images_BV3HW in [0, 1]."""
-Look = Callable[[Tensor], Features]
-"""images_BV3HW -> Features: a teacher."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +47,10 @@ class Plan:
     Attributes:
         frames, views: of the data set; ``share`` of the frames are this process's, ``mine`` of them not there
             yet.
-        raw_bytes: the whole grid in bfloat16.
+        raw_bytes: the whole grids of all layers in bfloat16.
         stored_bytes: of the whole cache.
-        seconds_per_frame: measured on the sample that the codec was found on; None if that was there already.
-        codec: its record: kind, components, what is lost.
+        seconds_per_frame: measured on the sample that the codecs were found on; None if they were there.
+        codecs: by layer its record: kind, components, what is lost.
     """
 
     frames: int
@@ -79,7 +60,20 @@ class Plan:
     raw_bytes: int
     stored_bytes: int
     seconds_per_frame: float | None
-    codec: dict[str, Any]
+    codecs: dict[Layer, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how the writing goes.
+
+    Attributes:
+        announce: called once with what it will cost, before the first shard.
+        advance: called with the number of frames just finished, for a progress bar.
+    """
+
+    announce: Callable[[Plan], None] = lambda plan: None
+    advance: Callable[[int], None] = lambda done: None
 
 
 def write_features(
@@ -89,24 +83,22 @@ def write_features(
     teacher: Look,
     *,
     options: CodecOptions | None = None,
-    share: Share | None = None,
     batch_size: int = 32,
-    advance: Callable[[int], None] = lambda done: None,
-    announce: Callable[[Plan], None] = lambda plan: None,
+    share: Share | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Computes and stores the teacher's features of every frame, or of this process's share of them.
 
     Args:
         root: folder for the cache; made if needed. What is there of the same cache is not computed again.
         source: what the features are of.
-        frames: the pictures of some frames.
+        frames: the images of some frames.
         teacher: what looks at them.
         options: how to store; float16 by default.
-        share: which part to write; everything by default.
         batch_size: frames at a time. Part of what decides the bytes, as batched arithmetic rounds
             differently.
-        advance: called with the number of frames just finished, for a progress bar.
-        announce: called once with what it will cost, before the first shard.
+        share: which part to write; everything by default.
+        watch: who is told.
 
     Returns:
         ``root``. The cache is finished once all processes are: ``manifest.json`` is there then.
@@ -116,45 +108,49 @@ def write_features(
             writes the same share, the disk is too full, or a number makes no sense. Nothing that was finished
             is lost; if nothing was, nothing is left in the folder.
     """
-    root, share, options = Path(root), share or Share(), options or CodecOptions()
+    options = options or CodecOptions()
+    part = Part(Path(root), source, claim_of(source, options, batch_size))
     check_numbers(batch_size, source.grid)
-    if source.frames < 1:
-        raise CacheError("The data set has no frames.")
-    claimed = source_record(source) | {"codec": asdict(options), "batch_size": batch_size, "format": FORMAT}
-    if (root / MANIFEST).is_file():
-        manifest = read_manifest(root)
-        check_claim(root, manifest["claimed"], claimed)
-        for name in manifest["sums"]:
-            check_there(root, name)
-        advance(source.frames)
-        return root
-    with writing(root, claimed, share):
-        codec, seconds = shared_codec(root, source, options, frames, teacher, batch_size)
-        grid = load_codec(root)[1]["grid"]
-        per_frame = grid[0] * grid[1] * grid[2]
-        size = shard_frames(source.frames, codec.bytes_per_token * per_frame, batch_size)
-        shards = enumerate(range(0, source.frames, size))
-        mine = [(root / shard_name(n), range(start, min(start + size, source.frames))) for n, start in shards]
-        mine = mine[share.rank :: share.world]
-        missing = [(path, indices) for path, indices in mine if not path.is_file()]
-        announce(
-            Plan(
-                frames=source.frames,
-                views=grid[0],
-                share=sum(len(indices) for _, indices in mine),
-                mine=sum(len(indices) for _, indices in missing),
-                raw_bytes=2 * codec.width * per_frame * source.frames,
-                stored_bytes=codec.bytes_per_token * per_frame * source.frames,
-                seconds_per_frame=seconds,
-                codec=load_codec(root)[1],
-            )
-        )
-        needed = codec.bytes_per_token * per_frame * min(size * len(missing), source.frames)
-        check_space(root, needed, SPACE, CacheError)
-        advance(sum(len(indices) for _, indices in mine) - sum(len(indices) for _, indices in missing))
-        write_shards(missing, codec, source, frames, teacher, batch_size, advance)
-        finish(root, claimed, size, source)
-    return root
+    check_one(part.root)
+    pass_over(
+        [part], frames, lambda images, _: {source.layer: teacher(images)}, share or Share(), watch or Watch()
+    )
+    return part.root
+
+
+def write_layers(
+    root: Path,
+    sources: Mapping[int, Source],
+    frames: Frames,
+    look: LookAtLayers,
+    *,
+    options: CodecOptions | None = None,
+    batch_size: int = 32,
+    share: Share | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """The same for several layers of a teacher in one pass over the frames, ``root/layer-<number>`` for each.
+
+    Other layers that are there stay as they are.
+
+    Args:
+        root, frames, options, batch_size, share, watch: see :func:`write_features`.
+        sources: by layer, what its features are of.
+        look: a teacher's ``layers_of``.
+
+    Raises:
+        CacheError: as for :func:`write_features`; or a layer that is there is of something else.
+    """
+    options = options or CodecOptions()
+    parts = {
+        layer: Part(layer_folder(Path(root), layer), source, claim_of(source, options, batch_size))
+        for layer, source in sorted(sources.items())
+    }
+    for source in sources.values():
+        check_numbers(batch_size, source.grid)
+    check_several(Path(root), {layer: part.claimed for layer, part in parts.items()})
+    pass_over(list(parts.values()), frames, look, share or Share(), watch or Watch())
+    return Path(root)
 
 
 def check_numbers(batch_size: int, grid: Sequence[int] | None, decoders: int = 1) -> None:
@@ -169,184 +165,111 @@ def check_numbers(batch_size: int, grid: Sequence[int] | None, decoders: int = 1
         raise CacheError(f"A grid has at least one row and one column; got {' x '.join(map(str, grid))}.")
 
 
-def shard_frames(frames: int, bytes_per_frame: int, batch_size: int) -> int:
-    """How many frames a shard has: whole batches, within the limits above."""
-    most = min(MOST_SHARD_FRAMES, SHARD_BYTES // bytes_per_frame, max(batch_size, frames // LEAST_SHARDS))
-    return max(1, most // batch_size * batch_size or most)
+# ---- the pass
+# ----------------------------------------------------------------------------------------------------------
 
 
-def tokens_of(
-    batches: Sequence[Sequence[int]], source: Source, frames: Frames, teacher: Look
-) -> Generator[Tensor]:
-    """tokens_BVHWC of each batch on the CPU, in float32, pooled to the source's grid.
+def pass_over(parts: list[Part], frames: Frames, look: LookAtLayers, share: Share, watch: Watch) -> None:
+    """Writes what the parts lack of this process's share, and finishes those that lack nothing then."""
+    if parts[0].source.frames < 1:
+        raise CacheError("The data set has no frames.")
+    begun = [part for part in parts if not part.is_finished()]
+    if not begun:
+        watch.advance(parts[0].source.frames)
+        return
+    with ExitStack() as held:
+        for part in begun:
+            held.enter_context(writing(part.root, part.claimed, share))
+        seconds = find_codecs(begun, frames, look)
+        cuts = [Cuts(part) for part in parts]
+        mine = shards_of(cuts, share)
+        missing = [shard for shard in mine if not shard.path.is_file()]
+        plan = plan_of(cuts, mine, missing, seconds)
+        watch.announce(plan)
+        needed = sum(len(shard.frames) * shard.of.frame_bytes for shard in missing)
+        check_space(begun[0].root, needed, SPACE, CacheError)
+        watch.advance(plan.share - plan.mine)
+        write_shards(missing, frames, look, watch.advance)
+        for one in cuts:
+            if one.part in begun:
+                finish(one)
 
-    A batch is decoded while the teacher looks at the one before.
 
-    Raises:
-        CacheError: the features of a frame are not finite, or not all valid.
+def shards_of(cuts: list[Cuts], share: Share) -> list[Shard]:
+    """This process's shards. Those of different layers are of the same frames as far as their sizes allow, so
+    that a frame is looked at once."""
+    stretch = max(one.size for one in cuts)
+    every = [shard for one in cuts for shard in one.shards()]
+    return [one for one in every if one.frames.start // stretch % share.world == share.rank]
+
+
+def by_batch(shards: list[Shard]) -> dict[range, list[Shard]]:
+    """The batches that shards are made of, in order, and the shards that each is a part of."""
+    found: dict[range, list[Shard]] = {}
+    for shard in shards:
+        for batch in shard.batches():
+            found.setdefault(batch, []).append(shard)
+    return dict(sorted(found.items(), key=lambda item: (item[0].start, item[0].stop)))
+
+
+def plan_of(cuts: list[Cuts], mine: list[Shard], missing: list[Shard], seconds: float | None) -> Plan:
+    """What the pass will cost."""
+    frames = cuts[0].part.source.frames
+    return Plan(
+        frames=frames,
+        views=cuts[0].record["grid"][0],
+        share=sum(map(len, by_batch(mine))),
+        mine=sum(map(len, by_batch(missing))),
+        raw_bytes=sum(2 * one.codec.width * one.tokens_per_frame for one in cuts) * frames,
+        stored_bytes=sum(one.frame_bytes for one in cuts) * frames,
+        seconds_per_frame=seconds,
+        codecs={one.part.source.layer: one.record for one in cuts},
+    )
+
+
+def find_codecs(parts: list[Part], frames: Frames, look: LookAtLayers) -> float | None:
+    """Finds the codecs that parts have not yet, on evenly spread frames; whichever process comes first.
+
+    Returns:
+        Seconds a frame took; None if all codecs were there.
     """
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(frames, list(batches[0])) if batches else None
-        for number in range(len(batches)):
-            assert coming is not None
-            images = coming.result()
-            if number + 1 < len(batches):
-                coming = ahead.submit(frames, list(batches[number + 1]))
-            features = teacher(images)
-            check_storable(features, batches[number])
-            if source.grid is not None:
-                features = resample(features, *smaller(source.grid, features))
-            yield features.tokens_BVHWC.float().cpu()
+    missing = {part.source.layer: part for part in parts if not (part.root / CODEC).is_file()}
+    if not missing:
+        return None
+    any_part = next(iter(missing.values()))
 
+    def sampled(indices: list[int]) -> dict[Layer, tuple[Tensor, list[int]]]:
+        batches = [(batch, tuple(missing)) for batch in cut(indices, any_part.claimed["batch_size"])]
+        return sampled_tokens(tokens_of(batches, any_part.source.grid, frames, look), len(indices))
 
-def check_storable(features: Features, frames: Sequence[int]) -> None:
-    """Raises :class:`CacheError` if features of these frames are not finite, or not all valid."""
-    if not features.valid_BVHW.all():
-        raise CacheError(
-            "The teacher marks some tokens as not valid, and a cache keeps no such marks. Train with the "
-            "teacher online."
-        )
-    try:
-        features.check_finite()
-    except SpatialForcingError as error:
-        raise CacheError(f"Frames {frames[0]} to {frames[-1]} cannot be stored: {error}") from error
-
-
-def smaller(grid: tuple[int, int], features: Features) -> tuple[int, int]:
-    """``grid``, or a :class:`CacheError` if it is larger than that of the features in rows or columns."""
-    rows, cols = features.tokens_BVHWC.shape[2:4]
-    if grid[0] > rows or grid[1] > cols:
-        raise CacheError(
-            f"A grid of {grid[0]} x {grid[1]} is larger than the teacher's, which is {rows} x {cols}: it "
-            "would store more numbers that say no more. Keep the teacher's, or name a smaller one."
-        )
-    return grid
-
-
-def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
-    """``indices`` in batches; the last may be smaller."""
-    return [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
+    sample, heldout = sample_of(any_part.source.frames)
+    tests = sampled(heldout)
+    start = time.perf_counter()
+    samples = sampled(sample)
+    seconds = (time.perf_counter() - start) / len(sample)
+    for layer, part in missing.items():
+        options, (heldout_NC, shape) = CodecOptions(**part.claimed["codec"]), tests[layer]
+        codec = fit_codec(options, samples[layer][0], heldout_NC)
+        said = json.dumps(codec_record(codec, options) | {"grid": shape})
+        save = partial(save_file, codec.tensors() or {"none": torch.zeros(1)}, metadata={"codec": said})
+        create_once(part.root / CODEC, save, error=CacheError)
+    return seconds
 
 
 def write_shards(
-    shards: list[tuple[Path, range]],
-    codec: Codec,
-    source: Source,
-    frames: Frames,
-    teacher: Look,
-    batch_size: int,
-    advance: Callable[[int], None],
+    shards: list[Shard], frames: Frames, look: LookAtLayers, advance: Callable[[int], None]
 ) -> None:
-    """Computes and writes some shards. No batch crosses from one to the next, whoever writes that one."""
-    batches = [batch for _, indices in shards for batch in cut(indices, batch_size)]
+    """Computes and writes some shards in one pass over their frames."""
+    batches = by_batch(shards)
+    wanted = [(batch, tuple(one.of.part.source.layer for one in of)) for batch, of in batches.items()]
+    made: dict[Path, list[Tensor]] = {shard.path: [] for shard in shards}
     # Closed here, so that an error does not leave the decoding thread behind.
-    with closing(tokens_of(batches, source, frames, teacher)) as coming:
-        for path, indices in shards:
-            parts = []
-            for batch in cut(indices, batch_size):
-                parts.append(next(coming))
-                advance(len(batch))
-            write_shard(path, codec, torch.cat(parts))
-
-
-def shared_codec(
-    root: Path, source: Source, options: CodecOptions, frames: Frames, teacher: Look, batch_size: int
-) -> tuple[Codec, float | None]:
-    """The codec of this cache, found on evenly spread frames by whichever process comes first.
-
-    And the seconds a frame took, if it was found here and now.
-    """
-    path, seconds = root / CODEC, None
-    if not path.is_file():
-        picked = spread(source.frames, SAMPLE_FRAMES + HELDOUT_FRAMES)
-        # Every fifth is held out; a data set of very few frames is its own test.
-        heldout = picked[4::5] or picked
-        sample = [i for i in picked if i not in set(heldout)] or picked
-        first = torch.cat(list(tokens_of(cut(heldout, batch_size), source, frames, teacher)))
-        start = time.perf_counter()
-        tokens = torch.cat(list(tokens_of(cut(sample, batch_size), source, frames, teacher)))
-        seconds = (time.perf_counter() - start) / len(sample)
-        codec = fit_codec(options, thinned(tokens), thinned(first))
-        grid = list(first.shape[1:])
-        said = json.dumps(codec_record(codec, options) | {"grid": grid})
-        tensors = codec.tensors() or {"none": torch.zeros(1)}
-        create_once(path, lambda temporary: save_file(tensors, temporary, {"codec": said}), error=CacheError)
-    return load_codec(root)[0], seconds
-
-
-def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
-    """The codec of a cache and what its file says."""
-    with opened(root / CODEC) as file:
-        try:
-            said = json.loads(file.metadata()["codec"])
-            return codec_from(said, {name: file.get_tensor(name) for name in file.keys()}), said  # noqa: SIM118
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheError(f"{root / CODEC} is damaged, or of something else: it has no codec.") from error
-
-
-def spread(frames: int, count: int) -> list[int]:
-    """``count`` frames evenly spread over all, or all of them."""
-    count = min(count, frames)
-    return [round(i * (frames - 1) / max(1, count - 1)) for i in range(count)]
-
-
-def thinned(tokens_FVHWC: Tensor) -> Tensor:
-    """At most SAMPLE_TOKENS tokens, evenly spread: tokens_NC."""
-    tokens_NC = tokens_FVHWC.flatten(0, -2)
-    return tokens_NC[spread(len(tokens_NC), SAMPLE_TOKENS)]
-
-
-def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
-    """Stores some frames, with what the statistics of the whole cache need to know of them."""
-    stored = codec.encode(tokens_FVHWC)
-    if not all(tensor.isfinite().all() for tensor in stored.values()):
-        raise CacheError(
-            f"The features reach {tokens_FVHWC.abs().max():.3g}, which half precision cannot hold. Store "
-            "them whole: --codec raw."
-        )
-    tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
-    flat = tokens_FVHWC.flatten(0, -2).double()
-    tensors |= {"token_sum": flat.sum(0), "token_square": flat.square().sum(0)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary), **SAFELY)
-
-
-def finish(root: Path, claimed: dict[str, Any], size: int, source: Source) -> None:
-    """Writes the manifest if all shards are there; otherwise another process will."""
-    names = [shard_name(number) for number in range(-(-source.frames // size))]
-    if not all((root / name).is_file() for name in names):
-        return
-    # Several processes can find that they are the last; they come here one by one.
-    with FolderLock(root, ".finishing", wait=FINISHING):
-        if not (root / MANIFEST).is_file():
-            write_manifest(root, names, claimed, size, source)
-
-
-def write_manifest(root: Path, names: list[str], claimed: dict[str, Any], size: int, source: Source) -> None:
-    """Writes the manifest of a cache whose shards are all there, and removes what nobody needs now."""
-    tokens = 0
-    sums: dict[str, Tensor | float] = {}
-    for name in names:
-        with opened(root / name) as file:
-            tokens += file.get_slice("codes").get_shape()[0]
-            for key in ("token_sum", "token_square"):
-                sums[key] = sums.get(key, 0.0) + file.get_tensor(key)
-    grid = load_codec(root)[1]["grid"]
-    tokens *= grid[0] * grid[1] * grid[2]
-    mean = sums["token_sum"] / tokens
-    std = (sums["token_square"] / tokens - mean**2).clamp(min=0).sqrt()  # type: ignore[union-attr]
-    statistics = {"token": {"mean": mean.tolist(), "std": std.tolist()}}  # type: ignore[union-attr]
-    manifest = {
-        "format": FORMAT,
-        "claimed": claimed,
-        "source": source_record(source),
-        "codec": load_codec(root)[1],
-        "shard_frames": size,
-        "sums": {name: checksum(root / name) for name in [CODEC, *names]},
-        "statistics": statistics,
-    }
-    text = json.dumps(manifest, indent=1)
-    write_atomically(root / MANIFEST, lambda temporary: temporary.write_text(text), **SAFELY)
-    # What killed processes left behind; nobody writes any more.
-    remove_temporary_files(root)
-    for left in root.glob(WRITERS):
-        left.unlink(missing_ok=True)
+    with closing(
+        tokens_of(wanted, shards[0].of.part.source.grid if shards else None, frames, look)
+    ) as coming:
+        for (batch, of), tokens in zip(batches.items(), coming, strict=True):
+            advance(len(batch))
+            for shard in of:
+                made[shard.path].append(tokens[shard.of.part.source.layer])
+                if batch.stop == shard.frames.stop:
+                    write_shard(shard.path, shard.of.codec, torch.cat(made.pop(shard.path)))

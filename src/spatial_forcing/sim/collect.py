@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatial_forcing.datasets import open_dataset
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import (
     check_folder,
@@ -125,11 +126,7 @@ def demo_dataset(root: Path) -> Any:
         SpatialForcingError: there is none, or it is not complete.
     """
     _check_complete(Path(root))
-    _import_lerobot()
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    # There are no videos; naming a backend spares a search for FFmpeg and its warnings.
-    return LeRobotDataset(_repo_id(Path(root)), root=Path(root), video_backend="pyav")
+    return open_dataset(root)
 
 
 def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
