@@ -32,6 +32,7 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.store import Source
 from spatial_forcing.cache.write import write_features
 from spatial_forcing.grid import Features
+from spatial_forcing.target import target_of
 from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
 
@@ -185,7 +186,8 @@ def kinds_of_step(
 
     def forced(store: Any, teacher: Any) -> torch.Tensor:
         source.store = store
-        source.teacher = policy.forcing.__dict__["teacher"] = teacher
+        source.teacher = teacher
+        policy.forcing.parts[0].target = target_of(teacher)
         return policy.forward(dict(batch))[0]
 
     return (

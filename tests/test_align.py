@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spatial_forcing.align import Projector, SpatialForcing, cosine_distance
+from spatial_forcing.align import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, Layout, compose, crop, flip, resample
 from spatial_forcing.hosts.tiny import TinyVLA
+from spatial_forcing.losses.cosine import cosine_distance
+from spatial_forcing.projector import Projector
 from spatial_forcing.tap import Host, TapError
 from spatial_forcing.uv import uv_position_embedding
 

@@ -214,7 +214,7 @@ def test_stored_features_move_with_the_policys_pictures(root, tmp_path, tfs):
 
 def loss_toward(policy, batch, target_BNC: torch.Tensor) -> float:
     """The alignment loss of a policy toward a target made by hand."""
-    from spatial_forcing.align import cosine_distance
+    from spatial_forcing import cosine_distance
 
     sf = policy.forcing
     with sf.watch():

@@ -16,11 +16,11 @@ from small_policies import CAMERAS, PICTURE, SMALL, small_config, small_parts
 from spatial_forcing import SpatialForcingError, load_teacher
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.cli import main
-from spatial_forcing.doctor import Findings, diagnose, examine_training, training_flags
+from spatial_forcing.doctor import Findings, diagnose, examine_training
 from spatial_forcing.flags import read_config
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.hosts.smolvla import small_smolvlm
-from spatial_forcing.rehearsal import FirstStep, first_step
+from spatial_forcing.rehearsal import FirstStep, first_step, training_flags
 from spatial_forcing.train import checkpoints, train_config, train_or_continue
 
 LEFT, RIGHT = CAMERAS
@@ -367,7 +367,7 @@ def test_frames_are_rendered_where_there_is_no_data_set(tmp_path, monkeypatch):
         made.append(make_dataset(root, episodes=1, frames=frames, size=112))
         return root
 
-    monkeypatch.setattr("spatial_forcing.doctor._rendered", rendered)
+    monkeypatch.setattr("spatial_forcing.rehearsal._rendered", rendered)
     options = {"teacher": "untrained-tiny", "layer": 1, "resolution": 28, "dtype": None}
     with training_flags([], batch_size=2, **options) as flags:
         assert {"--policy.forcing.layer=1", "--policy.forcing.resolution=28"} <= set(flags)

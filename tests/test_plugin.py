@@ -77,6 +77,14 @@ def a_batch(loaded: LoadedPolicy, dataset: Path) -> dict:
     return next(iter(loaded.batches(loaded.dataset(dataset), batch_size=5)))
 
 
+def interrupted_after(run: Path, step: int) -> None:
+    """As if a run of four steps had been interrupted after ``step``: drops what came after."""
+    newest = run / "checkpoints" / "last"
+    shutil.rmtree(checkpoints(run)[4].parent)
+    newest.unlink()
+    newest.symlink_to(checkpoints(run)[step].parent.name)
+
+
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(checkpoints(run)[step] / "model.safetensors")
 
@@ -130,12 +138,8 @@ def test_weight_zero_is_the_plain_policy(dataset, cache, plain_run, tmp_path):
 
 def test_resume_equals_straight_through(dataset, cache, forced_run, tmp_path):
     config = forced_config(cache=str(cache))
-    # As if interrupted after two of four steps: drop what came after.
     interrupted = train(config, dataset, tmp_path / "run")
-    newest = interrupted / "checkpoints" / "last"
-    shutil.rmtree(checkpoints(interrupted)[4].parent)
-    newest.unlink()
-    newest.symlink_to(checkpoints(interrupted)[2].parent.name)
+    interrupted_after(interrupted, 2)
     train(forced_config(cache=str(cache)), dataset, tmp_path / "run")
     for key, value in weights(forced_run, 4).items():
         assert torch.equal(weights(interrupted, 4)[key], value), key
@@ -314,28 +318,36 @@ def continues(policy, at: Path) -> bool:
 
 
 OTHERS = [
-    ({"depth": 1}, "tapped depth: 3 there, 1 here"),
+    ({"depth": 1}, "site: blocks.3 there, blocks.1 here"),
+    ({"site": "blocks.1"}, "site: blocks.3 there, blocks.1 here"),
     ({"norm": "batch"}, "norm: layer there, batch here"),
     ({"position_embedding": 0.3}, "position_embedding: 0.1 there, 0.3 here"),
     ({"standardize": True}, "standardize: False there, True here"),
     ({"published": True}, "published: False there, True here"),
     ({"control": "place"}, "control: None there, place here"),
+    ({"loss": "relations"}, "loss: cosine there, relations here"),
 ]
+# What is beside a projector since there can be several of them.
+NEW_IN_RECORDS = ("name", "loss", "alignments", "step")
 
 
-@pytest.mark.parametrize("earlier", [False, True], ids=["", "earlier version"])
+@pytest.mark.parametrize("version", ["now", "a depth", "no site"])
 @pytest.mark.parametrize(("forcing", "says"), OTHERS)
 def test_a_projector_for_something_else_does_not_continue(
-    forced_run, dataset, cache, tmp_path, earlier, forcing, says
+    forced_run, dataset, cache, tmp_path, version, forcing, says
 ):
     at = tmp_path / "checkpoint"
     shutil.copytree(checkpoints(forced_run)[4], at)
-    if earlier:
-        described = at / "spatial_forcing" / "forcing.json"
-        said = json.loads(described.read_text())
-        assert said.pop("site") == {"host": "TinyVLA", "width": 32, "depth": 3}
-        described.write_text(json.dumps({k: v for k, v in said.items() if k != "control"}))
-    for same in ({}, {"depth": 3}, {"weight": 0.1}):
+    described = at / "spatial_forcing" / "forcing.json"
+    said = json.loads(described.read_text())
+    assert said["site"] == {"host": "TinyVLA", "width": 32, "name": "blocks.3"}
+    if version != "now":
+        said = {k: v for k, v in said.items() if k not in NEW_IN_RECORDS}
+        said["site"] = {"host": "TinyVLA", "width": 32, "depth": 3}
+    if version == "no site":
+        said = {k: v for k, v in said.items() if k not in ("site", "control")}
+    described.write_text(json.dumps(said))
+    for same in ({}, {"depth": 3}, {"site": "blocks.3"}, {"site": "blocks.-2"}, {"weight": 0.1}):
         assert continues(prepared(on_top_of(at, cache, **same), dataset), at)
     with pytest.raises(SpatialForcingError, match=rf"{says}\).*give what is there.*new_projector=true"):
         prepared(on_top_of(at, cache, **forcing), dataset)

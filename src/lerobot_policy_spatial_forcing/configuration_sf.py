@@ -16,7 +16,7 @@ from lerobot.configs import PreTrainedConfig
 
 from lerobot_policy_spatial_forcing.augment import track_geometry
 from lerobot_policy_spatial_forcing.crops import track_crops
-from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from lerobot_policy_spatial_forcing.forcing_config import ForcingConfig
 from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.hosts.registry import RECORDS
@@ -35,9 +35,9 @@ class ForcedConfig:
         super().__post_init__()  # type: ignore[misc]
         # Before LeRobot makes the data set, which happens before it makes the policy.
         read_chunks_without_pictures()
-        if self.forcing.cache is not None:
+        if self.forcing.stored:
             track_geometry()
-        stored_or_chosen = self.forcing.cache is not None or self.forcing.cameras is not None
+        stored_or_chosen = self.forcing.stored or self.forcing.cameras is not None
         if stored_or_chosen and self.record.pictures is not None:
             track_crops()
 

@@ -4,22 +4,22 @@ Shapes: B batch, V views.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.augment import affines_of
 from lerobot_policy_spatial_forcing.crops import PACKED_KEY, Packed
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose
 from spatial_forcing.hosts.lerobot import Pictures, pictures_of
-from spatial_forcing.teachers import load_teacher
+from spatial_forcing.on_grid import Given
+from spatial_forcing.teachers import FrozenTeacher, load_teacher
 from spatial_forcing.teachers.base import named_dtype, stack_views
-
-if TYPE_CHECKING:
-    from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 
 DEFAULT_TEACHER = "vggt-1b"
 
@@ -34,19 +34,24 @@ class FeatureSource:
         device: where a teacher online runs.
         dataset_root: the data set that stored features must be of, if given.
         packed: the policy's preprocessor packs and crops pictures, and the batch must say how.
+        named: the cameras were named; without names whatever cameras are in a batch are aligned.
+
+    Attributes:
+        teacher: what an alignment asks: the store, or the teacher online.
+        store: the stored features; None with a teacher online.
     """
 
     def __init__(
         self,
-        config: "ForcingConfig",
+        config: AlignmentConfig,
         cameras: dict[str, str],
         device: str,
         dataset_root: Path | None = None,
         packed: bool = False,
+        named: bool = False,
     ):
-        self.store, self.cameras, self.packed = None, list(cameras), packed
-        # Without names whatever cameras are in a batch are aligned.
-        self.wanted = None if config.cameras is None else self.cameras
+        self.config, self.store, self.cameras, self.packed = config, None, list(cameras), packed
+        self.wanted = self.cameras if named else None
         if config.cache is not None:
             self.store = FeatureStore(
                 config.cache,
@@ -58,7 +63,7 @@ class FeatureSource:
             self.store.check_teacher_options(
                 layer=config.layer, resolution=config.resolution, dtype=config.dtype
             )
-            self.teacher: Any = self.store
+            self.teacher: FrozenTeacher | FeatureStore = self.store
         elif config.coefficients:
             raise SpatialForcingError(
                 "forcing.coefficients needs a compressed cache: give forcing.cache, or set "
@@ -73,6 +78,22 @@ class FeatureSource:
                 dtype=named_dtype(config.dtype),
                 device=device,
             )
+
+    def layer_of(self, config: AlignmentConfig) -> int | None:
+        """The layer that an alignment with these options asks for; None is the one that comes by itself."""
+        if config.layer == self.config.layer:
+            return None
+        return -1 if config.layer is None else config.layer
+
+    def given(self, batch: dict[str, Any], pictures: Pictures) -> Given:
+        """What an alignment is given of a batch."""
+        return Given(
+            self(batch, pictures),
+            self.affine_BV23(batch, pictures),
+            picture_hw=pictures.sizes,
+            present_BV=pictures.present_BV,
+            views=pictures.places,
+        )
 
     def pictures(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> Pictures:
         """The pictures to align, in the order in which the teacher sees them."""
@@ -132,3 +153,32 @@ class FeatureSource:
                 f"--policy.forcing.cameras='{json.dumps(self.cameras)}'."
             )
         return [self.cameras.index(name) for name in pictures.names]
+
+
+def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSource]:
+    """The source of every alignment; those of one teacher, or one cache, share it, so that it is asked once.
+
+    Args:
+        entries: the alignments.
+        how: the other arguments of :class:`FeatureSource`.
+    """
+    found: dict[tuple, FeatureSource] = {}
+    sources = []
+    for entry in entries:
+        if entry.cache is not None:
+            turned = entry.coefficients and entry.standardize
+            key = (
+                entry.cache,
+                entry.teacher,
+                entry.layer,
+                entry.resolution,
+                entry.dtype,
+                entry.coefficients,
+                turned,
+            )
+        else:
+            key = (entry.teacher, entry.weights, entry.resolution, entry.dtype, entry.coefficients)
+        if key not in found:
+            found[key] = FeatureSource(entry, **how)
+        sources.append(found[key])
+    return sources

@@ -11,77 +11,28 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lerobot_policy_spatial_forcing.cameras import check_cameras, chosen_cameras
-from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER, FeatureSource
+from lerobot_policy_spatial_forcing.cameras import chosen_cameras
+from lerobot_policy_spatial_forcing.feature_source import FeatureSource, sources_of
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig, ListedAlignment
+from lerobot_policy_spatial_forcing.projector_files import SIDE_FOLDER, restore_projectors, save_projectors
 from spatial_forcing.align import SpatialForcing
+from spatial_forcing.alignment import Alignment
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts.lerobot import cameras_in, policy_host
 from spatial_forcing.hosts.record import PolicyRecord
-from spatial_forcing.ranges import check_numbers
+from spatial_forcing.on_grid import Given
 from spatial_forcing.tap import TapError
+from spatial_forcing.target import target_of
 
-SIDE_FOLDER = "spatial_forcing"
 # The projector is initialised from this seed, so that turning forcing on never shifts the host's own random
 # numbers.
 PROJECTOR_SEED = 20251012
-
-
-@dataclass
-class ForcingConfig:
-    """Spatial Forcing: a loss that aligns the policy's visual tokens with a frozen 3D teacher's features."""
-
-    # Draccus takes the help of a flag from the string below its field.
-    teacher: str | None = None
-    """Registered teacher, or a local file or folder; the cache's if None, vggt-1b without a cache."""
-    weights: str | None = None
-    """Local file or folder with the named teacher's weights; the packaged ones or the Hub's if None."""
-    layer: int | None = None
-    """Layer of the teacher to align to, negative from the end; the last (or the cache's) if None."""
-    resolution: int | None = None
-    """Side in pixels of what the teacher sees; its own (vggt-1b: 518) or the cache's if None."""
-    dtype: str | None = None
-    """Of the teacher's matrix products: bfloat16, float16 or float32; float32 (or the cache's) if None."""
-    cache: str | None = None
-    """Folder written by spatial-forcing cache; without one the teacher runs at every step."""
-    coefficients: bool = False
-    """Align to the coefficients in a compressed cache, in the geometry of the tokens they stand for."""
-    cameras: list[str] | dict[str, str] | None = None
-    """Cameras to align, in the teacher's order; all if None. With --rename_map: its entries for them."""
-    weight: float = 0.5
-    """Weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code."""
-    depth: int | None = None
-    """Blocks of the policy before the tap; the host's recommendation if None."""
-    norm: str = "layer"
-    """Norm in the projector: layer or batch."""
-    position_embedding: float = 0.1
-    """Share of position embedding in the target, 0 to 1."""
-    standardize: bool = False
-    """Standardise the teacher's features channel by channel (needs a cache)."""
-    published: bool = False
-    """The public code's numerics."""
-    control: str | None = None
-    """A target without the teacher's content, to compare with: shuffled (another frame's) or place alone."""
-    new_projector: bool = False
-    """Start a new projector where the checkpoint's was for other features or another tap; else an error."""
-    ratio_every: int = 50
-    """Steps between measurements of the gradient-norm ratio (a second backward down to the tap); 0 never."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self.weight, self.position_embedding)
-        if self.ratio_every < 0:
-            raise SpatialForcingError(
-                "forcing.ratio_every is the number of steps between measurements of the gradient ratio, 0 or "
-                f"more (0: none); got {self.ratio_every}."
-            )
-        check_cameras(self.cameras)
 
 
 def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, Any]:
@@ -89,13 +40,26 @@ def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, A
     return stats | {policy: stats[dataset] for policy, dataset in cameras.items() if dataset in stats}
 
 
-# The options that decide what a projector is, reads and gives, beside the site of the tap and the teacher.
-OF_THE_PROJECTOR = ("norm", "coefficients", "position_embedding", "standardize", "published", "control")
-
-
-def _features_of(forcing: dict[str, Any], fingerprint: str) -> str:
-    """What a policy is trained toward, for people."""
-    return f"{forcing.get('cache') or forcing.get('teacher') or DEFAULT_TEACHER} ({fingerprint})"
+def _alignment(entry: AlignmentConfig, site: str | None, source: FeatureSource) -> Alignment:
+    stats = target_of(source.teacher).stats if entry.standardize else None
+    if entry.standardize and stats is None:
+        raise SpatialForcingError(
+            f"forcing.standardize needs the mean and deviation of the features of {entry.teacher!r}, "
+            "which come with a feature cache: give forcing.cache, or set forcing.standardize=false."
+        )
+    return Alignment(
+        site,
+        source.teacher,
+        entry.loss,
+        entry.weight,
+        layer=source.layer_of(entry),
+        name=entry.name if isinstance(entry, ListedAlignment) else None,
+        norm=entry.norm,  # type: ignore[arg-type]
+        position_embedding=entry.position_embedding,
+        standardize=stats,
+        published=entry.published,
+        control=entry.control,  # type: ignore[arg-type]
+    )
 
 
 class ForcedPolicy:
@@ -131,32 +95,27 @@ class ForcedPolicy:
         return {name: name for name in there or ours}
 
     def _build_forcing(self, forcing: ForcingConfig, cameras: dict[str, str], meta: Any) -> SpatialForcing:
-        host = policy_host(self)
-        source = FeatureSource(
-            forcing,
-            cameras,
-            self.config.device,
-            None if meta is None else Path(meta.root),
+        host, entries = policy_host(self), forcing.entries()
+        self.feature_sources = sources_of(
+            entries,
+            cameras=cameras,
+            device=self.config.device,
+            dataset_root=None if meta is None else Path(meta.root),
             packed=self.record.pictures is not None,
+            named=forcing.cameras is not None,
         )
-        object.__setattr__(self, "feature_source", source)
-        stats = getattr(source.teacher, "stats", None) if forcing.standardize else None
-        if forcing.standardize and stats is None:
-            raise SpatialForcingError(
-                f"forcing.standardize needs the mean and deviation of the features of {forcing.teacher!r}, "
-                "which come with a feature cache: give forcing.cache, or set forcing.standardize=false."
+        alignments = [
+            _alignment(
+                entry, host.site_at(entry.depth).name if entry.depth is not None else entry.site, source
             )
-        return SpatialForcing(
-            host,
-            source.teacher,
-            forcing.weight,
-            depth=forcing.depth,
-            norm=forcing.norm,  # type: ignore[arg-type]
-            position_embedding=forcing.position_embedding,
-            standardize=stats,
-            published=forcing.published,
-            control=forcing.control,  # type: ignore[arg-type]
-        )
+            for entry, source in zip(entries, self.feature_sources, strict=True)
+        ]
+        return SpatialForcing(host, alignments)
+
+    @property
+    def feature_source(self) -> FeatureSource:
+        """The source of the first alignment."""
+        return self.feature_sources[0]
 
     # ---- training --------------------------------------------------------------------------------------
 
@@ -176,36 +135,34 @@ class ForcedPolicy:
         pictures = self.feature_source.pictures(self, batch, self._picture_stats)
         host = self.forcing.host
         if host.locate is None and pictures.views != host.layout.views:
-            self._use_views(pictures.views)
+            self.forcing.moved_to(policy_host(self, pictures.views))  # tokens only for cameras in the batch
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
-        seen = self.feature_source(batch, pictures)
-        align_loss = self.forcing(
-            seen,
-            self.feature_source.affine_BV23(batch, pictures),
-            picture_hw=None if self.forcing.published else pictures.sizes,
-            present_BV=pictures.present_BV,
-            views=pictures.places,
-        )
+        given = self.given(batch, pictures)
+        align_loss = self.forcing(given)
         logs = {**(logs or {}), **self._scalars(action_loss.mean(), align_loss)}
-        self.forcing.check_loss(logs["align_loss"], seen)
+        self.forcing.check_loss(logs["align_loss"], given)
         self._forward_count += 1
         return action_loss + align_loss, logs
+
+    def given(self, batch: dict[str, Any], pictures: Any) -> dict[str, Given]:
+        """What every alignment is given of a batch; those of one source are given the same."""
+        by_source = {
+            id(source): source.given(batch, pictures) for source in dict.fromkeys(self.feature_sources)
+        }
+        names = [part.name for part in self.forcing.parts]
+        return {name: by_source[id(s)] for name, s in zip(names, self.feature_sources, strict=True)}
 
     def _scalars(self, action_loss: Tensor, align_loss: Tensor) -> dict[str, float]:
         """What is logged of this step, read from the device in one go."""
         values = {"action_loss": action_loss.detach(), **self.forcing.logs}
         every = self.config.forcing.ratio_every
-        if every and self._forward_count % every == 0 and self.forcing.weight > 0:
+        if every and self._forward_count % every == 0 and self.forcing.acts:
             self._ratio = self.forcing.gradient_ratio(action_loss, align_loss).detach()
         if self._ratio is not None:
             values["gradient_ratio"] = self._ratio  # of the last measurement: LeRobot averages over a window
         numbers = torch.stack([value.float() for value in values.values()]).tolist()
         return dict(zip(values, numbers, strict=True))
-
-    def _use_views(self, views: int) -> None:
-        """Some hosts have tokens only for the cameras that are in the batch."""
-        self.forcing.host = self.forcing.tap.host = policy_host(self, views)
 
     def _check_what_trains(self) -> None:
         """Before the first step: something that shapes the tapped tokens must train.
@@ -213,18 +170,21 @@ class ForcedPolicy:
         The tap's own check is not enough here: in SmolVLA the state token is part of the tapped stream and
         trains, while no gradient of a visual token reaches anything.
         """
-        tap = self.forcing.tap
-        before = [*list(self.forcing.host.blocks)[: tap.depth], *self.record.upstream(self)]
-        trains = [n for m in before for n, p in m.named_parameters() if p.requires_grad]
-        if not trains and self.forcing.weight > 0:
-            flags = self.record.unfreeze or "unfreeze the blocks before the tap"
-            raise TapError(
-                f"Nothing that shapes the visual tokens of {self.forcing.host.name} after block {tap.depth} "
-                f"trains, so Spatial Forcing cannot act. Set {flags}; or train without forcing "
-                "(--policy.forcing.weight=0)."
-            )
+        shaping = list[str]()
+        for part in self.forcing.parts:
+            site = part.tap.site
+            before = [*site.before, *([] if site.in_vision else self.record.upstream(self))]
+            trains = [n for m in before for n, p in m.named_parameters() if p.requires_grad]
+            if not trains and part.acts:
+                unfreeze = self.forcing.host.vision.unfreeze if site.in_vision else self.record.unfreeze
+                flags = unfreeze or "unfreeze the blocks before the tap"
+                raise TapError(
+                    f"Nothing that shapes the visual tokens of {site.host} {site.place} trains, so Spatial "
+                    f"Forcing cannot act. Set {flags}; or train without forcing (--policy.forcing.weight=0)."
+                )
+            shaping += [] if site.in_vision else trains
         pretrained = self.record.language_model and self.record.pretrained(self.config)
-        if trains and pretrained and not any("lora" in name for name in trains):
+        if shaping and pretrained and not any("lora" in name for name in shaping):
             logging.getLogger(__name__).warning(
                 "Pretrained weights of %s train themselves, not LoRA beside them. Alignment with full "
                 "fine-tuning has been reported to damage pretrained language models (the paper used LoRA): "
@@ -247,7 +207,9 @@ class ForcedPolicy:
     def _prepare_projector(self) -> None:
         self.forcing.requires_grad_(True)
         if self.config.pretrained_path is not None:
-            self._restore_projector(Path(self.config.pretrained_path) / SIDE_FOLDER)
+            restore_projectors(
+                self.forcing, self.config.forcing, Path(self.config.pretrained_path) / SIDE_FOLDER
+            )
         self._projector_ready = True
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
@@ -265,17 +227,9 @@ class ForcedPolicy:
 
     def save_projector(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes the projector and what it was trained toward beside a checkpoint, for resuming."""
-        side = save_directory / SIDE_FOLDER
-        side.mkdir(parents=True, exist_ok=True)
         everything = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
-        projector = {k.removeprefix("forcing."): v for k, v in everything.items() if k.startswith("forcing.")}
-        save_file({k: v.contiguous() for k, v in projector.items()}, side / "projector.safetensors")
-        record = asdict(self.config.forcing) | {
-            "site": self._site(),
-            "teacher_fingerprint": self.forcing.teacher.fingerprint,
-            "teacher_licence": self.forcing.teacher.licence,
-        }
-        (side / "forcing.json").write_text(json.dumps(record, indent=2) + "\n")
+        ours = {k.removeprefix("forcing."): v for k, v in everything.items() if k.startswith("forcing.")}
+        save_projectors(self.forcing, self.config.forcing, ours, save_directory / SIDE_FOLDER)
 
     def name_plain_class(self, save_directory: Path) -> None:
         """Makes a saved adapter name the host's own class, which every machine has; PEFT names this one."""
@@ -290,48 +244,6 @@ class ForcedPolicy:
                 "parent_library": plain.__module__,
             }
             path.write_text(json.dumps(adapter, indent=2, sort_keys=True))
-
-    def _site(self) -> dict[str, Any]:
-        """Where the projector reads."""
-        host = self.forcing.host
-        return {"host": host.name, "width": host.width, "depth": self.forcing.tap.depth}
-
-    def _restore_projector(self, side: Path) -> None:
-        if not side.is_dir():
-            return
-        saved = json.loads((side / "forcing.json").read_text())
-        differing = self._differing(saved)
-        if not differing:
-            self.forcing.load_state_dict(load_file(side / "projector.safetensors"))
-            logging.getLogger(__name__).info("The projector continues from %s.", side)
-        elif not self.config.forcing.new_projector:
-            there = "; ".join(f"{name}: {was} there, {now} here" for name, (was, now) in differing.items())
-            raise SpatialForcingError(
-                f"The projector of this checkpoint was trained for something else than is asked for now "
-                f"({there}). To continue with it, give what is there. To keep the policy and start a new "
-                "projector: --policy.forcing.new_projector=true."
-            )
-
-    def _differing(self, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """What a saved projector was trained for and what the present one is to be, where that differs.
-
-        ``saved`` is the description beside it. That of an earlier version says less: the tap was where the
-        host recommends it if no depth was given, and an option it does not know had its default.
-        """
-        host, forcing = self.forcing.host, self.config.forcing
-        pairs = {}
-        fingerprint = self.forcing.teacher.fingerprint
-        if saved["teacher_fingerprint"] != fingerprint:
-            pairs["features"] = (
-                _features_of(saved, saved["teacher_fingerprint"]),
-                _features_of(asdict(forcing), fingerprint),
-            )
-        here, default = self._site(), saved.get("depth") or host.default_depth
-        there = saved.get("site", here | {"depth": default})
-        pairs |= {f"tapped {name}": (there[name], here[name]) for name in here}
-        known = asdict(ForcingConfig())
-        pairs |= {name: (saved.get(name, known[name]), getattr(forcing, name)) for name in OF_THE_PROJECTOR}
-        return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""

@@ -17,43 +17,59 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spatial_forcing.align import Projector, SpatialForcing, cosine_distance
+    from spatial_forcing.align import SpatialForcing
+    from spatial_forcing.alignment import Alignment
     from spatial_forcing.check import HostReport, check_host
     from spatial_forcing.errors import SpatialForcingError
     from spatial_forcing.grid import Features, Layout, resample
     from spatial_forcing.hosts import host_of
-    from spatial_forcing.tap import Host, Tap, TapError
+    from spatial_forcing.losses.cosine import cosine_distance
+    from spatial_forcing.on_grid import Given
+    from spatial_forcing.projector import Projector
+    from spatial_forcing.site import Host, Site, TapError, VisionEncoder
+    from spatial_forcing.tap import Tap
+    from spatial_forcing.target import Target
     from spatial_forcing.teachers import Teacher, load_teacher
 
 _HOME = {
+    "Alignment": "alignment",
     "Features": "grid",
-    "Host": "tap",
+    "Given": "on_grid",
+    "Host": "site",
     "HostReport": "check",
     "Layout": "grid",
-    "Projector": "align",
+    "Projector": "projector",
+    "Site": "site",
     "SpatialForcing": "align",
     "SpatialForcingError": "errors",
     "Tap": "tap",
-    "TapError": "tap",
+    "TapError": "site",
+    "Target": "target",
     "Teacher": "teachers",
+    "VisionEncoder": "site",
     "check_host": "check",
-    "cosine_distance": "align",
+    "cosine_distance": "losses.cosine",
     "host_of": "hosts",
     "load_teacher": "teachers",
     "resample": "grid",
 }
 
 __all__ = [
+    "Alignment",
     "Features",
+    "Given",
     "Host",
     "HostReport",
     "Layout",
     "Projector",
+    "Site",
     "SpatialForcing",
     "SpatialForcingError",
     "Tap",
     "TapError",
+    "Target",
     "Teacher",
+    "VisionEncoder",
     "__version__",
     "check_host",
     "cosine_distance",

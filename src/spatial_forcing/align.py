@@ -1,102 +1,42 @@
 """Spatial Forcing (arXiv 2510.12276): pull a policy's visual tokens toward a frozen 3D teacher's features.
 
-    L = L_action + w * L_align,     L_align = mean over valid tokens of 1 - cos(P(x), y)
+    L = L_action + sum over alignments of w(step) * L_align,     L_align = loss(P(x), y) over valid tokens
 
-x: visual tokens of the host after an intermediate block; P: a small projector, thrown away after training;
-y: the teacher's features of the same pictures plus a sinusoidal position embedding, resampled to the host's
-token grid.
+x: visual tokens of the host at a site; P: a small projector, thrown away after training (``projector.py``);
+y: the target's features of the same images plus a sinusoidal position embedding, resampled to the site's
+token grid (``on_grid.py``); loss: 1 - cosine unless told otherwise (``losses/``); w: a number or a schedule
+of the training step (``schedules/``). The published objective is one alignment.
 
 Shapes: B batch, V views, H W rows and columns of a grid, N = V*h*w visual tokens of the host, D width of the
 host, C width of the teacher.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Integral
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatial_forcing.control import CONTROLS, of_another_frame, place_embedding
+from spatial_forcing.alignment import Alignment, AlignmentOptions, Part, features_of, parts_of
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features, compose, resample
-from spatial_forcing.ranges import check_numbers, checked_statistics
-from spatial_forcing.tap import Host, Tap, TapError
-from spatial_forcing.uv import uv_position_embedding
+from spatial_forcing.grid import Features
+from spatial_forcing.on_grid import Given, PictureSize
+from spatial_forcing.pull import gradient_ratio
+from spatial_forcing.schedules import Weight
+from spatial_forcing.site import Host
+from spatial_forcing.tap import Tap
+from spatial_forcing.target import HasWidth, Target
 
-# Height and width of the pictures: of all views alike, or of each.
-PictureSize = tuple[int, int] | Sequence[tuple[int, int]]
+# What a step gives: to the only alignment, to all alike, or to each by its name.
+Images = Tensor | Features | Mapping[str, Tensor | Features | Given]
 
-
-class Projector(nn.Module):
-    """P: norm -> Linear(D, hidden) -> GELU -> Linear(hidden, C).
-
-    Args:
-        width_in: D, width of the host.
-        width_out: C, width of the teacher.
-        norm: ``"layer"`` as in the published code (default), ``"batch"`` as in the paper (statistics over the
-            valid tokens).
-        hidden: width between the two layers; C, as published, if None.
-    """
-
-    def __init__(
-        self,
-        width_in: int,
-        width_out: int,
-        norm: Literal["layer", "batch"] = "layer",
-        hidden: int | None = None,
-    ):
-        super().__init__()
-        if norm not in ("layer", "batch"):
-            raise SpatialForcingError(f"The projector's norm is 'layer' or 'batch', got {norm!r}.")
-        hidden = width_out if hidden is None else hidden
-        if min(width_in, width_out, hidden) < 1:
-            raise SpatialForcingError(
-                f"The projector's widths must be at least 1, got {width_in}, {hidden} and {width_out}."
-            )
-        self.norm = nn.LayerNorm(width_in) if norm == "layer" else nn.BatchNorm1d(width_in)
-        self.fc1 = nn.Linear(width_in, hidden)
-        self.fc2 = nn.Linear(hidden, width_out)
-
-    def forward(self, visual_BND: Tensor, valid_BN: Tensor) -> Tensor:
-        """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient, change nothing."""
-        # Hosts often run in bfloat16; the projector keeps its own precision.
-        x = torch.where(valid_BN[..., None], visual_BND, 0.0).to(self.fc1.weight.dtype)
-        if isinstance(self.norm, nn.BatchNorm1d):
-            x = x.masked_scatter(valid_BN[..., None], self._batch_norm(self.norm, x[valid_BN]))
-        else:
-            x = self.norm(x)
-        return self.fc2(F.gelu(self.fc1(x)))
-
-    @staticmethod
-    def _batch_norm(norm: nn.BatchNorm1d, x_ND: Tensor) -> Tensor:
-        if norm.training and len(x_ND) < 2:
-            # One valid token has no variance, none has no mean: the running statistics serve, unchanged.
-            statistics = norm.running_mean, norm.running_var
-            return F.batch_norm(x_ND, *statistics, norm.weight, norm.bias, eps=norm.eps)
-        return norm(x_ND)
-
-
-def cosine_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
-    """L_align = mean over valid tokens of 1 - cos(projected, target), in [0, 2].
-
-    Computed in float32. Zero if and only if every valid pair is parallel (or none is valid); invariant to
-    either side's scale.
-    """
-    if projected_BNC.shape != target_BNC.shape or valid_BN.shape != target_BNC.shape[:-1]:
-        shapes = ", ".join(str(tuple(t.shape)) for t in (projected_BNC, target_BNC, valid_BN))
-        raise SpatialForcingError(f"Projected, target and mask must have one shape (B, N, C), got {shapes}.")
-    projected = torch.where(valid_BN[..., None], projected_BNC.float(), 1.0)
-    target = torch.where(valid_BN[..., None], target_BNC.float(), 1.0)
-    distance_BN = 1 - F.cosine_similarity(projected, target, dim=-1)
-    return torch.where(valid_BN, distance_BN, 0.0).sum() / valid_BN.sum().clamp(min=1)
+STEP_KEY = "training_step"
 
 
 class SpatialForcing(nn.Module):
-    """The alignment loss of one host and one teacher; its parameters are the projector's.
+    """The sum of alignment losses of one host; its parameters are the projectors'.
 
         sf = SpatialForcing(host_of(vla), teacher=load_teacher("vggt-1b"), weight=0.5)
         optimizer.add_param_group({"params": sf.parameters()})
@@ -104,109 +44,153 @@ class SpatialForcing(nn.Module):
             loss = action_loss(vla, batch)
         loss = loss + sf(images)
 
+    Several alignments are given as a list: ``SpatialForcing(host, [Alignment("blocks.12", teacher), ...])``.
+
     The host is tapped from construction to :meth:`detach`; its class, state dict and outputs stay as they
-    are. The teacher is frozen and not registered: it is neither saved nor trained.
+    are. Targets are frozen and not registered: they are neither saved nor trained.
 
     With several processes the projector's gradients must be averaged as the host's are: put host and
     SpatialForcing into one module before wrapping it in DDP, as the LeRobot plug-in does.
 
     Args:
         host: from ``host_of(model)``, or your own record.
-        teacher: anything with ``width`` that maps images_BV3HW to :class:`Features`; a feature cache serves
-            too, and then ``sf`` takes the cached Features.
-        weight: w, finite, 0 or more. Zero turns the loss off and leaves everything else running.
-        depth: blocks before the tap; the host's recommended depth if None.
-        norm: the projector's norm, ``"layer"`` or ``"batch"``.
-        position_embedding: how much sinusoidal UV embedding is added to the teacher's tokens, 0 to 1, in
-            units of their root mean square, so that it weighs the same for every teacher; 0 for none. The
-            published code adds it in absolute units (``published=True``).
-        standardize: (mean_C, std_C) of the teacher's features over a data set, finite. Removes what all its
-            tokens share, which a cosine would reward for nothing; usually ``teacher.stats``.
-        published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
-            position embedding. It knows no padding, so for hosts that pad use the default.
-        control: a target without the teacher's content, for comparisons: ``"shuffled"`` or ``"place"``, see
-            ``spatial_forcing.control``.
+        teacher: the target of the only alignment; or a list of alignments, and then nothing else is given.
+        weight: of the only alignment; 0.5 if None.
+        depth: blocks before the tap of the only alignment, 1 or more: another way to say
+            ``site="blocks.<depth>"``.
+        options: of the only alignment.
+
+    Attributes:
+        parts: the alignments at work.
+        logs: numbers of the last step, detached: of one alignment ``align_loss`` (without the weight),
+            ``cosine``, ``valid_fraction`` and, with a schedule, ``align_weight``; of several these as
+            ``<name>/<number>``, and ``align_loss``, their sum, and ``weighted_align_loss``, what is returned.
 
     Raises:
-        SpatialForcingError: a number out of its range, a norm that does not exist, or statistics that do not
-            fit the teacher.
-        TapError: no such depth.
+        SpatialForcingError: a number out of its range, a norm or loss that does not exist, statistics that do
+            not fit the teacher, or alignments of one name.
+        TapError: no such site or depth.
     """
-
-    teacher: Any
-    mean_C: Tensor
-    std_C: Tensor
 
     def __init__(
         self,
         host: Host,
-        teacher: Any,
-        weight: float = 0.5,
+        teacher: Target | HasWidth | Sequence[Alignment],
+        weight: Weight | None = None,
         *,
         depth: int | None = None,
-        norm: Literal["layer", "batch"] = "layer",
-        position_embedding: float = 0.1,
-        standardize: tuple[Tensor, Tensor] | None = None,
-        published: bool = False,
-        control: Literal["shuffled", "place"] | None = None,
+        **options: Unpack[AlignmentOptions],
     ):
         super().__init__()
         if not isinstance(host, Host):
             raise SpatialForcingError(f"The host is a Host, from host_of(model); got {type(host).__name__}.")
-        if not isinstance(getattr(teacher, "width", None), Integral):
-            raise SpatialForcingError(
-                "The teacher is a model, from load_teacher(name), or a FeatureStore: something that has a "
-                f"width; got {teacher!r}."
-            )
-        if control is not None and control not in CONTROLS:
-            raise UnknownNameError("control", control, CONTROLS)
-        check_numbers(weight, position_embedding)
-        if (position_embedding or control == "place") and teacher.width % 4:
-            raise SpatialForcingError(
-                f"A position embedding needs features whose width is a multiple of 4; these are "
-                f"{teacher.width} wide. Use position_embedding=0 (and no control of the place), or another "
-                "number of components."
-            )
-        self.host, self.weight = host, weight
-        self.position_embedding, self.published, self.control = position_embedding, published, control
-        # Around nn.Module's registration: the teacher must not end up in checkpoints, optimizers or .train().
-        object.__setattr__(self, "teacher", teacher)
-        # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
-        self.projector = Projector(host.width, teacher.width, norm, getattr(teacher, "hidden", None))
-        if standardize is None:
-            standardize = torch.zeros(teacher.width), torch.ones(teacher.width)
-        mean_C, std_C = checked_statistics(*standardize, teacher.width)
-        self.register_buffer("mean_C", mean_C.float(), persistent=False)
-        self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)
-        self.tap = Tap(host, depth)
-        # The projector works where the tokens it reads are.
-        if (beside := next(host.blocks[self.tap.depth - 1].parameters(), None)) is not None:
-            self.to(beside.device)
+        if isinstance(teacher, list | tuple):
+            if weight is not None or depth is not None or options:
+                raise SpatialForcingError("Weight, depth and options are said in each of the alignments.")
+            alignments = teacher
+        else:
+            if depth is not None:
+                if options.get("site") is not None:
+                    raise SpatialForcingError("Give the site or the depth, not both.")
+                options["site"] = host.site_at(depth).name
+            site = options.pop("site", None)
+            alignments = [Alignment(site, teacher, weight=0.5 if weight is None else weight, **options)]
+        self.host = host
+        # Parts hold targets and are no modules: a teacher must not end up in checkpoints, optimizers or
+        # .train().
+        self.parts = parts_of(host, alignments)
+        with ExitStack() as undo:
+            undo.callback(self.detach)
+            self.grids = nn.ModuleDict({part.name: part.new_grid() for part in self.parts})
+            if len(self.parts) == 1:
+                self.projector = self.parts[0].new_projector()
+            else:
+                self.projectors = nn.ModuleDict({part.name: part.new_projector() for part in self.parts})
+            undo.pop_all()
+        if any(part.scheduled for part in self.parts):
+            self.register_buffer(STEP_KEY, torch.zeros((), dtype=torch.long))
+        self._step: int | None = 0  # None: the buffer knows
         self.logs: dict[str, Tensor] = {}
-        self._seen_several = False  # frames in a batch
         self._looked_at_features = False
+
+    # ---- what it consists of ---------------------------------------------------------------------------
+
+    @property
+    def teacher(self) -> Target | HasWidth:
+        """The target of the first alignment, as it was given."""
+        return self.parts[0].alignment.target
+
+    @property
+    def tap(self) -> Tap:
+        """The tap of the first alignment."""
+        return self.parts[0].tap
+
+    @property
+    def taps(self) -> list[Tap]:
+        """All taps, one for every site."""
+        return list({part.tap.site.name: part.tap for part in self.parts}.values())
+
+    @property
+    def weight(self) -> float:
+        """The weight of the step to come; of several alignments the sum."""
+        return sum(part.weight_at(self.step) for part in self.parts)
+
+    @property
+    def acts(self) -> bool:
+        """Whether any alignment can pull: not all weights are zero for good."""
+        return any(part.acts for part in self.parts)
+
+    def projector_of(self, name: str) -> nn.Module:
+        """The projector of an alignment."""
+        return self.projector if len(self.parts) == 1 else self.projectors[name]
+
+    @property
+    def step(self) -> int:
+        """How many training steps were made: calls in training mode with gradients. Schedules go by it, and
+        it is in the state dict where there is one. Set it where your loop counts otherwise."""
+        if self._step is None:
+            self._step = int(self.get_buffer(STEP_KEY))
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = int(step)
+        if STEP_KEY in self._buffers:
+            self.get_buffer(STEP_KEY).fill_(self._step)
+
+    def moved_to(self, host: Host) -> None:
+        """From now on the sites are those of another record of the same modules: one with another number of
+        views."""
+        self.host = host
+        for tap in self.taps:
+            tap.moved_to(host)
+
+    # ---- a step ----------------------------------------------------------------------------------------
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Watches the host's forward inside the ``with`` block; the first one counts if there are several."""
-        with self.tap.watch():
+        with ExitStack() as stack:
+            for tap in self.taps:
+                stack.enter_context(tap.watch())
             yield
 
     def forward(
         self,
-        images: Tensor | Features,
+        images: Images,
         affine_BV23: Tensor | None = None,
         *,
         picture_hw: PictureSize | None = None,
         present_BV: Tensor | None = None,
         views: Sequence[int] | None = None,
     ) -> Tensor:
-        """w * L_align for the watched forward.
+        """The sum of w * L_align for the watched forward.
 
         Args:
-            images: images_BV3HW in [0, 1], views in the host's order, for the teacher to look at; or Features
-                from a cache. Fewer views than the host has: the missing ones (the last, without ``views``)
-                are left out of the loss.
+            images: images_BV3HW in [0, 1], views in the host's order, for the targets to look at; or Features
+                from a cache; or, for a ``FeatureStore``, the indices of the frames (B,). Of several
+                alignments that are not given the same, a mapping of their names. Fewer views than the host
+                has: the missing ones (the last, without ``views``) are left out of the loss.
             affine_BV23: from the picture the host was given to the picture the teacher saw, in unit
                 coordinates, where they differ (random crops, flips and rotations of the host's copy): see
                 ``spatial_forcing.grid``.
@@ -218,90 +202,60 @@ class SpatialForcing(nn.Module):
                 from 0; the first ones if None. The others are left out of the loss.
 
         Returns:
-            A scalar in float32 with gradient to the projector and the host. :attr:`logs` holds its parts,
-            detached; where no token is valid the loss is 0, ``valid_fraction`` 0 and ``cosine`` NaN.
+            A scalar in float32 with gradient to the projectors and the host; :attr:`logs` holds its parts.
+            Where no token is valid the loss is 0, ``valid_fraction`` 0 and ``cosine`` NaN.
 
         Raises:
-            TapError: the tap never fired, carries no gradient, or found tokens that do not fit the layout.
+            TapError: a tap never fired, carries no gradient, or found tokens that do not fit the layout.
             SpatialForcingError: images or features do not fit the host or the teacher, or valid features are
                 not finite. On an accelerator only the first call waits to look at the latter: see
                 :meth:`check_loss`.
         """
-        visual_BND = self.tap.visual_BND()
-        if self.weight > 0:
-            self.tap.require_gradient()
-        target_BNC, valid_BN = self.target(
-            images,
-            affine_BV23,
-            picture_hw=picture_hw,
-            present_BV=present_BV,
-            views=views,
-            batch=visual_BND.shape[0],
-        )
-        align = cosine_distance(self.projector(visual_BND, valid_BN), target_BNC, valid_BN)
-        if align.device.type == "cpu" or not self._looked_at_features:
-            self.check_loss(align.item(), images)
-            self._looked_at_features = True
-        self.logs = {
-            "align_loss": align.detach(),
-            # Without valid tokens not a number, and not left out: LeRobot averages the metrics of several
-            # processes by their position.
-            "cosine": torch.where(valid_BN.any(), 1 - align.detach(), torch.nan),
-            "valid_fraction": valid_BN.float().mean(),
-        }
-        return self.weight * align
+        given = self._given(images, affine_BV23, picture_hw, present_BV, views)
+        weights = [part.weight_at(self.step) for part in self.parts]
+        visual = [part.tap.visual_BND() for part in self.parts]
+        for part, weight in zip(self.parts, weights, strict=True):
+            if weight > 0:
+                part.tap.require_gradient()
+        features = features_of(self.parts, given)
+        terms, logs = [], []
+        for part, weight, visual_BND in zip(self.parts, weights, visual, strict=True):
+            target_BNC, valid_BN = self._on_grid(part, features, given, batch=len(visual_BND))
+            compared = (self.projector_of(part.name)(visual_BND, valid_BN), target_BNC, valid_BN)
+            align = part.loss(*compared)
+            look = align.device.type == "cpu" or not self._looked_at_features
+            if look and not math.isfinite(align.item()):
+                features[part.name].check_finite()
+            terms.append(weight * align)
+            logs.append(part.numbers(align, compared, weight))
+        self._looked_at_features = True
+        total = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+        self.logs = self._joined(logs, total)
+        if self.training and torch.is_grad_enabled():
+            self.step += 1
+        return total
 
     @torch.no_grad()
     def target(
         self,
-        images: Tensor | Features,
+        images: Images,
         affine_BV23: Tensor | None = None,
         *,
         picture_hw: PictureSize | None = None,
         present_BV: Tensor | None = None,
         views: Sequence[int] | None = None,
-        batch: int | None = None,
+        of: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """target_BNC (float32) and valid_BN on the host's grid; arguments as in :meth:`forward`."""
-        layout = self.tap.layout
-        features = self._checked(self._features(images), batch)
-        places = self._places(views, features.tokens_BVHWC.shape[1])
-        if present_BV is not None:
-            given = tuple(features.valid_BVHW.shape[:2])
-            if present_BV.ndim != 2 or present_BV.shape[0] != given[0] or present_BV.shape[1] < given[1]:
-                raise SpatialForcingError(
-                    f"present_BV says of each of the {given[0]} samples which of its {given[1]} views are "
-                    f"there; got a tensor of shape {tuple(present_BV.shape)}."
-                )
-            present = present_BV.to(features.valid_BVHW)[:, : features.valid_BVHW.shape[1], None, None]
-            features = features._replace(valid_BVHW=features.valid_BVHW & present)
-        if self.control == "shuffled":
-            features = of_another_frame(features, allow_single=self._seen_several)
-            self._seen_several |= len(features.tokens_BVHWC) > 1
-        tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
-        features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
+        """target_BNC (float32) and valid_BN on the host's grid, of the alignment named ``of`` (the first if
+        None); the other arguments as in :meth:`forward`."""
+        given = self._given(images, affine_BV23, picture_hw, present_BV, views)
+        parts = {part.name: part for part in self.parts}
+        if of is not None and of not in parts:
+            raise UnknownNameError("alignment", of, parts)
+        part = self.parts[0] if of is None else parts[of]
+        return self._on_grid(part, features_of([part], given), given)
 
-        if self.published:
-            target_BVhwC, valid_BVhw = resample(
-                features, layout.rows, layout.cols, affine_BV23, published=True
-            )
-        else:
-            sizes = self._picture_sizes(images, picture_hw, tokens.shape[1])
-            affine = torch.stack([layout.affine_23(*size) for size in sizes])
-            if affine_BV23 is not None:
-                affine = compose(affine_BV23.float(), affine.to(affine_BV23.device))
-            target_BVhwC, valid_BVhw = resample(
-                features, layout.rows, layout.cols, affine, coverage=layout.coverage
-            )
-            # Padding is no part of the picture, even where the teacher saw something beyond the host's crop.
-            picture_Vhw = torch.stack([layout.picture_hw(*size) for size in sizes])
-            valid_BVhw = valid_BVhw & picture_Vhw.to(valid_BVhw.device)
-        target_BVhwC = _placed(target_BVhwC, places, layout.views)
-        if self.control == "place":
-            target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
-        return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, places, layout.views).flatten(1)
-
-    def check_loss(self, align_loss: float, images: Tensor | Features) -> None:
+    def check_loss(self, align_loss: float, images: Images) -> None:
         """Raises :class:`SpatialForcingError` if an alignment loss is not finite because features are not.
 
         ``logs["align_loss"]`` costs nothing to check where logs are read anyway. A host that has diverged is
@@ -312,121 +266,77 @@ class SpatialForcing(nn.Module):
             images: what :meth:`forward` was given in that step.
         """
         if not math.isfinite(align_loss):
-            self._features(images).check_finite()
+            for features in features_of(self.parts, self._given(images)).values():
+                features.check_finite()
 
     def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
-        """|d(align) / dx| / |d(action) / dx| at the tapped residual stream: who pulls harder.
+        """|d(align) / dx| / |d(action) / dx| at the tapped streams, of all sites together: who pulls harder.
 
-        Costs a backward pass from both losses down to the tap; call it every so many steps, before
-        ``backward()``.
-
-        Returns:
-            A scalar; NaN if nothing was watched, or a loss does not depend on the tapped stream.
-
-        Raises:
-            TapError: the host checkpoints activations with ``use_reentrant=True``, where torch refuses it.
+        Call it every so many steps, before ``backward()``; see :func:`spatial_forcing.pull.gradient_ratio`.
         """
-        hidden = self.tap.hidden_BLD
-        if hidden is None or not hidden.requires_grad:
-            return torch.full((), float("nan"))
-        try:
-            (by_action,) = torch.autograd.grad(action_loss, hidden, retain_graph=True, allow_unused=True)
-            (by_align,) = torch.autograd.grad(align_loss, hidden, retain_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise TapError(
-                f"The gradient ratio of {self.host.name} cannot be measured: it checkpoints activations with "
-                "use_reentrant=True, where torch computes no gradient at the tap alone. Checkpoint with "
-                "use_reentrant=False, or do not measure the ratio (--policy.forcing.ratio_every=0)."
-            ) from error
-        if by_action is None or by_align is None:
-            return torch.full((), float("nan"))
-        return by_align.float().norm() / by_action.float().norm().clamp(min=1e-12)
+        return gradient_ratio(action_loss, align_loss, self.taps)
 
     def detach(self) -> None:
-        """Removes the tap: the host's modules and hooks are what they were. Call it when training ends."""
-        self.tap.detach()
+        """Removes the taps: the host's modules and hooks are what they were. Call it when training ends."""
+        for tap in self.taps:
+            tap.detach()
 
     def describe(self) -> str:
-        """One line that says what is aligned with what, and what trains."""
-        params = sum(p.numel() for p in self.parameters())
-        about = "" if self.host.locate is None else "about "  # the prompt will say
-        return (
-            f"Spatial Forcing: {self.host.name} after block {self.tap.depth} of {len(self.host.blocks)} "
-            f"({about}{self.host.layout.tokens} visual tokens, width {self.host.width}) -> teacher width "
-            f"{self.teacher.width}; projector {params:,} parameters; weight {self.weight}"
-            + (f"; control: {self.control}" if self.control else "")
+        """What is aligned with what, and what trains: one line, or a heading and one for each alignment."""
+        lines = []
+        for part in self.parts:
+            projector = self.projector_of(part.name)
+            lines.append(part.describe(sum(p.numel() for p in projector.parameters())))
+        if len(lines) == 1:
+            return f"Spatial Forcing: {lines[0]}"
+        named = [f"  {part.name}: {line}" for part, line in zip(self.parts, lines, strict=True)]
+        return "\n".join([f"Spatial Forcing: {len(lines)} alignments", *named])
+
+    # ---- inside ----------------------------------------------------------------------------------------
+
+    def _given(self, images: Images, *how: Any) -> dict[str, Given]:
+        """What every alignment is given, by its name."""
+        names = [part.name for part in self.parts]
+        each = images if isinstance(images, Mapping) else dict.fromkeys(names, images)
+        for name in each:
+            if name not in names:
+                raise UnknownNameError("alignment", name, names)
+        if missing := [name for name in names if name not in each]:
+            raise SpatialForcingError(f"Nothing was given to the alignments {', '.join(missing)}.")
+        return {name: one if isinstance(one, Given) else Given(one, *how) for name, one in each.items()}
+
+    def _on_grid(
+        self,
+        part: Part,
+        features: Mapping[str, Features],
+        given: Mapping[str, Given],
+        batch: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.grids[part.name](
+            features[part.name],
+            given[part.name],
+            part.tap.layout,
+            stored_sizes=part.target.image_sizes,
+            batch=batch,
         )
 
-    def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
-        if self.position_embedding == 0:
-            return tokens_BVHWC
-        H, W, C = tokens_BVHWC.shape[2:]
-        embedding_HWC = uv_position_embedding(H, W, C, device=tokens_BVHWC.device)
-        if self.published:
-            return tokens_BVHWC + self.position_embedding * embedding_HWC
-        square_BVHW = torch.where(valid_BVHW, tokens_BVHWC.square().mean(-1), 0.0)
-        valid_B = valid_BVHW.sum((1, 2, 3)).clamp(min=1)
-        rms_B1111 = (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
-        return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
+    def _joined(self, logs: list[dict[str, Tensor]], total: Tensor) -> dict[str, Tensor]:
+        if len(logs) == 1:
+            return logs[0]
+        each = {
+            f"{part.name}/{key}": value
+            for part, numbers in zip(self.parts, logs, strict=True)
+            for key, value in numbers.items()
+        }
+        together = torch.stack([numbers["align_loss"] for numbers in logs]).sum()
+        return each | {"align_loss": together, "weighted_align_loss": total.detach()}
 
-    def _picture_sizes(
-        self, images: Tensor | Features, picture_hw: PictureSize | None, views: int
-    ) -> list[tuple[int, int]]:
-        """Height and width of the host's picture of each view."""
-        if picture_hw is None and isinstance(images, Features):
-            picture_hw = getattr(self.teacher, "picture_hw", None)  # a cache remembers
-        if picture_hw is None and isinstance(images, Features) and self.tap.layout.fit == "pad":
-            raise SpatialForcingError(
-                f"{self.host.name} pads its pictures, and stored features do not say what shape those had: "
-                "pass sf(features, picture_hw=(height, width))."
-            )
-        if picture_hw is None:
-            # A host that stretches does not care for the shape: that of the features' grid serves.
-            grid = images.tokens_BVHWC.shape[2:4] if isinstance(images, Features) else images.shape[-2:]
-            return [(int(grid[0]), int(grid[1]))] * views
-        if not isinstance(picture_hw[0], Sequence):
-            return [(int(picture_hw[0]), int(picture_hw[1]))] * views  # type: ignore[arg-type]
-        if len(picture_hw) != views:
-            raise SpatialForcingError(f"Got the picture sizes of {len(picture_hw)} views for {views} views.")
-        return [(int(size[0]), int(size[1])) for size in picture_hw]  # type: ignore[index]
-
-    def _features(self, images: Tensor | Features) -> Features:
-        return images.checked() if isinstance(images, Features) else self.teacher(images)
-
-    def _places(self, views: Sequence[int] | None, given: int) -> list[int]:
-        """The host's view of each view that was given."""
-        there = self.tap.layout.views
-        if given > there:
-            raise SpatialForcingError(
-                f"Got {given} views, but {self.host.name} has tokens for {there}. Pass the host's views, in "
-                "the host's order."
-            )
-        places = list(range(given) if views is None else views)
-        if len(places) != given or len(set(places)) != given or not set(places) <= set(range(there)):
-            raise SpatialForcingError(
-                f"views says which of the {there} views of {self.host.name}, 0 to {there - 1}, the {given} "
-                f"given are, each once; got {places}."
-            )
-        return places
-
-    def _checked(self, features: Features, batch: int | None) -> Features:
-        B, _, _, _, C = features.checked().tokens_BVHWC.shape
-        if self.teacher.width != C:
-            raise SpatialForcingError(
-                f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher.width} "
-                "wide: they come from another teacher or layer."
-            )
-        if batch is not None and batch != B:
-            raise SpatialForcingError(
-                f"Got pictures or features for a batch of {B}, but the watched forward had a batch of "
-                f"{batch}."
-            )
-        return features
-
-
-def _placed(part: Tensor, places: list[int], views: int) -> Tensor:
-    """(B, V, ...) of some views as (B, ``views``, ...) with each in its place; zero where there is none."""
-    given, none = dict(zip(places, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
-    return torch.stack([given.get(view, none) for view in range(views)], dim=1)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state may lack the step (none was saved), or have one where there is no schedule (any more)."""
+        key = f"{prefix}{STEP_KEY}"
+        if STEP_KEY in self._buffers:
+            state_dict.setdefault(key, self.get_buffer(STEP_KEY))
+            self._step = None
+        elif key in state_dict:
+            self._step = int(state_dict.pop(key))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -301,7 +301,8 @@ class Doctor:
     """Frames in the trial step."""
 
     def run(self, lerobot: list[str] | None = None) -> None:
-        from spatial_forcing.doctor import examine, training_flags
+        from spatial_forcing.doctor import examine
+        from spatial_forcing.rehearsal import training_flags
 
         with training_flags(lerobot or [], **vars(self)) as flags:
             if not examine(flags, _console()):

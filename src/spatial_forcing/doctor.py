@@ -6,26 +6,23 @@ Shapes: B batch, V views, H W pixels.
 import logging
 import random
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spatial_forcing.alignment import Part, features_of
 from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.flags import read_config
+from spatial_forcing.grid import Features
 from spatial_forcing.hosts.lerobot import Pictures, policy_host
 from spatial_forcing.hosts.shown import shown
-from spatial_forcing.rehearsal import FirstStep, dataset_flags, first_step, with_forcing
-from spatial_forcing.teachers import find_teacher
-
-PACKAGED_TEACHER = "vggt-tiny-sim"
+from spatial_forcing.rehearsal import FirstStep, first_step
 
 
 @dataclass
@@ -42,7 +39,7 @@ def examine(arguments: list[str], console: Any) -> bool:
     """Prints a health report of a training command. Returns whether training could start.
 
     Args:
-        arguments: flags of lerobot-train; see :func:`training_flags`.
+        arguments: flags of lerobot-train; see :func:`spatial_forcing.rehearsal.training_flags`.
         console: of rich.
 
     Raises:
@@ -66,74 +63,6 @@ def examine_training(config: Any, console: Any, arguments: list[str] | None = No
     if not found.wrong and not found.odd:
         console.print("[green]Nothing looks wrong.[/]")
     return not found.wrong
-
-
-# ---- what to examine ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def training_flags(
-    lerobot: list[str],
-    *,
-    dataset: str | None = None,
-    checkpoint: Path | None = None,
-    batch_size: int = 8,
-    **forcing: Any,
-) -> Iterator[list[str]]:
-    """The training command that is meant, as flags of lerobot-train.
-
-    Args:
-        lerobot: flags of lerobot-train, of which ``--policy.type`` may be the plain one.
-        dataset: a folder or a name on the Hub. Without any data set a few frames are rendered, and are gone
-            when the context is left.
-        checkpoint: folder of a policy. Without any policy the built-in VLA is taken.
-        batch_size: as in training.
-        forcing: options of forcing as in training: teacher, weights, layer, resolution, dtype, cache, depth;
-            None leaves one out. Without teacher and cache the small packaged teacher is taken.
-
-    Raises:
-        UnknownNameError: no such policy type or teacher.
-        SpatialForcingError: no such checkpoint or data set.
-    """
-    flags = with_forcing(lerobot)
-    named = {flag.split("=", 1)[0].removeprefix("--") for flag in flags if flag.startswith("--")}
-    from_file = "config_path" in named
-    if checkpoint is not None:
-        flags.append(f"--policy.path={_checkpoint(checkpoint)}")
-    elif not from_file and not named & {"policy.type", "policy.path"}:
-        flags.append("--policy.type=sf_tiny")
-    features = {f"policy.forcing.{name}" for name in ("teacher", "cache")} & named
-    features |= {name for name in ("teacher", "cache") if forcing.get(name) is not None}
-    if not from_file and not features:
-        forcing["teacher"] = PACKAGED_TEACHER
-    if forcing.get("teacher") is not None:
-        find_teacher(forcing["teacher"])
-    flags += [f"--policy.forcing.{name}={value}" for name, value in forcing.items() if value is not None]
-    if "batch_size" not in named:
-        flags.append(f"--batch_size={batch_size}")
-    flags.append("--policy.push_to_hub=false")
-    if dataset is not None:
-        flags += dataset_flags(dataset)
-    elif not from_file and not named & {"dataset.repo_id"}:
-        with tempfile.TemporaryDirectory() as folder:
-            yield flags + dataset_flags(str(_rendered(Path(folder) / "rendered", batch_size)))
-        return
-    yield flags
-
-
-def _checkpoint(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        near = [str(path.parent) for path in sorted(folder.glob("**/config.json"))[:3]]
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise SpatialForcingError(f"{folder} is not a policy checkpoint: it has no config.json.{hint}")
-    return folder
-
-
-def _rendered(root: Path, frames: int) -> Path:
-    """A data set of a few frames of reach-v3."""
-    from spatial_forcing.sim.collect import DemoSpec, collect
-
-    return collect(DemoSpec(tasks=("reach-v3",), episodes=1, frames=max(2, frames)), root, workers=1)
 
 
 # ---- looking -----------------------------------------------------------------------------------------------
@@ -160,7 +89,8 @@ def diagnose(step: FirstStep) -> Findings:
                 policy.zero_grad(set_to_none=True)
             if found.wrong and look is not _look_at_step:  # a step that fails still has its places to look at
                 break
-    found.drawing = policy.forcing.tap.layout.draw()
+    drawn = {tap.site.name: tap.layout.draw() for tap in policy.forcing.taps}
+    found.drawing = "\n".join(text if len(drawn) == 1 else f"{name}: {text}" for name, text in drawn.items())
     return found
 
 
@@ -168,17 +98,24 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
     policy, host = step.policy, step.policy.forcing.host
     pictures = _pictures(step)
     sizes = ", ".join(f"{height} x {width}" for height, width in pictures.sizes)
-    tap, teacher = policy.forcing.tap, policy.forcing.teacher
     trains = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total, projector = (sum(p.numel() for p in module.parameters()) for module in (policy, policy.forcing))
     found.facts |= {
         "host": f"{host.name}, {len(host.blocks)} blocks, width {host.width}",
         "token sequence": policy.record.sequence,
         "pictures": f"{sizes} pixels (height x width), as the host gets them",
-        "tap": f"after block {tap.depth} of {len(host.blocks)}",
-        "teacher": f"width {teacher.width}; {teacher.licence}, fingerprint {teacher.fingerprint}",
         "trainable parameters": f"{trains:,} of {total:,}, {projector:,} of them the projector",
     }
+    for part in policy.forcing.parts:
+        target = part.target
+        found.facts |= {
+            _of(policy, "tap", part): f"{part.tap.site.place} ({part.tap.site.name})",
+            _of(policy, "teacher", part): f"width {target.width}; {target.licence}, fingerprint "
+            f"{part.fingerprint}",
+        }
+        if len(policy.forcing.parts) > 1:
+            says = f"loss {part.alignment.loss}, weight {part.alignment.weight}"
+            found.facts[_of(policy, "alignment", part)] = says
     side = getattr(policy.config, "image_size", None)
     if policy.record.type == "tiny" and any(size != (side, side) for size in pictures.sizes):
         raise SpatialForcingError(
@@ -191,17 +128,25 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
             f"The host has tokens for {pictures.views} views, {len(pictures.images)} are aligned: the others "
             "are not in the batch or not chosen."
         )
-    _look_at_features(found, step)
+    features = _features(step)
+    for part in policy.forcing.parts:
+        _look_at_features(found, step, part, features[part.name])
 
 
-def _look_at_features(found: Findings, step: FirstStep) -> None:
-    forcing, layout = step.policy.forcing, step.policy.forcing.tap.layout
-    tokens_BVHWC = _features(step).tokens_BVHWC
+def _of(policy: Any, fact: str, part: Part) -> str:
+    """What a fact is called: of several alignments with the alignment's name."""
+    return fact if len(policy.forcing.parts) == 1 else f"{fact} of {part.name}"
+
+
+def _look_at_features(found: Findings, step: FirstStep, part: Part, features: Features) -> None:
+    forcing, layout, tokens_BVHWC = step.policy.forcing, part.tap.layout, features.tokens_BVHWC
     rows, cols = tokens_BVHWC.shape[2:4]
-    found.facts["teacher"] = f"{rows} x {cols} tokens a view, {found.facts['teacher']}"
-    tokens = ((tokens_BVHWC.float() - forcing.mean_C) / forcing.std_C).flatten(0, -2)
+    teacher = _of(step.policy, "teacher", part)
+    found.facts[teacher] = f"{rows} x {cols} tokens a view, {found.facts[teacher]}"
+    grid = forcing.grids[part.name]
+    tokens = ((tokens_BVHWC.float() - grid.mean_C) / grid.std_C).flatten(0, -2)
     common = torch.nn.functional.cosine_similarity(tokens, tokens.mean(0, keepdim=True)).mean().item()
-    found.facts["teacher's common part"] = f"cosine of a token to the mean token: {common:.2f}"
+    found.facts[f"{teacher}'s common part"] = f"cosine of a token to the mean token: {common:.2f}"
     if common > 0.8:
         found.odd.append(
             "The teacher's tokens share a large common part, so a cosine is high without learning anything. "
@@ -220,11 +165,10 @@ def _pictures(step: FirstStep) -> Pictures:
     return policy.feature_source.pictures(policy, step.batch, policy._picture_stats)
 
 
-def _features(step: FirstStep) -> Any:
-    """What the teacher says of the batch, online or stored."""
+def _features(step: FirstStep) -> dict[str, Features]:
+    """What the teacher of every alignment says of the batch, online or stored."""
     policy = step.policy
-    given = policy.feature_source(step.batch, _pictures(step))
-    return policy.forcing.teacher(given) if isinstance(given, Tensor) else given
+    return features_of(policy.forcing.parts, policy.given(step.batch, _pictures(step)))
 
 
 def _look_at_step(found: Findings, step: FirstStep) -> None:
@@ -234,9 +178,19 @@ def _look_at_step(found: Findings, step: FirstStep) -> None:
         loss, logs = policy.forward(step.batch)
     loss.mean().backward()
     policy.config.forcing.ratio_every = 0  # it is no part of what a step costs
-    valid, ratio = logs["valid_fraction"], logs.get("gradient_ratio")
-    found.facts["valid tokens"] = f"{valid:.0%}"
-    found.facts["cosine at start"] = f"{logs['cosine']:.3f}"
+    parts, ratio = policy.forcing.parts, logs.get("gradient_ratio")
+    for part in parts:
+        prefix = "" if len(parts) == 1 else f"{part.name}/"
+        valid, of = logs[f"{prefix}valid_fraction"], "" if len(parts) == 1 else f" of {part.name}"
+        found.facts[_of(policy, "valid tokens", part)] = f"{valid:.0%}"
+        found.facts[_of(policy, "cosine at start", part)] = f"{logs[f'{prefix}cosine']:.3f}"
+        if valid == 0:
+            found.wrong.append(f"No token{of} is valid: the alignment loss is zero and trains nothing.")
+        elif valid < 0.5:
+            found.odd.append(
+                f"Only {valid:.0%} of the visual tokens{of} are valid: padding or missing views take "
+                "the rest."
+            )
     if ratio is not None:
         found.facts["gradient ratio at tap"] = (
             f"{ratio:.3f} (alignment over action, weight {policy.forcing.weight})"
@@ -245,12 +199,6 @@ def _look_at_step(found: Findings, step: FirstStep) -> None:
             found.odd.append(
                 f"The alignment pulls {ratio:.0f} times as hard as the action loss; try a smaller weight."
             )
-    if valid == 0:
-        found.wrong.append("No token is valid: the alignment loss is zero and trains nothing.")
-    elif valid < 0.5:
-        found.odd.append(
-            f"Only {valid:.0%} of the visual tokens are valid: padding or missing views take the rest."
-        )
     grads = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     broken = [name for name, grad in grads.items() if not grad.isfinite().all()]
     if broken:
@@ -277,11 +225,14 @@ def _look_at_places(found: Findings, step: FirstStep) -> None:
             policy.forward(batch)
 
     images = [_latest(step.raw[names[camera]]) for camera in seen.cameras]
-    report = check_host(policy_host(policy, seen.views), forward, images, affine_23=affine_V23)
-    if report.ok:
-        found.facts["perturbation check"] = str(report)
-    else:
-        (found.odd if report.verdict == "unclear" else found.wrong).append(str(report))
+    host = policy_host(policy, seen.views)
+    for stack in sorted({part.tap.site.name.partition(".")[0] for part in policy.forcing.parts}):
+        report = check_host(host, forward, images, affine_23=affine_V23, site=f"{stack}.0")
+        where = "" if stack == "blocks" else f" ({stack} encoder)"
+        if report.ok:
+            found.facts[f"perturbation check{where}"] = str(report)
+        else:
+            (found.odd if report.verdict == "unclear" else found.wrong).append(f"{report}{where}")
 
 
 def _latest(images: Tensor, instead_B3HW: Tensor | None = None) -> Tensor:
@@ -319,7 +270,7 @@ def _look_at_cost(found: Findings, step: FirstStep) -> None:
         loss.mean().backward()
 
     plain_s, forced_s, teacher_s = _seconds(plain), _seconds(forced), _seconds(lambda: _features(step))
-    online = policy.feature_source.store is None
+    online = any(source.store is None for source in policy.feature_sources)
     found.facts["step"] = (
         f"{plain_s:.3f} s plain, {forced_s:.3f} s with forcing ({forced_s / plain_s:.2f} x), of which "
         f"{teacher_s:.3f} s {'the teacher, which a cache spares' if online else 'reading stored features'}; "

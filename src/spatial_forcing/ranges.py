@@ -4,19 +4,34 @@ Shapes: C channels of the teacher.
 """
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
 
 
-def check_numbers(weight: float, position_embedding: float) -> None:
-    """Raises :class:`SpatialForcingError` unless the weight is finite and at least 0, the share 0 to 1."""
+def checked_weight(weight: float) -> float:
+    """The weight of an alignment, or :class:`SpatialForcingError` unless it is finite and at least 0."""
     if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
         raise SpatialForcingError(
             f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight!r}."
         )
+    return weight
+
+
+def checked_span(start: int, end: int) -> None:
+    """Raises :class:`SpatialForcingError` unless a schedule goes from a step, 0 or later, to a later one."""
+    whole = isinstance(start, Integral) and isinstance(end, Integral)
+    if not (whole and 0 <= start < end):
+        raise SpatialForcingError(
+            f"A schedule goes from step start, a whole number from 0 on, to a later step end; got "
+            f"{start!r} to {end!r}."
+        )
+
+
+def check_position_embedding(position_embedding: float) -> None:
+    """Raises :class:`SpatialForcingError` unless the share is 0 to 1."""
     if not isinstance(position_embedding, Real) or not 0 <= position_embedding <= 1:
         raise SpatialForcingError(
             "The position embedding is added to the features as a share of their size, 0 (none) to 1 (as "

@@ -4,6 +4,7 @@ Nothing is rebuilt here: ``lerobot_train.train`` itself makes data set, policy, 
 and is stopped where it would update the policy for the first time. It has written nothing by then.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from lerobot.configs.train import TrainPipelineConfig
 from spatial_forcing.datasets import locate_dataset
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.hosts.registry import RECORDS
+from spatial_forcing.teachers import find_teacher
 from spatial_forcing.train import command_line
+
+PACKAGED_TEACHER = "vggt-tiny-sim"
 
 
 @dataclass
@@ -164,3 +168,68 @@ def dataset_flags(dataset: str) -> list[str]:
     """
     repo_id, root = locate_dataset(dataset)
     return [f"--dataset.repo_id={repo_id}", *([] if root is None else [f"--dataset.root={root}"])]
+
+
+@contextmanager
+def training_flags(
+    lerobot: list[str],
+    *,
+    dataset: str | None = None,
+    checkpoint: Path | None = None,
+    batch_size: int = 8,
+    **forcing: Any,
+) -> Iterator[list[str]]:
+    """The training command that is meant, as flags of lerobot-train.
+
+    Args:
+        lerobot: flags of lerobot-train, of which ``--policy.type`` may be the plain one.
+        dataset: a folder or a name on the Hub. Without any data set a few frames are rendered, and are gone
+            when the context is left.
+        checkpoint: folder of a policy. Without any policy the built-in VLA is taken.
+        batch_size: as in training.
+        forcing: options of forcing as in training: teacher, weights, layer, resolution, dtype, cache, depth;
+            None leaves one out. Without teacher and cache the small packaged teacher is taken.
+
+    Raises:
+        UnknownNameError: no such policy type or teacher.
+        SpatialForcingError: no such checkpoint or data set.
+    """
+    flags = with_forcing(lerobot)
+    named = {flag.split("=", 1)[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    from_file = "config_path" in named
+    if checkpoint is not None:
+        flags.append(f"--policy.path={_checkpoint(checkpoint)}")
+    elif not from_file and not named & {"policy.type", "policy.path"}:
+        flags.append("--policy.type=sf_tiny")
+    features = {f"policy.forcing.{name}" for name in ("teacher", "cache", "alignments")} & named
+    features |= {name for name in ("teacher", "cache") if forcing.get(name) is not None}
+    if not from_file and not features:
+        forcing["teacher"] = PACKAGED_TEACHER
+    if forcing.get("teacher") is not None:
+        find_teacher(forcing["teacher"])
+    flags += [f"--policy.forcing.{name}={value}" for name, value in forcing.items() if value is not None]
+    if "batch_size" not in named:
+        flags.append(f"--batch_size={batch_size}")
+    flags.append("--policy.push_to_hub=false")
+    if dataset is not None:
+        flags += dataset_flags(dataset)
+    elif not from_file and not named & {"dataset.repo_id"}:
+        with tempfile.TemporaryDirectory() as folder:
+            yield flags + dataset_flags(str(_rendered(Path(folder) / "rendered", batch_size)))
+        return
+    yield flags
+
+
+def _checkpoint(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        near = [str(path.parent) for path in sorted(folder.glob("**/config.json"))[:3]]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SpatialForcingError(f"{folder} is not a policy checkpoint: it has no config.json.{hint}")
+    return folder
+
+
+def _rendered(root: Path, frames: int) -> Path:
+    """A data set of a few frames of reach-v3."""
+    from spatial_forcing.sim.collect import DemoSpec, collect
+
+    return collect(DemoSpec(tasks=("reach-v3",), episodes=1, frames=max(2, frames)), root, workers=1)

@@ -21,7 +21,7 @@ FLAGS = [
         ("name", "--policy.device=quantum", "Unknown device quantum"),
         ("type", "--steps=abc", "--steps: Couldn't parse 'abc' into an int"),
         ("type", "--steps=1.5", "--steps: Couldn't parse '1.5' into an int"),
-        ("type", "--policy.forcing.weight=abc", "forcing.weight: Couldn't parse 'abc' into a float"),
+        ("type", "--policy.forcing.weight=abc", "Unknown schedule (and no number) 'abc'"),
         ("type", "--policy.forcing.coefficients=maybe", "forcing.coefficients: Couldn't parse 'maybe' into"),
         ("type", "--policy.forcing.cameras=left", "--policy.forcing.cameras: The given value='left' is not"),
         ("type", "--policy.forcing.depth=deep", "forcing.depth"),
@@ -35,6 +35,13 @@ FLAGS = [
         ("number", "--policy.forcing.depth=99", "the tap depth must be 1 to"),
         ("number", "--policy.forcing.depth=0", "the tap depth must be 1 to"),
         ("number", "--policy.forcing.weight=-1", "0 or more"),
+        ("name", "--policy.forcing.site=blocks.99", "It has blocks.0 to blocks.4"),
+        ("name", "--policy.forcing.loss=cosin", "Did you mean 'cosine'"),
+        (
+            "number",
+            "--policy.forcing.weight=linear:initial=1,final=0,end=0",
+            "to a later step end; got 0 to 0",
+        ),
         ("name", "--policy.forcing.norm=instance", "'layer' or 'batch'"),
         ("name", "--policy.forcing.teacher=pixels", "is of teacher 'untrained-tiny', not 'pixels'"),
         ("missing", "--policy.forcing.cache={here}/none", "none holds no feature cache"),
@@ -64,6 +71,9 @@ ONLINE = [
         ("missing", "--policy.forcing.teacher=dinov2-small", "could not be fetched from the Hub"),
         ("missing", "--policy.forcing.weights={here}/none", "no such file or folder"),
         ("missing", "--policy.forcing.coefficients=true", "needs a compressed cache"),
+        ("missing", "--policy.forcing.alignments={here}/none.yaml", "none.yaml cannot be read"),
+        ("damaged", "--policy.forcing.alignments=[{", "is not readable JSON"),
+        ("type", "--policy.forcing.alignments=[blocks.1]", "is a mapping of options"),
         ("missing", "--policy.forcing.teacher=pixels --policy.forcing.standardize=true", "forcing.cache"),
     )
 ]

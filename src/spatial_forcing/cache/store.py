@@ -36,8 +36,8 @@ __all__ = ["CacheError", "FeatureStore", "Source", "dataset_fingerprint"]
 
 
 class FeatureStore:
-    """Reads the stored features of one layer. Stands where a teacher would: it has ``width``,
-    ``fingerprint``, ``licence`` and ``stats``.
+    """Reads the stored features of one layer. It is a ``Target``: it stands where a teacher would, asked by
+    indices of frames.
 
     Every file's checksum is compared with the manifest's when the file is first touched. Of a cache of
     several layers only the files of this one are.
@@ -89,25 +89,51 @@ class FeatureStore:
             )
         self.grid: tuple[int, ...] = tuple(said["grid"])
         self.width = self.codec.components if coefficients else self.codec.width
-        self.hidden = self.codec.width  # of the projector
+        self.hidden: int | None = self.codec.width  # of the projector
+        self.name, self.layer = self.source.teacher, self.source.layer
         self.fingerprint, self.licence = self.source.teacher_fingerprint, self.source.teacher_licence
         found = manifest["statistics"]["token"]
-        self.stats = (torch.tensor(found["mean"]), torch.tensor(found["std"]))
+        stats = (torch.tensor(found["mean"]), torch.tensor(found["std"]))
         self._turn: tuple[Tensor, Tensor] | None = None
         if coefficients:
             # They mean nothing without the codec's own directions, which every cache finds anew.
             self.fingerprint += f"-coefficients-{self._sums[CODEC][:8]}"
             if standardized:
-                self._turn = turned(self.codec, *self.stats)
+                self._turn = turned(self.codec, *stats)
                 self.fingerprint += "-standardized"
-            self.stats = (torch.zeros(self.width), torch.ones(self.width))
+            stats = (torch.zeros(self.width), torch.ones(self.width))
+        self.stats: tuple[Tensor, Tensor] | None = stats
         self._files: dict[int, Any] = {}
         self._pid = os.getpid()
 
     @property
-    def picture_hw(self) -> list[tuple[int, int]] | None:
+    def image_sizes(self) -> list[tuple[int, int]] | None:
         """Height and width of each view's pictures, for hosts that pad; None if the cache does not say."""
         return list(self.source.pictures) or None
+
+    def __call__(self, asked: Tensor, /) -> Features:
+        """The same as :meth:`read`."""
+        return self.read(asked)
+
+    def layers_of(self, asked: Tensor, /, layers: tuple[int, ...]) -> dict[int, Features]:
+        """Features of frames by layer, which must be the one that is read.
+
+        Raises:
+            CacheError: another layer is asked for.
+        """
+        of = self.source
+        known = of.layer is not None and of.layers is not None
+        for layer in layers:
+            if layer != of.layer and not (known and layer == of.layer - of.layers):
+                raise CacheError(
+                    f"The cache at {self.root} is read for layer {of.layer}, and layer {layer} is asked for. "
+                    "Each layer is a FeatureStore of its own."
+                )
+        return dict.fromkeys(layers, self.read(asked))
+
+    def fingerprint_of(self, layer: int) -> str:
+        """The fingerprint of the layer that is read; there is no other."""
+        return self.fingerprint
 
     def read(self, index_B: Tensor) -> Features:
         """Features of the frames with these data-set indices, on the device of ``index_B``."""

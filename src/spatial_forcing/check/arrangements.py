@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from spatial_forcing.grid import Layout
-from spatial_forcing.tap import Host
+from spatial_forcing.site import Site
 
 Verdict = Literal["right", "shifted", "order", "views", "still", "unclear"]
 
@@ -140,10 +140,10 @@ _ORDERS: dict[str, _Order] = {
 }
 
 
-def judged(host: Host, seen: Probes) -> HostReport:
+def judged(site: Site, seen: Probes) -> HostReport:
     """The simplest arrangement that explains what moved, if one does."""
     moved, probes = seen.moved, len(seen.moved)
-    declared, *others = _explanations(host, seen)
+    declared, *others = _explanations(site, seen)
     known = declared.hits(moved)
     still = [view for view in sorted({c.view for c in seen.cells}) if _still(seen, view)]
     if still or moved.count(None) > probes / 2:
@@ -156,13 +156,13 @@ def judged(host: Host, seen: Probes) -> HostReport:
     if hits >= ACCUSES * probes and hits - known >= CLEARLY * probes:
         says = (
             f"{'. '.join(best.says)}. This explains {hits} of {probes} blanked cells, the record of "
-            f"{host.name} explains {known}."
+            f"{site.host} explains {known}."
         )
         return HostReport(best.verdict, says, probes, known / probes, hits / probes)
-    return HostReport("unclear", _says_unclear(host, seen, known), probes, known / probes, hits / probes)
+    return HostReport("unclear", _says_unclear(site, seen, known), probes, known / probes, hits / probes)
 
 
-def _explanations(host: Host, seen: Probes) -> list[_Explanation]:
+def _explanations(site: Site, seen: Probes) -> list[_Explanation]:
     """The record's own arrangement, then others, simple ones first."""
     views = seen.layout.views
     slots = list(range(views))
@@ -176,13 +176,13 @@ def _explanations(host: Host, seen: Probes) -> list[_Explanation]:
             simple.append(_Explanation("order", says, named))
         if by := seen.shifts(named):
             places = [place + by for place in named]
-            found.append(_Explanation("order" if text else "shifted", [*says, _says_shift(host, by)], places))
+            found.append(_Explanation("order" if text else "shifted", [*says, _says_shift(site, by)], places))
         if (others := _slots(seen, order)) != slots:
             says_views = [*says, _says_views(others, seen)]
             found.append(_Explanation("order" if text else "views", says_views, seen.named(order, others)))
     by_view = [seen.shifts(declared, view) for view in slots]
     places = [place + by_view[cell.view] for cell, place in zip(seen.cells, declared, strict=True)]
-    says = [f"Of view {view + 1}: {_says_shift(host, by)}" for view, by in enumerate(by_view) if by]
+    says = [f"Of view {view + 1}: {_says_shift(site, by)}" for view, by in enumerate(by_view) if by]
     return [*simple, *twofold, _Explanation("shifted", says, places)]
 
 
@@ -205,15 +205,17 @@ def _still(seen: Probes, view: int) -> bool:
 # ---- saying it ---------------------------------------------------------------------------------------------
 
 
-def _selector(host: Host) -> str:
-    return "Host.visual" if host.locate is None else "Host.locate"
+def _selector(site: Site) -> str:
+    if site.in_vision:
+        return "Host.vision"
+    return "Host.visual" if site.locate is None else "Host.locate"
 
 
-def _says_shift(host: Host, by: int) -> str:
+def _says_shift(site: Site, by: int) -> str:
     tokens = f"{abs(by)} token{'s' if abs(by) > 1 else ''}"
     stand, starts = ("later", "early") if by > 0 else ("earlier", "late")
     return (
-        f"The visual tokens stand {tokens} {stand} in the sequence than {_selector(host)} takes them: it "
+        f"The visual tokens stand {tokens} {stand} in the sequence than {_selector(site)} takes them: it "
         f"starts {tokens} too {starts}"
     )
 
@@ -234,13 +236,13 @@ def _says_still(seen: Probes, still: list[int]) -> str:
     )
 
 
-def _says_unclear(host: Host, seen: Probes, known: int) -> str:
+def _says_unclear(site: Site, seen: Probes, known: int) -> str:
     often = Counter(there for there in seen.moved if there is not None).most_common(3)
     places = ", ".join(f"{place} ({times} times)" for place, times in often)
     outside = sum(there not in places_N for there, places_N in zip(seen.moved, seen.places_PN, strict=True))
     return (
-        f"Only {known} of {len(seen.moved)} blanked cells move most the token that the record of {host.name} "
+        f"Only {known} of {len(seen.moved)} blanked cells move most the token that the record of {site.host} "
         f"names, and no arrangement of the grid explains the others. {outside} moved no visual token most; "
         f"the places that moved most often are {places}. Check Layout (rows, cols, fit, anchor) and "
-        f"{_selector(host)}, or try other pictures and more probes."
+        f"{_selector(site)}, or try other pictures and more probes."
     )

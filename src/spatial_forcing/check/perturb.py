@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spatial_forcing.check.arrangements import Cell, HostReport, Probes, judged
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout, compose
-from spatial_forcing.tap import Host, TapError
+from spatial_forcing.site import Host, Site, TapError
 
 Images = Tensor | Sequence[Tensor]
 
@@ -48,6 +48,7 @@ def check_host(
     images: Images,
     *,
     affine_23: Tensor | None = None,
+    site: str = "blocks.0",
     probes: int = 32,
     seed: int = 0,
 ) -> HostReport:
@@ -69,13 +70,17 @@ def check_host(
         affine_23: from the picture that the layout speaks of to the one given here, in unit coordinates,
             where the forward crops or mirrors on purpose (see ``spatial_forcing.grid``); one for all views,
             or one each (V, 2, 3).
+        site: where to look: what enters the first block, or ``"vision.0"``, what enters the first block of
+            the vision encoder. After some blocks tokens have been mixed, and the check sees less clearly.
         probes: how many cells to blank, spread over views and samples.
         seed: of the choice of cells, and of the random numbers of every forward.
 
     Raises:
-        TapError: the forward does not reach the first block, or finds tokens that do not fit the layout.
+        TapError: there is no such site, or the forward does not reach it, or finds tokens that do not fit the
+            layout.
         SpatialForcingError: the pictures do not fit the layout.
     """
+    place = host.site(site)
     views = list(images.unbind(1)) if isinstance(images, Tensor) else list(images)
     if not views or any(view.ndim != 4 for view in views) or len({len(view) for view in views}) != 1:
         shapes = ", ".join(str(tuple(view.shape)) for view in views) or "none"
@@ -83,7 +88,7 @@ def check_host(
 
     def run(pictures: list[Tensor]) -> Entered:
         given = torch.stack(pictures, dim=1) if isinstance(images, Tensor) else pictures
-        return _enter(host, lambda: forward(given), seed)
+        return _enter(place, lambda: forward(given), seed)
 
     before = run(views)
     if len(views) > before.layout.views:
@@ -98,7 +103,7 @@ def check_host(
         moved += _most_moved(stream_BLD, changed_BLD)[: len(chosen)]
         cells += chosen
     samples = [i % len(views[0]) for i in range(len(cells))]
-    return judged(host, Probes(cells, places_BN[samples].tolist(), moved, before.layout))
+    return judged(place, Probes(cells, places_BN[samples].tolist(), moved, before.layout))
 
 
 # ---- running the host --------------------------------------------------------------------------------------
@@ -108,22 +113,23 @@ class _Stop(BaseException):
     """Ends a forward at the first block; no ``except Exception`` of the host holds it up."""
 
 
-def _enter(host: Host, run: Callable[[], Any], seed: int) -> Entered:
-    """What arrives at the first block, read where the tap would read it."""
+def _enter(site: Site, run: Callable[[], Any], seed: int) -> Entered:
+    """What arrives at a site, read where the tap would read it."""
     seen: list[Tensor] = []
     located: list[Any] = []
 
     def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
-        raise _Stop
+        if len(seen) == site.calls:
+            raise _Stop
 
     def locate(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        assert host.locate is not None
-        located.append(host.locate(kwargs))
+        assert site.locate is not None
+        located.append(site.locate(kwargs))
 
-    handles = [host.entry_of(0).register_forward_pre_hook(stop, with_kwargs=True)]
-    if host.prompt is not None:
-        handles.append(host.prompt.register_forward_pre_hook(locate, with_kwargs=True))
+    handles = [site.reader.register_forward_pre_hook(stop, with_kwargs=True)]
+    if site.prompt is not None:
+        handles.append(site.prompt.register_forward_pre_hook(locate, with_kwargs=True))
     try:
         with _repeatable(seed):
             run()
@@ -132,14 +138,23 @@ def _enter(host: Host, run: Callable[[], Any], seed: int) -> Entered:
     finally:
         for handle in handles:
             handle.remove()
-    if not seen or (host.prompt is not None and not located):
-        what = "its first block" if not seen else "the module that Host.prompt names"
+    if len(seen) < site.calls or (site.prompt is not None and not located):
+        what = "the module that Host.prompt names"
+        if not seen:
+            what = "its first block" if site.name == "blocks.0" else f"the place {site.place}"
+        elif len(seen) < site.calls:
+            what = f"the place {site.place} once for each of {site.calls} views, only {len(seen)} times"
         raise TapError(
-            f"The forward never reached {what} of {host.name}: it uses other modules than those of the host "
+            f"The forward never reached {what} of {site.host}: it uses other modules than those of the host "
             "record, or it is compiled (check it before torch.compile)."
         )
+    if site.in_vision:  # its own tokens are all that there is
+        visual_BND = torch.cat(
+            [_fixed(site, stream, site.layout.tokens // site.calls) for stream in seen], dim=1
+        )
+        return Entered(visual_BND, lambda stream: stream, site.layout)
     if not located:
-        return Entered(seen[0], lambda stream: _fixed(host, stream), host.layout)
+        return Entered(seen[0], lambda stream: _fixed(site, stream, site.layout.tokens), site.layout)
     places_BN1 = located[0].places_BN[..., None].to(seen[0].device)
     return Entered(
         seen[0],
@@ -148,14 +163,16 @@ def _enter(host: Host, run: Callable[[], Any], seed: int) -> Entered:
     )
 
 
-def _fixed(host: Host, stream: Tensor) -> Tensor:
-    assert callable(host.visual)
-    visual_BND = host.visual(stream)
-    if visual_BND.ndim != 3 or visual_BND.shape[1] != host.layout.tokens:
+def _fixed(site: Site, stream: Tensor, tokens: int) -> Tensor:
+    assert site.visual is not None
+    visual_BND, layout = site.visual(stream), site.layout
+    if visual_BND.ndim != 3 or visual_BND.shape[1] != tokens:
+        made_by = "Host.vision" if site.in_vision else "Host.visual"
+        views = layout.views // site.calls
         raise TapError(
-            f"Host.visual of {host.name} makes {tuple(visual_BND.shape)} of {tuple(stream.shape)}, expected "
-            f"(batch, {host.layout.tokens}, {host.width}) = (batch, {host.layout.views} views x "
-            f"{host.layout.rows} x {host.layout.cols}, width): check Host.layout and Host.visual."
+            f"{made_by} of {site.host} makes {tuple(visual_BND.shape)} of {tuple(stream.shape)}, expected "
+            f"(batch, {tokens}, {site.width}) = (batch, {views} views x {layout.rows} x {layout.cols}, "
+            f"width): check {site.record}."
         )
     return visual_BND
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spatial_forcing.align import PictureSize
 from spatial_forcing.hosts import host_of, policy_in
 from spatial_forcing.hosts.lerobot import policy_host
 from spatial_forcing.hosts.shown import Shown, shown
+from spatial_forcing.on_grid import PictureSize
 from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.visual import VisualTokens
 from spatial_forcing.tap import Tap
@@ -61,8 +61,8 @@ def tapped_tokens(
             for batch in batches:
                 # Some hosts have tokens only for the cameras that are in the batch.
                 seen = None if inner is None else shown(inner, batch)
-                if seen and host.locate is None and seen.views != tap.host.layout.views:
-                    tap.host = policy_host(inner, seen.views)
+                if seen and host.locate is None and seen.views != tap.site.layout.views:
+                    tap.moved_to(policy_host(inner, seen.views))
                 with tap.watch():
                     run(batch)
                 parts.append(_placed(tap, seen, picture_hw))
@@ -93,7 +93,7 @@ def _placed(tap: Tap, seen: Shown | None, picture_hw: PictureSize | None) -> Vis
     if picture_hw is None:
         if layout.fit == "pad":
             raise ProbeError(
-                f"{tap.host.name} pads its pictures, and what a token sees depends on their shape: pass "
+                f"{tap.site.host} pads its pictures, and what a token sees depends on their shape: pass "
                 "tapped_tokens(..., picture_hw=(height, width))."
             )
         picture_hw = (layout.rows, layout.cols)  # a host that stretches does not care

@@ -77,11 +77,15 @@ class FrozenTeacher(nn.Module):
         layer, layers: which layer `teacher(images)` is of, counted from 0, and of how many; None if there is
             no choice, which counts as layer 0 of one.
         dtype: of the matrix products.
+        hidden, stats, image_sizes: as of a ``Target``; a model says none of them.
     """
 
     layer: int | None = None
     layers: int | None = None
     dtype: torch.dtype = torch.float32
+    hidden: int | None = None
+    stats: tuple[Tensor, Tensor] | None = None
+    image_sizes: Sequence[tuple[int, int]] | None = None
 
     def __init__(
         self,

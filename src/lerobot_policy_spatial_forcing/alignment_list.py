@@ -1,0 +1,159 @@
+"""Several alignments: a list of entries in a YAML or JSON file, or as JSON in a flag.
+
+    - name: geometry
+      site: blocks.12
+      cache: features
+    - name: early
+      site: vision.-1
+      teacher: dinov2-small
+      loss: relations
+      weight: linear:initial=0.5,final=0,start=1000,end=3000
+
+What is wrong is said with its line, or with its entry where there are no lines.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import yaml
+
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+
+FLAG = "--policy.forcing.alignments"
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+
+
+class _Value(NamedTuple):
+    """A value and where it stands."""
+
+    key: Any
+    value: Any
+    where: str
+
+
+def entries_in(
+    given: str | list[Any], entry_class: type, check: Callable[[str, Any], None]
+) -> list[dict[str, Any]]:
+    """The entries of a list of alignments, checked.
+
+    Args:
+        given: the path of a file, JSON text, or a list.
+        entry_class: a dataclass; its fields are the keys of an entry, with their types.
+        check: (key, value) -> raises :class:`SpatialForcingError` if the key cannot have the value.
+
+    Raises:
+        SpatialForcingError: with the line or the entry: no such file, no list, an unknown key, a key twice, a
+            value of another type, one that is refused by ``check``, or a name twice.
+    """
+    types = get_type_hints(entry_class)
+    types = {f.name: types[f.name] for f in fields(entry_class)}
+    entries: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for where, values in _listed(given):
+        entry: dict[str, Any] = {}
+        for key, value, at in values:
+            if key not in types:
+                raise SpatialForcingError(f"{at}: {UnknownNameError('key of an alignment', key, types)}")
+            if key in entry:
+                raise SpatialForcingError(f"{at}: {key} is said twice.")
+            entry[key] = _typed(key, value, types[key], at)
+            try:
+                check(key, entry[key])
+            except SpatialForcingError as error:
+                raise SpatialForcingError(f"{at}: {error}") from error
+            if key == "name" and value in names:
+                raise SpatialForcingError(f"{at}: the name {value} is taken, {names[value]}.")
+            if key == "name" and value is not None:
+                names[value] = at
+        try:
+            entry_class(**entry)
+        except SpatialForcingError as error:
+            raise SpatialForcingError(f"{where}: {error}") from error
+        entries.append(entry)
+    if not entries:
+        raise SpatialForcingError(f"{FLAG} lists no alignment. Leave it out for one, said by flat flags.")
+    return entries
+
+
+def _typed(key: str, value: Any, kind: Any, at: str) -> Any:
+    """The value, a number where one is meant, or an error that says what was expected."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if float in kinds and type(value) in (int, str):
+        try:
+            return float(value)  # YAML takes 1e-3 for text
+        except ValueError:
+            pass
+    if type(value) not in kinds:
+        expected = " or ".join(_WORDS[one] for one in kinds if one is not NoneType)
+        raise SpatialForcingError(f"{at}: {key} is {expected}; got {value!r}.")
+    return value
+
+
+def _listed(given: str | list[Any]) -> Iterator[tuple[str, list[_Value]]]:
+    """(where, values) of every entry."""
+    if not isinstance(given, str):
+        yield from _of_list(given)
+        return
+    if given.lstrip().startswith(("[", "{")):
+        try:
+            yield from _of_list(json.loads(given))
+        except json.JSONDecodeError as error:
+            raise SpatialForcingError(f"{FLAG} is not readable JSON: {error}.") from error
+        return
+    path = Path(given).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SpatialForcingError(
+            f"{FLAG} is a YAML or JSON file, or a JSON list; {given} cannot be read: "
+            f"{getattr(error, 'strerror', None) or error}."
+        ) from error
+    yield from _of_file(path, text)
+
+
+def _of_list(entries: Any) -> Iterator[tuple[str, list[_Value]]]:
+    if not isinstance(entries, list):
+        raise SpatialForcingError(
+            f"{FLAG} is a list of alignments; got {type(entries).__name__} {entries!r}."
+        )
+    for number, entry in enumerate(entries, 1):
+        where = f"Alignment {number} of {FLAG}"
+        if not isinstance(entry, dict):
+            raise SpatialForcingError(f"{where} is a mapping of options; got {entry!r}.")
+        yield where, [_Value(key, value, where) for key, value in entry.items()]
+
+
+def _of_file(path: Path, text: str) -> Iterator[tuple[str, list[_Value]]]:
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            raise SpatialForcingError(f"{path} is empty; it is to be a list of alignments.")
+        if not isinstance(root, yaml.SequenceNode):
+            raise SpatialForcingError(
+                f"{_line(path, root)}: a list of alignments begins with - in every entry."
+            )
+        for node in root.value:
+            if not isinstance(node, yaml.MappingNode):
+                raise SpatialForcingError(f"{_line(path, node)}: an alignment is a mapping, key: value.")
+            yield (
+                _line(path, node),
+                [
+                    _Value(key.value, loader.construct_object(value, deep=True), _line(path, key))
+                    for key, value in node.value
+                ],
+            )
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = str(path) if mark is None else f"{path}, line {mark.line + 1}"
+        raise SpatialForcingError(
+            f"{where}: not readable as YAML: {getattr(error, 'problem', None) or error}."
+        ) from error
+
+
+def _line(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"

@@ -1,0 +1,141 @@
+"""The options of Spatial Forcing in a LeRobot configuration: ``--policy.forcing.<name>``.
+
+One alignment is said by flat flags. Several are a list of entries with the same names, see
+``alignment_list``.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lerobot_policy_spatial_forcing.alignment_list import entries_in
+from lerobot_policy_spatial_forcing.cameras import check_cameras
+from spatial_forcing.control import CONTROLS
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.losses import loss_of
+from spatial_forcing.ranges import check_position_embedding
+from spatial_forcing.schedules import schedule_of
+
+
+@dataclass
+class AlignmentConfig:
+    """One alignment: which tokens are pulled toward which features, how and how hard."""
+
+    # Draccus takes the help of a flag from the string below its field.
+    teacher: str | None = None
+    """Registered teacher, or a local file or folder; the cache's if None, vggt-1b without a cache."""
+    weights: str | None = None
+    """Local file or folder with the named teacher's weights; the packaged ones or the Hub's if None."""
+    layer: int | None = None
+    """Layer of the teacher to align to, negative from the end; the last (or the cache's) if None."""
+    resolution: int | None = None
+    """Side in pixels of what the teacher sees; its own (vggt-1b: 518) or the cache's if None."""
+    dtype: str | None = None
+    """Of the teacher's matrix products: bfloat16, float16 or float32; float32 (or the cache's) if None."""
+    cache: str | None = None
+    """Folder written by spatial-forcing cache; without one the teacher runs at every step."""
+    coefficients: bool = False
+    """Align to the coefficients in a compressed cache, in the geometry of the tokens they stand for."""
+    site: str | None = None
+    """Where the policy's tokens are read: blocks.12 (after 12 blocks) or vision.-1 (the end of the vision
+    encoder); the host's recommendation if None."""
+    depth: int | None = None
+    """Blocks of the policy before the tap: another way to say site=blocks.<depth>."""
+    loss: str = "cosine"
+    """How tokens and features are compared: cosine, smooth_l1 or relations."""
+    weight: float | str = 0.5
+    """Weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code. Or a schedule of the
+    training step: linear:initial=0.5,final=0,start=1000,end=3000 (or cosine:...)."""
+    norm: str = "layer"
+    """Norm in the projector: layer or batch."""
+    position_embedding: float = 0.1
+    """Share of position embedding in the target, 0 to 1."""
+    standardize: bool = False
+    """Standardise the teacher's features channel by channel (needs a cache)."""
+    published: bool = False
+    """The public code's numerics."""
+    control: str | None = None
+    """A target without the teacher's content, to compare with: shuffled (another frame's) or place alone."""
+
+    def __post_init__(self) -> None:
+        for name in CHECKS:
+            check_option(name, getattr(self, name))
+        if self.site is not None and self.depth is not None:
+            raise SpatialForcingError(
+                f"Say where tokens are read as site ({self.site}) or as depth ({self.depth}), not both."
+            )
+
+
+@dataclass
+class ListedAlignment(AlignmentConfig):
+    """One of several alignments."""
+
+    name: str | None = None
+    """What to call it in logs and checkpoints; its site, with _ for the dot, if None."""
+
+
+@dataclass
+class ForcingConfig(AlignmentConfig):
+    """Spatial Forcing: a loss that aligns the policy's visual tokens with a frozen 3D teacher's features."""
+
+    cameras: list[str] | dict[str, str] | None = None
+    """Cameras to align, in the teacher's order; all if None. With --rename_map: its entries for them."""
+    alignments: list[dict[str, Any]] | str | None = None
+    """Several alignments instead of one: a YAML or JSON file, or a JSON list, of entries as above."""
+    new_projector: bool = False
+    """Start a new projector where the checkpoint's was for other features or another site; else an error."""
+    ratio_every: int = 50
+    """Steps between measurements of the gradient-norm ratio (a second backward down to the tap); 0 never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio_every < 0:
+            raise SpatialForcingError(
+                "forcing.ratio_every is the number of steps between measurements of the gradient ratio, 0 or "
+                f"more (0: none); got {self.ratio_every}."
+            )
+        check_cameras(self.cameras)
+        if self.alignments is None:
+            return
+        default = AlignmentConfig()
+        flat = [f.name for f in fields(AlignmentConfig) if getattr(self, f.name) != getattr(default, f.name)]
+        if flat:
+            raise SpatialForcingError(
+                f"forcing.alignments says all of its alignments, and forcing.{', forcing.'.join(flat)} "
+                "says something of one: put it into the entries."
+            )
+        # What was in a file is kept: a run is resumed with what it began with.
+        self.alignments = entries_in(self.alignments, ListedAlignment, check_option)
+
+    def entries(self) -> list[AlignmentConfig]:
+        """The alignments: these flags, or the entries of the list."""
+        if self.alignments is None:
+            return [self]
+        assert not isinstance(self.alignments, str)
+        return [ListedAlignment(**entry) for entry in self.alignments]
+
+    @property
+    def stored(self) -> bool:
+        """Whether any alignment reads a cache."""
+        return any(entry.cache is not None for entry in self.entries())
+
+
+def _check_control(control: str | None) -> None:
+    if control is not None and control not in CONTROLS:
+        raise UnknownNameError("control", control, CONTROLS)
+
+
+CHECKS: dict[str, Any] = {
+    "weight": schedule_of,
+    "loss": loss_of,
+    "position_embedding": check_position_embedding,
+    "control": _check_control,
+}
+
+
+def check_option(name: str, value: Any) -> None:
+    """Raises :class:`SpatialForcingError` if an option of an alignment cannot have this value.
+
+    What only the policy or the teacher knows, they will say.
+    """
+    if name in CHECKS:
+        CHECKS[name](value)

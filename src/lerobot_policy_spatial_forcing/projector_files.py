@@ -1,0 +1,154 @@
+"""The files beside a checkpoint that keep its projectors and what they were trained for.
+
+``spatial_forcing/projector.safetensors`` holds their weights, ``forcing.json`` the options, the site, the
+teacher and how many steps were made.
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig
+from spatial_forcing.align import STEP_KEY, SpatialForcing
+from spatial_forcing.alignment import Part
+from spatial_forcing.errors import SpatialForcingError
+
+SIDE_FOLDER = "spatial_forcing"
+# The options that decide what a projector is, reads and gives, beside its site and the teacher.
+OF_THE_PROJECTOR = (
+    "loss",
+    "norm",
+    "coefficients",
+    "position_embedding",
+    "standardize",
+    "published",
+    "control",
+)
+
+
+def save_projectors(
+    forcing: SpatialForcing, config: ForcingConfig, state: dict[str, Tensor], side: Path
+) -> None:
+    """Writes projectors and what they were trained for.
+
+    Args:
+        forcing: what trains them.
+        config: its options.
+        state: its state dict, gathered from where it lies.
+        side: the folder; made if missing.
+    """
+    side.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in state.items()}, side / "projector.safetensors")
+    record = asdict(config)
+    described = [_described(part, entry) for part, entry in zip(forcing.parts, config.entries(), strict=True)]
+    record |= {"alignments": described} if config.alignments else described[0]
+    record["step"] = forcing.step
+    (side / "forcing.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
+    """Loads projectors that were trained for what they are to be trained for now, and the count of steps.
+
+    Raises:
+        SpatialForcingError: a projector was trained for something else, or is not there, and no new one is
+            wanted.
+    """
+    if not side.is_dir():
+        return
+    saved = json.loads((side / "forcing.json").read_text())
+    there = {record.get("name"): record for record in saved.get("alignments") or [saved]}
+    tensors = load_file(side / "projector.safetensors")
+    several = bool(saved.get("alignments")) and len(there) > 1
+    differing: dict[str, tuple[Any, Any]] = {}
+    fitting: dict[str, dict[str, Tensor]] = {}
+    for part, entry in zip(forcing.parts, config.entries(), strict=True):
+        only = len(there) == len(forcing.parts) == 1
+        record = next(iter(there.values())) if only else _of_name(there, part)
+        prefix = "" if len(forcing.parts) == 1 else f"{part.name}: "
+        if record is None:
+            differing[f"{prefix}projector"] = ("none", f"one at {part.tap.site.name}")
+        elif found := _differing(record, part, entry):
+            differing |= {f"{prefix}{name}": pair for name, pair in found.items()}
+        else:
+            key = f"projectors.{record['name']}." if several else "projector."
+            fitting[part.name] = {
+                name.removeprefix(key): value for name, value in tensors.items() if name.startswith(key)
+            }
+    if differing and not config.new_projector:
+        says = "; ".join(f"{name}: {was} there, {now} here" for name, (was, now) in differing.items())
+        raise SpatialForcingError(
+            f"The projector of this checkpoint was trained for something else than is asked for now "
+            f"({says}). To continue with it, give what is there. To keep the policy and start a new "
+            "projector: --policy.forcing.new_projector=true."
+        )
+    for name, state in fitting.items():
+        forcing.projector_of(name).load_state_dict(state)
+    if fitting:
+        forcing.step = saved.get("step", int(tensors.get(STEP_KEY, 0)))
+        names = "" if len(forcing.parts) == 1 else f" of {', '.join(fitting)}"
+        logging.getLogger(__name__).info("The projector%s continues from %s.", names, side)
+
+
+def _described(part: Part, entry: AlignmentConfig) -> dict[str, Any]:
+    """An alignment as it is kept: its options, and what they came to."""
+    return asdict(entry) | {
+        "name": part.name,
+        "site": _site(part),
+        "teacher_fingerprint": part.fingerprint,
+        "teacher_licence": part.target.licence,
+    }
+
+
+def _site(part: Part) -> dict[str, Any]:
+    """Where the projector reads."""
+    site = part.tap.site
+    return {"host": site.host, "width": site.width, "name": site.name}
+
+
+def _of_name(there: dict[str | None, dict[str, Any]], part: Part) -> dict[str, Any] | None:
+    """The saved record of an alignment; one that says no name is called after its site."""
+    if part.name in there:
+        return there[part.name]
+    nameless = there.get(None)
+    return (
+        nameless if nameless and _saved_site(nameless, part)["name"].replace(".", "_") == part.name else None
+    )
+
+
+def _saved_site(saved: dict[str, Any], part: Part) -> dict[str, Any]:
+    """Where a saved projector read. Earlier versions said a depth, or nothing if it was the default."""
+    here, site = _site(part), saved.get("site")
+    if isinstance(site, dict):
+        depth = site.get("depth")
+        return {"name": f"blocks.{depth}"} | {name: site[name] for name in here if name in site}
+    return here | {"name": f"blocks.{saved.get('depth') or part.recommended_depth}"}
+
+
+def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dict[str, tuple[Any, Any]]:
+    """What a saved projector was trained for and what the present one is to be, where that differs.
+
+    ``saved`` is the description beside it. That of an earlier version says less: an option that it does not
+    know had its default.
+    """
+    pairs: dict[str, tuple[Any, Any]] = {}
+    if saved["teacher_fingerprint"] != part.fingerprint:
+        pairs["features"] = (
+            _features_of(saved, saved["teacher_fingerprint"]),
+            _features_of(asdict(entry), part.fingerprint),
+        )
+    here, there = _site(part), _saved_site(saved, part)
+    pairs |= {"site" if name == "name" else f"tapped {name}": (there[name], here[name]) for name in here}
+    known = asdict(AlignmentConfig())
+    pairs |= {name: (saved.get(name, known[name]), getattr(entry, name)) for name in OF_THE_PROJECTOR}
+    return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+
+
+def _features_of(entry: dict[str, Any], fingerprint: str) -> str:
+    """What a policy is trained toward, for people."""
+    return f"{entry.get('cache') or entry.get('teacher') or DEFAULT_TEACHER} ({fingerprint})"

@@ -1,0 +1,240 @@
+"""Alignments: what is pulled toward what, how and how hard, as records; and what makes such records at work.
+
+Shapes: B batch, V views, H W pixels, C width of the target.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from spatial_forcing.control import CONTROLS
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.grid import Features
+from spatial_forcing.losses import Loss, loss_of
+from spatial_forcing.losses.cosine import cosine_distance
+from spatial_forcing.on_grid import Given, OnGrid
+from spatial_forcing.projector import Projector
+from spatial_forcing.ranges import check_position_embedding
+from spatial_forcing.schedules import Schedule, Weight, schedule_of, weight_at
+from spatial_forcing.site import Host
+from spatial_forcing.tap import Tap
+from spatial_forcing.target import HasWidth, Target, ask, target_of
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """What is pulled toward what, how and how hard.
+
+    Attributes:
+        site: where the host's tokens are read, ``"blocks.12"`` or ``"vision.-1"`` (see ``Host.site``); the
+            depth that the host recommends if None.
+        target: a model from ``load_teacher``, a ``FeatureStore``, or anything with a ``width`` that maps
+            images_BV3HW to :class:`Features`. It is neither trained nor saved.
+        loss: by name (see ``spatial_forcing.losses``), or a function of the same arguments.
+        weight: w, finite, 0 or more: a number, or a schedule of the training step, as text or as anything
+            that maps a step to a number (see ``spatial_forcing.schedules``). Zero turns the alignment off and
+            leaves everything else running.
+        layer: of the target; the one that it gives by itself if None.
+        name: for logs and state dicts, where there are several; the site's with ``_`` for ``.`` if None.
+        norm: the projector's norm, ``"layer"`` or ``"batch"``.
+        position_embedding: how much sinusoidal UV embedding is added to the target's tokens, 0 to 1, in
+            units of their root mean square, so that it weighs the same for every teacher; 0 for none. The
+            published code adds it in absolute units (``published=True``).
+        standardize: (mean_C, std_C) of the target's features over a data set, finite. Removes what all its
+            tokens share, which a cosine would reward for nothing; usually ``target.stats``.
+        published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
+            position embedding. It knows no padding, so for hosts that pad use the default.
+        control: a target without the teacher's content, for comparisons: ``"shuffled"`` or ``"place"``, see
+            ``spatial_forcing.control``.
+
+    Raises:
+        SpatialForcingError: an option that does not exist, or a number out of its range.
+    """
+
+    site: str | None
+    target: Target | HasWidth
+    loss: str | Loss = "cosine"
+    weight: Weight = 0.5
+    layer: int | None = None
+    name: str | None = None
+    norm: Literal["layer", "batch"] = "layer"
+    position_embedding: float = 0.1
+    standardize: tuple[Tensor, Tensor] | None = None
+    published: bool = False
+    control: Literal["shuffled", "place"] | None = None
+
+    def __post_init__(self) -> None:
+        target_of(self.target)
+        loss_of(self.loss)
+        schedule_of(self.weight)
+        check_position_embedding(self.position_embedding)
+        if self.control is not None and self.control not in CONTROLS:
+            raise UnknownNameError("control", self.control, CONTROLS)
+        named = self.name is None or (isinstance(self.name, str) and re.fullmatch(r"[\w-]+", self.name))
+        if not named or hasattr(nn.ModuleDict, str(self.name)):
+            raise SpatialForcingError(
+                "The name of an alignment is of letters, digits, - and _, and not one of "
+                f"torch's modules' own; got {self.name!r}."
+            )
+
+
+class AlignmentOptions(TypedDict, total=False):
+    """What ``SpatialForcing(host, teacher, ...)`` takes besides weight and depth: see :class:`Alignment`."""
+
+    site: str | None
+    loss: str | Loss
+    layer: int | None
+    norm: Literal["layer", "batch"]
+    position_embedding: float
+    standardize: tuple[Tensor, Tensor] | None
+    published: bool
+    control: Literal["shuffled", "place"] | None
+
+
+@dataclass
+class Part:
+    """An alignment at work in a :class:`SpatialForcing`.
+
+    Attributes:
+        alignment: its record.
+        name: of the alignment.
+        target: what it asks.
+        tap: where it reads; alignments at one site share it.
+        recommended_depth: the host's.
+        loss: the function.
+        schedule: the weight, or what gives it at every step.
+    """
+
+    alignment: Alignment
+    name: str
+    target: Target
+    tap: Tap
+    recommended_depth: int
+    loss: Loss = field(init=False)
+    schedule: float | Schedule = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss, self.schedule = loss_of(self.alignment.loss), schedule_of(self.alignment.weight)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the features that it is pulled toward."""
+        layer = self.alignment.layer
+        return self.target.fingerprint if layer is None else self.target.fingerprint_of(layer)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the weight depends on the step."""
+        return callable(self.schedule)
+
+    @property
+    def acts(self) -> bool:
+        """Whether it can pull at all: its weight is not zero for good."""
+        return callable(self.schedule) or self.schedule > 0
+
+    def new_projector(self) -> Projector:
+        """A projector for it, where the tokens that it reads are."""
+        # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
+        widths = self.tap.site.width, self.target.width
+        return Projector(*widths, self.alignment.norm, self.target.hidden).to(self.tap.site.device)
+
+    def new_grid(self) -> OnGrid:
+        """What brings the target's features to the token grid."""
+        of, site = self.alignment, self.tap.site
+        grid = OnGrid(
+            site.host,
+            self.target,
+            position_embedding=of.position_embedding,
+            standardize=of.standardize,
+            published=of.published,
+            control=of.control,
+        )
+        return grid.to(site.device)
+
+    def numbers(
+        self, align: Tensor, compared: tuple[Tensor, Tensor, Tensor], weight: float
+    ) -> dict[str, Tensor]:
+        """What is logged of a step: its loss, and (projected_BNC, target_BNC, valid_BN) that it compares."""
+        align, valid_BN = align.detach(), compared[2]
+        distance = align if self.loss is cosine_distance else cosine_distance(*(t.detach() for t in compared))
+        numbers = {
+            "align_loss": align,
+            # Without valid tokens not a number, and not left out: LeRobot averages the metrics of several
+            # processes by their position.
+            "cosine": torch.where(valid_BN.any(), 1 - distance, torch.nan),
+            "valid_fraction": valid_BN.float().mean(),
+        }
+        return numbers | ({"align_weight": align.new_tensor(weight)} if self.scheduled else {})
+
+    def weight_at(self, step: int) -> float:
+        """The weight at a training step."""
+        return weight_at(self.schedule, step)
+
+    def describe(self, parameters: int) -> str:
+        """One line that says what is aligned with what, and what trains."""
+        site, alignment = self.tap.site, self.alignment
+        about = "" if site.locate is None else "about "  # the prompt will say
+        layer = "" if alignment.layer is None else f", layer {alignment.layer}"
+        loss = "" if alignment.loss == "cosine" else f"; loss {_called(alignment.loss)}"
+        return (
+            f"{site.host} {site.place} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "
+            f"teacher width {self.target.width}{layer}; projector {parameters:,} parameters{loss}; weight "
+            f"{alignment.weight}" + (f"; control: {alignment.control}" if alignment.control else "")
+        )
+
+
+def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
+    """Alignments at work in a host; those at one site share a tap, those of one target ask it together.
+
+    Raises:
+        TapError: the host has no such site.
+        SpatialForcingError: not a list of alignments, an empty one, or two of one name.
+    """
+    for one in alignments:
+        if not isinstance(one, Alignment):
+            raise SpatialForcingError(
+                f"A list of alignments holds spatial_forcing.Alignment records; got {type(one).__name__}."
+            )
+    if not alignments:
+        raise SpatialForcingError("A list of alignments holds at least one; this one is empty.")
+    sites = [host.site_at() if one.site is None else host.site(one.site) for one in alignments]
+    names = [one.name or site.name.replace(".", "_") for one, site in zip(alignments, sites, strict=True)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SpatialForcingError(
+            f"Two alignments are called {', '.join(twice)} (one without a name is called after its site). "
+            "Give them names: Alignment(..., name=...)."
+        )
+    taps = {site.name: Tap(site) for site in {site.name: site for site in sites}.values()}
+    targets = {id(one.target): target_of(one.target) for one in alignments}
+    return tuple(
+        Part(one, name, targets[id(one.target)], taps[site.name], host.default_depth)
+        for one, name, site in zip(alignments, names, sites, strict=True)
+    )
+
+
+@torch.no_grad()
+def features_of(parts: Sequence[Part], given: Mapping[str, Given]) -> dict[str, Features]:
+    """The features of every alignment, by its name; a target is asked once about the same images."""
+    found: dict[str, Features] = {}
+    asking: dict[tuple[int, int], list[Part]] = {}
+    for part in parts:
+        images = given[part.name].images
+        if isinstance(images, Features):
+            found[part.name] = images.checked()
+        else:
+            asking.setdefault((id(part.target), id(images)), []).append(part)
+    for together in asking.values():
+        first = together[0]
+        layers = [part.alignment.layer for part in together]
+        by_layer = ask(first.target, given[first.name].images, layers)  # type: ignore[arg-type]
+        found |= {part.name: by_layer[part.alignment.layer] for part in together}
+    return found
+
+
+def _called(thing: Any) -> str:
+    """What to call a loss in a line of text."""
+    return thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)

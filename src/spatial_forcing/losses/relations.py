@@ -1,0 +1,26 @@
+"""Relations among the tokens of a sample: which are alike, not what they are (a Gram matrix)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spatial_forcing.losses import only_valid
+
+
+def relation_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
+    """Mean over pairs of valid tokens of one sample of (cos(p_i, p_j) - cos(y_i, y_j))^2, in [0, 4].
+
+    Computed in float32. Invariant to the scale of every token and to a rotation of either side as a whole, so
+    that projected tokens need not become the target's, only as alike as they. Zero where no sample has two
+    valid tokens. Takes memory for the pairs: the square of the tokens of a sample.
+    """
+    projected, target = only_valid(projected_BNC, target_BNC, valid_BN)
+    with torch.autocast(projected.device.type, enabled=False):
+        p, y = F.normalize(projected, dim=-1), F.normalize(target, dim=-1)
+        square_BNN = (p @ p.mT - y @ y.mT).square()
+    pair_BNN = valid_BN[:, :, None] & valid_BN[:, None, :]
+    pair_BNN = pair_BNN & ~torch.eye(valid_BN.shape[1], dtype=torch.bool, device=valid_BN.device)
+    return square_BNN.where(pair_BNN, 0.0).sum() / pair_BNN.sum().clamp(min=1)
+
+
+LOSS = relation_distance

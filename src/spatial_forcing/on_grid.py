@@ -1,0 +1,213 @@
+"""The target y on a host's token grid: a teacher's features, standardised, with position, resampled.
+
+Shapes: B batch, V views, H W rows and columns of the teacher's grid, h w of the host's, N = V*h*w visual
+tokens of the host, C width of the teacher.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spatial_forcing.control import of_another_frame, place_embedding
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import Features, Layout, compose, resample
+from spatial_forcing.ranges import checked_statistics
+from spatial_forcing.target import Target
+from spatial_forcing.uv import uv_position_embedding
+
+# Height and width of the images: of all views alike, or of each.
+PictureSize = tuple[int, int] | Sequence[tuple[int, int]]
+
+
+class Given(NamedTuple):
+    """What a step gives of its batch to an alignment; :meth:`SpatialForcing.forward` says what each is.
+
+    Attributes:
+        images: images_BV3HW in [0, 1] for a model, indices of frames for a store, or Features.
+        affine_BV23, picture_hw, present_BV, views: how the host saw what the teacher saw.
+    """
+
+    images: Tensor | Features
+    affine_BV23: Tensor | None = None
+    picture_hw: PictureSize | None = None
+    present_BV: Tensor | None = None
+    views: Sequence[int] | None = None
+
+
+class OnGrid(nn.Module):
+    """Brings features of one target to the token grid of one host. Nothing in it trains or is saved.
+
+    Args:
+        host: the host's name, for messages.
+        target: what the features are of.
+        position_embedding, standardize, published, control: as of an ``Alignment``.
+
+    Raises:
+        SpatialForcingError: statistics that do not fit the target, or a width that takes no position
+            embedding.
+    """
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(
+        self,
+        host: str,
+        target: Target,
+        *,
+        position_embedding: float,
+        standardize: tuple[Tensor, Tensor] | None,
+        published: bool,
+        control: str | None,
+    ):
+        super().__init__()
+        if (position_embedding or control == "place") and target.width % 4:
+            raise SpatialForcingError(
+                f"A position embedding needs features whose width is a multiple of 4; these are "
+                f"{target.width} wide. Use position_embedding=0 (and no control of the place), or another "
+                "number of components."
+            )
+        self.host, self.width = host, target.width
+        self.position_embedding, self.published, self.control = position_embedding, published, control
+        if standardize is None:
+            standardize = torch.zeros(target.width), torch.ones(target.width)
+        mean_C, std_C = checked_statistics(*standardize, target.width)
+        self.register_buffer("mean_C", mean_C.float(), persistent=False)
+        self.register_buffer("std_C", std_C.float().clamp(min=1e-6), persistent=False)
+        self._seen_several = False  # frames in a batch
+
+    @torch.no_grad()
+    def forward(
+        self,
+        features: Features,
+        given: Given,
+        layout: Layout,
+        *,
+        stored_sizes: Sequence[tuple[int, int]] | None = None,
+        batch: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """target_BNC (float32) and valid_BN.
+
+        Args:
+            features: of the batch.
+            given: where they lie in the host's images.
+            layout: the host's grid.
+            stored_sizes: height and width of each view's images, where the target remembers them.
+            batch: how many samples there are to be.
+
+        Raises:
+            SpatialForcingError: features, views, masks or sizes that do not fit.
+        """
+        features = self._checked(features, batch)
+        places = self._places(given.views, features.tokens_BVHWC.shape[1], layout.views)
+        features = _of_present(features, given.present_BV)
+        if self.control == "shuffled":
+            features = of_another_frame(features, allow_single=self._seen_several)
+            self._seen_several |= len(features.tokens_BVHWC) > 1
+        tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
+        features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
+
+        if self.published:
+            target_BVhwC, valid_BVhw = resample(
+                features, layout.rows, layout.cols, given.affine_BV23, published=True
+            )
+        else:
+            sizes = self._image_sizes(given, stored_sizes, layout, tokens.shape[1])
+            affine = torch.stack([layout.affine_23(*size) for size in sizes])
+            if given.affine_BV23 is not None:
+                affine = compose(given.affine_BV23.float(), affine.to(given.affine_BV23.device))
+            target_BVhwC, valid_BVhw = resample(
+                features, layout.rows, layout.cols, affine, coverage=layout.coverage
+            )
+            # Padding is no part of the image, even where the teacher saw something beyond the host's crop.
+            image_Vhw = torch.stack([layout.picture_hw(*size) for size in sizes])
+            valid_BVhw = valid_BVhw & image_Vhw.to(valid_BVhw.device)
+        target_BVhwC = _placed(target_BVhwC, places, layout.views)
+        if self.control == "place":
+            target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
+        return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, places, layout.views).flatten(1)
+
+    def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
+        if self.position_embedding == 0:
+            return tokens_BVHWC
+        H, W, C = tokens_BVHWC.shape[2:]
+        embedding_HWC = uv_position_embedding(H, W, C, device=tokens_BVHWC.device)
+        if self.published:
+            return tokens_BVHWC + self.position_embedding * embedding_HWC
+        square_BVHW = torch.where(valid_BVHW, tokens_BVHWC.square().mean(-1), 0.0)
+        valid_B = valid_BVHW.sum((1, 2, 3)).clamp(min=1)
+        rms_B1111 = (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
+        return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
+
+    def _image_sizes(
+        self, given: Given, stored_sizes: Sequence[tuple[int, int]] | None, layout: Layout, views: int
+    ) -> list[tuple[int, int]]:
+        """Height and width of the host's image of each view."""
+        shown = isinstance(given.images, Tensor) and given.images.ndim == 5
+        sizes: PictureSize | None = given.picture_hw
+        if sizes is None and not shown:
+            sizes = stored_sizes  # a cache remembers
+        if sizes is None and not shown and layout.fit == "pad":
+            raise SpatialForcingError(
+                f"{self.host} pads its pictures, and stored features do not say what shape those had: "
+                "pass sf(features, picture_hw=(height, width))."
+            )
+        if sizes is None:
+            # A host that stretches does not care for the shape: that of its grid serves.
+            sizes = given.images.shape[-2:] if shown else (layout.rows, layout.cols)  # type: ignore[union-attr]
+        if not isinstance(sizes[0], Sequence):
+            return [(int(sizes[0]), int(sizes[1]))] * views  # type: ignore[arg-type]
+        if len(sizes) != views:
+            raise SpatialForcingError(f"Got the picture sizes of {len(sizes)} views for {views} views.")
+        return [(int(size[0]), int(size[1])) for size in sizes]  # type: ignore[index]
+
+    def _places(self, views: Sequence[int] | None, given: int, there: int) -> list[int]:
+        """The host's view of each view that was given."""
+        if given > there:
+            raise SpatialForcingError(
+                f"Got {given} views, but {self.host} has tokens for {there}. Pass the host's views, in "
+                "the host's order."
+            )
+        places = list(range(given) if views is None else views)
+        if len(places) != given or len(set(places)) != given or not set(places) <= set(range(there)):
+            raise SpatialForcingError(
+                f"views says which of the {there} views of {self.host}, 0 to {there - 1}, the {given} "
+                f"given are, each once; got {places}."
+            )
+        return places
+
+    def _checked(self, features: Features, batch: int | None) -> Features:
+        B, _, _, _, C = features.checked().tokens_BVHWC.shape
+        if self.width != C:
+            raise SpatialForcingError(
+                f"The features are {C} wide, the teacher of this SpatialForcing is {self.width} "
+                "wide: they come from another teacher or layer."
+            )
+        if batch is not None and batch != B:
+            raise SpatialForcingError(
+                f"Got pictures or features for a batch of {B}, but the watched forward had a batch of "
+                f"{batch}."
+            )
+        return features
+
+
+def _of_present(features: Features, present_BV: Tensor | None) -> Features:
+    """The features with the views that a sample lacks marked as not valid."""
+    if present_BV is None:
+        return features
+    given = tuple(features.valid_BVHW.shape[:2])
+    if present_BV.ndim != 2 or present_BV.shape[0] != given[0] or present_BV.shape[1] < given[1]:
+        raise SpatialForcingError(
+            f"present_BV says of each of the {given[0]} samples which of its {given[1]} views are "
+            f"there; got a tensor of shape {tuple(present_BV.shape)}."
+        )
+    present = present_BV.to(features.valid_BVHW)[:, : given[1], None, None]
+    return features._replace(valid_BVHW=features.valid_BVHW & present)
+
+
+def _placed(part: Tensor, places: list[int], views: int) -> Tensor:
+    """(B, V, ...) of some views as (B, ``views``, ...) with each in its place; zero where there is none."""
+    given, none = dict(zip(places, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
+    return torch.stack([given.get(view, none) for view in range(views)], dim=1)

@@ -1,0 +1,287 @@
+"""Host and Site: records of where a model keeps its visual tokens, and of one place where they are read.
+
+A site has a name: ``"blocks.12"`` is the residual stream after 12 blocks, which is the input of block 12 and,
+after the last, that of the final norm; ``"vision.-1"`` is the output of the last block of the vision encoder,
+before its final norm. ``"blocks.0"`` is what enters the first block.
+
+Shapes: B batch, V views, L sequence, N visual tokens, D width of the stream, n tokens of a view.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.grid import Layout
+
+Visual = slice | Callable[[Tensor], Tensor]
+Blocks = Sequence[nn.Module] | nn.ModuleList
+
+_NAME = re.compile(r"(\w+)\.(-?\d+)")
+
+
+class TapError(SpatialForcingError, RuntimeError):
+    """Visual tokens could not be read where they were to be read."""
+
+
+class Located(NamedTuple):
+    """Where the visual tokens of one forward are.
+
+    Attributes:
+        places_BN: positions in the sequence, view by view, row by row.
+        layout: the grid that they make.
+    """
+
+    places_BN: Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    """Where a host's vision encoder keeps the tokens of its images, so that they can be read there, too.
+
+    Attributes:
+        blocks: the transformer blocks, in order.
+        final_norm: the module that reads the stream after the last block; None if nothing does.
+        width: D, the width of its stream.
+        layout: the grid of its own tokens, of as many views as the host has: often finer than the host's.
+        visual: where the tokens of the grid are in the sequence of one image, a slice or a function
+            tokens_bLD -> tokens_bnD; all of it, if None.
+        calls: ``"once"`` if all views go through it in one call, with B * V images, those of a sample
+            together; ``"per view"`` if it is called once for every view, with B images (SmolVLA, pi0).
+        entry: the name, inside a block, of the norm that reads the block's input.
+        upstream: what makes its tokens before the first block.
+        unfreeze: the flags that make it train, for messages.
+    """
+
+    blocks: Blocks
+    final_norm: nn.Module | None
+    width: int
+    layout: Layout
+    visual: Visual | None = None
+    calls: Literal["once", "per view"] = "once"
+    entry: str = "layer_norm1"
+    upstream: Sequence[nn.Module] = ()
+    unfreeze: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a host where its visual tokens are read.
+
+    Attributes:
+        name: ``"blocks.12"``, ``"vision.24"``; counted from the front.
+        host: the host's name, for messages.
+        place: the same in words, for messages.
+        depth: how many blocks come before it.
+        reader: the module whose input is the stream there.
+        width: D, the width of the stream.
+        layout: the grid of the visual tokens there; with ``locate``, what to expect of it.
+        visual: hidden_BLD -> visual_BND; None with ``locate``.
+        before: the blocks, and what else is known, that shape the tokens.
+        beside: a module that works where the stream does.
+        calls: how often the reader is called in one forward, each time with the images of one view.
+        prompt, locate: as of the :class:`Host`.
+    """
+
+    name: str
+    host: str
+    place: str
+    depth: int
+    reader: nn.Module
+    width: int
+    layout: Layout
+    visual: Callable[[Tensor], Tensor] | None
+    before: tuple[nn.Module, ...]
+    beside: nn.Module
+    calls: int = 1
+    prompt: nn.Module | None = None
+    locate: Callable[[Mapping[str, Any]], Located] | None = None
+
+    @property
+    def where(self) -> str:
+        """The place and the host's name."""
+        return f"{self.place} of {self.host}"
+
+    @property
+    def in_vision(self) -> bool:
+        """Whether it is in the vision encoder."""
+        return self.name.startswith("vision.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stream is."""
+        parameter = next(self.beside.parameters(), None)
+        return torch.get_default_device() if parameter is None else parameter.device
+
+    @property
+    def record(self) -> str:
+        """What to look at if the tokens do not fit."""
+        return "Host.vision" if self.in_vision else "Host.layout and Host.visual"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A record of where a VLA keeps its visual tokens. Adding a host is filling in this record.
+
+    Attributes:
+        name: what to call it in messages.
+        blocks: the transformer blocks, in order.
+        final_norm: the module that reads the residual stream after the last block; None if nothing reads the
+            visual tokens there.
+        width: D, the width of the residual stream.
+        layout: the visual token grid, in the host's own order; with ``locate``, what to expect of it.
+        visual: where the visual tokens are in the sequence, the only host-specific code: a slice of it, or a
+            function hidden_BLD -> visual_BND; None with ``locate``.
+        depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
+            the published code of arXiv 2510.12276).
+        entry: the name, inside a block, of the norm that reads the block's input; "" for hosts that call
+            their blocks and have no such norm (post-norm blocks), where the block itself is read.
+        prompt: for hosts whose visual tokens stand wherever the prompt has them: the module that is called
+            with the prompt, by keyword, before the blocks run.
+        locate: the keyword arguments of that call -> :class:`Located`.
+        vision: its vision encoder, for sites ``"vision.K"``; None if nothing is said of it.
+    """
+
+    name: str
+    blocks: Blocks
+    final_norm: nn.Module | None
+    width: int
+    layout: Layout
+    visual: Visual | None
+    depth: int | None = None
+    entry: str = "input_layernorm"
+    prompt: nn.Module | None = None
+    locate: Callable[[Mapping[str, Any]], Located] | None = None
+    vision: VisionEncoder | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.visual, slice):
+            object.__setattr__(self, "visual", partial(_sliced, self.visual))
+        elif not (callable(self.visual) or (self.visual is None and self.locate is not None)):
+            raise SpatialForcingError(
+                f"Host.visual of {self.name} is a slice of the sequence or a function hidden_BLD -> "
+                f"visual_BND (None only with Host.locate), got {self.visual!r}."
+            )
+
+    @property
+    def default_depth(self) -> int:
+        """The recommended tap depth, in blocks."""
+        return max(1, round(0.75 * len(self.blocks))) if self.depth is None else self.depth
+
+    def site_at(self, depth: int | None = None) -> Site:
+        """The site after ``depth`` blocks, 1 or more; the recommended one if None.
+
+        Raises:
+            TapError: no such depth.
+        """
+        depth = self.default_depth if depth is None else depth
+        self.reader(depth)  # says what is wrong
+        return self.site(f"blocks.{int(depth)}")
+
+    def site(self, name: str) -> Site:
+        """The site of a name: ``"blocks.K"`` after K blocks, ``"vision.K"`` after K blocks of the vision
+        encoder, K from 0; -1 is after the last block, -2 before it.
+
+        Raises:
+            TapError: there is no such site; says which there are.
+        """
+        match = _NAME.fullmatch(name) if isinstance(name, str) else None
+        if match is None or match[1] not in ("blocks", "vision"):
+            raise TapError(f"{self.name} has no site {name!r}. {self._says_sites()}")
+        stack, vision = match[1], self.vision
+        if stack == "vision" and vision is None:
+            raise TapError(
+                f"The record of {self.name} does not describe its vision encoder, so there is no site "
+                f"{name!r}. {self._says_sites()} To read the vision encoder fill in Host.vision with a "
+                "spatial_forcing.VisionEncoder."
+            )
+        of = self if stack == "blocks" or vision is None else vision
+        count, index = len(of.blocks), int(match[2])
+        depth = index + count + 1 if index < 0 else index
+        if not 0 <= depth <= _deepest(of):
+            raise TapError(f"{self.name} has no site {name!r}. {self._says_sites()}")
+        place = f"after block {depth} of {count}" if depth else f"before block 1 of {count}"
+        common: dict[str, Any] = {
+            "name": f"{stack}.{depth}",
+            "host": self.name,
+            "depth": depth,
+            "reader": self._reads(stack, of, depth),
+            "width": of.width,
+            "layout": of.layout,
+            "beside": of.blocks[max(0, depth - 1)],
+        }
+        before = tuple(of.blocks[i] for i in range(depth))
+        if isinstance(of, VisionEncoder):
+            return Site(
+                place=f"{place} of the vision encoder",
+                visual=partial(_of_images, of.visual, of.layout.views, of.calls),
+                before=(*of.upstream, *before),
+                calls=of.layout.views if of.calls == "per view" else 1,
+                **common,
+            )
+        assert not isinstance(self.visual, slice)  # it is a function since __post_init__
+        hidden = {"visual": self.visual, "prompt": self.prompt, "locate": self.locate}
+        return Site(place=place, before=before, **hidden, **common)
+
+    def reader(self, depth: int) -> nn.Module:
+        """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
+        deepest = _deepest(self)
+        if not isinstance(depth, Integral) or not 1 <= depth <= deepest:
+            raise TapError(
+                f"{self.name} has {len(self.blocks)} blocks; the tap depth must be 1 to {deepest}, got "
+                f"{depth!r}."
+            )
+        return self._reads("blocks", self, depth)
+
+    def entry_of(self, index: int) -> nn.Module:
+        """The module that reads the input of ``blocks[index]``."""
+        return self._entry("blocks", self, index)
+
+    def _reads(self, stack: str, of: "Host | VisionEncoder", depth: int) -> nn.Module:
+        if depth == len(of.blocks) and of.final_norm is not None:
+            return of.final_norm
+        return self._entry(stack, of, depth)
+
+    def _entry(self, stack: str, of: "Host | VisionEncoder", index: int) -> nn.Module:
+        block = of.blocks[index]
+        reader = getattr(block, of.entry, None) if of.entry else block
+        if not isinstance(reader, nn.Module):
+            found = ", ".join(name for name, _ in block.named_children())
+            said = "Host(entry=...)" if stack == "blocks" else "VisionEncoder(entry=...)"
+            of_it = "" if stack == "blocks" else " of the vision encoder"
+            raise TapError(
+                f"{self.name}: block {index}{of_it} ({type(block).__name__}) has no module {of.entry!r}. "
+                f"It has: {found}. Name the norm at the block's entry with {said}."
+            )
+        return reader
+
+    def _says_sites(self) -> str:
+        there = [f"blocks.0 to blocks.{_deepest(self)}"]
+        if self.vision is not None:
+            there.append(f"vision.0 to vision.{_deepest(self.vision)}")
+        return f"It has {', and '.join(there)}; -1 is after the last block."
+
+
+def _deepest(of: Host | VisionEncoder) -> int:
+    """The last depth at which something reads the stream."""
+    return len(of.blocks) if of.final_norm is not None else len(of.blocks) - 1
+
+
+def _sliced(where: slice, hidden_BLD: Tensor) -> Tensor:
+    return hidden_BLD[:, where]
+
+
+def _of_images(visual: Visual | None, views: int, calls: str, tokens_bLD: Tensor) -> Tensor:
+    """visual_BND of the images of a batch, those of one view (then N is n) or of all."""
+    if visual is not None:
+        tokens_bLD = tokens_bLD[:, visual] if isinstance(visual, slice) else visual(tokens_bLD)
+    if calls == "per view" or tokens_bLD.ndim != 3 or len(tokens_bLD) % views:
+        return tokens_bLD
+    return tokens_bLD.unflatten(0, (-1, views)).flatten(1, 2)

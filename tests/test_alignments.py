@@ -1,0 +1,426 @@
+"""Laws of several alignments: a sum, asked once, named, scheduled and resumed; one is what it always was."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from test_align import CHANNELS, SIDE, VIEWS, ConvTeacher, Setting, assert_same
+from test_site import Colours, Seeing, images
+from test_target import TwoLayers, small_store
+from torch import Tensor, nn
+
+from spatial_forcing import Alignment, Given, SpatialForcing, TapError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.grid import Features, flip, resample
+from spatial_forcing.losses.cosine import cosine_distance
+from spatial_forcing.losses.relations import relation_distance
+from spatial_forcing.schedules.linear import Linear
+
+
+class Several(Setting):
+    """The setting of the other tests with a list of alignments."""
+
+    def __init__(self, *alignments: Alignment):
+        super().__init__()
+        self.sf.detach()
+        torch.manual_seed(5)
+        self.sf = SpatialForcing(self.vla.spatial_forcing_host(), list(alignments))
+
+
+def two(teacher: nn.Module, **second) -> list[Alignment]:
+    options = {"loss": "relations", "weight": 2.0, "name": "early"} | second
+    return [
+        Alignment("blocks.3", teacher, "cosine", 0.5, name="late"),
+        Alignment(options.pop("site", "blocks.1"), teacher, **options),
+    ]
+
+
+def alone(setting: Several, index: int) -> SpatialForcing:
+    """One of the alignments by itself, with the same projector."""
+    part = setting.sf.parts[index]
+    sf = SpatialForcing(setting.vla.spatial_forcing_host(), [part.alignment])
+    sf.projector.load_state_dict(setting.sf.projector_of(part.name).state_dict())
+    return sf
+
+
+# ---- a sum -------------------------------------------------------------------------------------------------
+
+
+def test_two_alignments_have_the_loss_and_the_gradient_of_their_sum():
+    setting = Several(*two(ConvTeacher()))
+    gradients = setting.gradients(loss := setting.loss())
+    losses, summed = [], dict[str, Tensor]()
+    for index, name in enumerate(("late", "early")):
+        sf = alone(setting, index)
+        setting.vla.zero_grad()
+        with sf.watch():
+            setting.vla(*setting.inputs)
+        one = sf(setting.images_BV3HW)
+        one.backward()
+        losses.append(one.detach())
+        found = {f"vla.{n}": p.grad for n, p in setting.vla.named_parameters()}
+        found |= {f"sf.projectors.{name}.{n}": p.grad for n, p in sf.projector.named_parameters()}
+        for parameter, gradient in found.items():
+            if gradient is not None:
+                summed[parameter] = summed.get(parameter, torch.zeros(())) + gradient
+        sf.detach()
+    assert loss.item() == pytest.approx(sum(losses).item(), rel=1e-6)
+    assert losses[0] != losses[1]
+    assert_same({name: g for name, g in gradients.items() if g is not None}, summed, atol=1e-6)
+
+
+def test_the_numbers_of_each_and_together_are_logged():
+    setting = Several(*two(ConvTeacher()))
+    loss = setting.loss()
+    logs = {name: value.item() for name, value in setting.sf.logs.items()}
+    each = [
+        f"{name}/{key}" for name in ("late", "early") for key in ("align_loss", "cosine", "valid_fraction")
+    ]
+    assert list(logs) == [*each, "align_loss", "weighted_align_loss"]
+    assert logs["align_loss"] == pytest.approx(logs["late/align_loss"] + logs["early/align_loss"])
+    expected = 0.5 * logs["late/align_loss"] + 2.0 * logs["early/align_loss"]
+    assert logs["weighted_align_loss"] == loss.item() == pytest.approx(expected)
+    assert logs["late/cosine"] == pytest.approx(1 - logs["late/align_loss"])
+    # Whatever the loss, the cosine is the cosine.
+    sf, features = setting.sf, setting.features()
+    target_BNC, valid_BN = sf.target(features, of="early")
+    visual_BND = sf.parts[1].tap.visual_BND()
+    projected_BNC = sf.projector_of("early")(visual_BND, valid_BN)
+    other = SpatialForcing(setting.vla.spatial_forcing_host(), [sf.parts[1].alignment])
+    assert torch.equal(other.target(features)[0], target_BNC)
+    compared = projected_BNC, sf.target(setting.images_BV3HW, of="early")[0], valid_BN
+    assert logs["early/cosine"] == pytest.approx(1 - cosine_distance(*compared).item(), abs=1e-6)
+    assert logs["early/align_loss"] == pytest.approx(relation_distance(*compared).item(), abs=1e-6)
+
+
+def test_a_list_of_one_is_the_same_bit_for_bit_as_the_flat_arguments():
+    teacher, results = ConvTeacher(), []
+    for listed in (False, True):
+        torch.manual_seed(9)
+        setting = Setting(position_embedding=0.2, norm="batch", depth=2, weight=0.7)
+        if listed:
+            setting.sf.detach()
+            torch.manual_seed(0)
+            setting = Setting()
+            setting.sf.detach()
+        torch.manual_seed(11)
+        host, options = setting.vla.spatial_forcing_host(), {"position_embedding": 0.2, "norm": "batch"}
+        if listed:
+            setting.sf = SpatialForcing(host, [Alignment("blocks.2", teacher, weight=0.7, **options)])
+        else:
+            setting.sf = SpatialForcing(host, teacher, 0.7, depth=2, **options)
+        after = torch.rand(3)  # as many random numbers were drawn
+        loss = setting.loss()
+        state = copy.deepcopy(setting.sf.state_dict())
+        results.append((after, loss.detach(), state, setting.gradients(loss), setting.sf.logs))
+    (after, loss, state, gradients, logs), (after2, loss2, state2, gradients2, logs2) = results
+    assert torch.equal(after, after2)
+    assert torch.equal(loss, loss2)
+    assert list(state) == list(state2) == [*(n for n in state if n.startswith("projector."))]
+    assert all(torch.equal(state[n], state2[n]) for n in state)
+    assert all(g is None or torch.equal(gradients2[n], g) for n, g in gradients.items())
+    assert list(logs) == list(logs2) == ["align_loss", "cosine", "valid_fraction"]
+
+
+def test_the_host_is_the_same_bits_under_several_taps():
+    model, pictures = Seeing(), images()
+    expected = model(pictures)
+    sf = SpatialForcing(
+        model.spatial_forcing_host(),
+        [Alignment(site, Colours()) for site in ("vision.1", "vision.-1", "blocks.0", "blocks.-1")],
+    )
+    with sf.watch():
+        assert torch.equal(model(pictures), expected)
+    loss = sf(pictures)
+    assert [part.name for part in sf.parts] == ["vision_1", "vision_3", "blocks_0", "blocks_2"]
+    loss.backward()
+    for part in sf.parts:
+        assert all(
+            p.grad is not None and p.grad.isfinite().all() for p in sf.projector_of(part.name).parameters()
+        )
+    sf.detach()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_alignments_at_one_site_share_a_tap():
+    teacher = ConvTeacher()
+    setting = Several(*two(teacher, site="blocks.3"))
+    assert len(setting.sf.taps) == 1
+    assert setting.loss() > 0
+
+
+# ---- a batch is asked once ---------------------------------------------------------------------------------
+
+
+def test_two_alignments_on_one_teacher_ask_it_once():
+    teacher, calls = ConvTeacher(), []
+    teacher.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    setting = Several(*two(teacher))
+    setting.loss()
+    assert calls == [3]
+
+
+def test_two_layers_of_one_teacher_are_asked_for_in_one_pass():
+    teacher = TwoLayers()
+    setting = Several(*two(teacher, layer=0, loss="cosine"))
+    loss = setting.loss()
+    assert teacher.asked == [(0, 1)]
+    torch.manual_seed(5)
+    other = Several(*two(teacher, layer=1, loss="cosine"))
+    assert other.loss().item() != loss.item(), "the layers differ, and so must the targets"
+    other = Several(*two(teacher, layer=0, loss="cosine", position_embedding=0.0))
+    early_BNC, _ = other.sf.target(other.images_BV3HW, of="early")
+    plain_BNC = resample(teacher.layers_of(other.images_BV3HW, (0,))[0], SIDE, SIDE).tokens_BVHWC
+    torch.testing.assert_close(early_BNC, plain_BNC.flatten(1, 3))
+
+
+def test_a_teacher_of_one_layer_says_so():
+    with pytest.raises(SpatialForcingError, match=r"Layers 0.*ConvTeacher were asked for, .*one layer only"):
+        Several(*two(ConvTeacher(), layer=0, site="blocks.2")[1:]).loss()
+
+
+def test_two_targets_are_asked_each_and_may_be_given_different_things(tmp_path):
+    online, store = ConvTeacher(), small_store(tmp_path / "cache")
+    setting = Several(
+        Alignment("blocks.3", online, name="online"), Alignment("blocks.2", store, name="stored", weight=1.0)
+    )
+    frames = torch.tensor([0, 3, 4])
+    setting.act()
+    given = {"online": setting.images_BV3HW, "stored": Given(frames, flip())}
+    loss = setting.sf(given)
+    target_BNC, _ = setting.sf.target(given, of="stored")
+    expected_BNC, _ = setting.sf.target(
+        {"online": setting.images_BV3HW, "stored": store.read(frames)}, of="stored"
+    )
+    mirrored = expected_BNC.view(3, VIEWS, SIDE, SIDE, CHANNELS).flip(3).reshape(3, -1, CHANNELS)
+    torch.testing.assert_close(target_BNC, mirrored, atol=1e-5, rtol=0)
+    loss.backward()
+    with pytest.raises(SpatialForcingError, match="Nothing was given to the alignments stored"):
+        setting.sf({"online": setting.images_BV3HW})
+    with pytest.raises(UnknownNameError, match=r"Unknown alignment 'store'. Did you mean 'stored'"):
+        setting.sf(given | {"store": frames})
+    with pytest.raises(UnknownNameError, match="Unknown alignment 'stor'"):
+        setting.sf.target(given, of="stor")
+
+
+def test_frames_of_a_store_are_enough_for_one_alignment(tmp_path):
+    store = small_store(tmp_path / "cache")
+    setting, frames = Several(Alignment(None, store)), torch.tensor([0, 3, 4])
+    assert setting.loss(frames).item() == setting.loss(store.read(frames)).item()
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alignments", "says"),
+    [
+        (lambda t: [], "holds at least one"),
+        (lambda t: [t], "holds spatial_forcing.Alignment records; got ConvTeacher"),
+        (
+            lambda t: [Alignment("blocks.2", t), Alignment("blocks.2", t)],
+            r"called blocks_2.*Alignment\(..., name=",
+        ),
+        (lambda t: [Alignment("blocks.2", t, name="a.b")], "letters, digits, - and _.*'a.b'"),
+        (lambda t: [Alignment("blocks.2", t, name="values")], "own; got 'values'"),
+        (lambda t: [Alignment("blocks.2", None)], "something that has a width"),
+        (lambda t: [Alignment("blocks.2", t, "cosin")], "Did you mean 'cosine'"),
+        (lambda t: [Alignment("blocks.2", t, weight=-1)], "0 or more, got -1"),
+        (lambda t: [Alignment("blocks.2", t, weight="linear")], "does not say initial"),
+        (lambda t: [Alignment("blocks.9", t)], "no site 'blocks.9'. It has blocks.0 to blocks.4"),
+    ],
+)
+def test_lists_that_cannot_be(alignments, says):
+    setting = Setting()
+    hooks = [dict(module._forward_pre_hooks) for module in setting.vla.modules()]
+    with pytest.raises(SpatialForcingError, match=says):
+        SpatialForcing(setting.vla.spatial_forcing_host(), alignments(setting.teacher))
+    assert hooks == [dict(module._forward_pre_hooks) for module in setting.vla.modules()]
+
+
+def test_what_is_wrong_leaves_no_hook_behind():
+    setting = Setting()
+    setting.sf.detach()
+    host = setting.vla.spatial_forcing_host()
+    for wrong in ({"norm": "group"}, {"standardize": (torch.zeros(4), torch.ones(4))}):
+        with pytest.raises(SpatialForcingError):
+            SpatialForcing(host, setting.teacher, **wrong)
+    assert not any(module._forward_pre_hooks for module in setting.vla.modules())
+
+
+@pytest.mark.parametrize("more", [{"weight": 1.0}, {"depth": 2}, {"norm": "batch"}])
+def test_a_list_says_everything(more):
+    setting = Setting()
+    with pytest.raises(SpatialForcingError, match="said in each of the alignments"):
+        SpatialForcing(setting.vla.spatial_forcing_host(), two(setting.teacher), **more)
+
+
+def test_site_and_depth_are_two_names_of_one_thing():
+    with pytest.raises(SpatialForcingError, match="the site or the depth, not both"):
+        Setting(site="blocks.2", depth=2)
+    one, other = Setting(site="blocks.2"), Setting(depth=2)
+    loss, same = one.loss(), other.loss()
+    assert torch.equal(loss, same)
+    assert_same(one.gradients(loss), other.gradients(same), atol=0)
+
+
+def test_features_that_are_no_numbers_are_found_in_any_alignment():
+    setting = Several(*two(ConvTeacher()))
+    features = setting.features()
+    features.tokens_BVHWC[1, 1, 2, 3, 4] = math.nan
+    with pytest.raises(SpatialForcingError, match=r"sample 1, view 1, row 2, column 3"):
+        setting.loss({"late": setting.images_BV3HW, "early": features})
+    with pytest.raises(SpatialForcingError, match=r"sample 1, view 1"):
+        setting.sf.check_loss(math.nan, {"late": setting.images_BV3HW, "early": features})
+
+
+def test_every_alignment_that_pulls_needs_gradient():
+    model, pictures = Seeing(), images()
+    model.patches.requires_grad_(False)
+    model.position.requires_grad_(False)
+    model.encoder.requires_grad_(False)
+    for weight in (0.5, 0.0):
+        alignments = [Alignment("vision.-1", Colours(), weight=weight), Alignment("blocks.-1", Colours())]
+        sf = SpatialForcing(model.spatial_forcing_host(), alignments)
+        with sf.watch():
+            model(pictures)
+        if weight:
+            with pytest.raises(TapError, match="vision encoder of Seeing carry no gradient"):
+                sf(pictures)
+        else:
+            sf(pictures).backward()
+
+
+def test_the_gradient_ratio_is_that_of_all_tapped_streams_together():
+    model, pictures = Seeing(), images()
+    sf = SpatialForcing(
+        model.spatial_forcing_host(), [Alignment("vision.-1", Colours()), Alignment("blocks.-1", Colours())]
+    )
+    with sf.watch():
+        action = model(pictures).square().mean()
+    align = sf(pictures)
+    streams = [stream for tap in sf.taps for stream in tap.streams]
+    assert len(streams) == VIEWS + 1
+    norms = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, streams, retain_graph=True)]).norm()
+        for loss in (align, action)
+    ]
+    assert sf.gradient_ratio(action, align).item() == pytest.approx((norms[0] / norms[1]).item(), rel=1e-5)
+
+
+def test_several_alignments_describe_themselves():
+    setting = Several(*two(ConvTeacher(), weight="linear:initial=1,final=0,end=10"))
+    head, late, early = setting.sf.describe().splitlines()
+    assert head == "Spatial Forcing: 2 alignments"
+    assert late.startswith(
+        "  late: TinyVLA after block 3 of 4 (8 visual tokens, width 16) -> teacher width 8;"
+    )
+    assert early.endswith("; loss relations; weight linear:initial=1,final=0,end=10")
+
+
+# ---- steps -------------------------------------------------------------------------------------------------
+
+RAMP = Linear(initial=1.0, final=0.0, end=4)
+
+
+def test_a_scheduled_weight_is_that_of_the_step_and_zero_pulls_no_more():
+    scheduled, constant = Setting(weight=RAMP), Setting(weight=1.0)
+    for step, weight in enumerate((1.0, 0.75, 0.5, 0.25, 0.0, 0.0)):
+        assert scheduled.sf.step == step
+        assert scheduled.sf.weight == weight
+        assert scheduled.loss().item() == pytest.approx(weight * constant.loss().item(), rel=1e-6)
+        assert scheduled.sf.logs["align_weight"] == weight
+        assert list(scheduled.sf.logs) == [*constant.sf.logs, "align_weight"]
+    scheduled.vla.requires_grad_(False)
+    assert scheduled.loss() == 0
+
+
+def test_evaluation_makes_no_steps():
+    setting = Setting(weight=RAMP)
+    setting.loss()
+    with torch.no_grad():
+        setting.loss()
+    setting.sf.eval()
+    setting.loss()
+    assert setting.sf.step == 1
+
+
+def test_the_step_may_be_set_where_a_loop_counts_otherwise():
+    setting = Setting(weight=RAMP)
+    setting.sf.step = 3
+    assert setting.sf.weight == 0.25
+    assert setting.sf.state_dict()["training_step"] == 3
+
+
+def trained(setting: Setting, steps: int) -> Setting:
+    """After some steps of training on batches that depend on the step."""
+    optimizer = torch.optim.SGD([*setting.vla.parameters(), *setting.sf.parameters()], lr=0.1)
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(setting.sf.step)
+        setting.images_BV3HW = torch.rand(3, VIEWS, 3, 28, 28, generator=generator)
+        setting.inputs = (setting.images_BV3HW, *setting.inputs[1:])
+        optimizer.zero_grad()
+        (setting.act() + setting.sf(setting.images_BV3HW)).backward()
+        optimizer.step()
+    return setting
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_resumed_run_continues_its_schedule(several):
+    teacher = ConvTeacher()
+
+    def fresh() -> Setting:
+        return Several(*two(teacher, weight=RAMP)) if several else Setting(weight=RAMP)
+
+    straight, stopped, resumed = trained(fresh(), 5), trained(fresh(), 2), fresh()
+    saved = io.BytesIO()
+    torch.save({"vla": stopped.vla.state_dict(), "sf": stopped.sf.state_dict()}, saved)
+    saved.seek(0)
+    state = torch.load(saved)
+    resumed.vla.load_state_dict(state["vla"])
+    resumed.sf.load_state_dict(state["sf"])
+    resumed.inputs = stopped.inputs
+    assert resumed.sf.step == 2
+    trained(resumed, 3)
+    assert resumed.sf.step == straight.sf.step == 5
+    for of in ("vla", "sf"):
+        a, b = getattr(straight, of).state_dict(), getattr(resumed, of).state_dict()
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_states_of_before_there_were_schedules_load_and_the_other_way_round():
+    constant, scheduled = Setting(), Setting(weight=RAMP)
+    assert "training_step" not in constant.sf.state_dict()
+    old = {name: value + 1 for name, value in constant.sf.state_dict().items()}
+    scheduled.loss()
+    scheduled.sf.load_state_dict(old)
+    assert torch.equal(scheduled.sf.projector.fc1.weight, old["projector.fc1.weight"])
+    assert scheduled.sf.step == 1, "nothing is known of steps: those that were made stay"
+    scheduled.loss()
+    constant.sf.load_state_dict(scheduled.sf.state_dict())
+    assert constant.sf.step == 2
+
+
+def test_the_names_in_a_state_dict_are_the_alignments():
+    setting = Several(*two(ConvTeacher()))
+    names = {name.split(".")[1] for name in setting.sf.state_dict()}
+    assert names == {"late", "early"}
+    assert all(name.startswith("projectors.") for name in setting.sf.state_dict())
+    assert not any(isinstance(module, ConvTeacher) for module in setting.sf.modules())
+    teacher = setting.sf.parts[0].alignment.target
+    teacher.eval()
+    setting.sf.train()
+    assert not teacher.training
+    assert copy.deepcopy(setting.sf).state_dict().keys() == setting.sf.state_dict().keys()
+
+
+def test_features_of_one_batch_serve_all():
+    setting = Several(*two(ConvTeacher()))
+    features = setting.features()
+    valid = Features(features.tokens_BVHWC, features.valid_BVHW.clone())
+    valid.valid_BVHW[:, 1] = False
+    setting.loss(valid)
+    assert [setting.sf.logs[f"{name}/valid_fraction"].item() for name in ("late", "early")] == [0.5, 0.5]
