@@ -10,7 +10,7 @@ from spatial_forcing.grid import Layout
 from spatial_forcing.hosts.building import blocks_of_tokens, image_size, lora_flags
 from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
 from spatial_forcing.hosts.small import SPECIAL, VOCABULARY, WIDTH, small_tokenizer
-from spatial_forcing.tap import Host
+from spatial_forcing.site import Host, VisionEncoder
 
 
 def smolvla_host(policy: Any, views: int) -> Host:
@@ -35,6 +35,22 @@ def smolvla_host(policy: Any, views: int) -> Host:
         width=vlm.config.text_config.hidden_size,
         layout=Layout(views, rows, cols, fit, anchor=(1.0, 1.0)),
         visual=blocks_of_tokens(views, tokens, markers[0], sum(markers) + tokens),
+        vision=smolvla_vision(policy, Layout(views, height // patch, width // patch, fit, anchor=(1.0, 1.0))),
+    )
+
+
+def smolvla_vision(policy: Any, layout: Layout) -> VisionEncoder:
+    """SmolVLM's SigLIP, which LeRobot calls once per view; its grid is that of the patches."""
+    vlm = policy.model.vlm_with_expert.get_vlm_model()
+    return VisionEncoder(
+        blocks=vlm.vision_model.encoder.layers,
+        final_norm=vlm.vision_model.post_layernorm,
+        width=vlm.config.vision_config.hidden_size,
+        layout=layout,
+        calls="per view",
+        upstream=(vlm.vision_model.embeddings,),
+        unfreeze="--policy.freeze_vision_encoder=false and --policy.train_expert_only=false, or LoRA on it: "
+        + lora_flags(r".*\.vision_model\..*\.(q|v)_proj"),
     )
 
 
