@@ -21,7 +21,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from record import made_with, quartiles
 from torch.utils.data import DataLoader, Subset
 
-from spatial_forcing.chunks import read_chunks_without_pictures
+from spatial_forcing.chunks import read_chunks_alone
 from spatial_forcing.datasets import open_dataset
 
 
@@ -77,8 +77,7 @@ def main(args: Args) -> None:
     made = made_with(args)
     torch.set_num_threads(1)
     ways = {"lerobot": opened(args)}
-    read_chunks_without_pictures()
-    ways["without pictures"] = opened(args)
+    ways["without pictures"] = read_chunks_alone(opened(args))
     random = torch.Generator().manual_seed(args.seed)
     count = len(ways["lerobot"])
     order = [torch.randperm(count, generator=random).tolist()[: args.frames] for _ in range(args.rounds)]

@@ -12,16 +12,14 @@ def tracked_crops() -> Iterator[Any]:
     """While inside, GR00T's preprocessor says what it cropped; gives LeRobot's module of it."""
     from lerobot.policies.groot import processor_groot as groot
 
-    from lerobot_policy_spatial_forcing.crops import track_crops
+    from spatial_forcing import patches
 
-    steps = groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep
-    plain = [step.__call__ for step in steps]
-    track_crops()
+    patches.undo_all()
+    patches.track_groot_crops()
     try:
         yield groot
     finally:
-        for step, call in zip(steps, plain, strict=True):
-            step.__call__ = call
+        patches.undo_all()
 
 
 def prompted(config: Any, raw: dict[str, Any], tasks: Sequence[str] | None = None, **options: Any) -> Any:

@@ -3,32 +3,38 @@
 H, W: pixels; points are (x, y) in unit coordinates.
 """
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.transforms.transforms import ImageTransformConfig, ImageTransforms, ImageTransformsConfig
 from small_dataset import CAMERAS, make_dataset
 from torchvision.transforms import v2
 
-from lerobot_policy_spatial_forcing.augment import (
-    AFFINE_KEY,
-    TrackedTransforms,
-    affines_of,
-    track_geometry,
-)
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
+from spatial_forcing import patches
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, crop, flip, resample
+from spatial_forcing.patches.transforms import AFFINE_KEY, TrackedTransforms, affines_of
 from spatial_forcing.teachers import load_teacher
 
 H, W = 60, 90
+
+
+@pytest.fixture(autouse=True)
+def lerobots_own():
+    """Every test starts and ends with LeRobot as it is."""
+    patches.undo_all()
+    yield
+    patches.undo_all()
+
+
 SMOOTH = v2.InterpolationMode.BILINEAR
 GEOMETRIC = {
     "affine": v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=8, interpolation=SMOOTH),
@@ -84,8 +90,20 @@ def test_photometric_transforms_and_lerobots_own_move_nothing():
 
 def test_bending_a_picture_is_refused():
     tracked = TrackedTransforms(v2.RandomPerspective(distortion_scale=0.8, p=1.0))
-    with pytest.raises(SpatialForcingError, match=r"bend pictures \(RandomPerspective\).*teacher online"):
+    with pytest.raises(SpatialForcingError, match=r"bend images \(RandomPerspective\).*teacher online"):
         tracked(blob(40, 30))
+
+
+@pytest.mark.parametrize("unknown", [lambda image: image.flip(-1), v2.Lambda(lambda image: image)])
+def test_toward_images_that_moved_nobody_knows_where_nothing_is_aligned(unknown):
+    tracked, image = TrackedTransforms(v2.Compose([v2.RandomHorizontalFlip(0.0), unknown])), blob(40, 30)
+    assert torch.equal(tracked(image), unknown(image))  # the policy is trained as ever
+    batch = {AFFINE_KEY + CAMERAS[0]: tracked.affine_23[None]}
+    assert affines_of(batch, [CAMERAS[1]]) is None  # that camera is not aligned
+    with pytest.raises(
+        SpatialForcingError, match=r"transforms of the data set move images is not known.*online"
+    ):
+        affines_of(batch, list(CAMERAS))
 
 
 # ---- in LeRobot's data sets
@@ -116,11 +134,8 @@ def test_pictures_and_random_numbers_stay_the_same(root):
         torch.manual_seed(5)
         return [dataset[i] for i in (0, 7, 3)], torch.rand(1)
 
-    with pytest.MonkeyPatch.context() as patch:
-        now = DatasetReader.__init__
-        patch.setattr(DatasetReader, "__init__", getattr(now, "without_tracking", now))
-        before, after_before = draw(frames(root, transforms(**tfs)))
-    track_geometry()
+    before, after_before = draw(frames(root, transforms(**tfs)))
+    patches.track_image_transforms()
     tracked, after_tracked = draw(frames(root, transforms(**tfs)))
     assert torch.equal(after_before, after_tracked)
     for one, other in zip(before, tracked, strict=True):
@@ -129,14 +144,14 @@ def test_pictures_and_random_numbers_stay_the_same(root):
 
 
 def test_without_transforms_nothing_is_added(root):
-    track_geometry()
+    patches.track_image_transforms()
     assert not [key for key in frames(root, None)[0] if key.startswith(AFFINE_KEY)]
     assert affines_of({"observation.state": torch.zeros(2, 4)}, list(CAMERAS)) is None
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_affines_survive_worker_processes_and_collation(root, start):
-    track_geometry()
+    patches.track_image_transforms()
     dataset = frames(root, transforms(RandomHorizontalFlip={"p": 1.0}))
     assert "observation.state" in dataset[0]  # used before it is handed over
     loader = torch.utils.data.DataLoader(
@@ -149,10 +164,12 @@ def test_affines_survive_worker_processes_and_collation(root, start):
 def test_a_streaming_data_set_with_transforms_is_refused(root):
     from lerobot.datasets.streaming_dataset import StreamingLeRobotDataset
 
-    track_geometry()
-    StreamingLeRobotDataset("local/small", root=root)
-    with pytest.raises(SpatialForcingError, match="cannot follow the image transforms of a streaming"):
-        StreamingLeRobotDataset("local/small", root=root, image_transforms=transforms(ColorJitter={}))
+    patches.track_image_transforms()
+    next(iter(StreamingLeRobotDataset("local/small", root=root)))
+    moved = StreamingLeRobotDataset("local/small", root=root, image_transforms=transforms(ColorJitter={}))
+    for use in (lambda: next(iter(moved)), lambda: pickle.dumps(moved)):  # here, or in a worker process
+        with pytest.raises(SpatialForcingError, match="cannot follow the image transforms of a streaming"):
+            use()
 
 
 # ---- in a forced policy
@@ -190,11 +207,12 @@ def test_stored_features_move_with_the_policys_pictures(root, tmp_path, tfs):
     name = "untrained-tiny"
     cache = extract(root, load_teacher(name), name, tmp_path / "features")
     options = {"image_size": 56, "patch": 14, "width": 32, "depth": 4, "heads": 2, "device": "cpu"}
+    # LeRobot's trainer makes the data set first, and nothing is switched on by then.
+    dataset = frames(root, transforms(**tfs), delta_timestamps={"action": [i / 10 for i in range(8)]})
     config: PreTrainedConfig = CLASSES["tiny"](**options, forcing=ForcingConfig(cache=str(cache)))
+    assert not patches.replaced()
     policy = make_policy(config, ds_meta=LeRobotDatasetMetadata("local/small", root=root)).train()
     assert isinstance(policy, forced_policy_class("tiny"))
-
-    dataset = frames(root, transforms(**tfs), delta_timestamps={"action": [i / 10 for i in range(8)]})
     batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=3)))
     affine_BV23 = affines_of(batch, list(CAMERAS))
     assert affine_BV23 is not None

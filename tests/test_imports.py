@@ -12,9 +12,11 @@ import pytest
 import spatial_forcing
 
 PACKAGE = Path(spatial_forcing.__file__).parent
+# LeRobot's plug-in uses the library, which knows nothing of it.
+PLUGIN = PACKAGE.parent / "lerobot_policy_spatial_forcing"
 
 # What may import what: a part imports parts on lines above its own; parts on one line may import each other,
-# but not in a circle. `errors` is for all.
+# but not in a circle. `errors` is for all. The plug-in is one part.
 ORDER = (
     (
         "grid",
@@ -38,10 +40,11 @@ ORDER = (
     ("alignment",),
     ("align",),
     ("teachers", "hosts"),
-    ("cache",),
-    ("sim", "probe", "study", "stats", "provenance", "train", "flags", "train_command", "evaluate", "chunks"),
+    ("cache", "chunks", "patches"),
+    ("sim", "probe", "study", "stats", "provenance", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
     ("report", "evidence", "demo", "doctor", "cli"),
+    (PLUGIN.name,),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}
 
@@ -117,11 +120,13 @@ def test_public_names_are_declared_once_each():
 
 
 def part_of(path: Path) -> str:
+    if path.is_relative_to(PLUGIN):
+        return PLUGIN.name
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported_parts(source: str, package: tuple[str, ...]) -> set[str]:
-    """Parts of the package that a file imports, at any level of nesting; `package` is where the file is."""
+    """Parts that a file imports, at any level of nesting; `package` is where the file is."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -131,6 +136,7 @@ def imported_parts(source: str, package: tuple[str, ...]) -> set[str]:
             module = ".".join(filter(None, [base, node.module]))
             names |= {f"{module}.{alias.name}" for alias in node.names}
     parts = {name.split(".")[1] for name in names if name.startswith("spatial_forcing.")}
+    parts |= {PLUGIN.name for name in names if name.split(".")[0] == PLUGIN.name}
     # `from spatial_forcing import SpatialForcing` is an import of the part it lives in.
     homes = {spatial_forcing._HOME.get(part, part).partition(".")[0] for part in parts}
     return homes - {"errors", "__version__"}
@@ -139,9 +145,9 @@ def imported_parts(source: str, package: tuple[str, ...]) -> set[str]:
 def imports() -> dict[Path, set[str]]:
     """By file, the other parts it imports."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted([*PACKAGE.rglob("*.py"), *PLUGIN.rglob("*.py")]):
         if part_of(path) not in ("__init__", "errors"):
-            package = ("spatial_forcing", *path.relative_to(PACKAGE).parent.parts)
+            package = path.relative_to(PACKAGE.parent).parent.parts
             found[path] = imported_parts(path.read_text(), package) - {part_of(path)}
     return found
 
@@ -153,7 +159,7 @@ def test_every_part_has_its_place():
 
 def test_imports_point_one_way():
     wrong = [
-        f"{path.relative_to(PACKAGE)} imports {part}"
+        f"{path.relative_to(PACKAGE.parent)} imports {part}"
         for path, parts in imports().items()
         for part in sorted(parts)
         if LINE.get(part, len(ORDER)) > LINE.get(part_of(path), -1)
@@ -182,7 +188,16 @@ def test_errors_import_nothing_of_the_package():
         ("from . import render", {"sim"}),
         ("from spatial_forcing.errors import SpatialForcingError\nimport torch", set()),
         ("from spatial_forcing import __version__", set()),
+        ("from lerobot_policy_spatial_forcing.forcing import X", {"lerobot_policy_spatial_forcing"}),
     ],
 )
 def test_the_reading_of_imports(source, parts):
     assert imported_parts(source, ("spatial_forcing", "sim")) == parts
+
+
+def test_the_plug_in_is_counted_and_nothing_imports_it():
+    by_part = {part_of(path): parts for path, parts in imports().items()}
+    assert PLUGIN.name in by_part
+    assert not [path for path, parts in imports().items() if PLUGIN.name in parts]
+    # Not by another road either: LeRobot's registry has its types, once LeRobot has imported it.
+    assert not [p for p in PACKAGE.rglob("*.py") if f'import_module("{PLUGIN.name}' in p.read_text()]

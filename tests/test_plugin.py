@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from small_dataset import CAMERAS, make_dataset
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import FeatureSource, ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
+from spatial_forcing import patches
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import CacheError
@@ -21,7 +23,8 @@ from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
-from spatial_forcing.train import checkpoints, command_line, read_metrics, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, read_metrics, train_config, train_or_continue
+from spatial_forcing.train_command import TrainCommand
 
 SfTinyConfig = CLASSES["tiny"]
 SfTinyPolicy = forced_policy_class("tiny")
@@ -386,16 +389,17 @@ def plain_checkpoint(dataset, tmp_path_factory) -> Path:
     return checkpoints(out)[2]
 
 
-def test_a_plain_checkpoint_is_trained_on_with_forcing_flags(plain_checkpoint, dataset, cache, tmp_path):
-    from lerobot.scripts.lerobot_train import train as lerobot_train
-
+def test_a_plain_checkpoint_is_trained_on_with_forcing_flags(
+    plain_checkpoint, dataset, cache, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
-    with command_line(
+    flags = [
         f"--policy.path={plain_checkpoint}", f"--policy.forcing.cache={cache}", "--policy.forcing.weight=0.3",
         "--policy.push_to_hub=false", "--dataset.repo_id=local/small", f"--dataset.root={dataset}",
         f"--output_dir={out}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
-    ):  # fmt: skip
-        lerobot_train()
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    TrainCommand().run(flags)
     after = checkpoints(out)[2]
     config = json.loads((after / "config.json").read_text())
     assert (config["type"], config["chunk_size"]) == ("tiny", 3)
@@ -409,6 +413,7 @@ def test_a_plain_checkpoint_is_trained_on_with_forcing_flags(plain_checkpoint, d
 
 
 def test_without_forcing_flags_a_checkpoint_is_what_it_says(plain_checkpoint):
+    patches.take_forcing_flags()
     assert type(PreTrainedConfig.from_pretrained(plain_checkpoint)) is TinyConfig
     lower = PreTrainedConfig.from_pretrained(plain_checkpoint, cli_overrides=["--n_action_steps=2"])
     assert type(lower) is TinyConfig
@@ -419,5 +424,6 @@ def test_forcing_flags_for_a_policy_without_a_record_name_those_that_have_one(pl
     shutil.copytree(plain_checkpoint, tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"type": "diffusion"}))
+    patches.take_forcing_flags()
     with pytest.raises(SpatialForcingError, match=r"'diffusion'.*no record of. It has: tiny, smolvla, pi0"):
         PreTrainedConfig.from_pretrained(tmp_path / "other", cli_overrides=["--forcing.weight=0.3"])

@@ -4,6 +4,7 @@ Shapes: B batch, V views, h w rows and columns of the host's grid.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from small_policies import CAMERAS, SMALL, small_batch, small_config, small_poli
 from small_prompted import prompted
 from torch import Tensor
 
-from lerobot_policy_spatial_forcing.augment import AFFINE_KEY
-from lerobot_policy_spatial_forcing.crops import PACKED_KEY
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from spatial_forcing import patches
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import flip
+from spatial_forcing.hosts.prompted import PACKED_KEY
+from spatial_forcing.patches.transforms import AFFINE_KEY
 from spatial_forcing.teachers import load_teacher
-from spatial_forcing.train import checkpoints, command_line
+from spatial_forcing.train import checkpoints
+from spatial_forcing.train_command import TrainCommand
 
 LEFT, RIGHT = CAMERAS
 WRIST = "observation.images.wrist"
@@ -145,15 +148,11 @@ def test_padding_masks_and_moved_pictures_go_with_their_cameras(folder, dataset,
 
 @pytest.fixture
 def untracked(folder):
-    """GR00T's preprocessor is itself again after the test."""
+    """GR00T's preprocessor is itself before and after the test."""
     small_config("groot", folder)  # skips where GR00T cannot be built
-    from lerobot.policies.groot import processor_groot as groot
-
-    steps = groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep
-    plain = [step.__call__ for step in steps]
+    patches.undo_all()
     yield
-    for step, call in zip(steps, plain, strict=True):
-        step.__call__ = call
+    patches.undo_all()
 
 
 @pytest.mark.usefixtures("untracked")
@@ -199,10 +198,9 @@ def small_raw() -> dict[str, Any]:
 FRONT, SIDE = "observation.images.camera1", "observation.images.camera2"
 
 
-def test_through_lerobots_command_with_other_names(tmp_path):
+def test_from_a_plain_checkpoint_with_other_names(tmp_path, monkeypatch):
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
     from lerobot.policies.factory import make_policy, make_pre_post_processors
-    from lerobot.scripts.lerobot_train import train as lerobot_train
     from small_policies import features_of
 
     from spatial_forcing.hosts.tiny_policy import TinyConfig
@@ -217,13 +215,14 @@ def test_through_lerobots_command_with_other_names(tmp_path):
     for processor in make_pre_post_processors(config, dataset_stats=meta.stats):
         processor.save_pretrained(start)
     cache, out = stored(dataset, tmp_path / "features", [RIGHT]), tmp_path / "run"
-    with command_line(
+    flags = [
         f"--policy.path={start}", f"--policy.forcing.cache={cache}", "--policy.push_to_hub=false",
         f"--rename_map={json.dumps({WRIST: FRONT, RIGHT: SIDE})}",
         f"--policy.forcing.cameras={json.dumps({RIGHT: SIDE})}", "--dataset.repo_id=local/small",
         f"--dataset.root={dataset}", f"--output_dir={out}", "--steps=2", "--batch_size=2", "--num_workers=0",
-    ):  # fmt: skip
-        lerobot_train()
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    TrainCommand().run(flags)
     side = json.loads((checkpoints(out)[2] / "spatial_forcing" / "forcing.json").read_text())
     assert side["cameras"] == {RIGHT: SIDE}
 

@@ -4,6 +4,7 @@ Shapes: B batch, V views, n tokens of a view, N of all views, L sequence, H W pi
 patch.
 """
 
+import copy
 import random
 import re
 from dataclasses import replace
@@ -17,18 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import make_dataset
 from small_policies import CAMERAS, PROMPTED, SMALL, small_batch, small_config, small_parts, small_policy
-from small_prompted import prompted, tracked_crops
+from small_prompted import groot_steps, prompted, tracked_crops
 from torch import Tensor, nn
 
-from lerobot_policy_spatial_forcing.crops import PACKED_KEY, crop_affine, track_crops
+from spatial_forcing import patches
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout, compose
 from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import pictures_of
-from spatial_forcing.hosts.prompted import unpatched
+from spatial_forcing.hosts.prompted import PACKED_KEY, unpatched
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.hosts.small import WORDS
+from spatial_forcing.patches.crops import crop_affine
 from spatial_forcing.probe.tokens import tapped_tokens
 from spatial_forcing.tap import Located, Tap, TapError
 from spatial_forcing.teachers import load_teacher
@@ -372,16 +374,15 @@ def tracked(folder):
         yield groot
 
 
-def test_tracking_changes_nothing_and_says_what_was_cropped(folder, tracked):
+@pytest.mark.usefixtures("tracked")
+def test_tracking_changes_nothing_and_says_what_was_cropped(folder):
     policy = small_policy("groot", folder)
-    track_crops()
     raw = raw_batch(3, picture=(120, 180))
     how = {"use_albumentations": True, "training": True}
     random.seed(5)
     batch = prompted(policy.config, raw, **how)
     packed = batch.pop(PACKED_KEY)
-    for step in (tracked.GrootN17PackInputsStep, tracked.GrootN17VLMEncodeStep):
-        step.__call__ = step.__call__.without_tracking
+    patches.undo_all()
     random.seed(5)
     plain = prompted(policy.config, raw, **how)
     assert batch.keys() == plain.keys()
@@ -426,7 +427,7 @@ def test_stored_features_of_groot_move_with_the_crop_and_the_cameras(folder, dat
 
 
 def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracked):
-    from lerobot_policy_spatial_forcing.augment import AFFINE_KEY
+    from spatial_forcing.patches.transforms import AFFINE_KEY
 
     cache = extract(dataset, load_teacher("untrained-tiny"), "untrained-tiny", tmp_path / "features")
     policy = cached_policy(folder, cache)
@@ -448,6 +449,21 @@ def test_stored_features_without_the_crop_are_refused(folder, dataset, tmp_path,
         SpatialForcingError, match=r"pictures the policy's preprocessor packed.*teacher online"
     ):
         policy(batch)
+
+
+@pytest.mark.usefixtures("tracked")
+def test_the_second_step_alone_does_what_it_does_without_the_patch(folder):
+    from lerobot.lerobot_types import TransitionKey
+    from lerobot.processor.converters import batch_to_transition
+
+    pack, encode = groot_steps(small_policy("groot", folder).config)
+    packed = pack(batch_to_transition(raw_batch(2) | {"task": ["move", "move"]}))
+    del packed[TransitionKey.COMPLEMENTARY_DATA][PACKED_KEY]
+    tracked_alone = encode(copy.deepcopy(packed))[TransitionKey.COMPLEMENTARY_DATA]
+    patches.undo_all()
+    plain = encode(packed)[TransitionKey.COMPLEMENTARY_DATA]
+    assert tracked_alone.keys() == plain.keys()
+    assert all(torch.equal(tracked_alone[key], plain[key]) for key in ("input_ids", "pixel_values"))
 
 
 @pytest.mark.parametrize("kind", PROMPTED)

@@ -195,7 +195,7 @@ def test_tokens_of_pictures_that_were_cropped_at_random_are_read_too(folder):
 
 def test_pictures_that_do_not_say_how_they_were_cropped_are_an_error(folder):
     policy = small_policy("groot", folder)
-    with pytest.raises(SpatialForcingError, match=r"does not say how.*track_crops\(\)"):
+    with pytest.raises(SpatialForcingError, match=r"does not say how.*track_groot_crops\(\)"):
         tapped_tokens(policy, [small_batch(policy, 2)])
 
 

@@ -14,10 +14,7 @@ from typing import Any, ClassVar
 
 from lerobot.configs import PreTrainedConfig
 
-from lerobot_policy_spatial_forcing.augment import track_geometry
-from lerobot_policy_spatial_forcing.crops import track_crops
 from lerobot_policy_spatial_forcing.forcing_config import ForcingConfig
-from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.hosts.registry import RECORDS
 
@@ -31,16 +28,6 @@ class ForcedConfig:
     trains: "weakref.ref[Any] | None" = None
     forcing: ForcingConfig
 
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]
-        # Before LeRobot makes the data set, which happens before it makes the policy.
-        read_chunks_without_pictures()
-        if self.forcing.stored:
-            track_geometry()
-        stored_or_chosen = self.forcing.stored or self.forcing.cameras is not None
-        if stored_or_chosen and self.record.pictures is not None:
-            track_crops()
-
     def plain(self) -> Any:
         """The host's own configuration, with the values of this one."""
         plain = object.__new__(self.plain_class)
@@ -51,10 +38,8 @@ class ForcedConfig:
     def _save_pretrained(self, save_directory: Path) -> None:
         self.plain()._save_pretrained(save_directory)
         policy = self.trains and self.trains()
-        # PEFT saves an adapter and asks nobody else. LeRobot then adds the configuration: the projector, too.
-        if policy is not None and self.use_peft:  # type: ignore[attr-defined]
-            policy.save_projector(save_directory)
-            policy.name_plain_class(save_directory)
+        if policy is not None:
+            policy.configuration_saved(save_directory)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "trains"}

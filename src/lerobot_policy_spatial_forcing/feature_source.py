@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lerobot_policy_spatial_forcing.augment import affines_of
-from lerobot_policy_spatial_forcing.crops import PACKED_KEY, Packed
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose
 from spatial_forcing.hosts.lerobot import Pictures, pictures_of
+from spatial_forcing.hosts.prompted import PACKED_KEY, Packed
 from spatial_forcing.on_grid import Given
+from spatial_forcing.patches.transforms import affines_of
 from spatial_forcing.teachers import FrozenTeacher, load_teacher
 from spatial_forcing.teachers.base import named_dtype, stack_views
 
@@ -137,7 +137,7 @@ class FeatureSource:
             raise SpatialForcingError(
                 "Stored features, and forcing.cameras, need to know which pictures the policy's preprocessor "
                 "packed and how it cropped them, and this batch does not say: it was prepared before the "
-                "policy's configuration was made, or by a preprocessor that is not LeRobot's. Train with "
+                "policy was made, or by a preprocessor that is not LeRobot's. Train with "
                 "lerobot-train, or with the teacher online (without forcing.cache) and all cameras."
             )
         return packed

@@ -6,7 +6,6 @@ Training adds the loss; evaluation and ``select_action`` are the host's own; a s
 type and exactly the host's weights, with the projector beside it in ``spatial_forcing/`` for resuming.
 """
 
-import json
 import logging
 import weakref
 from collections.abc import Iterator
@@ -20,13 +19,21 @@ from torch import Tensor
 from lerobot_policy_spatial_forcing.cameras import chosen_cameras
 from lerobot_policy_spatial_forcing.feature_source import FeatureSource, sources_of
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig, ListedAlignment
-from lerobot_policy_spatial_forcing.projector_files import SIDE_FOLDER, restore_projectors, save_projectors
+from lerobot_policy_spatial_forcing.projector_files import (
+    SIDE_FOLDER,
+    describe_projectors,
+    name_plain_class,
+    restore_projectors,
+    save_projectors,
+)
+from spatial_forcing import patches
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.alignment import Alignment
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts.lerobot import cameras_in, policy_host
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.on_grid import Given
+from spatial_forcing.patches.versions import is_sharded
 from spatial_forcing.tap import TapError
 from spatial_forcing.target import target_of
 
@@ -69,6 +76,11 @@ class ForcedPolicy:
     plain_class: ClassVar[type]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        patches.for_training(
+            stored=config.forcing.stored,
+            names=config.forcing.cameras is not None,
+            packed=self.record.pictures is not None,
+        )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         meta = kwargs.get("dataset_meta")
         cameras = self._cameras(meta)
@@ -157,7 +169,9 @@ class ForcedPolicy:
         """What is logged of this step, read from the device in one go."""
         values = {"action_loss": action_loss.detach(), **self.forcing.logs}
         every = self.config.forcing.ratio_every
-        if every and self._forward_count % every == 0 and self.forcing.acts:
+        due = every and self._forward_count % every == 0 and self.forcing.acts
+        # FSDP2 takes gathered weights away after a backward, and this one would be inside the forward.
+        if due and not is_sharded(self):  # type: ignore[arg-type]
             self._ratio = self.forcing.gradient_ratio(action_loss, align_loss).detach()
         if self._ratio is not None:
             values["gradient_ratio"] = self._ratio  # of the last measurement: LeRobot averages over a window
@@ -219,31 +233,32 @@ class ForcedPolicy:
 
     # ---- checkpoints: the host's files, the projector beside them --------------------------------------
 
-    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        with self._without_forcing():
-            plain = state_dict and {k: v for k, v in state_dict.items() if not k.startswith("forcing.")}
-            super()._save_pretrained(save_directory, state_dict=plain)  # type: ignore[misc]
-        self.save_projector(save_directory, state_dict)
+    def _save_pretrained(self, save_directory: Path, **gathered: Any) -> None:
+        """Writes the host's files and the projector. If the policy is sharded, all processes must call it.
 
-    def save_projector(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes the projector and what it was trained toward beside a checkpoint, for resuming."""
+        Args:
+            gathered: what LeRobot 0.6.1 gathered of a sharded policy, as ``state_dict``; its next release
+                gives nothing and gathers inside.
+        """
+        everything = gathered.get("state_dict")
+        if everything is not None:
+            gathered["state_dict"] = {k: v for k, v in everything.items() if not k.startswith("forcing.")}
+        with self._without_forcing():
+            super()._save_pretrained(save_directory, **gathered)  # type: ignore[misc]
+        self._save_projector(save_directory, everything)
+
+    def _save_projector(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         everything = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
         ours = {k.removeprefix("forcing."): v for k, v in everything.items() if k.startswith("forcing.")}
         save_projectors(self.forcing, self.config.forcing, ours, save_directory / SIDE_FOLDER)
 
-    def name_plain_class(self, save_directory: Path) -> None:
-        """Makes a saved adapter name the host's own class, which every machine has; PEFT names this one."""
-        path = save_directory / "adapter_config.json"
-        if not path.is_file():
-            return
-        adapter = json.loads(path.read_text())
-        if adapter.get("auto_mapping") is not None:
-            plain = self.plain_class
-            adapter["auto_mapping"] = {
-                "base_model_class": plain.__name__,
-                "parent_library": plain.__module__,
-            }
-            path.write_text(json.dumps(adapter, indent=2, sort_keys=True))
+    def configuration_saved(self, save_directory: Path) -> None:
+        """What belongs beside a configuration where LeRobot saves the weights and does not ask the policy."""
+        if self.config.use_peft:  # PEFT saves the adapter
+            self._save_projector(save_directory)
+            name_plain_class(save_directory, self.plain_class)
+        elif is_sharded(self):  # type: ignore[arg-type]  # it may be saved as shards, the projector among them
+            describe_projectors(self.forcing, self.config.forcing, save_directory / SIDE_FOLDER)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""

@@ -11,6 +11,7 @@ from lerobot_policy_spatial_forcing.alignment_list import entries_in
 from lerobot_policy_spatial_forcing.cameras import check_cameras
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.guard import said_last
 from spatial_forcing.losses import loss_of
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
@@ -57,6 +58,10 @@ class AlignmentConfig:
     """A target without the teacher's content, to compare with: shuffled (another frame's) or place alone."""
 
     def __post_init__(self) -> None:
+        with said_last():
+            self._check()
+
+    def _check(self) -> None:
         for name in CHECKS:
             check_option(name, getattr(self, name))
         if self.site is not None and self.depth is not None:
@@ -86,8 +91,8 @@ class ForcingConfig(AlignmentConfig):
     ratio_every: int = 50
     """Steps between measurements of the gradient-norm ratio (a second backward down to the tap); 0 never."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.ratio_every < 0:
             raise SpatialForcingError(
                 "forcing.ratio_every is the number of steps between measurements of the gradient ratio, 0 or "

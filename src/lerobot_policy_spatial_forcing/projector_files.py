@@ -1,7 +1,8 @@
 """The files beside a checkpoint that keep its projectors and what they were trained for.
 
 ``spatial_forcing/projector.safetensors`` holds their weights, ``forcing.json`` the options, the site, the
-teacher and how many steps were made.
+teacher and how many steps were made. Of a run with sharded checkpoints (``--checkpoint_format=dcp``) the
+latter lies there alone: the projector is among the shards.
 """
 
 import json
@@ -18,6 +19,7 @@ from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, Forci
 from spatial_forcing.align import STEP_KEY, SpatialForcing
 from spatial_forcing.alignment import Part
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.patches.versions import whole, writes_here
 
 SIDE_FOLDER = "spatial_forcing"
 # The options that decide what a projector is, reads and gives, beside its site and the teacher.
@@ -35,16 +37,23 @@ OF_THE_PROJECTOR = (
 def save_projectors(
     forcing: SpatialForcing, config: ForcingConfig, state: dict[str, Tensor], side: Path
 ) -> None:
-    """Writes projectors and what they were trained for.
+    """Writes projectors and what they were trained for. If they are sharded, all processes must call it.
 
     Args:
         forcing: what trains them.
         config: its options.
-        state: its state dict, gathered from where it lies.
+        state: its state dict, which may be sharded.
         side: the folder; made if missing.
     """
+    gathered = whole(state)
+    if writes_here():
+        describe_projectors(forcing, config, side)
+        save_file(gathered, side / "projector.safetensors")
+
+
+def describe_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
+    """Writes what projectors were trained for. Alone, it says so of those among sharded weights."""
     side.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, side / "projector.safetensors")
     record = asdict(config)
     described = [_described(part, entry) for part, entry in zip(forcing.parts, config.entries(), strict=True)]
     record |= {"alignments": described} if config.alignments else described[0]
@@ -63,7 +72,8 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
         return
     saved = json.loads((side / "forcing.json").read_text())
     there = {record.get("name"): record for record in saved.get("alignments") or [saved]}
-    tensors = load_file(side / "projector.safetensors")
+    weights = side / "projector.safetensors"
+    tensors = load_file(weights) if weights.is_file() else {}
     several = bool(saved.get("alignments")) and len(there) > 1
     differing: dict[str, tuple[Any, Any]] = {}
     fitting: dict[str, dict[str, Tensor]] = {}
@@ -80,19 +90,36 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
             fitting[part.name] = {
                 name.removeprefix(key): value for name, value in tensors.items() if name.startswith(key)
             }
+    says = "; ".join(f"{name}: {was} there, {now} here" for name, (was, now) in differing.items())
+    if differing and not weights.is_file():
+        raise SpatialForcingError(
+            "The projector of this checkpoint was trained for something else than is asked for now "
+            f"({says}), and it lies among the policy's own weights (checkpoint_format=dcp), with which it is "
+            "loaded. Give what is there."
+        )
     if differing and not config.new_projector:
-        says = "; ".join(f"{name}: {was} there, {now} here" for name, (was, now) in differing.items())
         raise SpatialForcingError(
             f"The projector of this checkpoint was trained for something else than is asked for now "
             f"({says}). To continue with it, give what is there. To keep the policy and start a new "
             "projector: --policy.forcing.new_projector=true."
         )
-    for name, state in fitting.items():
+    for name, state in fitting.items() if weights.is_file() else ():
         forcing.projector_of(name).load_state_dict(state)
     if fitting:
         forcing.step = saved.get("step", int(tensors.get(STEP_KEY, 0)))
         names = "" if len(forcing.parts) == 1 else f" of {', '.join(fitting)}"
         logging.getLogger(__name__).info("The projector%s continues from %s.", names, side)
+
+
+def name_plain_class(save_directory: Path, plain: type) -> None:
+    """Makes a saved adapter name the host's own class, which every machine has; PEFT names the other."""
+    path = save_directory / "adapter_config.json"
+    if not path.is_file():
+        return
+    adapter = json.loads(path.read_text())
+    if adapter.get("auto_mapping") is not None:
+        adapter["auto_mapping"] = {"base_model_class": plain.__name__, "parent_library": plain.__module__}
+        path.write_text(json.dumps(adapter, indent=2, sort_keys=True))
 
 
 def _described(part: Part, entry: AlignmentConfig) -> dict[str, Any]:

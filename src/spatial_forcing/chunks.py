@@ -1,13 +1,15 @@
-"""Action chunks without the pictures beside them.
+"""Action chunks without the images beside them.
 
-Of a data set that stores pictures (not videos) LeRobot 0.6 reads the rows of a chunk whole and then keeps the
-action column: it decodes the pictures of every frame of the chunk to throw them away. That is most of the
-time it takes to load a frame. ``read_chunks_without_pictures()`` makes data sets read from the rows of a
-chunk the asked column alone. Frames are the same bit for bit.
+Of a data set that stores images (not videos) LeRobot 0.6 reads the rows of a chunk whole and then keeps the
+action column: it decodes the images of every frame of the chunk to throw them away. That is most of the time
+it takes to load a frame. A :class:`ChunkReader` reads from the rows of a chunk the asked column alone. Frames
+are the same bit for bit.
+
+Of a data set of one's own, :func:`read_chunks_alone` gives that data set such a reader. Data sets that
+LeRobot opens itself, in its trainer, need ``patches.read_chunks_without_images``.
 """
 
 import copy
-from functools import wraps
 from typing import Any
 
 from lerobot.datasets.dataset_reader import DatasetReader
@@ -45,21 +47,11 @@ class ChunkReader(DatasetReader):
         return columns[key]
 
 
-def read_chunks_without_pictures() -> None:
-    """From now on, data sets read chunks without the pictures beside them, workers' too. Idempotent.
+def read_chunks_alone(dataset: Any) -> Any:
+    """The same LeRobotDataset, which from now on reads chunks without the images beside them.
 
-    LeRobot has no place to hook in: readers that are made from now on are given another class. Those of
-    another class than LeRobot's own are left alone.
+    A data set whose reader is of another class than LeRobot's own is left alone.
     """
-    plain = DatasetReader.__init__
-    if hasattr(plain, "reads_pictures"):
-        return
-
-    @wraps(plain)
-    def made(reader: Any, *args: Any, **kwargs: Any) -> None:
-        plain(reader, *args, **kwargs)
-        if type(reader) is DatasetReader:
-            reader.__class__ = ChunkReader
-
-    made.reads_pictures = plain  # type: ignore[attr-defined]
-    DatasetReader.__init__ = made  # type: ignore[method-assign]
+    if type(dataset.reader) is DatasetReader:
+        dataset.reader.__class__ = ChunkReader
+    return dataset

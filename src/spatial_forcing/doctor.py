@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spatial_forcing import patches
 from spatial_forcing.alignment import Part, features_of
 from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError
@@ -210,9 +211,7 @@ def _look_at_places(found: Findings, step: FirstStep) -> None:
     policy = step.policy.eval()
     names = {step.rename_map.get(key, key): key for key in step.raw}
     if policy.record.pictures is not None:
-        from lerobot_policy_spatial_forcing.crops import track_crops
-
-        track_crops()
+        patches.track_groot_crops()
     seen = shown(policy, _preprocessed(step, dict(step.raw)))
     affine_V23 = None if seen.affine_BV23 is None else seen.affine_BV23[0]
 
@@ -255,13 +254,11 @@ def _preprocessed(step: FirstStep, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _look_at_cost(found: Findings, step: FirstStep) -> None:
-    from lerobot_policy_spatial_forcing.forcing import ForcedPolicy
-
     policy = step.policy
 
     def plain() -> None:
         with step.autocast():
-            loss = super(ForcedPolicy, policy).forward(step.batch)[0]  # type: ignore[misc]
+            loss = policy.plain_class.forward(policy, step.batch)[0]
         loss.mean().backward()
 
     def forced() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.chunks import read_chunks_without_pictures
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
@@ -96,8 +95,10 @@ class LoadedPolicy:
         """The data set at ``root`` with the action chunks this policy is trained on."""
         from lerobot.datasets.factory import resolve_delta_timestamps
 
-        read_chunks_without_pictures()
-        return open_dataset(root, lambda meta: resolve_delta_timestamps(self.config, meta))  # type: ignore[arg-type]
+        from spatial_forcing.chunks import read_chunks_alone
+
+        frames = open_dataset(root, lambda meta: resolve_delta_timestamps(self.config, meta))  # type: ignore[arg-type]
+        return read_chunks_alone(frames)
 
 
 @torch.no_grad()

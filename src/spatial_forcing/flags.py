@@ -16,6 +16,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import message_of_ours
+from spatial_forcing.patches import take_forcing_flags
 from spatial_forcing.train import command_line
 
 FLAG = re.compile(r"--[\w.]+")
@@ -34,6 +35,7 @@ def read_config(arguments: list[str]) -> TrainPipelineConfig:
         SystemExit: they ask for help.
     """
     register_third_party_plugins()
+    take_forcing_flags()
 
     @parser.wrap()
     def config_of(config: TrainPipelineConfig) -> TrainPipelineConfig:

@@ -1,7 +1,8 @@
 """How a program ends when something goes wrong: one message on standard error, and no traceback.
 
 ``guarded`` is for our own commands. LeRobot's commands print a traceback of whatever reaches the top; there
-``say_last`` makes an error of ours end with its message alone (the plug-in calls it when LeRobot loads it).
+``say_last`` makes an error of ours end with its message alone. It is switched on when a policy with forcing
+is made, and by ``said_last`` where an error of ours is raised before there is one (see ``patches``).
 """
 
 import errno
@@ -9,7 +10,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -97,6 +99,16 @@ def say_last() -> None:
 
     report.without_spatial_forcing = before  # type: ignore[attr-defined]
     sys.excepthook = report
+
+
+@contextmanager
+def said_last() -> Iterator[None]:
+    """An error of ours that is raised inside ends LeRobot's commands with its message alone."""
+    try:
+        yield
+    except SpatialForcingError:
+        say_last()
+        raise
 
 
 def runs_lerobot(program: str) -> bool:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from lerobot.configs import parser
 from lerobot.configs.default import JobConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
+from lerobot.policies import PreTrainedPolicy
 
+from spatial_forcing import patches
 from spatial_forcing.datasets import locate_dataset
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.hosts.registry import RECORDS
+from spatial_forcing.patches.versions import renames_before_preprocessing
 from spatial_forcing.teachers import find_teacher
 from spatial_forcing.train import command_line
 
@@ -35,7 +37,7 @@ class FirstStep:
         batch: the same through the policy's preprocessor.
         preprocess: raw -> batch.
         autocast: () -> the context in which the trainer calls the policy.
-        rename_map: the data set's names of observations -> the policy's.
+        rename_map: the names of observations in ``raw`` -> the policy's.
     """
 
     policy: Any
@@ -60,14 +62,13 @@ def first_step(config: TrainPipelineConfig, arguments: list[str] | None = None) 
     Raises:
         SpatialForcingError: training would not reach its first step, or would train a policy without forcing.
     """
-    from lerobot.scripts import lerobot_train
+    from lerobot.policies import make_pre_post_processors
 
     _stay_here(config)
     seen: dict[str, Any] = {}
-    make_processors = lerobot_train.make_pre_post_processors
 
     def noting_processors(*args: Any, **kwargs: Any) -> Any:
-        preprocess, postprocess = make_processors(*args, **kwargs)
+        preprocess, postprocess = make_pre_post_processors(*args, **kwargs)
 
         def noted(raw: dict[str, Any]) -> dict[str, Any]:
             seen["raw"] = dict(raw)
@@ -87,7 +88,7 @@ def first_step(config: TrainPipelineConfig, arguments: list[str] | None = None) 
         "init_logging": lambda *args, **kwargs: None,
         "inside_slurm": lambda: True,  # no progress bar
     }
-    with _replaced(lerobot_train, replaced), command_line(*arguments or ()):
+    with patches.trainer_with(replaced) as lerobot_train, command_line(*arguments or ()):
         try:
             lerobot_train.train(config)
         except _Reached:
@@ -101,14 +102,12 @@ def first_step(config: TrainPipelineConfig, arguments: list[str] | None = None) 
     if "policy" not in seen:
         raise SpatialForcingError(f"This training has no step to make: steps is {config.steps}.")
     seen["policy"] = _forced(seen["policy"])
-    return FirstStep(**seen, rename_map=dict(config.rename_map))
+    return FirstStep(**seen, rename_map={} if renames_before_preprocessing() else dict(config.rename_map))
 
 
 def _forced(policy: Any) -> Any:
-    from lerobot_policy_spatial_forcing.forcing import ForcedPolicy
-
     for module in policy.modules():  # PEFT puts others around it
-        if isinstance(module, ForcedPolicy):
+        if isinstance(module, PreTrainedPolicy) and module.config.type.startswith("sf_"):
             return module
     raise SpatialForcingError(
         f"This trains {type(policy).__name__}, without Spatial Forcing: --policy.type is one of "
@@ -123,18 +122,6 @@ def _stay_here(config: TrainPipelineConfig) -> None:
     config.save_checkpoint_to_hub = False
     if config.policy is not None:
         config.policy.push_to_hub = False
-
-
-@contextmanager
-def _replaced(module: ModuleType, parts: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(module, name) for name in parts}
-    for name, part in parts.items():
-        setattr(module, name, part)
-    try:
-        yield
-    finally:
-        for name, part in before.items():
-            setattr(module, name, part)
 
 
 # ---- the command line --------------------------------------------------------------------------------------

@@ -119,14 +119,10 @@ def _run_held(arm: Arm, folder: Path) -> Path:
 
 def policy_config(arm: Arm) -> Any:
     """The LeRobot configuration of an arm: TinyConfig, or that of ``sf_tiny`` when it has forcing options."""
-    from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
-    from lerobot_policy_spatial_forcing.forcing import ForcingConfig
-    from spatial_forcing.hosts.tiny_policy import TinyConfig
+    from spatial_forcing import train
 
     options = {"device": arm.device, "decay_steps": arm.steps, **arm.policy}
-    if arm.forcing is None:
-        return TinyConfig(**options)
-    return CLASSES["tiny"](forcing=ForcingConfig(**arm.forcing), **options)
+    return train.policy_config("tiny", arm.forcing, **options)
 
 
 def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> Any:

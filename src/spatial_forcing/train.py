@@ -13,17 +13,19 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig, WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
+from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot.utils.logging_utils import MetricsTracker
 
-from spatial_forcing.chunks import read_chunks_without_pictures
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.files import write_text
+from spatial_forcing.patches import read_chunks_without_images
 
 METRICS = "metrics.jsonl"
 EVAL_LOSS = re.compile(r"step (\d+): eval_loss=(\S+)")
@@ -79,7 +81,7 @@ def train_policy(config: TrainPipelineConfig) -> Path:
     """Runs LeRobot's trainer in this process and keeps its metrics. Returns the output folder."""
     from lerobot.scripts.lerobot_train import train
 
-    read_chunks_without_pictures()
+    read_chunks_without_images()
     metrics, root = MetricsFile(config), logging.getLogger()
     root.addFilter(metrics)
     try:
@@ -88,6 +90,24 @@ def train_policy(config: TrainPipelineConfig) -> Path:
         root.removeFilter(metrics)
     assert config.output_dir is not None
     return Path(config.output_dir)
+
+
+def policy_config(type_name: str, forcing: dict[str, Any] | None, **options: Any) -> PreTrainedConfig:
+    """LeRobot's configuration of a policy: of ``sf_<type>`` with these options of forcing, plain if None.
+
+    Raises:
+        UnknownNameError: LeRobot knows no such type; for ``sf_<type>`` the plug-in must be installed.
+    """
+    register_third_party_plugins()
+    name = type_name if forcing is None else f"sf_{type_name}"
+    known = PreTrainedConfig.get_known_choices()
+    if name not in known:
+        raise UnknownNameError("policy type", name, known)
+    config_class: Any = PreTrainedConfig.get_choice_class(name)
+    if forcing is not None:
+        forcing_class: Any = next(f.type for f in fields(config_class) if f.name == "forcing")
+        options["forcing"] = forcing_class(**forcing)
+    return config_class(**options)
 
 
 def train_config(

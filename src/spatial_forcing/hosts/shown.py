@@ -56,7 +56,7 @@ def _shown_in_prompt(policy: Any, batch: Mapping[str, Any], record: PolicyRecord
         raise SpatialForcingError(
             f"The preprocessor of {record.type} packs and crops its pictures, and this batch does not say "
             "how, so it is not known what part of the data set's pictures a token sees. Call "
-            "lerobot_policy_spatial_forcing.crops.track_crops() before batches are preprocessed."
+            "spatial_forcing.patches.track_groot_crops() before batches are preprocessed."
         )
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     return Shown(list(packed.cameras), sizes, None, packed.affine_BV23, len(images))

@@ -18,6 +18,7 @@ from lerobot.envs.utils import freeze_after_episode_end
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.guard import said_last
 from spatial_forcing.sim.camera import Jitter
 from spatial_forcing.sim.dataset import FPS, VIEWS
 from spatial_forcing.sim.experts import CAMERA_MODES, EVALUATIONS, camera_stream
@@ -219,10 +220,11 @@ class SimEnvConfig(EnvConfig):
             SpatialForcingError: no task is named.
             UnknownNameError: an unknown task.
         """
-        tasks = [task.strip() for task in (self.task or "").split(",") if task.strip()]
-        if not tasks:
-            raise SpatialForcingError("Name a task, for instance --env.task=reach-v3.")
-        return {task: {0: self._vector(task, n_envs, use_async_envs)} for task in tasks}
+        with said_last():
+            tasks = [task.strip() for task in (self.task or "").split(",") if task.strip()]
+            if not tasks:
+                raise SpatialForcingError("Name a task, for instance --env.task=reach-v3.")
+            return {task: {0: self._vector(task, n_envs, use_async_envs)} for task in tasks}
 
     def _vector(self, task: str, n_envs: int, use_async_envs: bool) -> gym.vector.VectorEnv:
         task_record(task)

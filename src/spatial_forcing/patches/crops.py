@@ -1,15 +1,18 @@
-"""Where GR00T's preprocessor cropped the pictures, so that stored features move with them.
+"""Where GR00T's preprocessor cropped the images, so that stored features move with them.
 
 It turns the cameras of a batch into patches and a prompt, with a crop that may be drawn at random, and keeps
-neither the cameras' names nor the crop. With the teacher online that does no harm: it sees the pictures that
-are in the patches. Stored features, and the depth of a probe, are of whole pictures. ``track_crops()`` makes
-the preprocessor add :class:`Packed` to its batches. Neither pictures nor random numbers change.
+neither the cameras' names nor the crop. With the teacher online that does no harm: it sees the images that
+are in the patches. Stored features, and the depth of a probe, are of whole images. With the patch the
+preprocessor adds :class:`Packed` to its batches. Neither images nor random numbers change, and the second of
+its steps, used without the first, does what it does without the patch.
 
-Shapes: B batch, V pictures of a sample.
+Shapes: B batch, V images of a sample.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,26 +20,49 @@ from torch import Tensor
 
 from spatial_forcing.grid import compose, crop, identity
 from spatial_forcing.hosts.prompted import PACKED_KEY, Packed
+from spatial_forcing.patches.record import LeRobotChanged, Patch, lerobots, replace
+
+MODULE = "lerobot.policies.groot.processor_groot"
+# GR00T's two image transforms, and whether each keeps the aspect ratio.
+TRANSFORMS = {
+    "_transform_n1_7_image_for_vlm_torch": False,
+    "_transform_n1_7_image_for_vlm_albumentations": True,
+}
+OPTIONS = (
+    "image_crop_size",
+    "image_target_size",
+    "shortest_image_edge",
+    "crop_fraction",
+    "letter_box_transform",
+)
 
 
-def track_crops() -> None:
-    """From now on, GR00T's preprocessor says which cameras it packed and how it cropped them. Idempotent."""
+def track(patch: Patch) -> None:
+    """From now on, GR00T's preprocessor says which cameras it packed and how it cropped them."""
     from lerobot.lerobot_types import TransitionKey
-    from lerobot.policies.groot import processor_groot as groot
 
-    pack_step, encode_step = groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep
+    groot = import_module(MODULE)
+    pack_step = lerobots(patch, MODULE, "GrootN17PackInputsStep")
+    encode_step = lerobots(patch, MODULE, "GrootN17VLMEncodeStep")
+    lerobots(patch, MODULE, "GrootN17PackInputsStep._ordered_image_keys", "obs")
+    for name, keeps_aspect in TRANSFORMS.items():
+        known = ["image", *OPTIONS, *(["crop_position"] if keeps_aspect else [])]
+        function = lerobots(patch, MODULE, name, *known)
+        if more := [option for option in signature(function).parameters if option not in known]:
+            raise LeRobotChanged(patch, f"{MODULE}.{name} takes {', '.join(more)} besides")
     plain_pack, plain_encode = pack_step.__call__, encode_step.__call__
-    if hasattr(plain_pack, "without_tracking"):
-        return
 
     def pack(step: Any, transition: Any) -> Any:
-        cameras = step._ordered_image_keys(transition[TransitionKey.OBSERVATION] or {})
+        cameras = step._ordered_image_keys(transition.get(TransitionKey.OBSERVATION) or {})
         transition = plain_pack(step, transition)
         transition[TransitionKey.COMPLEMENTARY_DATA][PACKED_KEY] = cameras
         return transition
 
     def encode(step: Any, transition: Any) -> Any:
-        cameras = transition[TransitionKey.COMPLEMENTARY_DATA].pop(PACKED_KEY, [])
+        complementary = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        cameras = complementary.pop(PACKED_KEY, None)
+        if cameras is None:  # not packed by the step above: nobody knows what these images are
+            return plain_encode(step, transition)
         with _noting(groot) as affines:
             transition = plain_encode(step, transition)
         if affines:
@@ -47,13 +73,13 @@ def track_crops() -> None:
             transition[TransitionKey.COMPLEMENTARY_DATA][PACKED_KEY] = Packed(cameras, affine_BV23)
         return transition
 
-    pack.without_tracking, encode.without_tracking = plain_pack, plain_encode  # type: ignore[attr-defined]
-    pack_step.__call__, encode_step.__call__ = pack, encode  # type: ignore[method-assign]
+    replace(patch, pack_step, "__call__", pack)
+    replace(patch, encode_step, "__call__", encode)
 
 
 @contextmanager
 def _noting(groot: Any) -> Iterator[list[Tensor]]:
-    """Collects the affine of every picture that is transformed inside."""
+    """Collects the affine of every image that is transformed inside."""
     affines: list[Tensor] = []
     plain: dict[str, Callable[..., Any]] = {}
 
@@ -65,10 +91,7 @@ def _noting(groot: Any) -> Iterator[list[Tensor]]:
 
         return transform
 
-    for name, keeps_aspect in (
-        ("_transform_n1_7_image_for_vlm_torch", False),
-        ("_transform_n1_7_image_for_vlm_albumentations", True),
-    ):
+    for name, keeps_aspect in TRANSFORMS.items():
         plain[name] = getattr(groot, name)
         setattr(groot, name, noted(name, keeps_aspect))
     try:
@@ -90,7 +113,7 @@ def crop_affine(
     letter_box_transform: bool = False,
     crop_position: tuple[float, float] | None = None,
 ) -> Tensor:
-    """From the picture after GR00T's transform to that of ``height`` x ``width`` before; its options.
+    """From the image after GR00T's transform to that of ``height`` x ``width`` before; its options.
 
     ``keeps_aspect``: the transform of checkpoints with ``use_albumentations``; the other makes a square.
     """

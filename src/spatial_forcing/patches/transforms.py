@@ -1,15 +1,14 @@
-"""Where LeRobot's image transforms moved the pictures, so that stored features move with them.
+"""Where image transforms moved the images, so that stored features move with them.
 
 LeRobot draws the parameters of its transforms deep inside the data set and forgets them. With the teacher
-online that does no harm: it sees the transformed pictures. Stored features are of the pictures as recorded,
-and need the affine from one to the other. ``track_geometry()`` makes data sets add it to every frame whose
-pictures they transform, under ``observation.spatial_forcing_affine.<camera>``: (2, 3), from the transformed
-picture to the recorded one, in unit coordinates (see ``spatial_forcing.grid``). Neither pictures nor random
-numbers change.
+online that does no harm: it sees the transformed images. Stored features are of the images as recorded, and
+need the affine from one to the other. :class:`TrackedTransforms` knows it; ``readers`` adds it to every frame
+whose images are transformed, under ``observation.spatial_forcing_affine.<camera>``: (2, 3), from the
+transformed image to the recorded one, in unit coordinates (see ``spatial_forcing.grid``). Neither images nor
+random numbers change.
 """
 
 from collections.abc import Iterator
-from functools import wraps
 from typing import Any
 
 import torch
@@ -19,28 +18,49 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import identity
 
 AFFINE_KEY = "observation.spatial_forcing_affine."
+# LeRobot's own transforms, none of which moves a pixel.
+STILL = {
+    "CoarseDropout",
+    "GammaCorrection",
+    "GaussianNoise",
+    "GaussianPatchBrightness",
+    "JPEGCompression",
+    "MotionBlur",
+    "PlanckianJitter",
+    "RandomShadow",
+    "SharpnessJitter",
+}
 
 
 class TrackedTransforms:
-    """Image transforms that remember where they moved the last picture.
+    """Image transforms that remember where they moved the last image.
 
     Args:
         transforms: LeRobot's ``ImageTransforms`` or any torchvision v2 transform.
 
     Attributes:
-        affine_23: from the last transformed picture to the one that went in.
+        affine_23: from the last transformed image to the one that went in; NaN if a transform is neither
+            torchvision's nor LeRobot's, so that nobody knows.
     """
 
     def __init__(self, transforms: Any):
         self.transforms = transforms
         self.affine_23 = identity()
         self._drawn: list[tuple[Any, dict[str, Any]]] = []
+        self._known = True
         for leaf in _leaves(transforms):
-            leaf.make_params = _Recorder(leaf, self._drawn)
+            name = type(leaf).__name__
+            if type(leaf).__module__.startswith("torchvision.") and name != "Lambda":  # any function
+                leaf.make_params = _Recorder(leaf, self._drawn)
+            elif name not in STILL:
+                self._known = False
 
     def __call__(self, image_3HW: Tensor) -> Tensor:
         self._drawn.clear()
         moved = self.transforms(image_3HW)
+        if not self._known:
+            self.affine_23 = torch.full((2, 3), torch.nan)
+            return moved
         self.affine_23 = _inverse_affine(self._drawn, image_3HW.shape[-2:], moved.shape[-2:])
         return moved
 
@@ -58,17 +78,17 @@ class _Recorder:
 
 
 def _leaves(transform: Any) -> Iterator[Any]:
-    """The transforms inside containers. Only torchvision's own: LeRobot's additions leave pixels in place."""
+    """The transforms inside containers."""
     inner = getattr(transform, "transforms", None)
     if inner is not None:
         for one in inner.values() if isinstance(inner, dict) else inner:
             yield from _leaves(one)
-    elif type(transform).__module__.startswith("torchvision."):
+    else:
         yield transform
 
 
 def _inverse_affine(drawn: list[tuple[Any, dict[str, Any]]], before: torch.Size, after: torch.Size) -> Tensor:
-    """From the picture after the drawn transforms to that before, in unit coordinates."""
+    """From the image after the drawn transforms to that before, in unit coordinates."""
     from torchvision.transforms import v2
     from torchvision.tv_tensors import KeyPoints, wrap
 
@@ -89,52 +109,30 @@ def _inverse_affine(drawn: list[tuple[Any, dict[str, Any]]], before: torch.Size,
     if (unit[3] @ forward_23.mT - moved[3]).abs().max() > 1e-3:
         names = ", ".join(type(leaf).__name__ for leaf, _ in drawn)
         raise SpatialForcingError(
-            f"The image transforms bend pictures ({names}), which stored features cannot follow. Train with "
+            f"The image transforms bend images ({names}), which stored features cannot follow. Train with "
             "the teacher online (without forcing.cache), or leave them out of dataset.image_transforms."
         )
     square = torch.cat([forward_23, forward_23.new_tensor([[0, 0, 1]])])
     return torch.linalg.inv(square)[:2].float()
 
 
-def track_geometry() -> None:
-    """From now on, data sets with image transforms say where they moved each picture. Idempotent.
-
-    LeRobot has no place to hook in: readers that are made from now on are given another class. Streaming data
-    sets have no reader; with image transforms they are refused from now on.
-    """
-    from lerobot.datasets.dataset_reader import DatasetReader
-    from lerobot.datasets.streaming_dataset import StreamingLeRobotDataset
-
-    from lerobot_policy_spatial_forcing.tracking_reader import TrackingReader
-
-    plain, plain_streaming = DatasetReader.__init__, StreamingLeRobotDataset.__init__
-    if hasattr(plain, "without_tracking"):
-        return
-
-    @wraps(plain)
-    def tracking(reader: Any, *args: Any, **kwargs: Any) -> None:
-        plain(reader, *args, **kwargs)
-        reader.__class__ = TrackingReader
-
-    def streaming(dataset: Any, *args: Any, **kwargs: Any) -> None:
-        plain_streaming(dataset, *args, **kwargs)
-        if dataset.image_transforms is not None:
-            raise SpatialForcingError(
-                "Stored features cannot follow the image transforms of a streaming data set. Train with the "
-                "teacher online (without forcing.cache), or without --dataset.streaming or "
-                "--dataset.image_transforms.enable."
-            )
-
-    tracking.without_tracking, streaming.without_tracking = plain, plain_streaming  # type: ignore[attr-defined]
-    DatasetReader.__init__ = tracking  # type: ignore[method-assign]
-    StreamingLeRobotDataset.__init__ = streaming  # type: ignore[method-assign]
-
-
 def affines_of(batch: dict[str, Any], cameras: list[str]) -> Tensor | None:
-    """affine_BV23 of a batch's views, None if its pictures are where they were recorded."""
+    """affine_BV23 of a batch's views, None if its images are where they were recorded.
+
+    Raises:
+        SpatialForcingError: nobody knows where they are.
+    """
     found = [batch.get(AFFINE_KEY + key) for key in cameras]
     there = [affine for affine in found if affine is not None]
     if not there:
         return None
     still = identity().to(there[0]).expand_as(there[0])
-    return torch.stack([still if affine is None else affine for affine in found], dim=1)
+    affine_BV23 = torch.stack([still if affine is None else affine for affine in found], dim=1)
+    if affine_BV23.isnan().any():
+        raise SpatialForcingError(
+            "Whether the image transforms of the data set move images is not known, so stored features "
+            "cannot follow them. Known are those of torchvision.transforms.v2 (not Lambda), and LeRobot's: "
+            f"{', '.join(sorted(STILL))}. Train with the teacher online (without forcing.cache), or leave "
+            "the others out."
+        )
+    return affine_BV23
