@@ -36,7 +36,8 @@ def skip_without_parts(kind: str) -> None:
     missing = [name for name in HOSTS[kind].needs if find_spec(name) is None]
     if missing:
         say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        say(f"{kind} needs {', '.join(missing)}: pip install 'spatial-forcing[{HOSTS[kind].extra}]'")
+        what = f"lerobot_policy_spatial_forcing[{HOSTS[kind].extra}]"
+        say(f"{kind} needs {', '.join(missing)}: pip install '{what}'")
 
 
 def features_of(sizes: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Any], dict[str, Any]]:

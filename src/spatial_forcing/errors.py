@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# What pip installs; LeRobot finds plug-ins by this spelling.
+DISTRIBUTION = "lerobot_policy_spatial_forcing"
 # So many names are listed whole; of more, the nearest ones.
 LISTED_WHOLE, NEAREST = 12, 8
 
@@ -37,4 +39,4 @@ class MissingDependencyError(SpatialForcingError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str):
-        super().__init__(f'This needs {package}. Install it with: pip install "spatial-forcing[{extra}]"')
+        super().__init__(f'This needs {package}. Install it with: pip install "{DISTRIBUTION}[{extra}]"')

@@ -8,8 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from spatial_forcing.errors import DISTRIBUTION
+
 PACKAGES = (
-    "spatial-forcing",
+    DISTRIBUTION,
     "torch",
     "lerobot",
     "metaworld",

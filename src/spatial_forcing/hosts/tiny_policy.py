@@ -19,6 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.guard import said_last
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
 
 # A deviation below this is no motion: a millimetre, a thousandth of the gripper's way.
@@ -69,10 +70,11 @@ class TinyConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         # No ValueErrors: LeRobot's parser of flags drops what those say.
-        if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise SpatialForcingError(
-                f"n_action_steps must be 1 to chunk_size = {self.chunk_size}, got {self.n_action_steps}."
-            )
+        with said_last():
+            if not 1 <= self.n_action_steps <= self.chunk_size:
+                raise SpatialForcingError(
+                    f"n_action_steps must be 1 to chunk_size = {self.chunk_size}, got {self.n_action_steps}."
+                )
 
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig(lr=self.optimizer_lr, weight_decay=self.optimizer_weight_decay, grad_clip_norm=1.0)
@@ -115,10 +117,12 @@ class TinyPolicy(PreTrainedPolicy):
 
     config_class = TinyConfig  # type: ignore[assignment]  # LeRobot declares None
     name = "tiny"  # type: ignore[assignment]
+    _fsdp_wrap_modules = ["Block"]  # noqa: RUF012 (LeRobot's contract: what FSDP2 shards on its own)
 
     def __init__(self, config: TinyConfig, **_: Any):
         super().__init__(config)
-        config.validate_features()
+        with said_last():
+            config.validate_features()
         state = _width(config.robot_state_feature)
         if config.use_environment_state:
             state += _width(config.env_state_feature)
