@@ -6,10 +6,13 @@ READY  := $(VENV)/.ready
 export MUJOCO_GL ?= osmesa
 # Threads that wait must not spin: on a busy machine that is slower than one thread.
 export OMP_WAIT_POLICY ?= PASSIVE
+# LEROBOT=main: the tests on LeRobot's next release, where the archive of its main branch lies beside the project.
+LEROBOT ?= locked
+TESTED := $(if $(filter main,$(LEROBOT)),.venv-main,$(VENV))
 # Nothing after installation may need the network.
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test check bench tables lock clean
+.PHONY: setup demo test test-lerobot check bench tables lock clean
 
 setup: $(READY)
 
@@ -20,8 +23,16 @@ $(READY): pyproject.toml requirements.lock scripts/setup.sh
 demo: setup
 	@$(OFFLINE) $(BIN)/spatial-forcing demo
 
-test: setup
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(TESTED)/.ready
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(TESTED)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+.venv-main/.ready: $(READY) scripts/lerobot_main.sh
+	@VENV="$(VENV)" bash scripts/lerobot_main.sh
+	@touch $@
+
+# LeRobot's own test suite must not notice us.
+test-lerobot: setup
+	@$(OFFLINE) $(BIN)/python scripts/lerobot_suite $(SUITE)
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
@@ -37,4 +48,4 @@ lock:
 	@bash scripts/lock.sh
 
 clean:
-	rm -rf $(VENV) outputs dist
+	rm -rf $(VENV) .venv-main outputs dist

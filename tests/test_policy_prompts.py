@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import make_dataset
 from small_policies import CAMERAS, PROMPTED, SMALL, small_batch, small_config, small_parts, small_policy
-from small_prompted import groot_steps, prompted, tracked_crops
+from small_prompted import prompted, tracked_crops
 from torch import Tensor, nn
 
 from spatial_forcing import patches
@@ -456,7 +456,7 @@ def test_the_second_step_alone_does_what_it_does_without_the_patch(folder):
     from lerobot.lerobot_types import TransitionKey
     from lerobot.processor.converters import batch_to_transition
 
-    pack, encode = groot_steps(small_policy("groot", folder).config)
+    pack, encode = RECORDS["groot"].small.steps(small_policy("groot", folder).config)
     packed = pack(batch_to_transition(raw_batch(2) | {"task": ["move", "move"]}))
     del packed[TransitionKey.COMPLEMENTARY_DATA][PACKED_KEY]
     tracked_alone = encode(copy.deepcopy(packed))[TransitionKey.COMPLEMENTARY_DATA]

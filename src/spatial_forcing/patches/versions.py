@@ -20,10 +20,10 @@ def writes_here() -> bool:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 shards the parameters of a module."""
+    """Whether FSDP2 shards the parameters of a module, or of a part of it."""
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(module, FSDPModule)
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:
