@@ -425,5 +425,5 @@ def test_forcing_flags_for_a_policy_without_a_record_name_those_that_have_one(pl
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"type": "diffusion"}))
     patches.take_forcing_flags()
-    with pytest.raises(SpatialForcingError, match=r"'diffusion'.*no record of. It has: tiny, smolvla, pi0"):
+    with pytest.raises(SpatialForcingError, match=r"'diffusion'.*no record of. It has: act, .*pi05, .*tiny"):
         PreTrainedConfig.from_pretrained(tmp_path / "other", cli_overrides=["--forcing.weight=0.3"])
