@@ -1,4 +1,4 @@
-"""Somebody else's package (tests/third_party) brings a policy and a teacher, used through the command line.
+"""Somebody else's package (tests/third_party) brings a policy, a teacher and a loss, used by the command line.
 
 It is installed as a user would install it, into a folder of its own, and every command runs in a process of
 its own with a deadline.
@@ -89,6 +89,7 @@ def test_their_teacher_makes_a_cache(cache):
 
 def test_their_policy_is_trained_by_lerobot_toward_their_teacher(installed, dataset, cache, tmp_path):
     flags = ["--policy.type=sf_mini", f"--policy.forcing.cache={cache}", "--policy.push_to_hub=false"]
+    flags += ["--policy.forcing.loss=huber"]
     flags += ["--policy.device=cpu", "--batch_size=2", "--steps=2", "--log_freq=1", "--output_dir=run"]
     said = run(installed, "lerobot-train", *flags, *data_flags(dataset), cwd=tmp_path)
     losses = [float(value) for value in re.findall(r"align_loss:([\d.]+)", said)]
@@ -98,7 +99,7 @@ def test_their_policy_is_trained_by_lerobot_toward_their_teacher(installed, data
     config = json.loads((saved / "config.json").read_text())
     assert (config["type"], "forcing" in config) == ("mini", False)
     forcing = json.loads((saved / "spatial_forcing" / "forcing.json").read_text())
-    assert forcing["teacher_licence"] == "MIT"
+    assert (forcing["teacher_licence"], forcing["loss"]) == ("MIT", "huber")
 
 
 def test_the_doctor_finds_their_policy_healthy(installed, dataset, tmp_path):
@@ -153,9 +154,11 @@ def test_a_host_is_one_file_and_a_teacher_is_one_file():
     }
     knowing = {name for name, text in files.items() if "spatial_forcing" in text}
     assert knowing == {"host.py", "edges.py"}
+    assert files["huber.py"].count("import") == 2, "a loss is a function of tensors"
     assert "lerobot." not in files["host.py"], "a record imports nothing heavy"
     points = (SOURCE / "pyproject.toml").read_text()
     for group, line in (
+        ("losses", f'huber = "{PACKAGE}.huber:huber"'),
         ("hosts", f'mini = "{PACKAGE}.host:RECORD"'),
         ("teachers", f'edges = "{PACKAGE}.edges:'),
     ):
