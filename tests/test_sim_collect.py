@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from geometry import unproject
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock
-from spatial_forcing.sim.camera import unproject
 from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry, render_frames
 from spatial_forcing.sim.experts import demonstrate
 from spatial_forcing.sim.scenes import ScenesSpec, render_scenes

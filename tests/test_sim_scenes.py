@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from geometry import unproject
 from safetensors.numpy import load_file
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.sim.camera import unproject
 from spatial_forcing.sim.scenes import ScenesSpec, plan, render_scenes
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
 

@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from geometry import project, unproject
 from scipy.ndimage import minimum_filter
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.sim.camera import Camera, Jitter, default_cameras, project, unproject
+from spatial_forcing.sim.camera import Camera, Jitter, default_cameras
 from spatial_forcing.sim.meshes import cluster_faces
 from spatial_forcing.sim.randomise import random_primitives, randomise_looks
 from spatial_forcing.sim.tasks import POLICY_TASKS, TASKS, TEACHER_TASKS

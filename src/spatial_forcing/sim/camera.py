@@ -99,20 +99,3 @@ def stack_matrices(cameras: Sequence[Camera], height: int, width: int) -> tuple[
     intrinsics_N33 = np.stack([camera.intrinsics_33(height, width) for camera in cameras])
     extrinsics_N34 = np.stack([camera.extrinsics_34 for camera in cameras])
     return intrinsics_N33, extrinsics_N34
-
-
-def unproject(depth_HW: np.ndarray, intrinsics_33: np.ndarray, extrinsics_34: np.ndarray) -> np.ndarray:
-    """World point of every pixel, (H, W, 3) float32, from z-depth in metres."""
-    height, width = depth_HW.shape
-    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    rays_HW3 = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(intrinsics_33).T
-    points_HW3 = rays_HW3 * depth_HW[..., None]
-    rotation_33, translation_3 = extrinsics_34[:, :3], extrinsics_34[:, 3]
-    return ((points_HW3 - translation_3) @ rotation_33).astype(np.float32)
-
-
-def project(points_N3: np.ndarray, intrinsics_33: np.ndarray, extrinsics_34: np.ndarray) -> np.ndarray:
-    """Pixel coordinates and z-depth (u, v, z) of world points, (N, 3) float32."""
-    camera_N3 = points_N3 @ extrinsics_34[:, :3].T + extrinsics_34[:, 3]
-    pixels_N3 = camera_N3 @ intrinsics_33.T
-    return np.concatenate([pixels_N3[:, :2] / pixels_N3[:, 2:], camera_N3[:, 2:]], axis=1).astype(np.float32)

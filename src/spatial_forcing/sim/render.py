@@ -16,8 +16,8 @@ import numpy as np
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.sim.camera import Camera
 
-NEAR, FAR = 0.02, 12.0
-"""Clipping planes, metres; the floor ends within `FAR`."""
+CLIP_NEAR, CLIP_FAR = 0.02, 12.0
+"""Clipping planes, metres; the floor ends within `CLIP_FAR`."""
 
 
 class RenderingError(SpatialForcingError, RuntimeError):
@@ -120,7 +120,7 @@ class Renderer:
             primitives: shapes to add to this picture.
 
         Returns:
-            rgb (H, W, 3) uint8, and z-depth (H, W) float32 in metres, `FAR` where there is nothing.
+            rgb (H, W, 3) uint8, and z-depth (H, W) float32 in metres, `CLIP_FAR` where there is nothing.
         """
         mujoco = self._mujoco
         self._gl.make_current()
@@ -167,12 +167,12 @@ def prepare(model: Any, size: int) -> None:
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = size
-    model.vis.map.znear = NEAR / model.stat.extent
-    model.vis.map.zfar = FAR / model.stat.extent
+    model.vis.map.znear = CLIP_NEAR / model.stat.extent
+    model.vis.map.zfar = CLIP_FAR / model.stat.extent
     model.mat_reflectance[:] = 0.0
 
 
 def _metric_depth(buffer_HW: np.ndarray) -> np.ndarray:
-    """Metres along the viewing axis from a reversed depth buffer (1 at `NEAR`, 0 at `FAR`)."""
-    inverse_HW = 1.0 / FAR + buffer_HW.astype(np.float64) * (1.0 / NEAR - 1.0 / FAR)
+    """Metres along the viewing axis from a reversed depth buffer (1 at `CLIP_NEAR`, 0 at `CLIP_FAR`)."""
+    inverse_HW = 1.0 / CLIP_FAR + buffer_HW.astype(np.float64) * (1.0 / CLIP_NEAR - 1.0 / CLIP_FAR)
     return (1.0 / inverse_HW).astype(np.float32)

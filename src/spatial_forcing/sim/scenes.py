@@ -31,7 +31,7 @@ from spatial_forcing.sim.render import Primitive
 from spatial_forcing.sim.tasks import POLICY_TASKS, TEACHER_TASKS
 from spatial_forcing.sim.world import World
 
-FAR = 5.0
+NOTHING = 5.0  # metres, where there is nothing within reach
 _SHARD = 100
 _SPLITS = ("train", "seen-val", "unseen-val")
 
@@ -101,7 +101,7 @@ def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
     intrinsics_V33, extrinsics_V34 = stack_matrices(cameras, world.size, world.size)
     return {
         "rgb_NVHW3": np.stack([rgb for rgb, _ in pictures]),
-        "depth_NVHW": np.stack([depth for _, depth in pictures]).clip(max=FAR).astype(np.float16),
+        "depth_NVHW": np.stack([depth for _, depth in pictures]).clip(max=NOTHING).astype(np.float16),
         "intrinsics_NV33": intrinsics_V33,
         "extrinsics_NV34": extrinsics_V34,
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
 
-FAR = 4.99  # metres; scenes hold 5 where there is nothing
+REACH = 4.99  # metres; scenes hold 5 where there is nothing
 
 Frame = Literal["first-camera", "robot"]
 
@@ -83,18 +83,25 @@ def make_batch(scenes: Scenes, index_B: Tensor, frame: Frame, views_BV: Tensor |
 def to_batch(rgb_BVHW3: Tensor, depth_BVHW: Tensor, K_BV33: Tensor, E_BV34: Tensor, frame: Frame) -> Batch:
     """Unprojects z-depth to point maps, and puts points and poses into the wanted frame."""
     R, t = E_BV34[..., :3], E_BV34[..., 3]
-    H, W = depth_BVHW.shape[-2:]
-    v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
-    rays = torch.stack([u, v, torch.ones_like(u)], dim=-1) @ K_BV33.inverse().mT[:, :, None]
-    points = ((rays * depth_BVHW[..., None]) - t[:, :, None, None]) @ R[:, :, None]  # R^T (x - t)
+    points = unproject(depth_BVHW, K_BV33, E_BV34)
     if frame == "first-camera":
         R1, t1 = R[:, :1], t[:, :1]
         points = points @ R1[:, :, None].mT + t1[:, :, None, None]
         R = R @ R1.mT
         t = t - (R @ t1[..., None])[..., 0]
+    H, W = depth_BVHW.shape[-2:]
     pose_BV9 = encode_pose(R, t, K_BV33, (H, W))
     images_BV3HW = rgb_BVHW3.permute(0, 1, 4, 2, 3).float() / 255
-    return Batch(images_BV3HW, depth_BVHW, depth_BVHW < FAR, points, pose_BV9)
+    return Batch(images_BV3HW, depth_BVHW, depth_BVHW < REACH, points, pose_BV9)
+
+
+def unproject(depth_BVHW: Tensor, K_BV33: Tensor, E_BV34: Tensor) -> Tensor:
+    """World points (B, V, H, W, 3) of all pixels, from z-depth in metres; pixel centres are at halves."""
+    R, t = E_BV34[..., :3], E_BV34[..., 3]
+    H, W = depth_BVHW.shape[-2:]
+    v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    rays = torch.stack([u, v, torch.ones_like(u)], dim=-1) @ K_BV33.inverse().mT[:, :, None]
+    return ((rays * depth_BVHW[..., None]) - t[:, :, None, None]) @ R[:, :, None]  # R^T (x - t)
 
 
 def encode_pose(R_BV33: Tensor, t_BV3: Tensor, K_BV33: Tensor, size: tuple[int, int]) -> Tensor:
