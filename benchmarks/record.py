@@ -5,19 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.provenance import command_line, commit, hardware, versions
+from spatial_forcing import provenance
 
 
 def made_with(args: Any) -> dict[str, Any]:
     """Command, commit, versions, hardware and options; call it first, as the commit may change later."""
     options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items() if k != "out"}
-    return {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "options": options,
-    }
+    return provenance.made_with() | {"options": options}
 
 
 def quartiles(values: list[float]) -> dict[str, float]:

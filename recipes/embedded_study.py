@@ -23,14 +23,20 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+from spatial_forcing.bootstrap import bootstrap_difference
 from spatial_forcing.console import stages
 from spatial_forcing.control import CONTROLS
-from spatial_forcing.demo import DemoSettings, collect_demos, demo_arms, teacher_features
+from spatial_forcing.demo import collect_demos, demo_arms, teacher_features
+from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.files import claim
-from spatial_forcing.provenance import command_line, commit, hardware, versions
-from spatial_forcing.stats import bootstrap_difference, mcnemar, wilson
-from spatial_forcing.study import Arm, run_arms
+from spatial_forcing.provenance import made_with
+from spatial_forcing.results import Evaluation
+from spatial_forcing.stats import mcnemar, wilson
+from spatial_forcing.study import Arm, evaluations_of, run_arms
 from spatial_forcing.train import read_metrics
+
+# Evaluations by arm, for each seed.
+Groups = dict[str, list[list[Evaluation]]]
 
 
 @dataclass
@@ -43,11 +49,11 @@ class Args:
     """Seeds of weights and data order. All share the demonstrations of --demo-seed."""
     demo_seed: int = 0
     """Seed of the demonstrations."""
-    task: str = "reach-v3"
+    task: str = DemoSettings.tasks[0]
     """Meta-World task."""
-    start: str = "random-hand"
+    start: str = DemoSettings.start
     """How demonstrations begin; expert-warmup covers whole episodes of tasks with several stages."""
-    episodes: int = 250
+    episodes: int = DemoSettings.episodes
     """Demonstrations of 6 frames."""
     teachers: tuple[str, ...] = ("vggt-tiny-sim",)
     """Teachers to compare: vggt-tiny-sim, vggt-tiny-sim-2d, pixels, ..."""
@@ -57,13 +63,13 @@ class Args:
     """What is aligned to: standardised tokens, PCA coefficients in their geometry, or in that of raw ones."""
     fidelity: float = 0.99
     """Mean cosine that stored features keep: 8 coefficients a token at 0.99, 32 at 0.999."""
-    learning_rates: tuple[float, ...] = (1e-3,)
+    learning_rates: tuple[float, ...] = (DemoSettings.learning_rate,)
     """Given to every arm, the baseline included."""
-    steps: int = 600
+    steps: int = DemoSettings.steps
     """Training steps."""
     evaluations: int = 2
     """Checkpoints that are rolled out."""
-    eval_episodes: int = 25
+    eval_episodes: int = DemoSettings.eval_episodes
     """Rollouts a checkpoint."""
     baseline: bool = True
     """Train the baseline."""
@@ -81,12 +87,7 @@ def main(args: Args) -> None:
     """Runs every arm and writes the numbers."""
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with()
     options = {k: v for k, v in asdict(args).items() if k not in ("out", "workers")}
     claim(out / "settings.json", options, what="study")
     settings = DemoSettings(
@@ -114,7 +115,7 @@ def main(args: Args) -> None:
             workers=args.workers,
             watch=lambda progress: bars.update(row, completed=sum(p.step for p in progress.values())),
         )
-    results = made_with | summarise(arms, out)
+    results = made | summarise(arms, out)
     (out / "study.json").write_text(json.dumps(results, indent=1) + "\n")
     for line in results["table"]:
         print(line)
@@ -188,29 +189,22 @@ def portable(value: Any, out: Path) -> Any:
 
 def summarise(arms: list[Arm], out: Path) -> dict[str, Any]:
     """Every evaluation of every arm, and the arms pooled over seeds and compared in pairs."""
-    found = {
-        arm.name: [
-            json.loads(p.read_text()) for p in sorted((out / "runs" / arm.name / "eval").glob("[0-9]*"))
-        ]
-        for arm in arms
-    }
+    found = {arm.name: evaluations_of(out / "runs" / arm.name) for arm in arms}
     rows = {
         arm.name: {
-            "successes": {e["step"]: sum(x["success"] for x in e["episodes"]) for e in found[arm.name]},
-            "episodes": len(found[arm.name][-1]["episodes"]),
-            "closest_cm": {e["step"]: closest_cm(e) for e in found[arm.name]},
-            "heldout_error": {e["step"]: round(e["heldout_error"], 4) for e in found[arm.name]},
+            "successes": {e.step: sum(x.success for x in e.episodes) for e in found[arm.name]},
+            "episodes": len(found[arm.name][-1].episodes),
+            "closest_cm": {e.step: closest_cm(e) for e in found[arm.name]},
+            "heldout_error": {e.step: round(e.heldout_error, 4) for e in found[arm.name]},
             "final_cosine": read_metrics(out / "runs" / arm.name / "train")[-1].get("cosine"),
         }
         for arm in arms
     }
     # Arms that differ in nothing but the seed.
-    groups: dict[str, list[list[dict[str, Any]]]] = {}
+    groups: Groups = {}
     for arm in arms:
         groups.setdefault(arm.name.removesuffix(f"-s{arm.seed}"), []).append(found[arm.name])
-    steps = sorted(
-        set.intersection(*({e["step"] for e in of} for by_seed in groups.values() for of in by_seed))
-    )
+    steps = sorted(set.intersection(*({e.step for e in of} for by_seed in groups.values() for of in by_seed)))
     table = [line for step in steps for line in step_lines(groups, step)]
     return {
         "arms": [portable(asdict(arm), out) for arm in arms],
@@ -220,16 +214,16 @@ def summarise(arms: list[Arm], out: Path) -> dict[str, Any]:
     }
 
 
-def at_step(by_seed: list[list[dict[str, Any]]], step: int) -> tuple[list[float], list[bool]]:
+def at_step(by_seed: list[list[Evaluation]], step: int) -> tuple[list[float], list[bool]]:
     """Held-out errors by seed, and the successes of all seeds' episodes in order, at one step."""
-    evaluations = [next(e for e in of if e["step"] == step) for of in by_seed]
+    evaluations = [next(e for e in of if e.step == step) for of in by_seed]
     return (
-        [e["heldout_error"] for e in evaluations],
-        [bool(x["success"]) for e in evaluations for x in e["episodes"]],
+        [e.heldout_error for e in evaluations],
+        [x.success for e in evaluations for x in e.episodes],
     )
 
 
-def step_lines(groups: dict[str, list[list[dict[str, Any]]]], step: int) -> list[str]:
+def step_lines(groups: Groups, step: int) -> list[str]:
     """A line for each group of arms: its mean error and its successes over all seeds."""
     lines = [f"after {step} steps:"]
     for name, by_seed in groups.items():
@@ -243,7 +237,7 @@ def step_lines(groups: dict[str, list[list[dict[str, Any]]]], step: int) -> list
     return lines
 
 
-def pairs_at(groups: dict[str, list[list[dict[str, Any]]]], step: int) -> list[dict[str, Any]]:
+def pairs_at(groups: Groups, step: int) -> list[dict[str, Any]]:
     """Every two groups with equally many seeds: difference of errors over seeds, McNemar over all pairs of
     episodes. The seeds share their episodes, so the pairs are not quite independent."""
     pairs = []
@@ -258,9 +252,9 @@ def pairs_at(groups: dict[str, list[list[dict[str, Any]]]], step: int) -> list[d
     return pairs
 
 
-def closest_cm(evaluation: dict[str, Any]) -> float:
+def closest_cm(evaluation: Evaluation) -> float:
     """Mean closest distance to the goal over the episodes of an evaluation, centimetres."""
-    distances = [100 * e["closest_distance"] for e in evaluation["episodes"]]
+    distances = [100 * e.closest_distance for e in evaluation.episodes]
     return round(sum(distances) / len(distances), 2)
 
 

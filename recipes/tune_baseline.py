@@ -18,9 +18,10 @@ import tyro
 from rich.console import Console
 
 from spatial_forcing.console import stages
-from spatial_forcing.demo import DemoSettings, collect_demos, demo_arms
-from spatial_forcing.provenance import command_line, commit, hardware, versions
-from spatial_forcing.study import Arm, run_arms
+from spatial_forcing.demo import collect_demos, demo_arms
+from spatial_forcing.demo_settings import DemoSettings
+from spatial_forcing.provenance import made_with
+from spatial_forcing.study import Arm, evaluations_of, run_arms
 
 # Searched in this order; the first value of each is where the search starts.
 ROUNDS: tuple[tuple[str, tuple[float, ...]], ...] = (
@@ -41,7 +42,7 @@ class Args:
     """Seeds of weights and data order; comparisons use others."""
     demo_seed: int = 7
     """Seed of the demonstrations; comparisons use others."""
-    steps: int = 600
+    steps: int = DemoSettings.steps
     """Training steps."""
     workers: int = 2
     """Policies side by side."""
@@ -50,12 +51,7 @@ class Args:
 def main(args: Args) -> None:
     """Searches round by round and writes every error."""
     out = args.out.resolve()
-    made_with = {
-        "command": command_line(),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    made = made_with()
     settings = DemoSettings(steps=args.steps, seed=args.demo_seed, evaluations=1, eval_episodes=0)
     best: dict[str, Any] = {name: values[0] for name, values in ROUNDS}
     rounds: list[dict[str, Any]] = []
@@ -92,7 +88,7 @@ def main(args: Args) -> None:
             print(json.dumps(rounds[-1]))
     options = {k: v for k, v in asdict(args).items() if k not in ("out", "results", "workers")}
     path = args.results or out / "tune.json"
-    path.write_text(json.dumps(made_with | options | {"rounds": rounds, "best": best}, indent=1) + "\n")
+    path.write_text(json.dumps(made | options | {"rounds": rounds, "best": best}, indent=1) + "\n")
     print(path)
 
 
@@ -105,8 +101,7 @@ def candidate_arm(plain: Arm, options: dict[str, Any], seed: int) -> Arm:
 
 def heldout_of(folder: Path) -> float:
     """Held-out action error of an arm's last checkpoint."""
-    last = max((folder / "eval").glob("[0-9]*.json"))
-    return round(json.loads(last.read_text())["heldout_error"], 4)
+    return round(evaluations_of(folder)[-1].heldout_error, 4)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
+from spatial_forcing.processes import JobFailed, Watch, WorkerLost, run_jobs
 
 DEADLINE = 200.0  # seconds; less than a test may take
 
@@ -48,7 +48,7 @@ def in_ranks(
             run_jobs(
                 partial(_rank, Path(name), world, work, arguments),
                 [deque([rank]) for rank in range(world)],
-                patience=deadline,
+                watch=Watch(patience=deadline),
                 start="forkserver" if imported else "spawn",
             )
         except JobFailed as failed:

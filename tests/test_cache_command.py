@@ -8,7 +8,6 @@ import pytest
 import torch
 from small_dataset import CAMERAS, make_dataset
 
-from spatial_forcing.cache.command import minutes
 from spatial_forcing.cache.extract import Extraction, extract, open_source
 from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.cli import main
@@ -271,7 +270,3 @@ def test_a_teacher_in_a_file_of_ones_own(monkeypatch, capsys, tmp_path, dataset)
     assert run(monkeypatch, "verify", *options) == 2
     assert "Unknown teacher (and no file or folder)" in capsys.readouterr().err
     assert run(monkeypatch, "verify", *options, "--teacher", str(moved)) == 0
-
-
-def test_numbers_for_people():
-    assert [minutes(s) for s in (30, 600, 7200)] == ["30 s", "10 min", "2.0 h"]

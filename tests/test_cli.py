@@ -13,8 +13,10 @@ import torch
 
 from spatial_forcing import SpatialForcing, host_of, load_teacher
 from spatial_forcing.cli import COMMANDS, main
+from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
 from spatial_forcing.provenance import commit, hardware, versions
+from spatial_forcing.sim.spec import DemoSpec
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -66,6 +68,27 @@ def help_of(monkeypatch, capsys, *command: str) -> str:
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
 def test_every_command_explains_itself(monkeypatch, capsys, command):
     assert COMMANDS[command].__doc__ in help_of(monkeypatch, capsys, command)
+
+
+@pytest.mark.parametrize(("command", "options"), [("demo", DemoSettings), ("demos", DemoSpec)])
+def test_options_and_defaults_have_one_source(monkeypatch, capsys, command, options):
+    monkeypatch.setenv("COLUMNS", "400")
+    text = help_of(monkeypatch, capsys, command)
+    for one in fields(options):
+        flag = f"--{one.name.replace('_', '-')}"
+        assert re.search(rf"{flag}[ .,\[]", text), flag
+    assert DemoSettings().demonstrations()[0] == DemoSpec()
+    defaults = {one.name: one.default for one in fields(COMMANDS[command])}
+    for one in fields(options):
+        assert defaults[one.name] == one.default
+
+
+def test_what_an_option_may_not_be_is_one_message(monkeypatch, capsys, tmp_path):
+    for command in ("demo", "demos"):
+        out = ["--out", str(tmp_path / "d")]
+        code, error = run(monkeypatch, capsys, command, *out, "--start", "middle")
+        assert (code, error.count("Unknown start 'middle'")) == (2, 1)
+        assert "Traceback" not in error
 
 
 def test_the_help_lists_every_command_with_what_it_does(monkeypatch, capsys):

@@ -40,10 +40,11 @@ ORDER = (
     ("alignment",),
     ("align",),
     ("teachers", "hosts"),
-    ("cache", "chunks", "patches"),
-    ("sim", "probe", "study", "stats", "provenance", "train", "flags", "train_command", "evaluate"),
+    ("cache", "patches"),
+    ("json_record", "results", "stats", "bootstrap", "provenance", "chunks"),
+    ("sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
-    ("report", "evidence", "demo", "doctor", "cli"),
+    ("report", "evidence", "demo_settings", "demo", "doctor", "cli"),
     (PLUGIN.name,),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}

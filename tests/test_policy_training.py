@@ -444,5 +444,5 @@ def test_a_forced_checkpoint_acts_in_meta_world(folder, tmp_path, kind):
     assert type(loaded.policy).__module__ == f"lerobot.policies.{kind}.modeling_{kind}"
     env = SimEnvConfig(task="reach-v3", size=64, max_steps=3)
     done = roll_out(loaded, env, episodes=2, seed=1_000_000).episodes
-    assert [(one["seed"], one["steps"]) for one in done] == [(1_000_000, 3), (1_000_001, 3)]
-    assert all(one["final_distance"] > 0 for one in done)
+    assert [(one.seed, one.steps) for one in done] == [(1_000_000, 3), (1_000_001, 3)]
+    assert all(one.final_distance > 0 for one in done)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from small_probe import judge, metrics_of
 
 from spatial_forcing.hosts.tiny import TinyVLA
 from spatial_forcing.probe import (
@@ -12,7 +13,6 @@ from spatial_forcing.probe import (
     VisualTokens,
     cell_depth,
     metrics,
-    run_probe,
     tapped_tokens,
 )
 from spatial_forcing.probe.picture import probe_picture
@@ -67,7 +67,7 @@ def test_tokens_that_never_change_give_the_mean_depth_exactly(missing):
     torch.testing.assert_close(
         probe.predict(place[:5]), mean.float().expand(5, -1, -1, -1), rtol=1e-6, atol=0
     )
-    result = run_probe(whole(place=(place, place)), depth, depth, episodes(), episodes(first=50), sub_grid=K)
+    result = judge(whole(place=(place, place)), depth, depth, episodes(), episodes(first=50), sub_grid=K)
     assert torch.equal(result.predicted["place"], result.predicted["mean depth"])
 
 
@@ -240,7 +240,7 @@ def world(frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
     (train, train_depth, train_rgb), (test, test_depth, test_rgb) = world(F, 0), world(12, 1)
     noise = torch.randn(F + 12, V, H, W, 40, generator=torch.Generator().manual_seed(7))
-    result = run_probe(
+    result = judge(
         whole(policy=(train, test), noise=(noise[:F], noise[F:])),
         train_depth,
         test_depth,
@@ -249,7 +249,7 @@ def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
         images=(train_rgb, test_rgb),
         sub_grid=K,
     )
-    rows = {row.name: row.metrics for row in result.rows}
+    rows = {row.name: row for row in result.rows}
     assert list(rows) == ["policy", "noise", "pixels", "mean depth"]
     assert rows["policy"].absrel < 0.8 * rows["mean depth"].absrel
     for blind in ("noise", "pixels"):
@@ -259,18 +259,18 @@ def test_knowing_tokens_beat_the_mean_depth_and_random_tokens_do_not():
 
 def test_mean_depth_is_the_mean_of_the_training_frames():
     (train, depth, _), (test, test_depth, _) = world(F, 0), world(12, 1)
-    result = run_probe(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
+    result = judge(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
     mean = depth.double().mean(0).float()
     torch.testing.assert_close(result.predicted["mean depth"][5], mean)
-    assert result.rows[-1].metrics == metrics(mean.expand(12, -1, -1, -1), test_depth)
+    assert metrics_of(result.rows[-1]) == metrics(mean.expand(12, -1, -1, -1), test_depth)
     assert result.rows[-1].ridge is None
 
 
 def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
     (train, depth, _), (test, test_depth, images) = world(F, 0), world(12, 1)
-    result = run_probe(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
-    record = json.loads(json.dumps(result.to_dict("probe.png"), allow_nan=False))
-    assert record["rows"][0]["absrel"] == result.rows[0].metrics.absrel
+    result = judge(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
+    record = json.loads(json.dumps(result.record("probe.png").plain(), allow_nan=False))
+    assert record["rows"][0]["absrel"] == result.rows[0].absrel
     assert (record["train_frames"], record["test_frames"], record["picture"]) == (F, 12, "probe.png")
 
     from PIL import Image
@@ -288,7 +288,7 @@ def test_intervals_are_over_test_episodes_and_differences_are_paired():
     # Some episodes are harder than others, for all sources alike.
     test_depth = test_depth + 0.3 * (episodes(30) % 3)[:, None, None, None]
     noise = torch.randn(F + 30, V, H, W, 5, generator=torch.Generator().manual_seed(7))
-    result = run_probe(
+    result = judge(
         whole(x=(train, test), noise=(noise[:F], noise[F:])),
         depth,
         test_depth,
@@ -302,20 +302,20 @@ def test_intervals_are_over_test_episodes_and_differences_are_paired():
     for row in result.rows:
         assert row.intervals is not None
         for name, (low, high) in row.intervals.items():
-            assert low < getattr(row.metrics, name) < high
+            assert low < getattr(row, name) < high
     assert {name: list(row.differences) for name, row in rows.items()} == {
         "x": ["noise", "mean depth"],
         "noise": ["mean depth"],
         "mean depth": ["noise"],
     }
     gain = rows["x"].differences["mean depth"]
-    assert gain.absrel == pytest.approx(rows["x"].metrics.absrel - rows["mean depth"].metrics.absrel)
+    assert gain.absrel == pytest.approx(rows["x"].absrel - rows["mean depth"].absrel)
     assert gain.low < gain.absrel < gain.high < 0
     low, high = rows["mean depth"].intervals["absrel"]
     nothing = rows["noise"].differences["mean depth"]
     assert nothing.high - nothing.low < 0.3 * (high - low)
     shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(1))
-    again = run_probe(
+    again = judge(
         whole(x=(train, test[shuffled])),
         depth,
         test_depth[shuffled],
@@ -328,8 +328,8 @@ def test_intervals_are_over_test_episodes_and_differences_are_paired():
 
 def test_one_test_episode_has_no_interval():
     (train, depth, _), (test, test_depth, _) = world(F, 0), world(3, 1)
-    result = run_probe(whole(x=(train, test)), depth, test_depth, episodes(), episodes(3, 100), sub_grid=K)
-    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    result = judge(whole(x=(train, test)), depth, test_depth, episodes(), episodes(3, 100), sub_grid=K)
+    record = json.loads(json.dumps(result.record().plain(), allow_nan=False))
     assert record["test_episodes"] == 1
     assert record["rows"][0]["intervals"] is None
     difference = record["rows"][0]["differences"]["mean depth"]
@@ -352,7 +352,7 @@ def test_what_is_predicted_where_nothing_is_true_is_not_drawn(tmp_path):
 def test_overlapping_episodes_are_refused():
     tokens, depth = planted()
     with pytest.raises(ProbeError, match=r"2 episodes are in both training and test: 6, 7\."):
-        run_probe(whole(x=(tokens, tokens)), depth, depth, episodes(), episodes(first=6), sub_grid=K)
+        judge(whole(x=(tokens, tokens)), depth, depth, episodes(), episodes(first=6), sub_grid=K)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_predicting_from_broken_tokens_or_before_the_fit_is_an_error():
 def test_sources_on_different_grids_are_not_compared():
     tokens, depth = planted()
     with pytest.raises(ProbeError, match="share one grid"):
-        run_probe(
+        judge(
             whole(a=(tokens, tokens), b=(tokens[:, :, :2], tokens[:, :, :2])),
             depth,
             depth,

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_policies import CAMERAS, PICTURE, PROMPTED, small_batch, small_policy
+from small_probe import judge, metrics_of
 from small_prompted import prompted, tracked_crops
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import pictures_of
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.hosts.tiny import TinyVLA
-from spatial_forcing.probe import DepthProbe, ProbeError, VisualTokens, metrics, run_probe, tapped_tokens
+from spatial_forcing.probe import DepthProbe, ProbeError, VisualTokens, metrics, tapped_tokens
 from spatial_forcing.probe.depth import cell_depth
 
 K = 2
@@ -141,7 +142,10 @@ def probed(
         held = torch.stack([oracle(kind, seen, rows, cols) for seen in views], dim=1)
         tokens.append(replace(found, tokens_FVHWC=held))
         depth.append([NEAR + SPAN * unit for unit in units.values()])
-        pictures.append(list(raw.values()))
+        # Patches of 32 pixels a side are thousands of channels to fit; half the resolution shows the same.
+        pictures.append(
+            [F.avg_pool2d(image, 2) if kind in ("act", "xvla") else image for image in raw.values()]
+        )
     return tuple(tokens), tuple(depth), tuple(pictures)  # type: ignore[return-value]
 
 
@@ -156,10 +160,8 @@ def small_stand_in(policy: Any) -> Any:
 
 def errors(tokens: tuple[VisualTokens, VisualTokens], depth: Any, **options: Any) -> dict[str, float]:
     """AbsRel by row."""
-    result = run_probe(
-        {"oracle": tokens}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K, **options
-    )
-    return {row.name: row.metrics.absrel for row in result.rows}
+    result = judge({"oracle": tokens}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K, **options)
+    return {row.name: row.absrel for row in result.rows}
 
 
 HOSTS = [
@@ -334,8 +336,8 @@ def test_what_tokens_of_padding_hold_changes_nothing(layout):
             replace(of, tokens_FVHWC=torch.where(of.valid_FVHW[..., None], of.tokens_FVHWC, filling))
             for of in (train, test)
         )
-        result = run_probe({"x": pair}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K)
-        rows.append(result.to_dict()["rows"])
+        result = judge({"x": pair}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K)
+        rows.append(result.record().plain()["rows"])
         assert result.predicted["x"].isnan().equal(~test.on_cells(K))
         assert result.depth_FVhw[~test.on_cells(K)].isnan().all()
     assert rows[0] == rows[1] == rows[2]
@@ -344,11 +346,11 @@ def test_what_tokens_of_padding_hold_changes_nothing(layout):
 def test_grids_of_whole_pictures_give_the_numbers_they_always_gave():
     """Bit for bit those of the probe that knew no places, and those it gave when it knew none."""
     tokens, depth = both(LAYOUTS[0])
-    result = run_probe({"x": tokens}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K)
+    result = judge({"x": tokens}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K)
     plain = DepthProbe(sub_grid=K).fit(tokens[0].tokens_FVHWC, depth[0], episodes(TRAIN))
     assert torch.equal(result.predicted["x"], plain.predict(tokens[1].tokens_FVHWC))
     assert torch.equal(result.depth_FVhw, cell_depth(depth[1], 3 * K, 4 * K))
-    assert result.rows[0].metrics == metrics(result.predicted["x"], depth[1])
+    assert metrics_of(result.rows[0]) == metrics(result.predicted["x"], depth[1])
 
 
 def test_numbers_from_before_the_probe_knew_places():
@@ -369,7 +371,7 @@ def test_numbers_from_before_the_probe_knew_places():
         return [map_.float() for map_ in (tokens, depth, images)]
 
     (train, train_depth, train_rgb), (test, test_depth, test_rgb) = of(20, 0), of(12, 50)
-    result = run_probe(
+    result = judge(
         {"x": (VisualTokens.whole(train), VisualTokens.whole(test))},
         train_depth,
         test_depth,
@@ -383,9 +385,8 @@ def test_numbers_from_before_the_probe_knew_places():
         "mean depth": (0.16333069648655085, 0.33039699095947744, 0.7314880112834978),
     }
     for row in result.rows:
-        found = row.metrics
-        assert (found.absrel, found.rmse_m, found.delta1) == pytest.approx(before[row.name], rel=1e-6)
-        assert found.pixels == 5672
+        assert (row.absrel, row.rmse_m, row.delta1) == pytest.approx(before[row.name], rel=1e-6)
+        assert row.pixels == 5672
 
 
 def test_a_mirrored_picture_is_the_picture_of_mirrored_depth():
@@ -439,7 +440,7 @@ def test_features_of_whole_pictures_are_carried_to_the_hosts_grid():
     for of, known in zip((train, test), depth, strict=True):
         cells = cell_depth(known, 30, 48)[..., None]
         teacher.append(of.carry(Features(cells, torch.ones(cells.shape[:4], dtype=torch.bool))))
-    result = run_probe(
+    result = judge(
         {"host": (train, test), "teacher": tuple(teacher)},  # type: ignore[dict-item]
         *depth,
         episodes(TRAIN),
@@ -448,7 +449,7 @@ def test_features_of_whole_pictures_are_carried_to_the_hosts_grid():
         sub_grid=1,
     )
     rows = {row.name: row for row in result.rows}
-    assert rows["teacher"].metrics.absrel < 0.02 < 0.1 < rows["mean depth"].metrics.absrel
+    assert rows["teacher"].absrel < 0.02 < 0.1 < rows["mean depth"].absrel
     assert list(rows["teacher"].differences) == ["host", "mean depth"]
     assert list(rows["host"].differences) == ["mean depth"]
 
@@ -456,10 +457,10 @@ def test_features_of_whole_pictures_are_carried_to_the_hosts_grid():
 def test_all_sources_are_judged_where_all_can_see():
     (train, test), depth = both(LAYOUTS[1])
     blinded = replace(test, valid_FVHW=test.valid_FVHW & (torch.arange(TEST) > 2)[:, None, None, None])
-    result = run_probe(
+    result = judge(
         {"a": (train, test), "b": (train, blinded)}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K
     )
-    assert len({row.metrics.pixels for row in result.rows}) == 1
+    assert len({row.pixels for row in result.rows}) == 1
     assert result.depth_FVhw[:3].isnan().all()
 
 
@@ -468,10 +469,10 @@ def test_sources_that_see_other_parts_of_the_pictures_are_not_compared():
     others, _ = both(LAYOUTS[2])
     how = (*depth, episodes(TRAIN), episodes(TEST, 100))
     with pytest.raises(ProbeError, match=r"a and b do not.*VisualTokens.carry"):
-        run_probe({"a": tokens, "b": others}, *how)
+        judge({"a": tokens, "b": others}, *how)
     with pytest.raises(ProbeError, match=r"a: expected VisualTokens, got Tensor.*VisualTokens\.whole"):
-        run_probe({"a": tuple(of.tokens_FVHWC for of in tokens)}, *how)  # type: ignore[dict-item]
+        judge({"a": tuple(of.tokens_FVHWC for of in tokens)}, *how)  # type: ignore[dict-item]
     with pytest.raises(ProbeError, match=r"no source 'base' to compare with. There are: a"):
-        run_probe({"a": tokens}, *how, baseline="base")
+        judge({"a": tokens}, *how, baseline="base")
     with pytest.raises(ProbeError, match=r"depth of the same 10 frames and 2 views.*got \[\(10, 30, 48\)\]"):
-        run_probe({"a": tokens}, [depth[0][:, 0]], *how[1:])
+        judge({"a": tokens}, [depth[0][:, 0]], *how[1:])

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock
-from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
+from spatial_forcing.processes import JobFailed, Watch, WorkerLost, run_jobs
 
 TESTS = Path(__file__).parent
 SOON = 20.0  # seconds, on a busy machine; it is a fraction of one on a quiet one
@@ -162,7 +162,7 @@ def test_a_job_that_stands_still_is_ended_with_its_stacks(tmp_path):
         stands_still = job == "stuck" and bool(pids_in(tmp_path, 2))
         return 0 if stands_still else next(counter)
 
-    failed = run_in_trouble(tmp_path, "sleeps", "stuck", progress=progress, patience=1.0, every=0.1)
+    failed = run_in_trouble(tmp_path, "sleeps", "stuck", watch=Watch(progress, 1.0), every=0.1)
     assert failed.job == "stuck"
     assert isinstance(failed.error, WorkerLost)
     assert "made no progress for 1 s and was ended" in str(failed.error)

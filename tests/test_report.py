@@ -6,19 +6,23 @@ import copy
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from spatial_forcing.report import ReportError, write_report
-from spatial_forcing.report.page import duration
+from spatial_forcing.console import duration
+from spatial_forcing.report import ResultsError, write_report
+from spatial_forcing.report.page import render
 from spatial_forcing.report.plots import colours, running_mean
 from spatial_forcing.report.summary import summarise
+from spatial_forcing.results import Results
 from spatial_forcing.stats import mcnemar, wilson
 
 STEPS = [100, 200, 300, 400]
+PLOTS = ("action_loss", "heldout_error", "success", "closest_distance", "cosine", "gradient_ratio")
 
 
 def episodes(successes: int, count: int = 25, distance: float = 0.1) -> list[dict]:
@@ -54,15 +58,23 @@ def arm(role: str, errors: list[float], successes: list[int], steps: list[int] =
     return found | {"curves": rows, "evaluations": evaluations, "videos": []} | more
 
 
-@pytest.fixture
-def results(tmp_path) -> dict:
-    """A finished comparison as the demo leaves it: forced 14/25, baseline 3/25, with pictures on disk."""
-    Image.new("RGB", (8, 6), (200, 30, 30)).save(tmp_path / "probe.png")
-    Image.new("RGB", (6, 8), (30, 30, 200)).save(tmp_path / "samples.png")
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    """Images and videos, as the demo leaves them on disk."""
+    folder = tmp_path_factory.mktemp("media")
+    Image.new("RGB", (8, 6), (200, 30, 30)).save(folder / "probe.png")
+    Image.new("RGB", (6, 8), (30, 30, 200)).save(folder / "samples.png")
     for name in ("baseline", "forced"):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
         for i in range(2):
-            write_video(tmp_path / name / f"{i}.mp4")
+            write_video(folder / name / f"{i}.mp4")
+    return folder
+
+
+@pytest.fixture
+def results(media, tmp_path) -> dict:
+    """A finished comparison as the demo leaves it: forced 14/25, baseline 3/25, with images on disk."""
+    shutil.copytree(media, tmp_path, dirs_exist_ok=True)
     videos = {name: {"videos": [f"{name}/0.mp4", f"{name}/1.mp4"]} for name in ("baseline", "forced")}
     arms = {
         "baseline": arm("arm", [0.264, 0.262, 0.259, 0.231], [0, 0, 1, 3], **videos["baseline"]),
@@ -138,13 +150,13 @@ def write_video(path: Path) -> None:
 class Page(HTMLParser):
     """Tags with their attributes, and the text a reader sees."""
 
-    def __init__(self, path: Path):
+    def __init__(self, html: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
         self.words: list[str] = []
         self.headings: list[str] = []
         self._inside = ""
-        self.feed(path.read_text(encoding="utf-8"))
+        self.feed(html)
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
@@ -170,9 +182,23 @@ class Page(HTMLParser):
 
 
 def report(results: dict, folder: Path) -> tuple[Page, dict]:
+    """The files as they are written."""
     path = write_report(results, folder)
     assert path == folder / "report.html"
-    return Page(path), json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+    return Page(path.read_text(encoding="utf-8")), json.loads(
+        (folder / "report.json").read_text(), parse_constant=pytest.fail
+    )
+
+
+def summarised(results: dict) -> dict:
+    """What ``report.json`` would hold."""
+    return summarise(Results.checked(results, "results")).json_data()
+
+
+def page_of(results: dict, folder: Path) -> Page:
+    """The page without the plots, which take as long to draw as everything else together."""
+    checked = Results.checked(results, "results")
+    return Page(render(summarise(checked), checked, folder, dict.fromkeys(PLOTS)))
 
 
 # ---- what is on the page -----------------------------------------------------------------------------------
@@ -194,6 +220,7 @@ def test_the_page_stands_alone(results, tmp_path):
 
 
 def test_every_number_in_the_json_is_on_the_page(results, tmp_path):
+    with_controls(results, 14, 5, 2)
     page, record = report(results, tmp_path)
     record.pop("plots")
     values = list(numbers(record))
@@ -235,7 +262,7 @@ def forms(where: str, value: float) -> list[str]:
 
 
 def test_the_blocks_come_in_order_and_say_how_to_read_them(results, tmp_path):
-    page, _ = report(results, tmp_path)
+    page = page_of(results, tmp_path)
     expected = [
         "Results",
         "Training and evaluation",
@@ -259,7 +286,7 @@ def test_the_blocks_come_in_order_and_say_how_to_read_them(results, tmp_path):
 
 
 def test_intervals_and_tests_are_those_of_stats(results, tmp_path):
-    page, record = report(results, tmp_path)
+    page, record = page_of(results, tmp_path), summarised(results)
     for name, k in (("baseline", 3), ("forced", 14), ("blind", 0), ("state", 24)):
         rate, found = wilson(k, 25), record["arms"][name]["success"]
         assert (found["low"], found["high"], found["successes"]) == (rate.low, rate.high, k)
@@ -279,7 +306,7 @@ def test_intervals_and_tests_are_those_of_stats(results, tmp_path):
 
 
 def test_final_loss_is_the_mean_of_the_last_tenth(results):
-    record = summarise(results)
+    record = summarised(results)
     rows = [row["action_loss"] for row in results["arms"]["forced"]["curves"] if row["step"] > 360]
     assert record["arms"]["forced"]["action_loss"] == pytest.approx(sum(rows) / 4)
     assert record["arms"]["forced"]["update_ms"] == pytest.approx(213.7)
@@ -297,7 +324,7 @@ def test_equal_results_give_equal_files(results, tmp_path):
 
 def test_names_are_text_and_not_markup(results, tmp_path):
     results["arms"]["forced"]["label"] = "<script>alert(1)</script>"
-    page, _ = report(results, tmp_path)
+    page = page_of(results, tmp_path)
     assert "<script>alert(1)</script>" in page.text
     assert "script" not in {tag for tag, _ in page.tags}
 
@@ -308,7 +335,7 @@ def test_names_are_text_and_not_markup(results, tmp_path):
 def test_the_headline_says_better_worse_and_neither_in_the_same_words(results):
     def headline(forced: int) -> str:
         results["arms"]["forced"]["evaluations"][-1]["episodes"] = episodes(forced)
-        return summarise(results)["headline"]
+        return summarised(results)["headline"]
 
     better = headline(14)
     assert better.startswith(
@@ -326,11 +353,12 @@ def test_the_headline_says_better_worse_and_neither_in_the_same_words(results):
 def with_controls(results: dict, forced: int, shuffled: int, place: int) -> str:
     """The headline of a comparison with controls; the baseline solves 3."""
     arms = results["arms"]
+    errors = {"shuffled": [0.26, 0.2, 0.19, 0.18], "place": [0.25, 0.21, 0.17, 0.1071]}
     for name, count in (("shuffled", shuffled), ("place", place)):
-        arms[name] = arm("control", [0.26, 0.2, 0.19, 0.18], [0, 0, 0, count])
+        arms[name] = arm("control", errors[name], [0, 0, 0, count])
     arms["forced"]["evaluations"][-1]["episodes"] = episodes(forced)
     results["comparisons"] = None
-    return summarise(results)["headline"]
+    return summarised(results)["headline"]
 
 
 def test_a_gain_that_a_control_shares_is_not_called_the_teachers(results):
@@ -340,50 +368,85 @@ def test_a_gain_that_a_control_shares_is_not_called_the_teachers(results):
     assert "that the teacher's content brought the gain is not shown" in shared
     assert "shuffled 12/25 (30 to 67 %), p = 0.5" in shared
     assert "Nor is it shown to be ahead of the controls" in with_controls(results, 3, 3, 3)
-    compared = [(c["a"], c["b"]) for c in summarise(results)["comparisons"]]
+    compared = [(c["a"], c["b"]) for c in summarised(results)["comparisons"]]
     assert compared == [("baseline", "forced"), ("shuffled", "forced"), ("place", "forced")]
 
 
+def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
+    with_controls(results, 0, 0, 0)
+    results["arms"]["baseline"]["evaluations"][-1]["episodes"] = episodes(0)
+    for name, error in (("baseline", 0.2571), ("shuffled", 0.26)):
+        results["arms"][name]["evaluations"][-1]["heldout_error"] = error
+    notes = summarised(results)["notes"]
+    assert notes == [
+        "Action error on held-out demonstrations at step 400: forced 0.118, baseline 0.257, shuffled 0.260, "
+        "place 0.107. Forced reached the last error of baseline (0.257) at step 200, baseline itself at step "
+        "400: 2.0 times as many steps, no finer than the evaluations are spaced. Forced never reached the "
+        "last error of place (0.107), so there is no ratio of steps. Shuffled (0.260) was at its last error "
+        "at its first evaluation already: no ratio of steps.",
+        "None of forced, baseline, shuffled and place solved an episode.",
+        "Baseline and shuffled are hardly better than the blind policy by their action error (0.257, 0.260 "
+        "against 0.257): in 400 steps they have not learned to use their pictures. How they would do with "
+        "more steps, this run cannot say.",
+        "The p-values are not corrected for 3 comparisons.",
+    ]
+    headings = page_of(results, tmp_path).text
+    assert headings.count("enter McNemar's exact test") == 1
+    for control in ("baseline", "shuffled", "place"):
+        assert f"forced against {control} 400 0 0 0 25 +0 points p = 1" in headings
+
+
+def test_several_targets_are_reached_in_one_sentence(results):
+    with_controls(results, 14, 3, 3)
+    (note,) = (note for note in summarised(results)["notes"] if note.startswith("Action error"))
+    assert (
+        "Forced reached the last error of baseline (0.231) at step 200, baseline itself at step 400: 2.0 "
+        "times as many steps; of shuffled (0.180) at step 300, shuffled itself at step 400: 1.3 times as "
+        "many steps, no finer than the evaluations are spaced. Forced never reached the last error of place "
+        "(0.107), so there is no ratio of steps."
+    ) in note
+
+
 def test_without_controls_the_headline_says_so(results):
-    assert "No control was compared" in summarise(results)["headline"]
+    assert "No control was compared" in summarised(results)["headline"]
 
 
 def test_one_seed_is_called_a_demonstration(results):
-    assert summarise(results)["headline"].endswith("One seed (7): a demonstration, not evidence.")
+    assert summarised(results)["headline"].endswith("One seed (7): a demonstration, not evidence.")
     results["arms"]["forced"]["seed"] = 8
-    assert "different seeds (7, 8)" in summarise(results)["headline"]
+    assert "different seeds (7, 8)" in summarised(results)["headline"]
 
 
 def test_a_policy_at_the_blind_line_is_said_to_be_there(results):
-    assert not any("hardly better" in note for note in summarise(results)["notes"])
+    assert not any("hardly better" in note for note in summarised(results)["notes"])
     results["arms"]["baseline"]["evaluations"][-1]["heldout_error"] = 0.2572
-    notes = " ".join(summarise(results)["notes"])
+    notes = " ".join(summarised(results)["notes"])
     assert (
         "Baseline is hardly better than the blind policy by its action error (0.257 against 0.257)" in notes
     )
     assert "Forced is hardly better" not in notes
     results["arms"]["state"]["evaluations"][-1]["heldout_error"] = 0.25
-    assert "Knowing the true state helps little" in " ".join(summarise(results)["notes"])
+    assert "Knowing the true state helps little" in " ".join(summarised(results)["notes"])
 
 
 def test_a_policy_that_gains_nothing_over_the_mean_depth_is_said_to(results):
-    assert not any("Depth probe" in note for note in summarise(results)["notes"])
+    assert not any("Depth probe" in note for note in summarised(results)["notes"])
     baseline, _, mean = results["probe"]["rows"]
     baseline["absrel"] = mean["absrel"]
-    (note,) = (note for note in summarise(results)["notes"] if "Depth probe" in note)
+    (note,) = (note for note in summarised(results)["notes"] if "Depth probe" in note)
     assert "baseline 0.173." in note
     assert "forced" not in note
 
 
 def test_a_gain_that_other_episodes_could_undo_is_said_to_be_none(results):
     results["probe"]["rows"][0]["differences"]["mean depth"]["high"] = 0.0003
-    (note,) = (note for note in summarise(results)["notes"] if "Depth probe" in note)
+    (note,) = (note for note in summarised(results)["notes"] if "Depth probe" in note)
     assert "baseline 0.152." in note
     assert "not by more than other held-out episodes could change" in note
 
 
 def test_the_probe_is_shown_with_intervals_and_paired_differences(results, tmp_path):
-    page, _ = report(results, tmp_path)
+    page = page_of(results, tmp_path)
     assert "0.152 (0.131 to 0.174)" in page.text
     assert "-0.021 (-0.041 to -0.001)" in page.text
     assert "of 17 other episodes. In brackets: 95 % bootstrap intervals" in page.text
@@ -395,7 +458,7 @@ def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_
         row.pop("intervals", None)
         row.pop("differences", None)
     del results["probe"]["test_episodes"]
-    page, _ = report(results, tmp_path)
+    page = page_of(results, tmp_path)
     assert "bootstrap" not in page.text
     assert "AbsRel less" not in page.text
     assert "0.152" in page.text
@@ -404,7 +467,7 @@ def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_
 def test_a_target_never_reached_gets_no_ratio(results, tmp_path):
     for evaluation in results["arms"]["forced"]["evaluations"]:
         evaluation["heldout_error"] = 0.26
-    page, record = report(results, tmp_path)
+    page, record = page_of(results, tmp_path), summarised(results)
     assert record["comparisons"][0]["reach"]["ratio"] is None
     assert (
         "Forced never reached the last error of baseline (0.231), so there is no ratio of steps." in page.text
@@ -414,13 +477,13 @@ def test_a_target_never_reached_gets_no_ratio(results, tmp_path):
 def test_arms_without_success_are_said_to_be_indistinguishable(results):
     for name in ("baseline", "forced"):
         results["arms"][name]["evaluations"][-1]["episodes"] = episodes(0)
-    assert "Neither forced nor baseline solved an episode." in summarise(results)["notes"]
+    assert "Neither forced nor baseline solved an episode." in summarised(results)["notes"]
 
 
 def test_several_comparisons_are_all_tested_and_the_lack_of_correction_is_said(results):
     results["arms"]["pixels"] = copy.deepcopy(results["arms"]["baseline"]) | {"label": "pixels as target"}
     results["comparisons"] = None
-    record = summarise(results)
+    record = summarised(results)
     assert [(c["a"], c["b"]) for c in record["comparisons"]] == [
         ("baseline", "forced"),
         ("baseline", "pixels"),
@@ -434,7 +497,7 @@ def test_several_comparisons_are_all_tested_and_the_lack_of_correction_is_said(r
 def test_an_unfinished_arm_is_compared_where_it_got_to_and_said_to_be_unfinished(results, tmp_path):
     forced = results["arms"]["forced"]
     forced["curves"], forced["evaluations"] = forced["curves"][:25], forced["evaluations"][:2]
-    page, record = report(results, tmp_path)
+    page, record = page_of(results, tmp_path), summarised(results)
     assert (
         "Forced is unfinished: it was trained for 250 of 400 steps and was last evaluated at step 200."
         in page.text
@@ -453,8 +516,8 @@ def test_an_arm_that_has_only_started_still_gives_a_report(results, tmp_path):
 
 def test_other_episodes_give_no_test_but_a_reason(results, tmp_path):
     results["arms"]["forced"]["evaluations"][-1]["episodes"][4]["seed"] = 5
-    page, record = report(results, tmp_path)
-    assert "p_value" not in record["comparisons"][0]
+    page, record = page_of(results, tmp_path), summarised(results)
+    assert record["comparisons"][0]["p_value"] is None
     assert "not evaluated on the same episodes" in record["headline"]
     assert "No paired test" in page.text
 
@@ -470,20 +533,20 @@ def test_other_episodes_give_no_test_but_a_reason(results, tmp_path):
 )
 def test_optional_parts_may_be_missing_and_are_said_to_be(results, tmp_path, remove, said):
     del results[remove]
-    assert said in report(results, tmp_path)[0].text
+    assert said in page_of(results, tmp_path).text
 
 
 def test_missing_files_and_videos_are_named(results, tmp_path):
     (tmp_path / "probe.png").unlink()
     (tmp_path / "forced" / "1.mp4").unlink()
     results["arms"]["baseline"]["videos"] = ["baseline/0.mp4"]
-    page, _ = report(results, tmp_path)
+    page = page_of(results, tmp_path)
     assert "probe.png is not there" in page.text
     assert "forced/1.mp4 is not there" in page.text
     assert "no video" in page.text
     for name in ("baseline", "forced"):
         results["arms"][name]["videos"] = []
-    assert "No rollout was filmed." in report(results, tmp_path)[0].text
+    assert "No rollout was filmed." in page_of(results, tmp_path).text
 
 
 def test_nothing_measured_leaves_the_plots_out_and_says_so(results, tmp_path):
@@ -535,8 +598,8 @@ def spoilt(results: dict, path: list, value=...) -> dict:
         (["arms", "forced", "role"], "hero", "must be one of arm, control, reference"),
         (["arms", "forced", "curves", 5, "step"], 10, "must increase"),
         (["arms"], {}, "nothing to report"),
-        (["arms"], [1], "must be Mapping, got list"),
-        (["tasks"], "reach-v3", "must be Sequence, got str"),
+        (["arms"], [1], "must be dict, got list"),
+        (["tasks"], "reach-v3", "must be list, got str"),
         (
             ["comparisons"],
             [["baseline", "forces"]],
@@ -548,7 +611,7 @@ def spoilt(results: dict, path: list, value=...) -> dict:
 def test_bad_results_are_refused_by_name_before_anything_is_written(results, tmp_path, path, value, message):
     folder = tmp_path / "new"
     results["arms"]["forced"]["evaluations"][3]["episodes"][1]["task"] = "push-v3"
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(ResultsError, match=message):
         write_report(spoilt(results, path, value), folder)
     assert not folder.exists()
 
@@ -573,7 +636,16 @@ def test_the_running_mean_keeps_constants_length_and_mean_of_ramps():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(4.24, "4.2 s"), (59.94, "59.9 s"), (125, "2 min 05 s"), (3723, "1 h 02 min"), (3599.7, "1 h 00 min")],
+    [
+        (4.24, "4.2 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (599.4, "9 min 59 s"),
+        (725, "12 min"),
+        (3723, "1 h 02 min"),
+        (3599.7, "1 h 00 min"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

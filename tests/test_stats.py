@@ -7,17 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_forcing.stats import (
-    Curve,
-    StatsError,
+from spatial_forcing.bootstrap import (
     bootstrap_difference,
     bootstrap_ratio,
-    mcnemar,
     percentile_interval,
     pooled_resamples,
-    steps_to_target,
-    wilson,
 )
+from spatial_forcing.stats import Curve, StatsError, mcnemar, steps_to_target, wilson
 
 counts = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

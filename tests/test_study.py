@@ -2,18 +2,21 @@
 
 import json
 import multiprocessing
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from spatial_forcing.demo import DemoSettings, finished_settings, hold, take_folder
+from spatial_forcing.demo_settings import DemoSettings, finished_settings, hold, take_folder
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.files import claim
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.sim.collect import DemoSpec, collect
-from spatial_forcing.study import Arm, is_complete, run_arm, run_arms
+from spatial_forcing.study import Arm, evaluations_of, is_complete, run_arm, run_arms
 from spatial_forcing.train import checkpoints
 
 POLICY = {"image_size": 28, "width": 32, "heads": 2, "chunk_size": 2, "n_action_steps": 2, "warmup_steps": 1}
@@ -45,15 +48,20 @@ def an_arm(demos: Path, **changes) -> Arm:
     return replace(arm, **changes)
 
 
-def test_an_arm_trains_and_evaluates_every_checkpoint_and_is_reused(demos, tmp_path):
-    folder = run_arm(an_arm(demos), tmp_path / "a")
-    evaluations = [json.loads(p.read_text()) for p in sorted((folder / "eval").glob("*.json"))]
-    assert [e["step"] for e in evaluations] == [2, 4]
-    assert [e["seed"] for e in evaluations[0]["episodes"]] == [1_000_000, 1_000_001]
-    assert all(0 < e["closest_distance"] <= e["final_distance"] + 1e-9 for e in evaluations[0]["episodes"])
-    assert evaluations[0]["heldout_error"] != evaluations[1]["heldout_error"]
-    assert evaluations[0]["videos"] == []
-    assert (folder / evaluations[1]["videos"][0]).stat().st_size > 0
+@pytest.fixture(scope="module")
+def finished(demos, tmp_path_factory) -> Path:
+    """The folder of an arm that has been run."""
+    return run_arm(an_arm(demos), tmp_path_factory.mktemp("finished") / "a")
+
+
+def test_an_arm_trains_and_evaluates_every_checkpoint_and_is_reused(demos, finished):
+    folder, evaluations = finished, evaluations_of(finished)
+    assert [e.step for e in evaluations] == [2, 4] == list(checkpoints(folder / "train"))
+    assert [e.seed for e in evaluations[0].episodes] == [1_000_000, 1_000_001]
+    assert all(0 < e.closest_distance <= e.final_distance + 1e-9 for e in evaluations[0].episodes)
+    assert evaluations[0].heldout_error != evaluations[1].heldout_error
+    assert evaluations[0].videos == []
+    assert (folder / evaluations[1].videos[0]).stat().st_size > 0
     assert is_complete(an_arm(demos), folder)
     assert not is_complete(an_arm(demos, evaluations=4), folder)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -102,16 +110,47 @@ def test_arms_that_another_process_works_on_are_left_alone(demos, tmp_path):
     assert not list(tmp_path.rglob("arm.json"))
 
 
-def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(demos, tmp_path):
-    arms = {"sees": an_arm(demos, evaluations=1), "blind": None}
-    arms["blind"] = replace(arms["sees"], policy=POLICY | {"use_images": False})
-    found = {}
-    for name, arm in arms.items():
-        folder = run_arm(arm, tmp_path / name)
-        found[name] = json.loads((folder / "eval" / "000004.json").read_text())
-    sees, blind = ([e["seed"] for e in found[name]["episodes"]] for name in arms)
-    assert sees == blind
-    assert found["sees"]["heldout_error"] != found["blind"]["heldout_error"]
+def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(demos, finished, tmp_path):
+    blind = run_arm(an_arm(demos, evaluations=1, policy=POLICY | {"use_images": False}), tmp_path / "blind")
+    sees, blind = (evaluations_of(folder)[-1] for folder in (finished, blind))
+    assert [e.seed for e in sees.episodes] == [e.seed for e in blind.episodes]
+    assert sees.heldout_error != blind.heldout_error
+
+
+ROLLOUTS = """
+import json, re, sys
+from pathlib import Path
+from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.sim.env import SimEnvConfig
+
+def megabytes(name):
+    return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+loaded, after = LoadedPolicy(Path(sys.argv[1])), []
+for _ in range(4):
+    roll_out(loaded, SimEnvConfig(size=28, max_steps=2, look_every=2), episodes=10, seed=1_000_000)
+    after.append(megabytes("VmRSS"))
+print(json.dumps({"after": after, "peak": megabytes("VmHWM")}))
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by themselves"
+)
+def test_a_process_does_not_grow_with_every_evaluation(finished):
+    """Ten environments take 200 MB, which stayed with the process."""
+    checkpoint = checkpoints(finished / "train")[4]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ROLLOUTS, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=280,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    open_ones = found["peak"] - found["after"][0]
+    assert open_ones > 100
+    assert max(found["after"]) - found["after"][0] < 0.4 * open_ones
 
 
 def test_no_checkpoint_there(tmp_path):
@@ -162,8 +201,3 @@ def test_demo_checks_the_disk_first(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
     with pytest.raises(SpatialForcingError, match=r"needs about 1.0 GiB; 976.6 KiB are free"):
         take_folder(tmp_path / "demo", DemoSettings())
-
-
-def test_checkpoints_are_found_by_step(demos, tmp_path):
-    run = run_arm(an_arm(demos, steps=2, evaluations=1, policy=POLICY | {"use_images": False}), tmp_path)
-    assert list(checkpoints(run / "train")) == [2]

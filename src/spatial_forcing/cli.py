@@ -9,96 +9,53 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
+from spatial_forcing.demo_settings import EVAL_SEED, DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError, UnknownNameError
-from spatial_forcing.files import check_folder, read_json
+from spatial_forcing.files import check_folder
 from spatial_forcing.guard import guarded
+from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.threads import waiting_threads_sleep
 
 
-@dataclass
-class Demo:
-    """Run the whole job on the embedded world: two policies and two references, rolled out and reported."""
+@dataclass(frozen=True, kw_only=True)
+class Demo(DemoSettings):
+    """Run the whole job on the embedded world: policies with and without forcing, controls and references."""
 
     out: Path = Path("outputs/demo")
     """Folder of the run. A second run with the same settings reuses what is there."""
     workers: int = 2
     """Processes side by side."""
-    tasks: tuple[str, ...] = ("reach-v3",)
-    """Meta-World tasks."""
-    episodes: int = 250
-    """Demonstrations a task."""
-    steps: int = 600
-    """Training steps of every policy."""
-    eval_episodes: int = 25
-    """Rollouts a task and checkpoint."""
-    teacher: str = "vggt-tiny-sim"
-    """A registered teacher, or a local file or folder."""
-    weight: float = 2.0
-    """Weight of the alignment loss."""
-    seed: int = 0
-    """Seed of weights, data order and demonstrations."""
-    device: str = "cpu"
-    """Where policies train: cpu or cuda."""
 
     def run(self) -> None:
-        from spatial_forcing.demo import DemoSettings, run_demo
+        from spatial_forcing.demo import run_demo
         from spatial_forcing.provenance import command_line
 
-        settings = DemoSettings(
-            tasks=self.tasks,
-            episodes=self.episodes,
-            steps=self.steps,
-            eval_episodes=self.eval_episodes,
-            teacher=self.teacher,
-            weight=self.weight,
-            seed=self.seed,
-            device=self.device,
-        )
+        settings = DemoSettings(**{one.name: getattr(self, one.name) for one in fields(DemoSettings)})
         run_demo(settings, self.out, workers=self.workers, command=command_line())
 
 
-@dataclass
-class Demos:
+@dataclass(frozen=True, kw_only=True)
+class Demos(DemoSpec):
     """Collect demonstrations of scripted experts as a LeRobotDataset."""
 
     out: Path
     """Folder of the data set. An interrupted collection continues."""
-    tasks: tuple[str, ...] = ("reach-v3",)
-    """Meta-World tasks."""
-    episodes: int = 250
-    """Demonstrations a task."""
-    frames: int | None = 6
-    """Frames a demonstration; None records until the expert is done."""
-    start: str = "random-hand"
-    """Where a demonstration starts: random-hand, initial or expert-warmup."""
-    camera: str = "frame"
-    """A new camera pose every frame or episode, or fixed."""
-    size: int = 112
-    """Height and width of the pictures."""
-    seed: int = 0
-    """Seed of everything."""
     workers: int = 2
     """Processes side by side; the data do not depend on it."""
 
     def run(self) -> None:
         from spatial_forcing.console import stages
-        from spatial_forcing.sim.collect import DemoSpec, collect
+        from spatial_forcing.sim.collect import collect
 
-        spec = DemoSpec(
-            tasks=self.tasks,
-            episodes=self.episodes,
-            frames=self.frames,
-            start=self.start,
-            camera=self.camera,
-            size=self.size,
-            seed=self.seed,
-        )
+        spec = DemoSpec(**{one.name: getattr(self, one.name) for one in fields(DemoSpec)})
         with stages(_console()) as bars:
             bar = bars.add_task("demonstrations", total=self.episodes * len(self.tasks))
             root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
@@ -187,7 +144,7 @@ class Eval:
     """Meta-World task."""
     episodes: int = 25
     """Rollouts."""
-    seed: int = 1_000_000
+    seed: int = EVAL_SEED
     """Seed of the first episode; episode i has seed + i."""
     out: Path | None = None
     """Folder for eval.json and videos; nothing is written if None."""
@@ -208,8 +165,8 @@ class Eval:
             seed=self.seed,
             videos=self.out and self.out / "videos",
         )
-        rate = wilson(sum(e["success"] for e in result.episodes), len(result.episodes))
-        distance = sum(e["final_distance"] for e in result.episodes) / len(result.episodes)
+        rate = wilson(sum(one.success for one in result.episodes), len(result.episodes))
+        distance = fmean(one.final_distance for one in result.episodes if one.final_distance is not None)
         print(
             f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval "
             f"{rate.low:.0%} to {rate.high:.0%}), mean final distance {100 * distance:.1f} cm, seeds "
@@ -230,28 +187,15 @@ class Probe:
     """Where policies and teacher run."""
 
     def run(self) -> None:
-        from rich.table import Table
-
-        from spatial_forcing.demo import demo_arms, finished_settings
+        from spatial_forcing.demo import demo_arms
+        from spatial_forcing.demo_settings import finished_settings
         from spatial_forcing.evidence import probe_policies
-        from spatial_forcing.report.findings import difference_text, with_interval
+        from spatial_forcing.report.probe_table import probe_table
 
         settings, roots = finished_settings(self.out)
         arms = demo_arms(settings, *roots)
         result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.out, self.device)
-        versus = list(dict.fromkeys(other for row in result["rows"] for other in row["differences"]))
-        table = Table(
-            *("tokens of", "AbsRel", "RMSE (m)", "delta < 1.25"),
-            *(f"AbsRel less that of {name}" for name in versus),
-            title="Depth read linearly from frozen tokens",
-            caption=f"in brackets: 95 % intervals over {result['test_episodes']} held-out episodes; "
-            "differences below 0 are gains",
-        )
-        for row in result["rows"]:
-            against = [difference_text(row["differences"].get(name)) for name in versus]
-            plain = [f"{row[key]:.3f}" for key in ("rmse_m", "delta1")]
-            table.add_row(row["name"], with_interval(row, "absrel"), *plain, *against)
-        _console().print(table)
+        _console().print(probe_table(result))
 
 
 @dataclass
@@ -262,8 +206,9 @@ class Report:
     """Folder of a demo run."""
 
     def run(self) -> None:
-        from spatial_forcing.demo import finished_settings
+        from spatial_forcing.demo_settings import finished_settings
         from spatial_forcing.report import write_report
+        from spatial_forcing.results import Results
 
         results = self.out / "results.json"
         if not (results.is_file() or (self.out / "settings.json").is_file()):
@@ -272,7 +217,8 @@ class Report:
             raise SpatialForcingError(
                 f"{self.out} has no results.json: finish the run with spatial-forcing demo first."
             )
-        print(write_report(read_json(results, "Finish the run again with spatial-forcing demo."), self.out))
+        advice = "Finish the run again with spatial-forcing demo."
+        print(write_report(Results.read(results, advice), self.out))
 
 
 @dataclass
@@ -350,27 +296,29 @@ def main() -> None:
     guarded(lambda: check_names(sys.argv[1:]), lambda: "")
     if sys.argv[1:2] == ["train"]:  # every flag after it is LeRobot's to read, --help too
         return Train().run()
-    try:
-        import tyro
-    except ImportError:
-        return guarded(_without_tyro, lambda: "")
-    description = (
-        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
-    )
     _quiet()
     name = " ".join(_words(sys.argv[1:]))
+    # Options are checked where they are read, too: what they raise is a message like any other.
+    return guarded(lambda: _command(name)(), lambda: KEPT.get(name, "Nothing was changed."))
+
+
+def _command(name: str) -> Callable[[], None]:
+    """What the command line asks for, with its options."""
+    try:
+        import tyro
+    except ImportError as error:
+        raise MissingDependencyError("tyro", "lerobot") from error
     if name == "cache verify":
-        run = tyro.cli(CacheVerify, args=sys.argv[3:], prog=f"spatial-forcing {name}").run
-    elif sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
+        return tyro.cli(CacheVerify, args=sys.argv[3:], prog=f"spatial-forcing {name}").run
+    if sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
         doctor, lerobot = tyro.cli(
             Doctor, args=sys.argv[2:], prog="spatial-forcing doctor", return_unknown_args=True
         )
-        run = partial(doctor.run, lerobot)
-    else:
-        run = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="spatial-forcing", description=description
-        ).run
-    return guarded(run, lambda: KEPT.get(name, "Nothing was changed."))
+        return partial(doctor.run, lerobot)
+    description = (
+        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
+    )
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description).run
 
 
 def check_names(arguments: list[str]) -> None:
@@ -385,10 +333,6 @@ def check_names(arguments: list[str]) -> None:
 def _words(arguments: list[str]) -> list[str]:
     """The names that stand before the first option: of a command, and of what in it."""
     return list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
-
-
-def _without_tyro() -> None:
-    raise MissingDependencyError("tyro", "lerobot")
 
 
 def _quiet() -> None:

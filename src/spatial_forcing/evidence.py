@@ -5,20 +5,24 @@ Shapes: F frames, V views, H W pixels or rows and columns, C channels.
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from spatial_forcing.control import CONTROLS
+from spatial_forcing.demo_settings import DemoSettings, features_folder
 from spatial_forcing.evaluate import LoadedPolicy
-from spatial_forcing.files import write_json
-from spatial_forcing.provenance import commit, hardware, versions
-from spatial_forcing.study import Arm, policy_config
+from spatial_forcing.provenance import made_with
+from spatial_forcing.results import ArmResults, CurveRow, Probe, Results, Sample, TeacherUsed
+from spatial_forcing.study import Arm, evaluations_of, policy_config
 from spatial_forcing.train import checkpoints, read_metrics
+
+if TYPE_CHECKING:
+    from spatial_forcing.probe import Frames
 
 # Enough to fit the probe on 128 channels: twice as many change no AbsRel of the demo by 0.001.
 PROBE_TRAIN_EPISODES = 120
@@ -52,6 +56,12 @@ class ProbeFrames:
         self.frames = [dataset[i] for i in range(len(self.episode_F))]
         self.images_FV3HW = torch.stack([torch.stack([f[key] for key in keys]) for f in self.frames])
 
+    def known(self, episodes_before: int = 0) -> "Frames":
+        """Depth, images and the episode of each frame, counted on from ``episodes_before``."""
+        from spatial_forcing.probe import Frames
+
+        return Frames(self.depth_FVHW, self.episode_F + episodes_before, self.images_FV3HW)
+
     def batches(self, loaded: LoadedPolicy) -> Any:
         """Preprocessed batches for a policy, in order."""
         return loaded.batches(self.frames)
@@ -59,7 +69,7 @@ class ProbeFrames:
 
 def probe_policies(
     teacher: str, arms: Sequence[Arm], train_root: Path, heldout_root: Path, out: Path, device: str
-) -> dict[str, Any]:
+) -> Probe:
     """Depth probes on the tapped tokens of every arm and control and of an untrained policy, and on the
     teacher's features.
 
@@ -88,18 +98,10 @@ def probe_policies(
         places[0].carry(model(train.images_FV3HW)),
         places[1].carry(model(test.images_FV3HW)),
     )
-    result = run_probe(
-        sources,
-        train.depth_FVHW,
-        test.depth_FVHW,
-        train.episode_F,
-        # Two data sets: held-out episode 0 is not training episode 0.
-        test.episode_F + len(train.episode_F),
-        images=(train.images_FV3HW, test.images_FV3HW),
-        baseline=baseline,
-    )
+    # Two data sets: held-out episode 0 is not training episode 0.
+    result = run_probe(sources, train.known(), test.known(len(train.episode_F)), baseline=baseline)
     picture = result.pictures(test.images_FV3HW, out / "probe.png")
-    return result.to_dict(picture.name)
+    return result.record(picture.name)
 
 
 def untrained_policy(arm: Arm, like: LoadedPolicy) -> Any:
@@ -120,62 +122,59 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def gather_results(
-    *,
-    title: str,
-    command: str,
-    settings: dict[str, Any],
-    teacher: str,
-    tasks: Sequence[str],
+    settings: DemoSettings,
     arms: Sequence[Arm],
-    probe: dict[str, Any] | None,
+    probe: Probe | None,
     timings: dict[str, float],
     out: Path,
-) -> dict[str, Any]:
-    """Everything the report shows, as plain data; also written to ``out/results.json``."""
-    from spatial_forcing.teachers import find_teacher
-
-    record = find_teacher(teacher)
-    source = json.loads((out / "features" / record.slug / "manifest.json").read_text())["source"]
-    results = {
-        "title": title,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "settings": settings,
-        "teacher": {
-            "name": teacher,
-            "fingerprint": source["teacher_fingerprint"],
-            "licence": source["teacher_licence"],
-            "note": record.note,
-        },
-        "timings": timings,
-        "tasks": list(tasks),
-        "arms": {arm.name: _arm_results(arm, out) for arm in arms},
-        "probe": probe,
-        "samples": sample_pictures(Path(arms[0].dataset), out),
-        "comparisons": [[name, "forced"] for name in ("baseline", *CONTROLS)],
-    }
-    write_json(out / "results.json", results)
+    command: str,
+) -> Results:
+    """Everything the report of a demo shows; also written to ``out/results.json``."""
+    results = Results(
+        title="Spatial Forcing demo",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **made_with(command),
+        settings=asdict(settings),
+        teacher=teacher_used(settings.teacher, features_folder(settings, out)),
+        timings=timings,
+        tasks=list(settings.tasks),
+        arms={arm.name: arm_results(arm, out) for arm in arms},
+        probe=probe,
+        samples=sample_images(Path(arms[0].dataset), out),
+        comparisons=[[name, "forced"] for name in ("baseline", *CONTROLS)],
+    )
+    results.save(out / "results.json")
     return results
 
 
-def _arm_results(arm: Arm, out: Path) -> dict[str, Any]:
+def teacher_used(name: str, features: Path) -> TeacherUsed:
+    """The teacher whose features lie in a folder."""
+    from spatial_forcing.teachers import find_teacher
+
+    source = json.loads((features / "manifest.json").read_text())["source"]
+    return TeacherUsed(
+        name=name,
+        fingerprint=source["teacher_fingerprint"],
+        licence=source["teacher_licence"],
+        note=find_teacher(name).note,
+    )
+
+
+def arm_results(arm: Arm, out: Path) -> ArmResults:
+    """What an arm has left in its folder so far."""
     folder = out / "runs" / arm.name
-    evaluations = [json.loads(path.read_text()) for path in sorted((folder / "eval").glob("[0-9]*.json"))]
-    weights = last_checkpoint(folder) / "model.safetensors"
-    videos = evaluations[-1]["videos"] if evaluations else []
-    return {
-        "label": arm.label,
-        "role": arm.role,
-        "seed": arm.seed,
-        "steps": arm.steps,
-        "parameters": count_parameters(weights),
-        "curves": read_metrics(folder / "train"),
-        "evaluations": [{k: v for k, v in e.items() if k != "videos"} for e in evaluations],
-        "videos": [str((folder / video).relative_to(out)) for video in videos],
-    }
+    evaluations = evaluations_of(folder)
+    videos = evaluations[-1].videos if evaluations else []
+    return ArmResults(
+        label=arm.label,
+        role=arm.role,
+        seed=arm.seed,
+        steps=arm.steps,
+        parameters=count_parameters(last_checkpoint(folder) / "model.safetensors"),
+        curves=[CurveRow.checked(row, "metrics") for row in read_metrics(folder / "train")],
+        evaluations=evaluations,
+        videos=[str((folder / video).relative_to(out)) for video in videos],
+    )
 
 
 def count_parameters(weights: Path) -> int:
@@ -186,7 +185,7 @@ def count_parameters(weights: Path) -> int:
         return sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
 
 
-def sample_pictures(dataset_root: Path, out: Path) -> list[dict[str, str]]:
+def sample_images(dataset_root: Path, out: Path) -> list[Sample]:
     """A strip of training frames, all views, and their depth."""
     from spatial_forcing.report.pictures import frame_strip
 
@@ -194,6 +193,5 @@ def sample_pictures(dataset_root: Path, out: Path) -> list[dict[str, str]]:
     count = min(PROBE_CAMERA_PICTURES, len(frames.episode_F))
     path = out / "samples.png"
     frame_strip(frames.images_FV3HW[:count], frames.depth_FVHW[:count], path)
-    return [
-        {"path": path.name, "caption": f"{count} consecutive training frames, both views, and their depth"}
-    ]
+    caption = f"{count} consecutive training frames, both views, and their depth"
+    return [Sample(path=path.name, caption=caption)]

@@ -20,6 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
@@ -54,6 +55,24 @@ class JobFailed(Exception):
         self.job, self.error = job, error
 
 
+@dataclass(frozen=True)
+class Watch:
+    """When a job counts as hung.
+
+    Args:
+        progress: what is different whenever a job has got further (the size of a file, say); asked in the
+            process that waits.
+        patience: seconds without progress and without an end. Time during which the waiting process was
+            itself stopped does not count.
+    """
+
+    progress: Callable[[Any], Any] = lambda job: None
+    patience: float = PATIENCE
+
+
+WATCH = Watch()
+
+
 def run_jobs(
     work: Callable[[Any], Any],
     queues: Sequence["deque[Any]"],
@@ -61,8 +80,7 @@ def run_jobs(
     setup: Callable[[], None] | None = None,
     poll: Callable[[], None] = lambda: None,
     every: float = EVERY,
-    progress: Callable[[Any], Any] = lambda job: None,
-    patience: float = PATIENCE,
+    watch: Watch = WATCH,
     locks: Iterable[FolderLock] = (),
     start: Literal["spawn", "forkserver"] = "spawn",
 ) -> None:
@@ -75,9 +93,7 @@ def run_jobs(
         setup: called in each worker before its first job.
         poll: called here after every look at the workers, and at the end.
         every: seconds between two looks.
-        progress: what is different whenever a job has got further (the size of a file, say); asked here.
-        patience: seconds without progress and without an end after which a job counts as hung. Time during
-            which this process was itself stopped does not count.
+        watch: when a job counts as hung.
         locks: of folders that the workers write in; they hold them too.
         start: as in multiprocessing; "forkserver" where many workers, one after the other, import the same.
 
@@ -100,7 +116,7 @@ def run_jobs(
             now = time.monotonic()
             passed, before = min(now - before, 2 * every), now
             for worker in busy:
-                worker.look(passed, progress, patience)
+                worker.look(passed, watch)
             poll()
         poll()
     finally:
@@ -141,7 +157,7 @@ class _Worker:
         with suppress(BrokenPipeError, ConnectionResetError):  # it died: the next look finds that
             self.connection.send(message)
 
-    def look(self, passed: float, progress: Callable[[Any], Any], patience: float) -> None:
+    def look(self, passed: float, watch: Watch) -> None:
         """Takes what the worker has to say, after ``passed`` seconds.
 
         Raises:
@@ -158,14 +174,14 @@ class _Worker:
             return
         if not self.process.is_alive():  # and a process that it started holds the pipe open
             raise JobFailed(self.job, self._death())
-        mark = progress(self.job)
+        mark = watch.progress(self.job)
         self._idle = self._idle + passed if mark == self._mark else 0.0
         self._mark = mark
-        if self._idle > patience:
+        if self._idle > watch.patience:
             stacks = self._read_stacks()
             self.process.kill()
-            message = f"its process ({self.process.pid}) made no progress for {patience:.0f} s and was ended"
-            raise JobFailed(self.job, WorkerLost(message, stacks))
+            how = f"made no progress for {watch.patience:.0f} s and was ended"
+            raise JobFailed(self.job, WorkerLost(f"its process ({self.process.pid}) {how}", stacks))
 
     def _death(self) -> WorkerLost:
         """What is known of the end of a worker that nobody ended."""

@@ -23,6 +23,20 @@ PACKAGES = (
 )
 
 
+def made_with(command: str | None = None) -> dict[str, Any]:
+    """What every file of results says of its making: command (the one that is running if None), commit,
+    versions, hardware.
+
+    Call it before a long run: the source tree may change under it.
+    """
+    return {
+        "command": command_line() if command is None else command,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide results; those not installed are left out."""
     found = {"python": platform.python_version()}

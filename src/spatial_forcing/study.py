@@ -20,12 +20,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import claim
 from spatial_forcing.locks import FolderLock
-from spatial_forcing.processes import JobFailed, WorkerLost, run_jobs
+from spatial_forcing.processes import JobFailed, Watch, WorkerLost, run_jobs
+
+if TYPE_CHECKING:
+    from spatial_forcing.results import Evaluation
 
 # Seconds in which a running arm prints something: it logs every ten steps, and every step of its rollouts.
 ARM_PATIENCE = 1800.0
@@ -55,7 +58,7 @@ class Arm:
 
     name: str
     label: str
-    role: str
+    role: Literal["arm", "control", "reference"]
     dataset: str
     heldout: str
     steps: int
@@ -125,13 +128,27 @@ def policy_config(arm: Arm) -> Any:
     return train.policy_config("tiny", arm.forcing, **options)
 
 
-def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> Any:
+def evaluations_of(folder: Path) -> "list[Evaluation]":
+    """The evaluations of an arm so far, by step.
+
+    Raises:
+        ResultsError: a file of them is damaged; says which and what to do.
+    """
+    from spatial_forcing.results import Evaluation
+
+    advice = "Remove it and run the same command again: that checkpoint is evaluated anew."
+    return [Evaluation.read(path, advice) for path in sorted((folder / "eval").glob("[0-9]*.json"))]
+
+
+def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> "Evaluation":
     """Held-out action error and rollouts of one checkpoint. Only the last checkpoint is filmed."""
-    from spatial_forcing.evaluate import Evaluation, LoadedPolicy, heldout_error, roll_out
+    from spatial_forcing.evaluate import LoadedPolicy, heldout_error, roll_out
+    from spatial_forcing.results import Evaluation
     from spatial_forcing.sim.env import SimEnvConfig
 
     loaded = LoadedPolicy(checkpoint, arm.device)
-    result = Evaluation(step=step, heldout_error=heldout_error(loaded, Path(arm.heldout)))
+    error = heldout_error(loaded, Path(arm.heldout))
+    episodes, videos, seconds = [], [], 0.0
     film = folder / "videos" if step == arm.steps else None
     for options in arm.env if arm.episodes else ():
         one = roll_out(
@@ -142,10 +159,10 @@ def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> 
             videos=film and film / options["task"],
             video_count=arm.videos,
         )
-        result.episodes += one.episodes
-        result.videos += [str(Path(v).relative_to(folder)) for v in one.videos]
-        result.seconds += one.seconds
-    return result
+        episodes += one.episodes
+        videos += [str(Path(v).relative_to(folder)) for v in one.videos]
+        seconds += one.seconds or 0.0
+    return Evaluation(step=step, heldout_error=error, episodes=episodes, videos=videos, seconds=seconds)
 
 
 def is_complete(arm: Arm, folder: Path) -> bool:
@@ -207,8 +224,7 @@ def run_arms(
                 setup=partial(start_worker, threads),
                 poll=lambda: watch({name: progress_of(folder) for name, folder in folders.items()}),
                 every=1.0,
-                progress=lambda arm: log_size(folders[arm.name]),
-                patience=patience,
+                watch=Watch(lambda arm: log_size(folders[arm.name]), patience),
                 locks=[lock],
             )
     except JobFailed as failed:

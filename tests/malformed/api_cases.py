@@ -24,22 +24,16 @@ from spatial_forcing import (
     load_teacher,
     resample,
 )
+from spatial_forcing.bootstrap import bootstrap_difference, bootstrap_ratio
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import Share, write_features
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
-from spatial_forcing.probe import DepthProbe, run_probe, tapped_tokens
+from spatial_forcing.probe import DepthProbe, Frames, run_probe, tapped_tokens
 from spatial_forcing.report import write_report
-from spatial_forcing.stats import (
-    Curve,
-    bootstrap_difference,
-    bootstrap_ratio,
-    mcnemar,
-    steps_to_target,
-    wilson,
-)
+from spatial_forcing.stats import Curve, mcnemar, steps_to_target, wilson
 from spatial_forcing.uv import uv_position_embedding
 
 TEACHER = "untrained-tiny"
@@ -475,6 +469,10 @@ def probe_inputs(**changed: Any) -> tuple[Any, ...]:
     return tuple((usual | changed).values())
 
 
+def frames(first_episode: int) -> Frames:
+    return Frames(torch.rand(6, 1, 8, 8), first_episode + torch.arange(F))
+
+
 def fitted(**changed: Any) -> Any:
     return DepthProbe(sub_grid=2).fit(*probe_inputs(**changed))
 
@@ -501,13 +499,13 @@ PROBES = [
         (
             "missing",
             "no sources",
-            lambda: run_probe({}, *[torch.rand(6, 1, 8, 8)] * 2, torch.arange(F), F + torch.arange(F)),
+            lambda: run_probe({}, frames(0), frames(F)),
             "no source of tokens",
         ),
         (
             "taken",
             "test on training",
-            lambda: run_probe({}, *[torch.rand(6, 1, 8, 8)] * 2, torch.arange(F), torch.arange(F)),
+            lambda: run_probe({}, frames(0), frames(0)),
             "are in both training and test",
         ),
         ("missing", "no batches", lambda: tapped_tokens(vla(), []), "no batches"),

@@ -20,7 +20,7 @@ from spatial_forcing.cache.layers import folder_of, stored_layers
 from spatial_forcing.cache.layout import COMMAND, MANIFEST, CacheError
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share, Watch, check_numbers
-from spatial_forcing.console import stages
+from spatial_forcing.console import duration, stages
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.files import check_folder, size_text
@@ -222,13 +222,6 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
         left = plan.seconds_per_frame * plan.mine
         part = "" if share.world == 1 else f" of this process (share {share.rank} of {share.world})"
         lines.append(
-            f"{plan.seconds_per_frame:.3f} s a frame: about {minutes(left)} for {plan.mine} frames{part}"
+            f"{plan.seconds_per_frame:.3f} s a frame: about {duration(left)} for {plan.mine} frames{part}"
         )
     return lines
-
-
-def minutes(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

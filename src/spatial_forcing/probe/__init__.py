@@ -10,24 +10,24 @@ A host may pad or crop its pictures: :class:`VisualTokens` are tokens with the p
 sees, and are fitted to and judged by the depth there.
 
     train, test = tapped_tokens(policy, train_batches), tapped_tokens(policy, test_batches)
-    result = run_probe({"policy": (train, test)}, train_depth, test_depth, train_episodes, test_episodes)
+    result = run_probe(
+        {"policy": (train, test)}, Frames(train_depth, train_episodes), Frames(test_depth, test_episodes)
+    )
     result.pictures(test_images, Path("probe.png"))
 """
 
-from spatial_forcing.probe.compare import ProbeResult, ProbeRow, run_probe
+from spatial_forcing.probe.compare import Frames, ProbeResult, run_probe
 from spatial_forcing.probe.depth import DepthMetrics, ProbeError, cell_depth, metrics
 from spatial_forcing.probe.linear import DepthProbe
-from spatial_forcing.probe.spread import Difference
 from spatial_forcing.probe.tokens import tapped_tokens
 from spatial_forcing.probe.visual import VisualTokens
 
 __all__ = [
     "DepthMetrics",
     "DepthProbe",
-    "Difference",
+    "Frames",
     "ProbeError",
     "ProbeResult",
-    "ProbeRow",
     "VisualTokens",
     "cell_depth",
     "metrics",

@@ -6,15 +6,15 @@ Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels,
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatial_forcing.probe.depth import FAR, DepthMetrics, ProbeError, metrics
+from spatial_forcing.probe.depth import FAR, ProbeError, metrics
 from spatial_forcing.probe.linear import SUB_GRID, DepthProbe, checked_grid
-from spatial_forcing.probe.spread import CONFIDENCE, Difference, Spread
+from spatial_forcing.probe.spread import CONFIDENCE, Spread
 from spatial_forcing.probe.visual import VisualTokens
+from spatial_forcing.results import Probe, ProbeRow
 
 MEAN = "mean depth"
 Sources = Mapping[str, tuple[VisualTokens, VisualTokens]]
@@ -23,29 +23,24 @@ Maps = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class ProbeRow:
-    """One source of tokens and how its probe did on the test episodes.
+class Frames:
+    """What is known of some frames, beside the tokens that sources have for them.
 
     Attributes:
-        name: of the source.
-        metrics: over all cells of all test frames.
-        ridge: the ridge strength; None for mean depth.
-        intervals: 95 % bootstrap intervals over test episodes, by metric (absrel, rmse_m, delta1); None with
-            one test episode.
-        differences: AbsRel less that of other rows (mean depth, and the baseline if one was named), paired by
-            test episode.
+        depth: depth_FVHW in metres of the images of the data set, before the host crops or pads them; or
+            depth_FHW for each view.
+        episodes: episode_F, the episode of each frame.
+        images: images_FV3HW in [0, 1], or images_F3HW for each view; None to do without the "pixels" row.
     """
 
-    name: str
-    metrics: DepthMetrics
-    ridge: float | None = None
-    intervals: dict[str, tuple[float, float]] | None = None
-    differences: dict[str, Difference] = field(default_factory=dict)
+    depth: Maps
+    episodes: Tensor
+    images: Maps | None = None
 
 
 @dataclass
 class ProbeResult:
-    """A row a source, and the predicted maps behind them.
+    """A row per source, and the predicted maps behind them.
 
     Attributes:
         rows: the sources in the order given, then the references: "pixels" (if given) and "mean depth".
@@ -66,28 +61,18 @@ class ProbeResult:
     depth_FVhw: Tensor = field(repr=False)
     predicted: dict[str, Tensor] = field(repr=False)
 
-    def to_dict(self, picture: str | None = None) -> dict[str, Any]:
-        """What the report reads, as plain data; ``picture`` is the path of :meth:`pictures`, for the
-        report."""
-        return {
-            "rows": [
-                {
-                    "name": row.name,
-                    **asdict(row.metrics),
-                    "ridge": row.ridge,
-                    "intervals": row.intervals and {name: list(of) for name, of in row.intervals.items()},
-                    "differences": {name: asdict(of) for name, of in row.differences.items()},
-                }
-                for row in self.rows
-            ],
-            "picture": picture,
-            "train_frames": self.train_frames,
-            "test_frames": self.test_frames,
-            "test_episodes": self.test_episodes,
-            "confidence": CONFIDENCE,
-            "sub_grid": self.sub_grid,
-            "far_m": self.far,
-        }
+    def record(self, picture: str | None = None) -> Probe:
+        """What the report reads; ``picture`` is the path of :meth:`pictures`, for the report."""
+        return Probe(
+            rows=self.rows,
+            picture=picture,
+            train_frames=self.train_frames,
+            test_frames=self.test_frames,
+            test_episodes=self.test_episodes,
+            confidence=CONFIDENCE,
+            sub_grid=self.sub_grid,
+            far_m=self.far,
+        )
 
     def pictures(self, images: Maps, path: Path, frames: int = 3, view: int = 0) -> Path:
         """Draws test frames: picture, true depth, and each source's depth with its error below.
@@ -121,69 +106,57 @@ class ProbeResult:
 
 def run_probe(
     sources: Sources,
-    train_depth: Maps,
-    test_depth: Maps,
-    train_episodes: Tensor,
-    test_episodes: Tensor,
+    train: Frames,
+    test: Frames,
     *,
-    images: tuple[Maps, Maps] | None = None,
     baseline: str | None = None,
     sub_grid: int = SUB_GRID,
     far: float = FAR,
 ) -> ProbeResult:
-    """Fits one depth probe a source on the same frames, and judges all of them on the same test frames.
+    """Fits one depth probe per source on the same frames, and judges all of them on the same test frames.
 
     A token is fitted to and judged by the depth of what it sees, and tokens that see padding, or a camera
     that is missing, by none. Two references are added. "mean depth" sees nothing: it is the same probe on
     tokens that never change, whose linear map is zero, and predicts the training frames' mean depth of each
     cell. What a source gains over it is read from its tokens. "pixels" is the same probe on raw patches, if
-    pictures are given.
+    both sets of frames have images.
 
     Args:
-        sources: name -> (train tokens, test tokens), all with the same places in the pictures.
-        train_depth, test_depth: depth_FVHW in metres of the pictures of the data set, before the host crops
-            or pads them; or depth_FHW for each view.
-        train_episodes, test_episodes: the episode_F of each frame; the two must share none.
-        images: (train, test) pictures_FV3HW in [0, 1], or pictures_F3HW for each view.
+        sources: name -> (train tokens, test tokens), all with the same places in the images.
+        train, test: the frames; the two must share no episode.
         baseline: the source that all others are compared with, beside mean depth.
         sub_grid, far: see :class:`DepthProbe`.
 
     Raises:
-        ProbeError: an episode is in both, sources that see different parts of the pictures, no such baseline,
+        ProbeError: an episode is in both, sources that see different parts of the images, no such baseline,
             or shapes that do not fit.
     """
-    _check_disjoint(train_episodes, test_episodes)
+    _check_disjoint(train.episodes, test.episodes)
     _check_sources(sources, baseline)
-    train, test = (_places([pair[side] for pair in sources.values()]) for side in (0, 1))
-    train_cells, test_cells = (
-        train.depth(train_depth, sub_grid, far),
-        test.depth(test_depth, sub_grid, far),
-    )
+    places = [_places([pair[side] for pair in sources.values()]) for side in (0, 1)]
+    cells = [of.depth(frames.depth, sub_grid, far) for of, frames in zip(places, (train, test), strict=True)]
     for name, pair in sources.items():
-        checked_grid(pair[0].tokens_FVHWC, train_cells, train_episodes, f"{name}, training")
-        checked_grid(pair[1].tokens_FVHWC, test_cells, test_episodes, f"{name}, test")
-    if images is not None:
-        sources = {**sources, "pixels": (train.patches(images[0]), test.patches(images[1]))}
-    nothing = tuple(
-        replace(of, tokens_FVHWC=torch.zeros_like(of.tokens_FVHWC[..., :1])) for of in (train, test)
-    )
+        checked_grid(pair[0].tokens_FVHWC, cells[0], train.episodes, f"{name}, training")
+        checked_grid(pair[1].tokens_FVHWC, cells[1], test.episodes, f"{name}, test")
+    if train.images is not None and test.images is not None:
+        sources = {**sources, "pixels": (places[0].patches(train.images), places[1].patches(test.images))}
+    nothing = [replace(of, tokens_FVHWC=torch.zeros_like(of.tokens_FVHWC[..., :1])) for of in places]
     predicted: dict[str, Tensor] = {}
     ridges: dict[str, float | None] = {}
-    for name, (train_tokens, test_tokens) in {**sources, MEAN: nothing}.items():
-        probe = DepthProbe(sub_grid, far)
-        probe.fit(train_tokens.masked(train.valid_FVHW).tokens_FVHWC, train_cells, train_episodes)
-        depth_FVhw = probe.predict(test_tokens.masked(test.valid_FVHW).tokens_FVHWC)
-        predicted[name] = torch.where(test.on_cells(sub_grid), depth_FVhw, torch.nan)
+    for name, pair in {**sources, MEAN: (nothing[0], nothing[1])}.items():
+        seen = [of.masked(at.valid_FVHW).tokens_FVHWC for of, at in zip(pair, places, strict=True)]
+        probe = DepthProbe(sub_grid, far).fit(seen[0], cells[0], train.episodes)
+        predicted[name] = torch.where(places[1].on_cells(sub_grid), probe.predict(seen[1]), torch.nan)
         ridges[name] = probe.ridge
     ridges[MEAN] = None  # nothing was fitted but offsets
     return ProbeResult(
-        rows=_rows(predicted, ridges, test_cells, test_episodes, far, baseline),
-        train_frames=train.frames,
-        test_frames=test.frames,
-        test_episodes=len(test_episodes.unique()),
+        rows=_rows(predicted, ridges, cells[1], test.episodes, far, baseline),
+        train_frames=places[0].frames,
+        test_frames=places[1].frames,
+        test_episodes=len(test.episodes.unique()),
         sub_grid=sub_grid,
         far=far,
-        depth_FVhw=test_cells,
+        depth_FVhw=cells[1],
         predicted=predicted,
     )
 
@@ -202,11 +175,11 @@ def _rows(
     others = [other for other in (baseline, MEAN) if other is not None]
     return [
         ProbeRow(
-            name,
-            judged[name],
-            ridges[name],
-            spread.intervals(),
-            {other: spread.against(spreads[other]) for other in others if other != name},
+            name=name,
+            **asdict(judged[name]),
+            ridge=ridges[name],
+            intervals=spread.intervals(),
+            differences={other: spread.against(spreads[other]) for other in others if other != name},
         )
         for name, spread in spreads.items()
     ]

@@ -3,30 +3,15 @@
 Shapes: F frames, V views, h w cells of the depth map, n episodes, K quantities, R resamples.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from spatial_forcing.bootstrap import percentile_interval, pooled_resamples
 from spatial_forcing.probe.depth import cell_errors
-from spatial_forcing.stats import percentile_interval, pooled_resamples
+from spatial_forcing.results import Difference
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Difference:
-    """AbsRel of a source less that of another, on the same cells: below zero is better.
-
-    Attributes:
-        absrel: the difference.
-        low, high: its interval over test episodes, both sources judged on the same; None with one episode.
-    """
-
-    absrel: float
-    low: float | None
-    high: float | None
 
 
 class Spread:
@@ -55,17 +40,18 @@ class Spread:
         self.absrel = float(totals_nK[:, 0].sum() / counts_n.sum())
         self.means_RK = pooled_resamples(totals_nK, counts_n)
 
-    def intervals(self) -> dict[str, tuple[float, float]] | None:
+    def intervals(self) -> dict[str, list[float]] | None:
         """95 % of the resamples for absrel, rmse_m and delta1; None with one episode."""
         if self.means_RK is None:
             return None
         absrel_R, square_R, within_R = self.means_RK.T
         by_name = {"absrel": absrel_R, "rmse_m": np.sqrt(square_R), "delta1": within_R}
-        return {name: percentile_interval(values_R, CONFIDENCE) for name, values_R in by_name.items()}
+        return {name: list(percentile_interval(values_R, CONFIDENCE)) for name, values_R in by_name.items()}
 
     def against(self, other: "Spread") -> Difference:
         """The paired difference of AbsRel to another source."""
         value = self.absrel - other.absrel
         if self.means_RK is None or other.means_RK is None:
-            return Difference(value, None, None)
-        return Difference(value, *percentile_interval(self.means_RK[:, 0] - other.means_RK[:, 0], CONFIDENCE))
+            return Difference(absrel=value)
+        low, high = percentile_interval(self.means_RK[:, 0] - other.means_RK[:, 0], CONFIDENCE)
+        return Difference(absrel=value, low=low, high=high)

@@ -1,8 +1,11 @@
 """What the numbers say, in sentences: the same words for better, worse and no difference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+
+from spatial_forcing.report.records import ArmSummary, Comparison, RatePoint, Summary
+from spatial_forcing.results import Difference, ProbeRow
+from spatial_forcing.stats import Interval
 
 ALPHA = 0.05
 # A policy whose held-out error is within this factor of the blind policy's has not learned to look.
@@ -12,44 +15,41 @@ BLIND_FACTOR = 0.95
 STATE_FACTOR = 0.7
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """What was found, in a few plain sentences with their numbers."""
-    if not summary["comparisons"]:
+    if not summary.comparisons:
         return f"There is nothing to compare: the results hold no second arm. {seeds_note(summary)}"
-    claims = [verdict(c, summary) for c in summary["comparisons"] if not against_control(c, summary)]
+    claims = [verdict(c, summary) for c in summary.comparisons if not against_control(c, summary)]
     return " ".join([*claims, *controls_verdicts(summary), seeds_note(summary)])
 
 
-def against_control(found: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
+def against_control(found: Comparison, summary: Summary) -> bool:
     """Whether a comparison is with a control: an arm whose target knows nothing of the frame."""
-    return summary["arms"][found["a"]]["role"] == "control"
+    return summary.arms[found.a].role == "control"
 
 
-def controls_verdicts(summary: Mapping[str, Any]) -> list[str]:
+def controls_verdicts(summary: Summary) -> list[str]:
     """Whether what each arm gained is more than a target without content gives, in words."""
-    tested = [c for c in summary["comparisons"] if against_control(c, summary) and not c["problem"]]
+    tested = [c for c in summary.comparisons if against_control(c, summary) and not c.problem]
     if not tested:
         return [
             "No control was compared: whether a target that knows nothing of the picture does as well is "
             "not known."
         ]
     return [
-        controls_verdict([c for c in tested if c["b"] == b], summary)
-        for b in dict.fromkeys(c["b"] for c in tested)
+        controls_verdict([c for c in tested if c.b == b], summary) for b in dict.fromkeys(c.b for c in tested)
     ]
 
 
-def controls_verdict(tested: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+def controls_verdict(tested: Sequence[Comparison], summary: Summary) -> str:
     """One arm against the controls."""
-    b = tested[0]["b"]
-    rates = ", ".join(
-        f"{c['a']} {rate_text(c['success_a'], level='')}, {p_text(c['p_value'])}" for c in tested
-    )
-    level = [c["a"] for c in tested if not better(c)]
+    b = tested[0].b
+    rates = ", ".join(f"{c.a} {rate_text(c.success_a, level='')}, {p_text(c.p_value)}" for c in tested)
+    level = [c.a for c in tested if not better(c)]
     gained = any(
         better(c)
-        for c in summary["comparisons"]
-        if c["b"] == b and not c["problem"] and not against_control(c, summary)
+        for c in summary.comparisons
+        if c.b == b and not c.problem and not against_control(c, summary)
     )
     controls = f"targets that know nothing of the picture ({rates})"
     if not level:
@@ -57,105 +57,149 @@ def controls_verdict(tested: Sequence[Mapping[str, Any]], summary: Mapping[str, 
         return f"{upper(b)} succeeded more often than the controls, {controls}{cause}."
     if gained:
         return (
-            f"It did not succeed significantly more often than {' and '.join(level)}, of the controls, "
+            f"It did not succeed significantly more often than {listed(level)}, of the controls, "
             f"{controls}: that the teacher's content brought the gain is not shown."
         )
     return f"Nor is it shown to be ahead of the controls, {controls}."
 
 
-def better(found: Mapping[str, Any]) -> bool:
+def better(found: Comparison) -> bool:
     """Whether b succeeded significantly more often than a."""
-    return found["p_value"] < ALPHA and found["difference_points"] > 0
+    return different(found) and (found.difference_points or 0) > 0
 
 
-def verdict(found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def different(found: Comparison) -> bool:
+    """Whether a and b differ significantly."""
+    return found.p_value is not None and found.p_value < ALPHA
+
+
+def verdict(found: Comparison, summary: Summary) -> str:
     """One comparison of success in words."""
-    a, b = found["a"], found["b"]
-    if found["problem"]:
-        return f"{upper(b)} and {a} cannot be compared: {found['problem'].rstrip('.')}."
-    if found["p_value"] >= ALPHA:
+    a, b = found.a, found.b
+    if found.problem or found.step is None or found.success_a is None:
+        return f"{upper(b)} and {a} cannot be compared: {(found.problem or 'no episodes').rstrip('.')}."
+    if not different(found):
         claim = f"No significant difference in success between {b} and {a}"
     else:
-        claim = f"{upper(b)} succeeded {'more' if found['difference_points'] > 0 else 'less'} often than {a}"
-    rates = f"{b} {rate_text(found['success_b'])} against {a} {rate_text(found['success_a'], level='')}"
-    test = f"McNemar's exact test on the same {found['success_a']['episodes']} episodes"
-    text = f"{claim}: {rates}, {p_text(found['p_value'])} ({test}), teacher {summary['teacher']['name']}."
-    if found["step"] < min(summary["arms"][name]["steps"] for name in (a, b)):
-        text += f" This is at step {found['step']}, the last at which both were evaluated, not at the end."
+        claim = f"{upper(b)} succeeded {'more' if better(found) else 'less'} often than {a}"
+    rates = f"{b} {rate_text(found.success_b)} against {a} {rate_text(found.success_a, level='')}"
+    test = f"McNemar's exact test on the same {found.success_a.episodes} episodes"
+    text = f"{claim}: {rates}, {p_text(found.p_value)} ({test}), teacher {summary.teacher.name}."
+    if found.step < min(summary.arms[name].steps for name in (a, b)):
+        text += f" This is at step {found.step}, the last at which both were evaluated, not at the end."
     return text
 
 
-def seeds_note(summary: Mapping[str, Any]) -> str:
+def seeds_note(summary: Summary) -> str:
     """How much the number of seeds allows to say."""
-    seeds = sorted({arm["seed"] for arm in summary["arms"].values() if arm["role"] != "reference"})
+    seeds = sorted({arm.seed for arm in summary.arms.values() if arm.role != "reference"})
     if len(seeds) > 1:
-        listed = ", ".join(map(str, seeds))
-        return f"The arms have different seeds ({listed}), so they differ in more than the method."
+        all_of_them = ", ".join(map(str, seeds))
+        return f"The arms have different seeds ({all_of_them}), so they differ in more than the method."
     named = f" ({seeds[0]})" if seeds else ""
     return f"One seed{named}: a demonstration, not evidence."
 
 
-def notes(summary: Mapping[str, Any]) -> list[str]:
+def notes(summary: Summary) -> list[str]:
     """What a careful reader would add: what is unfinished, the action error, the references."""
-    arms, comparisons = summary["arms"], summary["comparisons"]
-    found = unfinished(arms)
-    for comparison in comparisons:
-        found += error_notes(comparison)
-        if not comparison["problem"] and not any(comparison[k] for k in ("both", "only_a", "only_b")):
-            found.append(f"Neither {comparison['b']} nor {comparison['a']} solved an episode.")
-    found += reference_notes(arms)
-    found += probe_notes((summary["probe"] or {"rows": []})["rows"], arms)
-    if len(comparisons) > 1:
-        found.append(f"The p-values are not corrected for {len(comparisons)} comparisons.")
+    found = [
+        *unfinished(summary.arms),
+        *error_notes(summary.comparisons),
+        *unsolved(summary.comparisons),
+        *reference_notes(summary.arms),
+        *probe_notes(summary),
+    ]
+    if len(summary.comparisons) > 1:
+        found.append(f"The p-values are not corrected for {len(summary.comparisons)} comparisons.")
     return found
 
 
-def unfinished(arms: Mapping[str, Any]) -> list[str]:
+def unfinished(arms: Mapping[str, ArmSummary]) -> list[str]:
     """A sentence for each arm that has not reached its last step or was not evaluated there."""
     found = []
     for name, arm in arms.items():
-        if not arm["finished"]:
-            at = arm["evaluated_step"]
+        if not arm.finished:
+            at = arm.evaluated_step
             evaluated = "has not been evaluated" if at is None else f"was last evaluated at step {at}"
-            trained = f"was trained for {arm['trained_steps']} of {arm['steps']} steps"
+            trained = f"was trained for {arm.trained_steps} of {arm.steps} steps"
             found.append(f"{upper(name)} is unfinished: it {trained} and {evaluated}.")
     return found
 
 
-def error_notes(found: Mapping[str, Any]) -> list[str]:
-    """Held-out error at the last common step, and how soon the baseline's last one was reached."""
-    a, b, reach, errors = found["a"], found["b"], found["reach"], found["heldout"]
-    if reach is None:
+def unsolved(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence that names the arms without any success."""
+    none = [c for c in comparisons if not c.problem and not (c.both or c.only_a or c.only_b)]
+    names = list(dict.fromkeys([*(c.b for c in none), *(c.a for c in none)]))
+    if not names:
         return []
-    text = "Action error on held-out demonstrations"
-    if errors is not None:
-        text += f" at step {errors['step']}: {b} {number(errors['b'])}, {a} {number(errors['a'])}"
-    text += "."
-    target = f"the last error of {a} ({number(reach['target'])})"
-    if reach["steps_b"] is None:
-        return [f"{text} {upper(b)} never reached {target}, so there is no ratio of steps."]
-    if reach["ratio"] is not None and reach["steps_a"] == found["first_step"]:
-        return [f"{text} {upper(a)} was there at its first evaluation already: no ratio of steps."]
-    text += f" {upper(b)} reached {target} at step {reach['steps_b']}, {a} itself at step {reach['steps_a']}"
-    if reach["ratio"] is None:
-        return [f"{text}."]
-    return [f"{text}: {reach['ratio']:.1f} times as many steps, no finer than the evaluations are spaced."]
+    who = f"Neither {names[0]} nor {names[1]}" if len(names) == 2 else f"None of {listed(names)}"
+    return [f"{who} solved an episode."]
 
 
-def reference_notes(arms: Mapping[str, Any]) -> list[str]:
+def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """For each arm under test: held-out errors, and how soon it reached the last ones of the others."""
+    known = [c for c in comparisons if c.reach is not None]
+    by_arm = [[c for c in known if c.b == b] for b in dict.fromkeys(c.b for c in known)]
+    return [" ".join([*held_out(of), *steps_to_errors(of)]) for of in by_arm]
+
+
+def held_out(compared: Sequence[Comparison]) -> list[str]:
+    """A sentence for each step at which errors of one arm and others can be compared."""
+    errors: dict[int, dict[str, float]] = {}
+    for c in compared:
+        if c.heldout is not None:
+            errors.setdefault(c.heldout.step, {c.b: c.heldout.b})[c.a] = c.heldout.a
+    return [
+        f"Action error on held-out demonstrations at step {step}: "
+        f"{', '.join(f'{name} {number(error)}' for name, error in of.items())}."
+        for step, of in errors.items()
+    ]
+
+
+def steps_to_errors(compared: Sequence[Comparison]) -> list[str]:
+    """Steps of one arm to the last errors of others: at most a sentence for each way it may go."""
+    b, never, at_once, reached, timed = compared[0].b, [], [], [], False
+    for c in compared:
+        assert c.reach is not None
+        target = f"{c.a} ({number(c.reach.target)})"
+        if c.reach.steps_b is None:
+            never.append(target)
+        elif c.reach.ratio is not None and c.reach.steps_a == c.first_step:
+            at_once.append(target)
+        else:
+            ratio = "" if c.reach.ratio is None else f": {c.reach.ratio:.1f} times as many steps"
+            timed |= bool(ratio)
+            reached.append(
+                f"{target} at step {c.reach.steps_b}, {c.a} itself at step {c.reach.steps_a}{ratio}"
+            )
+    found = []
+    if reached:
+        spacing = ", no finer than the evaluations are spaced" if timed else ""
+        found.append(f"{upper(b)} reached the last error of {'; of '.join(reached)}{spacing}.")
+    if never:
+        names = listed(never, "or")
+        found.append(f"{upper(b)} never reached the last error of {names}, so there is no ratio of steps.")
+    if at_once:
+        was = "was at its last error at its first evaluation"
+        if len(at_once) > 1:
+            was = "were at their last errors at their first evaluations"
+        found.append(f"{upper(listed(at_once))} {was} already: no ratio of steps.")
+    return found
+
+
+def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
     """What the blind and the state references say about the others."""
-    blind, state = (arms.get(name, {}).get("heldout_error") for name in ("blind", "state"))
+    blind, state = (arms[name].heldout_error if name in arms else None for name in ("blind", "state"))
     if blind is None:
         return ["No blind reference was evaluated: how much of this task needs no pictures is not known."]
     found = []
-    for name, arm in arms.items():
-        error = arm["heldout_error"]
-        if arm["role"] != "reference" and error is not None and error >= BLIND_FACTOR * blind:
-            found.append(
-                f"{upper(name)} is hardly better than the blind policy by its action error ({number(error)} "
-                f"against {number(blind)}): in {arm['evaluated_step']} steps it has not learned to use its "
-                "pictures. How it would do with more steps, this run cannot say."
-            )
+    level = {
+        name: arm
+        for name, arm in arms.items()
+        if arm.role != "reference" and (arm.heldout_error or 0) >= BLIND_FACTOR * blind
+    }
+    if level:
+        found.append(_blind_note(level, blind))
     if state is not None and state > STATE_FACTOR * blind:
         found.append(
             f"Knowing the true state helps little ({number(state)} against {number(blind)} blind): the "
@@ -164,13 +208,29 @@ def reference_notes(arms: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> list[str]:
+def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
+    """Arms that are no better than the blind policy, and what that means."""
+    steps = sorted(arm.evaluated_step or 0 for arm in level.values())
+    span = " to ".join(map(str, dict.fromkeys([steps[0], steps[-1]])))
+    errors = f"{', '.join(number(arm.heldout_error) for arm in level.values())} against {number(blind)}"
+    be, its, it, has = ("is", "its", "it", "has") if len(level) == 1 else ("are", "their", "they", "have")
+    return (
+        f"{upper(listed(level))} {be} hardly better than the blind policy by {its} action error ({errors}): "
+        f"in {span} steps {it} {has} not learned to use {its} pictures. How {it} would do with more steps, "
+        "this run cannot say."
+    )
+
+
+def probe_notes(summary: Summary) -> list[str]:
     """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
-    mean = next((row["absrel"] for row in rows if row["name"] == "mean depth"), None)
-    below = [row for row in rows if row["name"] in arms and mean is not None and not _beats_mean(row, mean)]
+    rows = summary.probe.rows if summary.probe else []
+    mean = next((row.absrel for row in rows if row.name == "mean depth"), None)
+    if mean is None:
+        return []
+    below = [row for row in rows if row.name in summary.arms and not _beats_mean(row, mean)]
     if not below:
         return []
-    names = ", ".join(f"{row['name']} {number(row['absrel'])}" for row in below)
+    names = ", ".join(f"{row.name} {number(row.absrel)}" for row in below)
     return [
         f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which is the "
         f"same probe without tokens, or not by more than other held-out episodes could change: {names}. A "
@@ -178,43 +238,44 @@ def probe_notes(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> l
     ]
 
 
-def _beats_mean(row: Mapping[str, Any], mean: float) -> bool:
+def _beats_mean(row: ProbeRow, mean: float) -> bool:
     """Whether AbsRel is below that of the mean depth, and so is its interval if there is one."""
-    high = ((row.get("differences") or {}).get("mean depth") or {}).get("high")
-    return row["absrel"] < mean and (high is None or high < 0)
+    difference = (row.differences or {}).get("mean depth")
+    high = None if difference is None else difference.high
+    return row.absrel < mean and (high is None or high < 0)
 
 
-def rate_text(rate: Mapping[str, Any] | None, level: str = "95 % ") -> str:
+def rate_text(rate: Interval | RatePoint | None, level: str = "95 % ") -> str:
     """A success rate as everywhere in the report: 14/25 (95 % 37 to 73 %)."""
     if rate is None:
         return "not evaluated"
-    low, high = 100 * rate["low"], 100 * rate["high"]
-    return f"{rate['successes']}/{rate['episodes']} ({level}{low:.0f} to {high:.0f} %)"
+    return f"{rate.successes}/{rate.episodes} ({level}{100 * rate.low:.0f} to {100 * rate.high:.0f} %)"
 
 
-def with_interval(row: Mapping[str, Any], key: str) -> str:
+def with_interval(row: ProbeRow, key: str) -> str:
     """A number of the depth probe as everywhere: 0.119 (0.112 to 0.127)."""
-    interval = (row.get("intervals") or {}).get(key)
+    value, interval = getattr(row, key), (row.intervals or {}).get(key)
     if interval is None:
-        return number(row[key])
-    return f"{number(row[key])} ({number(interval[0])} to {number(interval[1])})"
+        return number(value)
+    return f"{number(value)} ({number(interval[0])} to {number(interval[1])})"
 
 
-def difference_text(found: Mapping[str, Any] | None) -> str:
+def difference_text(found: Difference | None) -> str:
     """A difference of AbsRel with its interval: -0.011 (-0.015 to -0.007)."""
     if found is None:
         return "–"
-    value, low, high = (found[key] for key in ("absrel", "low", "high"))
-    if low is None or high is None:
-        return signed(value)
-    return f"{signed(value)} ({signed(low)} to {signed(high)})"
+    if found.low is None or found.high is None:
+        return signed(found.absrel)
+    return f"{signed(found.absrel)} ({signed(found.low)} to {signed(found.high)})"
 
 
 def signed(value: float | None) -> str:
     return "not measured" if value is None or not isfinite(value) else f"{value:+.3f}"
 
 
-def p_text(p: float) -> str:
+def p_text(p: float | None) -> str:
+    if p is None:
+        return "not tested"
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
@@ -225,3 +286,9 @@ def number(value: float | None, digits: int = 3) -> str:
 def upper(name: str) -> str:
     """The name at the head of a sentence."""
     return name[:1].upper() + name[1:]
+
+
+def listed(names: Iterable[str], last: str = "and") -> str:
+    """Names as in a sentence: a, b and c."""
+    *others, final = names
+    return f"{', '.join(others)} {last} {final}" if others else final

@@ -9,53 +9,57 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from spatial_forcing.console import duration
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
-from spatial_forcing.report.check import check_results
 from spatial_forcing.report.findings import difference_text, number, p_text, rate_text, with_interval
 from spatial_forcing.report.plots import colours, draw_plots
-from spatial_forcing.report.summary import summarise, without_nan
+from spatial_forcing.report.records import Summary
+from spatial_forcing.report.summary import summarise
+from spatial_forcing.results import ArmResults, Results
 
 TEMPLATE = "report.html.jinja"
 
 
-def write_report(results: Mapping[str, Any], folder: Path) -> Path:
+def write_report(results: Results | Mapping[str, Any], folder: Path) -> Path:
     """Writes ``report.html`` and ``report.json`` into a folder.
 
-    The HTML file holds all pictures, videos and plots, and needs neither a network nor JavaScript. The JSON
-    file holds every number shown, computed statistics included. An arm that has not finished, or a picture
+    The HTML file holds all images, videos and plots, and needs neither a network nor JavaScript. The JSON
+    file holds every number shown, computed statistics included. An arm that has not finished, or an image
     that is not there, is reported as such.
 
     Args:
-        results: plain data as ``spatial_forcing.report.check.RESULTS`` describes it (``results.json`` of the
-            demo). Paths of pictures and videos are relative to ``folder``.
+        results: the records, or the same as plain data (``results.json`` of the demo). Paths of images and
+            videos are relative to ``folder``.
         folder: where the results lie.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ReportError: something is missing from the results, or wrong; nothing is written.
-        MissingDependencyError: jinja2, matplotlib or scipy is not installed.
+        ResultsError: something is missing from the results, or wrong; nothing is written.
+        MissingDependencyError: jinja2, matplotlib, scipy or pydantic is not installed.
     """
-    folder = Path(folder)
-    check_results(results)
+    folder, results = Path(folder), Results.checked(results, "results")
     summary = summarise(results)
-    html = _template().render(
-        **summary,
-        plots_svg={name: _svg_uri(svg) for name, svg in draw_plots(summary).items()},
-        colour=colours(list(summary["arms"])),
-        settings_rows=list(flatten(summary["settings"])),
-        hardware_rows=list(flatten(summary["hardware"])),
-        evaluated_steps=sorted({p["step"] for of in summary["plots"]["success"].values() for p in of}),
-        probe_picture=_medium(folder, (results.get("probe") or {}).get("picture")),
-        samples=[(_medium(folder, s["path"]), s["caption"]) for s in results.get("samples") or []],
-        videos=_video_rows(results["arms"], folder),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    record = json.dumps(without_nan(summary), indent=1, allow_nan=False)
-    write_text(folder / "report.json", record + "\n")
+    html = render(summary, results, folder, draw_plots(summary))
+    write_text(folder / "report.json", json.dumps(summary.json_data(), indent=1, allow_nan=False) + "\n")
     return write_text(folder / "report.html", html)
+
+
+def render(summary: Summary, results: Results, folder: Path, plots: Mapping[str, str | None]) -> str:
+    """The page, with the images and videos that ``folder`` holds and plots as SVG by name."""
+    return _template().render(
+        **dict(summary),
+        plots_svg={name: _svg_uri(svg) for name, svg in plots.items()},
+        colour=colours(list(summary.arms)),
+        settings_rows=list(flatten(summary.settings)),
+        hardware_rows=list(flatten(summary.hardware)),
+        evaluated_steps=sorted({point.step for of in summary.plots.success.values() for point in of}),
+        probe_picture=_medium(folder, results.probe.picture if results.probe else None),
+        samples=[(_medium(folder, sample.path), sample.caption) for sample in results.samples or []],
+        videos=_video_rows(results.arms, folder),
+    )
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -69,18 +73,9 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "none" if value is None or value == {} else str(value)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as "1 h 02 min", "3 min 05 s" or "4.2 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _video_rows(arms: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+def _video_rows(arms: Mapping[str, ArmResults], folder: Path) -> list[dict[str, Any]]:
     """Row i: the i-th video of every arm that has one; evaluation episodes are the same for all arms."""
-    filmed = {name: [_medium(folder, p) for p in arm.get("videos") or []] for name, arm in arms.items()}
+    filmed = {name: [_medium(folder, p) for p in arm.videos or []] for name, arm in arms.items()}
     filmed = {name: videos for name, videos in filmed.items() if videos}
     return [dict(zip(filmed, row, strict=True)) for row in zip_longest(*filmed.values())]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spatial_forcing.probe.depth import FAR
 from spatial_forcing.probe.picture import DEPTH_COLOURS, colour_bar, draw_map, panels, save_png, value_range
 
 
-def frame_strip(images_FV3HW: Tensor, depth_FVHW: Tensor, path: Path, far: float = 3.0) -> Path:
+def frame_strip(images_FV3HW: Tensor, depth_FVHW: Tensor, path: Path, far: float = FAR) -> Path:
     """Writes a PNG of some frames: a column a frame, for each view the picture and its depth below.
 
     Args:

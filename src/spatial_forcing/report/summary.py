@@ -1,181 +1,211 @@
-"""Every number the report shows, computed from the results."""
+"""Every number the report shows, computed from the results. ``report.json`` is a :class:`Summary`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from statistics import fmean, median
 from typing import Any
 
 from spatial_forcing.report.findings import headline, notes
-from spatial_forcing.stats import Curve, StatsError, mcnemar, steps_to_target, wilson
+from spatial_forcing.report.records import (
+    ArmSummary,
+    Comparison,
+    Errors,
+    Plots,
+    ProbeSummary,
+    RatePoint,
+    Summary,
+)
+from spatial_forcing.results import (
+    ArmHead,
+    ArmResults,
+    CurveRow,
+    Episode,
+    Evaluation,
+    Probe,
+    Provenance,
+    Results,
+)
+from spatial_forcing.stats import Curve, Interval, StatsError, mcnemar, steps_to_target, wilson
 
 CM = 100
 
 
-def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Computes the report's numbers from checked results; plain JSON data without NaN.
+def summarise(results: Results) -> Summary:
+    """Computes the report's numbers.
 
     Several seeds of an arm would each be summarised like this and then be pooled with the bootstrap of
     ``spatial_forcing.stats``.
     """
-    arms = {name: summarise_arm(arm) for name, arm in results["arms"].items()}
-    comparisons = [compare(results["arms"], a, b) for a, b in pairs_to_compare(results)]
-    summary = {key: results[key] for key in ("title", "created", "command", "versions", "hardware")}
-    summary |= {key: results[key] for key in ("settings", "teacher", "timings", "tasks")}
-    summary |= {"commit": results.get("commit"), "arms": arms, "comparisons": comparisons}
-    summary |= {"probe": probe_rows(results.get("probe")), "plots": series(results["arms"])}
-    summary["headline"] = headline(summary)
-    summary["notes"] = notes(summary)
-    return without_nan(summary)
+    summary = Summary(
+        **_shared(results, Provenance),
+        arms={name: summarise_arm(arm) for name, arm in results.arms.items()},
+        comparisons=[compare(results.arms, a, b) for a, b in pairs_to_compare(results)],
+        probe=probe_summary(results.probe),
+        plots=points(results.arms),
+    )
+    summary.headline, summary.notes = headline(summary), notes(summary)
+    return summary
+
+
+def _shared(record: Any, kind: type) -> dict[str, Any]:
+    """The fields of a record that are those of a class it derives from."""
+    return {name: getattr(record, name) for name in kind.model_fields}
 
 
 # ---- arms --------------------------------------------------------------------------------------------------
 
 
-def summarise_arm(arm: Mapping[str, Any]) -> dict[str, Any]:
+def summarise_arm(arm: ArmResults) -> ArmSummary:
     """The state of one run at its last evaluation."""
-    last = arm["evaluations"][-1] if arm["evaluations"] else {}
-    episodes = last.get("episodes", [])
-    trained = max([row["step"] for row in arm["curves"]] + [last.get("step", 0)])
-    return {
-        **{key: arm[key] for key in ("label", "role", "seed", "steps", "parameters")},
-        "trained_steps": trained,
-        "evaluated_step": last.get("step"),
-        "finished": last.get("step", 0) >= arm["steps"],
-        "success": success(episodes),
-        "tasks": {task: success([e for e in episodes if e["task"] == task]) for task in _tasks(episodes)},
-        "final_distance_cm": distance_cm(episodes, "final"),
-        "closest_distance_cm": distance_cm(episodes, "closest"),
-        "heldout_error": last.get("heldout_error"),
-        "action_loss": last_tenth(arm, "action_loss"),
-        "update_ms": _median([row.get("update_s") for row in arm["curves"]], 1000),
-        "dataloading_ms": _median([row.get("dataloading_s") for row in arm["curves"]], 1000),
-    }
+    last = arm.evaluations[-1] if arm.evaluations else None
+    episodes = last.episodes if last else []
+    evaluated = last.step if last else None
+    tasks = dict.fromkeys(episode.task for episode in episodes)
+    return ArmSummary(
+        **_shared(arm, ArmHead),
+        trained_steps=max([row.step for row in arm.curves] + [evaluated or 0]),
+        evaluated_step=evaluated,
+        finished=(evaluated or 0) >= arm.steps,
+        success=success(episodes),
+        tasks={task: success([e for e in episodes if e.task == task]) for task in tasks},
+        final_distance_cm=_mean((e.final_distance for e in episodes), CM),
+        closest_distance_cm=_mean((e.closest_distance for e in episodes), CM),
+        heldout_error=_finite(last.heldout_error if last else None),
+        action_loss=last_tenth(arm.curves),
+        update_ms=_median((row.update_s for row in arm.curves), 1000),
+        dataloading_ms=_median((row.dataloading_s for row in arm.curves), 1000),
+    )
 
 
-def success(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def success(episodes: Sequence[Episode]) -> Interval | None:
     """Success rate with Wilson's interval; None without episodes."""
-    return asdict(wilson(sum(e["success"] for e in episodes), len(episodes))) if episodes else None
+    return wilson(sum(e.success for e in episodes), len(episodes)) if episodes else None
 
 
-def distance_cm(episodes: Sequence[Mapping[str, Any]], when: str) -> float | None:
-    """Mean distance to the goal in centimetres, "final" or "closest"; None if none was measured."""
-    return _mean([e.get(f"{when}_distance") for e in episodes], CM)
+def last_tenth(curves: Sequence[CurveRow]) -> float | None:
+    """Mean action loss in the last tenth of the steps so far: one batch alone is noise."""
+    return _mean(row.action_loss for row in curves if row.step > 0.9 * curves[-1].step)
 
 
-def last_tenth(arm: Mapping[str, Any], name: str) -> float | None:
-    """Mean of what was logged in the last tenth of the steps so far: one batch alone is noise."""
-    rows = [(row["step"], row.get(name)) for row in arm["curves"]]
-    return _mean([value for step, value in rows if step > 0.9 * rows[-1][0]])
-
-
-def series(arms: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+def points(arms: Mapping[str, ArmResults]) -> Plots:
     """What the plots draw: for each quantity and arm, the points that exist."""
-    found: dict[str, dict[str, list]] = {"success": {}, "heldout_error": {}, "closest_distance_cm": {}}
-    for name, arm in arms.items():
-        rates = [(e["step"], success(e["episodes"])) for e in arm["evaluations"]]
-        found["success"][name] = [{"step": step, **rate} for step, rate in rates if rate]
-        found["heldout_error"][name] = _points(arm["evaluations"], "heldout_error")
-        distances = [(e["step"], distance_cm(e["episodes"], "closest")) for e in arm["evaluations"]]
-        found["closest_distance_cm"][name] = [(step, cm) for step, cm in distances if cm is not None]
-        for quantity in ("action_loss", "cosine", "gradient_ratio"):
-            found.setdefault(quantity, {})[name] = _points(arm["curves"], quantity)
-    return found
+
+    def logged(quantity: str) -> dict[str, list[tuple[int, float]]]:
+        return {name: _points(arm.curves, quantity) for name, arm in arms.items()}
+
+    return Plots(
+        success={name: rates(arm.evaluations) for name, arm in arms.items()},
+        heldout_error={name: _points(arm.evaluations, "heldout_error") for name, arm in arms.items()},
+        closest_distance_cm={name: distances(arm.evaluations) for name, arm in arms.items()},
+        action_loss=logged("action_loss"),
+        cosine=logged("cosine"),
+        gradient_ratio=logged("gradient_ratio"),
+    )
 
 
-def probe_rows(probe: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def rates(evaluations: Sequence[Evaluation]) -> list[RatePoint]:
+    """Success at each evaluation that has episodes."""
+    found = [(e.step, success(e.episodes)) for e in evaluations]
+    return [RatePoint(**asdict(rate), step=step) for step, rate in found if rate]
+
+
+def distances(evaluations: Sequence[Evaluation]) -> list[tuple[int, float]]:
+    """Mean closest distance to the goal at each evaluation that measured it, centimetres."""
+    found = [(e.step, _mean((one.closest_distance for one in e.episodes), CM)) for e in evaluations]
+    return [(step, cm) for step, cm in found if cm is not None]
+
+
+def probe_summary(probe: Probe | None) -> ProbeSummary | None:
     """What the page shows of the depth probe."""
     if probe is None:
         return None
-    rows = [
-        {key: row[key] for key in ("name", "absrel", "rmse_m", "delta1")}
-        | {key: row.get(key) or {} for key in ("intervals", "differences")}
-        for row in probe["rows"]
-    ]
-    return {
-        "rows": rows,
-        "versus": list(dict.fromkeys(other for row in rows for other in row["differences"])),
-        **{key: probe[key] for key in ("train_frames", "test_frames")},
-        "test_episodes": probe.get("test_episodes"),
-    }
+    return ProbeSummary(
+        rows=probe.rows,
+        versus=compared_with(probe),
+        train_frames=probe.train_frames,
+        test_frames=probe.test_frames,
+        test_episodes=probe.test_episodes,
+    )
+
+
+def compared_with(probe: Probe) -> list[str]:
+    """The rows that other rows are compared with."""
+    return list(dict.fromkeys(other for row in probe.rows for other in row.differences or {}))
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------
 
 
-def pairs_to_compare(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def pairs_to_compare(results: Results) -> list[tuple[str, str]]:
     """The pairs asked for; else "baseline" (or the first arm) and every control with every other arm."""
-    if results.get("comparisons"):
-        return [(a, b) for a, b in results["comparisons"]]
-    names = [name for name, arm in results["arms"].items() if arm["role"] == "arm"]
+    if results.comparisons:
+        return [(a, b) for a, b in results.comparisons]
+    names = [name for name, arm in results.arms.items() if arm.role == "arm"]
     first = "baseline" if "baseline" in names else next(iter(names), None)
-    controls = [name for name, arm in results["arms"].items() if arm["role"] == "control"]
+    controls = [name for name, arm in results.arms.items() if arm.role == "control"]
     return [(a, b) for b in names if b != first for a in [first, *controls] if a]
 
 
-def compare(arms: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
+def compare(arms: Mapping[str, ArmResults], a: str, b: str) -> Comparison:
     """Two arms at the last step at which both were evaluated; ``problem`` says why if there is no test."""
-    by_step = [{e["step"]: e for e in arms[name]["evaluations"] if e["episodes"]} for name in (a, b)]
-    common = sorted(by_step[0].keys() & by_step[1].keys())
-    found: dict[str, Any] = {"a": a, "b": b, "step": common[-1] if common else None, "problem": None}
-    if not common:
-        found["problem"] = "there is no step at which both were evaluated"
-    else:
-        episodes = [sorted(of[common[-1]]["episodes"], key=_episode) for of in by_step]
-        found["success_a"], found["success_b"] = success(episodes[0]), success(episodes[1])
-        try:
-            paired = mcnemar(
-                *([e["success"] for e in of] for of in episodes),
-                a_episodes=[_episode(e) for e in episodes[0]],
-                b_episodes=[_episode(e) for e in episodes[1]],
-            )
-            found |= asdict(paired) | {"difference_points": 100 * paired.difference}
-        except StatsError as error:
-            found["problem"] = str(error)
-    return found | speed(arms[a], arms[b])
+    found = Comparison(a=a, b=b, **speed(arms[a], arms[b]))
+    by_step = [{e.step: e for e in arms[name].evaluations if e.episodes} for name in (a, b)]
+    found.step = max(by_step[0].keys() & by_step[1].keys(), default=None)
+    if found.step is None:
+        found.problem = "there is no step at which both were evaluated"
+        return found
+    episodes = [sorted(of[found.step].episodes, key=_episode) for of in by_step]
+    found.success_a, found.success_b = success(episodes[0]), success(episodes[1])
+    try:
+        paired = mcnemar(
+            *([e.success for e in of] for of in episodes),
+            a_episodes=[_episode(e) for e in episodes[0]],
+            b_episodes=[_episode(e) for e in episodes[1]],
+        )
+    except StatsError as error:
+        found.problem = str(error)
+        return found
+    tested = asdict(paired) | {"difference_points": 100 * paired.difference}
+    return found.model_copy(update=tested)
 
 
-def speed(arm_a: Mapping[str, Any], arm_b: Mapping[str, Any]) -> dict[str, Any]:
+def speed(arm_a: ArmResults, arm_b: ArmResults) -> dict[str, Any]:
     """Held-out errors at the last common step, and steps to the baseline's last one; None if unknown."""
-    points = [dict(_points(arm["evaluations"], "heldout_error")) for arm in (arm_a, arm_b)]
-    common = max(points[0].keys() & points[1].keys(), default=None)
-    errors = None if common is None else {"step": common, "a": points[0][common], "b": points[1][common]}
-    if not all(points):
-        return {"reach": None, "heldout": errors, "first_step": None}
-    a, b = (Curve(list(of), list(of.values())) for of in points)
-    return {"reach": asdict(steps_to_target(a, b)), "heldout": errors, "first_step": min(points[0])}
+    curves = [dict(_points(arm.evaluations, "heldout_error")) for arm in (arm_a, arm_b)]
+    common = max(curves[0].keys() & curves[1].keys(), default=None)
+    errors = None if common is None else Errors(step=common, a=curves[0][common], b=curves[1][common])
+    if not all(curves):
+        return {"heldout": errors}
+    a, b = (Curve(list(of), list(of.values())) for of in curves)
+    return {"reach": steps_to_target(a, b), "heldout": errors, "first_step": min(curves[0])}
 
 
 # ---- small things ------------------------------------------------------------------------------------------
 
 
-def without_nan(value: Any) -> Any:
-    """The same data with None for NaN and infinity, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {str(key): without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+def _points(rows: Sequence[Any], name: str) -> list[tuple[int, float]]:
+    values = [(row.step, _finite(getattr(row, name))) for row in rows]
+    return [(step, value) for step, value in values if value is not None]
 
 
-def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    values = [(row["step"], row.get(name)) for row in rows]
-    return [(step, value) for step, value in values if value is not None and isfinite(value)]
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
 
 
-def _mean(values: Sequence[float | None], unit: float = 1) -> float | None:
-    known = [value for value in values if value is not None and isfinite(value)]
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and isfinite(value)]
+
+
+def _mean(values: Iterable[float | None], unit: float = 1) -> float | None:
+    known = _known(values)
     return unit * fmean(known) if known else None
 
 
-def _median(values: Sequence[float | None], unit: float = 1) -> float | None:
-    known = [value for value in values if value is not None and isfinite(value)]
+def _median(values: Iterable[float | None], unit: float = 1) -> float | None:
+    known = _known(values)
     return unit * median(known) if known else None
 
 
-def _tasks(episodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(e["task"] for e in episodes))
-
-
-def _episode(episode: Mapping[str, Any]) -> tuple[str, int]:
-    return episode["task"], episode["seed"]
+def _episode(episode: Episode) -> tuple[str, int]:
+    return episode.task, episode.seed

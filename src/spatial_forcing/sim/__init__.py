@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spatial_forcing.sim.camera import Camera, Jitter, default_cameras
-    from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry, render_frames
+    from spatial_forcing.sim.collect import collect, demo_dataset, load_geometry, render_frames
     from spatial_forcing.sim.env import SimEnv, SimEnvConfig
     from spatial_forcing.sim.scenes import ScenesSpec, render_scenes
+    from spatial_forcing.sim.spec import DemoSpec
     from spatial_forcing.sim.tasks import POLICY_TASKS, TASKS, TEACHER_TASKS
     from spatial_forcing.sim.world import World
 
 _HOME = {
     "Camera": "camera",
-    "DemoSpec": "collect",
+    "DemoSpec": "spec",
     "Jitter": "camera",
     "POLICY_TASKS": "tasks",
     "ScenesSpec": "scenes",

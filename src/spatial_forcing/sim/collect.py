@@ -33,9 +33,11 @@ from spatial_forcing.files import (
     write_json,
 )
 from spatial_forcing.locks import FolderLock
+from spatial_forcing.processes import Watch
 from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
-from spatial_forcing.sim.experts import DemoSpec, demonstrate
+from spatial_forcing.sim.experts import demonstrate
 from spatial_forcing.sim.pieces import in_processes, versions
+from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.sim.tasks import task_record
 from spatial_forcing.sim.world import World
 
@@ -206,7 +208,7 @@ def _record(
         workers,
         count,
         lock=lock,
-        progress=partial(_Piece.finished, root=root),
+        watch=Watch(partial(_Piece.finished, root=root)),
     )
     _import_lerobot()
     _assemble(spec, root, pieces, manifest)

@@ -21,7 +21,8 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import said_last
 from spatial_forcing.sim.camera import Jitter
 from spatial_forcing.sim.dataset import FPS, VIEWS
-from spatial_forcing.sim.experts import CAMERA_MODES, EVALUATIONS, camera_stream
+from spatial_forcing.sim.experts import EVALUATIONS, camera_stream
+from spatial_forcing.sim.spec import CAMERA_MODES
 from spatial_forcing.sim.tasks import TASKS, task_record
 from spatial_forcing.sim.world import World
 

@@ -1,21 +1,17 @@
-"""Demonstrations of Meta-World's scripted experts: what to record, and recording one episode.
+"""Demonstrations of Meta-World's scripted experts: recording one episode.
 
 T frames of an episode, V = 2 views, H rows, W columns.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 
-from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.sim.camera import Camera, Jitter, default_cameras, stack_matrices
-from spatial_forcing.sim.tasks import TASKS, task_record
+from spatial_forcing.sim.spec import DemoSpec
+from spatial_forcing.sim.tasks import TASKS
 from spatial_forcing.sim.world import World
 
-CAMERA_MODES = ("fixed", "episode", "frame")
-DEMO_STARTS = ("random-hand", "initial", "expert-warmup")
 DEMONSTRATIONS, EVALUATIONS = 1, 2
 """First words of all random seeds: no demonstration shares its random numbers with an evaluation episode."""
 
@@ -32,62 +28,8 @@ _STACKED = {
 }
 
 
-@dataclass(frozen=True)
-class DemoSpec:
-    """What demonstrations to record; together with package versions it decides every byte.
-
-    Attributes:
-        tasks: Meta-World tasks.
-        episodes: demonstrations a task.
-        frames: length of a demonstration; None records until shortly after success.
-        start: "random-hand" (anywhere over the table), "initial" (Meta-World's), or "expert-warmup" (from a
-            random position the expert, with noise, for a random number of steps first, so that short
-            demonstrations cover whole episodes).
-        camera: a new random pose every "frame" or "episode", or "fixed".
-        jitter: how far cameras move from the default pair.
-        size: height and width of pictures, pixels.
-        noise: standard deviation of noise on what is executed; what is recorded is the expert's answer to it.
-        seed: of everything.
-
-    Raises:
-        UnknownNameError: an unknown task, start or camera mode.
-        SpatialForcingError: a number that makes no sense.
-    """
-
-    tasks: tuple[str, ...] = ("reach-v3",)
-    episodes: int = 250
-    frames: int | None = 6
-    start: str = "random-hand"
-    camera: str = "frame"
-    jitter: Jitter = field(default_factory=Jitter)
-    size: int = 112
-    noise: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self):
-        for task in self.tasks:
-            task_record(task)
-        if self.start not in DEMO_STARTS:
-            raise UnknownNameError("start", self.start, DEMO_STARTS)
-        if self.camera not in CAMERA_MODES:
-            raise UnknownNameError("camera mode", self.camera, CAMERA_MODES)
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise SpatialForcingError(f"Name at least one task, and none twice; got {self.tasks}.")
-        for name, least in (("episodes", 1), ("frames", 1), ("size", 16), ("noise", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and name != "noise" and not isinstance(value, Integral):
-                raise SpatialForcingError(f"{name} is a whole number; got {value!r}.")
-            if value is not None and value < least:
-                raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")
-
-    @property
-    def longest(self) -> int:
-        """Frames of the longest possible demonstration."""
-        return self.frames or max(task_record(task).max_steps for task in self.tasks)
-
-
 def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterator[tuple[Camera, ...]]:
-    """The pair of cameras of every frame of an episode, for one of `CAMERA_MODES`; never ends."""
+    """The pair of cameras of every frame of an episode, for one of `spec.CAMERA_MODES`; never ends."""
     pair: tuple[Camera, ...] = default_cameras()
     if mode == "episode":
         pair = tuple(jitter(camera, rng) for camera in pair)

@@ -14,7 +14,7 @@ import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.locks import FolderLock
-from spatial_forcing.processes import PATIENCE, JobFailed, WorkerLost, run_jobs
+from spatial_forcing.processes import WATCH, JobFailed, Watch, WorkerLost, run_jobs
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -36,8 +36,7 @@ def in_processes(
     poll: Callable[[], None] = lambda: None,
     *,
     lock: FolderLock,
-    progress: Callable[[Any], Any] = lambda job: None,
-    patience: float = PATIENCE,
+    watch: Watch = WATCH,
 ) -> None:
     """Run `work(job)` for all jobs, each process a contiguous part of them.
 
@@ -47,8 +46,7 @@ def in_processes(
         workers: number of processes.
         poll: called in this process about twice a second and at the end; after every job if `workers` is 1.
         lock: of the folder that `work` writes in; the processes hold it too.
-        progress: what changes while a job gets further.
-        patience: seconds without progress after which a process is ended.
+        watch: when a job counts as hung; its process is ended then.
 
     Raises:
         SpatialForcingError: a process died, or made no progress.
@@ -63,7 +61,7 @@ def in_processes(
     cuts = np.linspace(0, len(jobs), workers + 1).astype(int)
     parts = [deque(jobs[a:b]) for a, b in pairwise(cuts)]
     try:
-        run_jobs(work, parts, poll=poll, progress=progress, patience=patience, locks=[lock])
+        run_jobs(work, parts, poll=poll, watch=watch, locks=[lock])
     except JobFailed as failed:
         if not isinstance(failed.error, WorkerLost):
             raise failed.error from None

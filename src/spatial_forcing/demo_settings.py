@@ -1,0 +1,181 @@
+"""What decides a demo's result, and the folder of its run: claimed, held by one process, found again.
+
+The command ``demo`` shows the options of :class:`DemoSettings`; defaults of the demonstrations are those of
+``sim.spec.DemoSpec``.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
+from pathlib import Path
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import check_folder, check_space, claim, read_json
+from spatial_forcing.locks import FolderBusyError, FolderLock
+from spatial_forcing.sim.spec import DemoSpec
+
+# Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
+EVAL_SEED = 1_000_000
+# Demonstrations held out have the demo's seed and so much more.
+HELDOUT_SEED = 500_000
+# What a run takes on disk, roughly.
+DEMO_BYTES = 2**30
+DAMAGED = "Run the demo in another folder, or remove this one."
+# Rough seconds a unit of work takes on two cores, for the estimate at the start.
+SECONDS = {"frame": 0.02, "feature": 0.012, "step": 0.2, "episode": 0.7, "fixed": 45}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Everything that decides the result.
+
+    Args:
+        tasks: Meta-World tasks, learned by one policy.
+        episodes: demonstrations per task to train on.
+        heldout_episodes: demonstrations per task for the held-out action error and the probe's test.
+        frames: length of a demonstration.
+        start: where a demonstration starts: random-hand, initial or expert-warmup.
+        steps: training steps of every policy.
+        batch_size: frames per step.
+        learning_rate: of all policies alike.
+        chunk: actions predicted and executed at a time.
+        evaluations: checkpoints that are rolled out, evenly spread over training.
+        eval_episodes: rollouts per task and checkpoint.
+        teacher: a registered teacher, or a local file or folder with one.
+        weight: of the alignment loss in the forced arms.
+        standardize: standardise the teacher's features channel by channel.
+        seed: of weights, data order and demonstrations.
+        device: where policies train: cpu or cuda.
+    """
+
+    tasks: tuple[str, ...] = DemoSpec.tasks
+    episodes: int = DemoSpec.episodes
+    heldout_episodes: int = 40
+    frames: int | None = DemoSpec.frames
+    start: str = DemoSpec.start
+    steps: int = 600
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    chunk: int = 4
+    evaluations: int = 3
+    eval_episodes: int = 25
+    teacher: str = "vggt-tiny-sim"
+    weight: float = 2.0
+    standardize: bool = True
+    seed: int = DemoSpec.seed
+    device: str = "cpu"
+
+    def demonstrations(self) -> tuple[DemoSpec, DemoSpec]:
+        """What to record: to train on, and held out.
+
+        Raises:
+            UnknownNameError: an unknown task or start.
+            SpatialForcingError: a number that makes no sense.
+        """
+        spec = DemoSpec(self.tasks, self.episodes, self.frames, self.start, seed=self.seed)
+        return spec, replace(spec, episodes=self.heldout_episodes, seed=self.seed + HELDOUT_SEED)
+
+    def seconds(self, workers: int) -> float:
+        """A rough estimate of the wall time on two cores."""
+        frames = sum(len(one.tasks) * one.episodes * one.longest for one in self.demonstrations())
+        episodes = len(self.tasks) * self.eval_episodes * (4 * self.evaluations + 2)
+        shared = (
+            frames * SECONDS["frame"] + 4.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
+        )
+        return SECONDS["fixed"] + frames * SECONDS["feature"] + 2 * shared / max(1, workers)
+
+
+def check_settings(settings: DemoSettings, workers: int) -> None:
+    """Before anything is made.
+
+    Raises:
+        UnknownNameError: a task or teacher does not exist.
+        WeightsError: the teacher's file or folder does not say what it is.
+        DeviceError: nor does the device.
+        SpatialForcingError: a number makes no sense.
+    """
+    from spatial_forcing.device import checked_device
+    from spatial_forcing.ranges import checked_weight
+    from spatial_forcing.teachers import find_teacher
+
+    settings.demonstrations()
+    find_teacher(settings.teacher)
+    checked_device(settings.device)
+    for name in ("steps", "batch_size", "chunk", "evaluations", "eval_episodes"):
+        if (value := getattr(settings, name)) < 1:
+            raise SpatialForcingError(f"{name} must be at least 1; got {value}.")
+    if not (isfinite(settings.learning_rate) and settings.learning_rate > 0):
+        raise SpatialForcingError(f"learning_rate must be above 0; got {settings.learning_rate}.")
+    checked_weight(settings.weight)
+    if workers < 1:
+        raise SpatialForcingError(f"The demo takes at least one process; got {workers} workers.")
+
+
+def take_folder(out: Path, settings: DemoSettings) -> None:
+    """Takes the folder for this run, or raises if it holds another one or the disk is too full for it."""
+    check_folder(out)
+    check_space(out, DEMO_BYTES)
+    claim(out / "settings.json", asdict(settings), what="demo", only=True)
+
+
+def hold(out: Path) -> FolderLock:
+    """Locks the folder for this process until the lock is closed or the process ends.
+
+    Raises:
+        SpatialForcingError: another process is running a demo there.
+    """
+    try:
+        return FolderLock(out, wait=0)
+    except FolderBusyError as error:
+        raise SpatialForcingError(
+            f"Another demo is running in {out}. Wait for it, or choose --out."
+        ) from error
+
+
+def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]:
+    """The settings of a run and its folders of demonstrations, held-out demonstrations and features.
+
+    Raises:
+        SpatialForcingError: there is no run in ``out``, or a part of it is missing.
+    """
+    out = out.resolve()
+    path = out / "settings.json"
+    if not path.is_file():
+        raise SpatialForcingError(_no_demo(out))
+    saved = read_json(path, DAMAGED)
+    strange = saved.keys() - {one.name for one in fields(DemoSettings)}
+    if strange or not isinstance(saved.get("tasks"), list):
+        what = f"it has {', '.join(sorted(strange))}" if strange else "it names no tasks"
+        raise SpatialForcingError(f"{path} does not hold the settings of a demo: {what}. {DAMAGED}")
+    settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
+    roots = (out / "demonstrations", out / "held-out-demonstrations", features_folder(settings, out))
+    missing = [str(root) for root in roots if not root.is_dir()]
+    if missing:
+        raise SpatialForcingError(
+            f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again."
+        )
+    return settings, roots
+
+
+def features_folder(settings: DemoSettings, out: Path) -> Path:
+    """Where the teacher's features of a demo are."""
+    from spatial_forcing.teachers import find_teacher
+
+    return out / "features" / find_teacher(settings.teacher).slug
+
+
+def _no_demo(out: Path) -> str:
+    """What to say of a folder without a demo's settings."""
+    if not out.is_dir():
+        return f"There is no folder {out}. Make a demo run with: spatial-forcing demo --out {out}"
+    if not ((out / "checkpoints").is_dir() or (out / "config.json").is_file()):
+        return (
+            f"{out} holds no demo run (no settings.json). Make one in a new or empty folder: "
+            "spatial-forcing demo --out <folder>"
+        )
+    checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
+    return (
+        f"{out} is a training run, and the folder of a demo was expected (with settings.json): `probe` and "
+        "`report` of any run are not there yet. What works for this one: spatial-forcing doctor "
+        f"--checkpoint {checkpoint}, spatial-forcing eval (Meta-World policies), and in Python "
+        "spatial_forcing.probe.tapped_tokens with run_probe, for frames whose depth you have."
+    )

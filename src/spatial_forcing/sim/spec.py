@@ -1,0 +1,65 @@
+"""What demonstrations to record: the options of the command `demos`, and defaults of the demo."""
+
+from dataclasses import dataclass, field
+from numbers import Integral
+
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.sim.camera import Jitter
+from spatial_forcing.sim.tasks import task_record
+
+CAMERA_MODES = ("fixed", "episode", "frame")
+DEMO_STARTS = ("random-hand", "initial", "expert-warmup")
+
+
+@dataclass(frozen=True)
+class DemoSpec:
+    """What demonstrations to record; together with package versions it decides every byte.
+
+    Attributes:
+        tasks: Meta-World tasks.
+        episodes: demonstrations per task.
+        frames: length of a demonstration; None records until shortly after success.
+        start: where a demonstration starts: "random-hand" (anywhere over the table), "initial"
+            (Meta-World's), or "expert-warmup" (from a random position the expert, with noise, for a random
+            number of steps first, so that short demonstrations cover whole episodes).
+        camera: a new random pose every "frame" or "episode", or "fixed".
+        jitter: how far cameras move from the default pair.
+        size: height and width of images, pixels.
+        noise: standard deviation of noise on what is executed; what is recorded is the expert's answer to it.
+        seed: of everything.
+
+    Raises:
+        UnknownNameError: an unknown task, start or camera mode.
+        SpatialForcingError: a number that makes no sense.
+    """
+
+    tasks: tuple[str, ...] = ("reach-v3",)
+    episodes: int = 250
+    frames: int | None = 6
+    start: str = "random-hand"
+    camera: str = "frame"
+    jitter: Jitter = field(default_factory=Jitter)
+    size: int = 112
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for task in self.tasks:
+            task_record(task)
+        if self.start not in DEMO_STARTS:
+            raise UnknownNameError("start", self.start, DEMO_STARTS)
+        if self.camera not in CAMERA_MODES:
+            raise UnknownNameError("camera mode", self.camera, CAMERA_MODES)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise SpatialForcingError(f"Name at least one task, and none twice; got {self.tasks}.")
+        for name, least in (("episodes", 1), ("frames", 1), ("size", 16), ("noise", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and name != "noise" and not isinstance(value, Integral):
+                raise SpatialForcingError(f"{name} is a whole number; got {value!r}.")
+            if value is not None and value < least:
+                raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest possible demonstration."""
+        return self.frames or max(task_record(task).max_steps for task in self.tasks)
