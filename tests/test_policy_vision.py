@@ -1,4 +1,4 @@
-"""Sites in the vision encoder of SmolVLA: where its tokens are, what trains, cameras that are missing.
+"""Sites in the vision encoders of SmolVLA and the pi0 family: where tokens are, what trains, missing cameras.
 
 Shapes: B batch, V views, n tokens of a view, D width.
 """
@@ -22,17 +22,22 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("policies")
 
 
-def policy_of(folder: Path, site: str | None = "vision.-1", **options: Any) -> Any:
+def policy_of(folder: Path, site: str | None = "vision.-1", kind: str = "smolvla", **options: Any) -> Any:
     forcing = None if site is None else {"site": site}
-    return small_policy("smolvla", folder, forcing=forcing, **{"freeze_vision_encoder": False} | options)
+    if kind == "smolvla":
+        options = {"freeze_vision_encoder": False} | options
+    return small_policy(kind, folder, forcing=forcing, **options)
 
 
 def encoder_of(policy: Any) -> Any:
-    return policy.model.vlm_with_expert.get_vlm_model().vision_model
+    if policy.config.type.endswith("smolvla"):
+        return policy.model.vlm_with_expert.get_vlm_model().vision_model
+    return policy.model.paligemma_with_expert.paligemma.model.vision_tower.vision_model
 
 
-def test_the_tokens_are_what_the_encoder_makes_of_each_view(folder):
-    policy = policy_of(folder, None)
+@pytest.mark.parametrize(("kind", "side"), [("smolvla", 8), ("pi0", 4), ("pi05", 4), ("pi0_fast", 4)])
+def test_the_tokens_are_what_the_encoder_makes_of_each_view(folder, kind, side):
+    policy = policy_of(folder, None, kind)
     tap = Tap(host_of(policy).site("vision.-1"))
     made: list[Tensor] = []
     encoder_of(policy).register_forward_hook(lambda module, args, out: made.append(out.last_hidden_state))
@@ -42,9 +47,25 @@ def test_the_tokens_are_what_the_encoder_makes_of_each_view(folder):
     normed_BND = encoder_of(policy).post_layernorm(tap.visual_BND())
     torch.testing.assert_close(normed_BND, torch.cat(made, dim=1))
     layout = tap.layout
-    assert (layout.views, layout.rows, layout.cols) == (2, 8, 8), (
-        "patches of 4 pixels of a picture of 32 x 32"
-    )
+    assert (layout.views, layout.rows, layout.cols) == (2, side, side)
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05", "pi0_fast"])
+def test_pi0s_tokens_are_where_the_picture_is_and_get_gradient(folder, kind):
+    policy = policy_of(folder, "vision.-1", kind)
+    _, logs = policy(small_batch(policy))
+    assert 0 < logs["align_loss"] < 2
+    assert logs["gradient_ratio"] > 0
+    policy.eval()
+    batch = small_batch(policy, 4)
+    images = [torch.rand_like(batch[key]) for key in CAMERAS]
+
+    def forward(pictures: list[Tensor]) -> None:
+        policy(batch | dict(zip(CAMERAS, pictures, strict=True)))
+
+    report = check_host(policy_host(policy, 2), forward, images, site="vision.0", probes=16)
+    assert report.ok, report
+    assert report.declared > 0.9
 
 
 @pytest.mark.parametrize("resize", [(32, 32), None])

@@ -64,7 +64,7 @@ def test_a_store_is_a_target(store):
         assert found.keys() == set(layers)
         assert all(torch.equal(one.tokens_BVHWC, expected.tokens_BVHWC) for one in found.values())
     assert torch.equal(store(frames).tokens_BVHWC, expected.tokens_BVHWC)
-    with pytest.raises(CacheError, match="read for layer 3, and layer 2 is asked for"):
+    with pytest.raises(CacheError, match="was written with layer 3, and layer 2 is asked for"):
         store.layers_of(frames, (2,))
 
 

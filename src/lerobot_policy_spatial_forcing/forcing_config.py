@@ -84,7 +84,7 @@ class ForcingConfig(AlignmentConfig):
 
     cameras: list[str] | dict[str, str] | None = None
     """Cameras to align, in the teacher's order; all if None. With --rename_map: its entries for them."""
-    alignments: list[dict[str, Any]] | str | None = None
+    alignments: list[Any] | str | None = None
     """Several alignments instead of one: a YAML or JSON file, or a JSON list, of entries as above."""
     new_projector: bool = False
     """Start a new projector where the checkpoint's was for other features or another site; else an error."""

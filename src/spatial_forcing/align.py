@@ -89,12 +89,13 @@ class SpatialForcing(nn.Module):
                 raise SpatialForcingError("Weight, depth and options are said in each of the alignments.")
             alignments = teacher
         else:
+            more: dict[str, Any] = {"weight": 0.5 if weight is None else weight, **options}
+            site = more.pop("site", None)
             if depth is not None:
-                if options.get("site") is not None:
+                if site is not None:
                     raise SpatialForcingError("Give the site or the depth, not both.")
-                options["site"] = host.site_at(depth).name
-            site = options.pop("site", None)
-            alignments = [Alignment(site, teacher, weight=0.5 if weight is None else weight, **options)]
+                site = host.site_at(depth).name
+            alignments = [Alignment(site, teacher, **more)]  # type: ignore[arg-type]
         self.host = host
         # Parts hold targets and are no modules: a teacher must not end up in checkpoints, optimizers or
         # .train().

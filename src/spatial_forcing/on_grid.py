@@ -156,7 +156,8 @@ class OnGrid(nn.Module):
             )
         if sizes is None:
             # A host that stretches does not care for the shape: that of its grid serves.
-            sizes = given.images.shape[-2:] if shown else (layout.rows, layout.cols)  # type: ignore[union-attr]
+            grid = given.images.shape[-2:] if shown else (layout.rows, layout.cols)
+            return [(int(grid[0]), int(grid[1]))] * views
         if not isinstance(sizes[0], Sequence):
             return [(int(sizes[0]), int(sizes[1]))] * views  # type: ignore[arg-type]
         if len(sizes) != views:

@@ -3,6 +3,7 @@
 import pkgutil
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
@@ -55,6 +56,7 @@ class Registry[T]:
         return list(entry_points(group=self.group))
 
     def _loaded(self, point: EntryPoint) -> T:
+        found: Any
         try:
             found = point.load()
         except Exception as error:
@@ -67,4 +69,4 @@ class Registry[T]:
                 f"The {self.kind} {point.name!r} of another package ({point.value}) is to be something that "
                 f"can be called; it is {found!r}."
             )
-        return found
+        return cast(T, found)

@@ -98,7 +98,7 @@ class AdaptedTarget:
 
     def layers_of(self, asked: Tensor, /, layers: tuple[int, ...]) -> dict[int, Features]:
         several: Any = getattr(self.model, "layers_of", None)
-        if not callable(several):
+        if several is None:
             own = "" if self.layer is None else f", layer {self.layer}"
             raise SpatialForcingError(
                 f"Layers {', '.join(map(str, layers))} of the target {self.name} were asked for, and it has "
@@ -109,8 +109,9 @@ class AdaptedTarget:
 
     def fingerprint_of(self, layer: int) -> str:
         of: Any = getattr(self.model, "fingerprint_of", None)
-        own = layer == self.layer
-        return str(of(layer)) if callable(of) else self.fingerprint + ("" if own else f"-layer-{layer}")
+        if of is not None:
+            return str(of(layer))
+        return self.fingerprint + ("" if layer == self.layer else f"-layer-{layer}")
 
 
 def target_of(thing: Any) -> Target:

@@ -72,7 +72,7 @@ ONLINE = [
         ("missing", "--policy.forcing.weights={here}/none", "no such file or folder"),
         ("missing", "--policy.forcing.coefficients=true", "needs a compressed cache"),
         ("missing", "--policy.forcing.alignments={here}/none.yaml", "none.yaml cannot be read"),
-        ("damaged", "--policy.forcing.alignments=[{", "is not readable JSON"),
+        ("damaged", "--policy.forcing.alignments=[{", "while parsing"),
         ("type", "--policy.forcing.alignments=[blocks.1]", "is a mapping of options"),
         ("missing", "--policy.forcing.teacher=pixels --policy.forcing.standardize=true", "forcing.cache"),
     )

@@ -121,18 +121,17 @@ class FeatureStore:
         Raises:
             CacheError: another layer is asked for.
         """
-        of = self.source
-        known = of.layer is not None and of.layers is not None
         for layer in layers:
-            if layer != of.layer and not (known and layer == of.layer - of.layers):
-                raise CacheError(
-                    f"The cache at {self.root} is read for layer {of.layer}, and layer {layer} is asked for. "
-                    "Each layer is a FeatureStore of its own."
-                )
+            self.check_teacher_options(layer=layer)
         return dict.fromkeys(layers, self.read(asked))
 
     def fingerprint_of(self, layer: int) -> str:
-        """The fingerprint of the layer that is read; there is no other."""
+        """The fingerprint of a layer, which must be the one that is read.
+
+        Raises:
+            CacheError: another layer is asked for.
+        """
+        self.check_teacher_options(layer=layer)
         return self.fingerprint
 
     def read(self, index_B: Tensor) -> Features:

@@ -15,7 +15,7 @@ from spatial_forcing.grid import Layout
 from spatial_forcing.hosts.building import blocks_of_tokens, lora_flags
 from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
 from spatial_forcing.hosts.small import VOCABULARY, WIDTH, small_tokenizers
-from spatial_forcing.tap import Host
+from spatial_forcing.site import Host, VisionEncoder
 
 
 def pi_host(policy: Any, views: int) -> Host:
@@ -30,6 +30,24 @@ def pi_host(policy: Any, views: int) -> Host:
         layout=Layout(views, rows, cols, "pad"),
         visual=blocks_of_tokens(views, rows * cols),
         depth=round(len(model.language_model.layers) * 2 / 3),  # 12 of 18 in the published code
+        vision=pi_vision(policy, Layout(views, rows, cols, "pad")),
+    )
+
+
+def pi_vision(policy: Any, layout: Layout) -> VisionEncoder:
+    """PaliGemma's SigLIP, which LeRobot calls once per view; its grid is the language model's."""
+    model = policy.model.paligemma_with_expert.paligemma.model
+    encoder = model.vision_tower.vision_model
+    lora = lora_flags(r".*\.vision_tower\..*\.(q|v)_proj")
+    flag = "--policy.freeze_vision_encoder=false and --policy.train_expert_only=false, or "
+    return VisionEncoder(
+        blocks=encoder.encoder.layers,
+        final_norm=encoder.post_layernorm,
+        width=model.config.vision_config.hidden_size,
+        layout=layout,
+        calls="per view",
+        upstream=(encoder.embeddings,),
+        unfreeze=f"{flag if hasattr(policy.config, 'freeze_vision_encoder') else ''}LoRA on it: {lora}",
     )
 
 
