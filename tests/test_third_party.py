@@ -1,4 +1,4 @@
-"""Somebody else's package (tests/third_party) brings a policy, a teacher and a loss, used by command line.
+"""Another's package (tests/third_party) brings a policy, a teacher and a loss, used from the command line.
 
 It is installed as a user would install it, into a folder of its own, and every command runs in a process of
 its own with a deadline.

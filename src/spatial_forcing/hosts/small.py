@@ -42,7 +42,7 @@ PROMPT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %} <|im_end|> {% endfor %}"
 )
 # Of the language models of Qwen-VL and InternVL.
-PROMPT_TEXT = {
+PROMPT_TEXT: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 64,
     "num_attention_heads": 4,
@@ -52,7 +52,7 @@ PROMPT_TEXT = {
     "max_position_embeddings": 1024,
     "pad_token_id": PROMPT_ID["pad_token"],
 }
-PROMPT_TOKENS = {
+PROMPT_TOKENS: dict[str, Any] = {
     f"{name}_id": PROMPT_ID[name]
     for name in ("image_token", "video_token", "vision_start_token", "vision_end_token")
 }
