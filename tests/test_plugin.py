@@ -16,7 +16,7 @@ from lerobot_policy_spatial_forcing.forcing import FeatureSource, ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing import patches
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.cache.extract import Extraction, extract
+from spatial_forcing.cache.extract import Extraction, extract, extract_layers
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
@@ -363,6 +363,16 @@ def on_top_of(at: Path, cache: Path, **forcing):
     config = forced_config(cache=str(cache), **forcing)
     config.pretrained_path = at
     return config
+
+
+def test_a_cache_of_several_layers_is_trained_toward_the_one_that_is_named(dataset, tmp_path):
+    teacher = load_teacher(TEACHER)
+    several = str(extract_layers(dataset, teacher, TEACHER, tmp_path / "features", [1, -1]))
+    with pytest.raises(CacheError, match=r"the layers 1, 3 .*Say which: --policy\.forcing\.layer"):
+        train(forced_config(cache=several), dataset, tmp_path / "stops")
+    out = train(forced_config(cache=several, layer=1), dataset, tmp_path / "run", steps=2)
+    said = json.loads((checkpoints(out)[2] / "spatial_forcing" / "forcing.json").read_text())
+    assert said["teacher_fingerprint"] == teacher.fingerprint_of(1) != teacher.fingerprint
 
 
 def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path):
