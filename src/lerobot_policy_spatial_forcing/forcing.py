@@ -257,7 +257,8 @@ class ForcedPolicy:
         if self.config.use_peft:  # PEFT saves the adapter
             self._save_projector(save_directory)
             name_plain_class(save_directory, self.plain_class)
-        elif is_sharded(self):  # type: ignore[arg-type]  # it may be saved as shards, the projector among them
+        elif is_sharded(self) and "forcing" in self._modules:  # type: ignore[arg-type,attr-defined]
+            # Not on the way of _save_pretrained: it is saved as shards, the projector among them.
             describe_projectors(self.forcing, self.config.forcing, save_directory / SIDE_FOLDER)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
