@@ -71,7 +71,7 @@ def test_what_is_read_is_what_the_teacher_says_of_the_decoded_pictures(monkeypat
     )
     store = FeatureStore(out)
     assert store.source.cameras == (CAMERAS[1], CAMERAS[0])
-    assert store.picture_hw == [(28, 28), (28, 28)]
+    assert store.image_sizes == [(28, 28), (28, 28)]
     from spatial_forcing.grid import resample
 
     teacher = load_teacher("untrained-tiny")
