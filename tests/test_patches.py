@@ -201,8 +201,7 @@ def test_the_trainer_is_itself_again_afterwards():
     before = lerobot_train.update_policy
     stopping = patches.trainer_with({"update_policy": len})
     assert stopping.__enter__().update_policy is len
-    with pytest.raises(ZeroDivisionError):
-        stopping.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert not stopping.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # the error goes on
     assert lerobot_train.update_policy is before
     missing = patches.trainer_with({"nosuch": len})
     with pytest.raises(LeRobotChanged, match=r"has no nosuch.*The doctor cannot look"):

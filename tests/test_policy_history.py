@@ -23,6 +23,7 @@ def test_pi05_with_memory_aligns_the_current_image(folder):
     if not hasattr(PI05Config, "use_visual_memory"):
         pytest.skip("pi0.5 has no memory of images in this version of LeRobot (0.6.1)")
     memory = {"use_visual_memory": True, "memory_frames": FRAMES, "memory_stride": 1}
+    memory["memory_temporal_attention_every"] = 1  # its vision encoder has one layer here
     policy = small_policy("pi05", folder, forcing={}, **memory)
     batch = small_batch(policy, 2)
     cameras = list(policy.config.image_features)

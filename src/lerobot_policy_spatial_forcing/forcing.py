@@ -143,7 +143,7 @@ class ForcedPolicy:
                     "Forcing needs --use_policy_training_preset=true."
                 )
             if not self._projector_ready:  # the optimizer was made of parameters() and did not ask
-                self._prepare_projector()
+                self._prepare_projector_late()
         pictures = self.feature_source.pictures(self, batch, self._picture_stats)
         host = self.forcing.host
         if host.locate is None and pictures.views != host.layout.views:
@@ -225,6 +225,14 @@ class ForcedPolicy:
                 self.forcing, self.config.forcing, Path(self.config.pretrained_path) / SIDE_FOLDER
             )
         self._projector_ready = True
+
+    def _prepare_projector_late(self) -> None:
+        if is_sharded(self) and self.config.pretrained_path is not None:  # type: ignore[arg-type]
+            raise SpatialForcingError(
+                "The projector cannot continue where FSDP2 has sharded it already: from a checkpoint, Spatial "
+                "Forcing with FSDP2 needs --use_policy_training_preset=true."
+            )
+        self._prepare_projector()
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
         """LoRA on the host. The projector is none of PEFT's business: it is trained and saved as ever."""
