@@ -3,7 +3,7 @@
     python benchmarks/cache_kills.py --trials 100
 
 The finished cache must have the bytes of one that was never disturbed. The small teacher looks at random
-pictures; shards are made small, so that kills fall into all stages. Writes benchmarks/cache_kills.json.
+images; shards are made small, so that kills fall into all stages. Writes benchmarks/cache_kills.json.
 """
 
 import faulthandler
@@ -96,11 +96,11 @@ def extract(root: Path, teacher: torch.nn.Module, kill_after: float | None) -> N
 def write_cache(root: Path, teacher: torch.nn.Module) -> None:
     end_with_parent()
     faulthandler.dump_traceback_later(DEADLINE - 5, exit=True)
-    source = Source("vggt-tiny-sim", "f", "Apache-2.0", "random pictures", ("left", "right"), FRAMES)
-    write_features(root, source, pictures, teacher, options=CodecOptions("pca-int8"), batch_size=4)
+    source = Source("vggt-tiny-sim", "f", "Apache-2.0", "random images", ("left", "right"), FRAMES)
+    write_features(root, source, images, teacher, options=CodecOptions("pca-int8"), batch_size=4)
 
 
-def pictures(indices: list[int]) -> torch.Tensor:
+def images(indices: list[int]) -> torch.Tensor:
     return torch.stack(
         [torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(i)) for i in indices]
     )

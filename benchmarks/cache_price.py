@@ -1,10 +1,10 @@
-"""What stored features cost in truth when the policy's pictures are augmented.
+"""What stored features cost in truth when the policy's images are augmented.
 
     spatial-forcing demos --out demos --episodes 20
     python benchmarks/cache_price.py --dataset demos
 
-A picture is cropped, turned or mirrored. Online, the teacher looks at the result. From the cache, the
-features of the whole picture are resampled by the same affine: the teacher saw the objects at another scale
+An image is cropped, turned or mirrored. Online, the teacher looks at the result. From the cache, the
+features of the whole image are resampled by the same affine: the teacher saw the objects at another scale
 and place, with what the crop cut off around them. The table says how alike the two are, as cosines between
 tokens less the mean token (teacher tokens share a large component that makes any two alike), on valid tokens:
 
@@ -52,7 +52,7 @@ class Args:
 
 
 def central(part: float) -> Tensor:
-    """A crop of the picture's middle, ``part`` of each side."""
+    """A crop of the image's middle, ``part`` of each side."""
     edge = (1 - part) / 2
     return crop(edge, edge, 1 - edge, 1 - edge)
 
@@ -113,14 +113,14 @@ def compared(
     teacher: torch.nn.Module,
     mean_C: Tensor,
 ) -> dict[str, float]:
-    """Mean cosines of one augmentation, and the part of the tokens that lie in the recorded picture."""
+    """Mean cosines of one augmentation, and the part of the tokens that lie in the recorded image."""
     _, _, rows, cols, _ = whole.tokens_BVHWC.shape
     online = teacher(warped(images_BV3HW, affine_23)).tokens_BVHWC - mean_C
     cached, valid = resample(stored, rows, cols, affine_23)
     raw = resample(whole, rows, cols, affine_23).tokens_BVHWC - mean_C
     cached = cached - mean_C
     other = torch.randperm(len(online), generator=torch.Generator().manual_seed(0))
-    assert valid.any(), f"{name} leaves nothing of the picture"
+    assert valid.any(), f"{name} leaves nothing of the image"
 
     def cosine(a: Tensor, b: Tensor) -> float:
         return round(F.cosine_similarity(a, b, dim=-1)[valid].mean().item(), 4)
@@ -135,7 +135,7 @@ def compared(
 
 
 def warped(images_BV3HW: Tensor, affine_23: Tensor) -> Tensor:
-    """The pictures as the policy gets them; places outside are black."""
+    """The images as the policy gets them; places outside are black."""
     flat = images_BV3HW.flatten(0, 1)
     # grid_sample counts from -1 to 1 where affines count from 0 to 1.
     linear, shift = affine_23[:, :2], affine_23[:, 2]

@@ -4,7 +4,7 @@
     python benchmarks/cache_reads.py --grid 8 8 --width 224 --components 12
 
 A cache of random features in the shape of a teacher's, and a stand-in for a training step: matrix products
-that keep the process busy for a while, on pictures that workers load. The kinds of step take turns, 20 steps
+that keep the process busy for a while, on images that workers load. The kinds of step take turns, 20 steps
 each: without features, with stored features read by the training process, with stored features read by the
 workers and handed over. What a kind costs is its time over that without features. Decoding is the same matrix
 product either way, done where the policy is; its time on this CPU is given by itself. Writes
@@ -59,7 +59,7 @@ class Args:
 
 
 class Frames(Dataset):
-    """Pictures to load, and with a store the stored features beside them."""
+    """Images to load, and with a store the stored features beside them."""
 
     def __init__(self, count: int, store: FeatureStore | None = None):
         self.count, self.store = count, store
@@ -156,11 +156,11 @@ def random_cache(root: Path, args: Args) -> Path:
         tokens = torch.randn(len(images_BV3HW), VIEWS, *args.grid, args.width)
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
 
-    def pictures(indices: list[int]) -> Tensor:
+    def images(indices: list[int]) -> Tensor:
         return torch.zeros(len(indices), VIEWS, 3, 8, 8)
 
     options = CodecOptions("pca-int8", components=args.components)
-    return write_features(root, source, pictures, look, options=options, batch_size=16)
+    return write_features(root, source, images, look, options=options, batch_size=16)
 
 
 if __name__ == "__main__":

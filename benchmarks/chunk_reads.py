@@ -1,4 +1,4 @@
-"""How fast a data set that stores pictures is read, as LeRobot does and without the pictures beside chunks.
+"""How fast a data set that stores images is read, as LeRobot does and without the images beside chunks.
 
     spatial-forcing demos --out demos
     python benchmarks/chunk_reads.py --dataset demos              # chunks of 8, as the built-in VLA
@@ -30,7 +30,7 @@ class Args:
     """Options of the benchmark."""
 
     dataset: Path
-    """Folder of a LeRobotDataset that stores pictures."""
+    """Folder of a LeRobotDataset that stores images."""
     chunk: int = 8
     """Actions of a chunk."""
     frames: int = 400
@@ -77,12 +77,12 @@ def main(args: Args) -> None:
     made = made_with(args)
     torch.set_num_threads(1)
     ways = {"lerobot": opened(args)}
-    ways["without pictures"] = read_chunks_alone(opened(args))
+    ways["without images"] = read_chunks_alone(opened(args))
     random = torch.Generator().manual_seed(args.seed)
     count = len(ways["lerobot"])
     order = [torch.randperm(count, generator=random).tolist()[: args.frames] for _ in range(args.rounds)]
     for i in order[0][:50]:
-        assert_same(ways["lerobot"][i], ways["without pictures"][i])
+        assert_same(ways["lerobot"][i], ways["without images"][i])
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for number, indices in enumerate(order):
         for way in list(ways)[:: 1 if number % 2 else -1]:

@@ -230,11 +230,11 @@ def random_cache(root: Path, side: int, width: int) -> Path:
         tokens = torch.randn(len(images_BV3HW), len(CAMERAS), side, side, width)
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
 
-    def pictures(indices: list[int]) -> torch.Tensor:
+    def images(indices: list[int]) -> torch.Tensor:
         return torch.zeros(len(indices), len(CAMERAS), 3, 8, 8)
 
     codec = CodecOptions("pca-int8", components=COMPONENTS)
-    return write_features(root, source, pictures, features, options=codec, batch_size=8)
+    return write_features(root, source, images, features, options=codec, batch_size=8)
 
 
 def random_batch(args: Args, config: Any) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         squares = make_dataset(folder / "squares", episodes=2, frames=14, size=28)
-        pictures = make_dataset(folder / "pictures", episodes=2, frames=14, size=(40, 60))
+        images = make_dataset(folder / "pictures", episodes=2, frames=14, size=(40, 60))
         for kind in args.policies:
-            dataset = squares if kind == "tiny" else pictures
+            dataset = squares if kind == "tiny" else images
             (plain, state), (forced, same) = (compared(kind, on, dataset, folder) for on in (False, True))
             equal = all(torch.equal(state[key], same[key]) for key in state)
             results[kind] = {"plain": plain, "forced": forced, "random_state_equal": equal}

@@ -40,9 +40,9 @@ class Args:
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Of our matrix products; bfloat16 on a GPU, float32 on a CPU if None."""
     resolutions: tuple[int, ...] = (224, 518)
-    """Sides of the pictures, pixels."""
+    """Sides of the images, pixels."""
     views: int = 2
-    """Pictures a frame."""
+    """Images a frame."""
     batch: int = 32
     """Frames at a time in ours."""
     frames: int = 64

@@ -3,8 +3,8 @@
     train(model, batches, optimizer, load_teacher("vggt-1b"))
 
 ``model`` is a ``PaliGemmaForConditionalGeneration``; a batch holds what its processor makes (``input_ids``,
-``attention_mask``, ``token_type_ids``, ``pixel_values``, ``labels``) and ``pictures_B3HW`` in [0, 1], the
-pictures before the processor. Put LoRA on the language model first: full fine-tuning with alignment has been
+``attention_mask``, ``token_type_ids``, ``pixel_values``, ``labels``) and ``images_B3HW`` in [0, 1], the
+images before the processor. Put LoRA on the language model first: full fine-tuning with alignment has been
 reported to damage it. Other models differ in two places: which module ``host_of`` gets, and where the visual
 tokens are.
 
@@ -25,7 +25,7 @@ def train(
     """Trains on every batch; yields the losses of each step."""
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
-    # PaliGemma's processor puts the picture's tokens first and stretches the picture to a square.
+    # PaliGemma's processor puts the image's tokens first and stretches the image to a square.
     host = host_of(
         model.model.language_model,
         layout=Layout(views=1, rows=side, cols=side),
@@ -34,10 +34,10 @@ def train(
     sf = SpatialForcing(host, teacher, weight)
     optimizer.add_param_group({"params": sf.parameters()})
     for batch in batches:
-        pictures_B3HW = batch.pop("pictures_B3HW")
+        images_B3HW = batch.pop("images_B3HW")
         with sf.watch():
             action_loss = model(**batch).loss
-        align_loss = sf(pictures_B3HW[:, None])
+        align_loss = sf(images_B3HW[:, None])
         (action_loss + align_loss).backward()
         optimizer.step()
         optimizer.zero_grad()

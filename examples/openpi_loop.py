@@ -3,13 +3,13 @@
     host = openpi_host(model)
     sf = SpatialForcing(host, load_teacher("vggt-1b"), weight=0.5)
     optim.add_param_group({"params": sf.parameters()})
-    pictures = SeenPictures(model)
+    images = SeenImages(model)
     ...
-    with sf.watch(), pictures.watch():
+    with sf.watch(), images.watch():
         losses = model(observation, actions)
-    loss = losses.mean() + sf(pictures.images_BV3HW(), present_BV=pictures.present_BV(observation))
+    loss = losses.mean() + sf(images.images_BV3HW(), present_BV=images.present_BV(observation))
 
-openpi crops, turns and recolours the pictures *inside* the model's forward. ``SeenPictures`` reads what
+openpi crops, turns and recolours the images *inside* the model's forward. ``SeenImages`` reads what
 arrives at the vision tower, so that the teacher sees exactly what the policy sees and the augmentation stays
 on: other implementations of this loss turn it off for the forced arm, which confounds the comparison. The
 price is that the teacher runs online. With DDP put ``model`` and ``sf`` into one module before wrapping it.
@@ -44,14 +44,14 @@ def openpi_host(model: Any, views: int = 3) -> Host:
         blocks=decoder.layers,
         final_norm=decoder.norm,
         width=decoder.config.hidden_size,
-        # The pictures are read where they are square already: see SeenPictures.
+        # The images are read where they are square already: see SeenImages.
         layout=Layout(views, side, side),
         visual=lambda hidden_BLD: hidden_BLD[:, : views * side * side],
     )
 
 
-class SeenPictures:
-    """Reads the pictures that arrive at the vision tower, after openpi's augmentation and padding."""
+class SeenImages:
+    """Reads the images that arrive at the vision tower, after openpi's augmentation and padding."""
 
     def __init__(self, model: Any):
         self.seen: list[Tensor] = []
@@ -65,7 +65,7 @@ class SeenPictures:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Keeps the pictures of the forward inside the ``with`` block."""
+        """Keeps the images of the forward inside the ``with`` block."""
         self.seen, self.watching = [], True
         try:
             yield
@@ -73,11 +73,11 @@ class SeenPictures:
             self.watching = False
 
     def images_BV3HW(self) -> Tensor:
-        """The pictures of the watched forward in [0, 1], one view after another."""
+        """The images of the watched forward in [0, 1], one view after another."""
         return (torch.stack(self.seen, dim=1).float() / 2 + 0.5).clamp(0, 1)
 
     def present_BV(self, observation: Any) -> Tensor:
-        """False where a sample lacks a camera and openpi shows the model an empty picture."""
+        """False where a sample lacks a camera and openpi shows the model an empty image."""
         return torch.stack([mask.bool() for mask in observation.image_masks.values()], dim=1)
 
 
@@ -87,11 +87,11 @@ def train(
     """openpi's loop with the five lines in it; yields the losses of each step."""
     sf = SpatialForcing(openpi_host(model), teacher, weight)
     optim.add_param_group({"params": sf.parameters()})
-    pictures = SeenPictures(model)
+    images = SeenImages(model)
     for observation, actions in loader:
-        with sf.watch(), pictures.watch():
+        with sf.watch(), images.watch():
             losses = model(observation, actions)
-        align_loss = sf(pictures.images_BV3HW(), present_BV=pictures.present_BV(observation))
+        align_loss = sf(images.images_BV3HW(), present_BV=images.present_BV(observation))
         loss = losses.mean() + align_loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)

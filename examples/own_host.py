@@ -2,9 +2,9 @@
 
     python examples/own_host.py
 
-``OwnVLA`` stands for your model: it cuts the pictures of its cameras into patches, puts the tokens between
+``OwnVLA`` stands for your model: it cuts the images of its cameras into patches, puts the tokens between
 two others and runs transformer blocks. All that Spatial Forcing needs to know of it is in ``own_host``:
-where the visual tokens are, and how a picture lands on them. ``check_host`` finds out whether that is true;
+where the visual tokens are, and how an image lands on them. ``check_host`` finds out whether that is true;
 a record with a mistake would train without a word. tests/test_examples.py runs this file.
 """
 
@@ -52,7 +52,7 @@ class OwnVLA(nn.Module):
 
 def own_host(vla: OwnVLA) -> Host:
     """The record: which blocks, which tokens, which grid."""
-    layout = Layout(VIEWS, rows=SIDE // PATCH, cols=SIDE // PATCH)  # pictures are neither padded nor cropped
+    layout = Layout(VIEWS, rows=SIDE // PATCH, cols=SIDE // PATCH)  # images are neither padded nor cropped
     return Host(
         name="OwnVLA",
         blocks=vla.blocks,

@@ -1,4 +1,4 @@
-"""From pixels to the world and back, of one picture; H rows, W columns, N points."""
+"""From pixels to the world and back, of one image; H rows, W columns, N points."""
 
 import numpy as np
 import torch

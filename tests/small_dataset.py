@@ -20,7 +20,7 @@ def make_dataset(
 ) -> Path:
     """Writes ``episodes`` x ``frames`` frames of some cameras, 4 states and 4 actions to ``root``.
 
-    Pictures are ``size`` squares, or of ``size`` = (height, width), which may be given by camera; stored as
+    Images are ``size`` squares, or of ``size`` = (height, width), which may be given by camera; stored as
     they are, or as videos.
     """
     from lerobot.datasets.lerobot_dataset import LeRobotDataset

@@ -1,4 +1,4 @@
-"""Batches for LeRobot's policies that take pictures in a prompt, through their own preprocessor's steps."""
+"""Batches for LeRobot's policies that take images in a prompt, through their own preprocessor's steps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -129,7 +129,7 @@ def test_equals_the_published_objective(name):
 
 
 @given(H=st.integers(1, 40), W=st.integers(1, 40), quarter=st.integers(1, 16))
-def test_the_position_embedding_turns_with_the_picture(H, W, quarter):
+def test_the_position_embedding_turns_with_the_image(H, W, quarter):
     uv_HWC = uv_position_embedding(H, W, 4 * quarter, dtype=torch.float64)
     vu_WHC = uv_position_embedding(W, H, 4 * quarter, dtype=torch.float64)
     u, v = uv_HWC.chunk(2, dim=-1)
@@ -310,8 +310,8 @@ def test_standardising_removes_what_all_tokens_share():
     torch.testing.assert_close(other_BNC, expected_BNC, atol=1e-4, rtol=0)
 
 
-def test_the_affine_moves_the_target_with_the_hosts_picture():
-    # Mirror or crop the host's picture: the target on its grid is the mirrored, cropped target.
+def test_the_affine_moves_the_target_with_the_hosts_image():
+    # Mirror or crop the host's image: the target on its grid is the mirrored, cropped target.
     setting = Setting(position_embedding=0.0)
     features = setting.features()
     plain_BVhwC = setting.sf.target(features)[0].view(3, VIEWS, SIDE, SIDE, CHANNELS)
@@ -336,19 +336,19 @@ def test_a_host_that_pads_gets_no_loss_on_its_padding():
     assert valid_BVhw[0, 0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
 
 
-def test_stored_features_of_a_host_that_pads_need_the_pictures_shape():
+def test_stored_features_of_a_host_that_pads_need_the_images_shape():
     setting = Setting()
     layout = Layout(VIEWS, 4, 4, fit="pad")
     sf = SpatialForcing(replace(setting.sf.host, layout=layout), setting.teacher)
     images_BV3HW = torch.rand(1, VIEWS, 3, 28, 56)
     stored = setting.teacher(images_BV3HW)
-    with pytest.raises(SpatialForcingError, match="picture_hw"):
+    with pytest.raises(SpatialForcingError, match="image_hw"):
         sf.target(stored)
-    for a, b in zip(sf.target(stored, picture_hw=(28, 56)), sf.target(images_BV3HW), strict=True):
+    for a, b in zip(sf.target(stored, image_hw=(28, 56)), sf.target(images_BV3HW), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_cropped_host_picture_is_padded_after_the_crop():
+def test_a_cropped_host_image_is_padded_after_the_crop():
     # The padding stays where the host puts it; what is between shows the crop.
     setting = Setting(position_embedding=0.0)
     layout = Layout(VIEWS, 4, 4, fit="pad", anchor=(0.5, 0.0))

@@ -125,15 +125,15 @@ def test_a_list_of_one_is_the_same_bit_for_bit_as_the_flat_arguments():
 
 
 def test_the_host_is_the_same_bits_under_several_taps():
-    model, pictures = Seeing(), images()
-    expected = model(pictures)
+    model, shown = Seeing(), images()
+    expected = model(shown)
     sf = SpatialForcing(
         model.spatial_forcing_host(),
         [Alignment(site, Colours()) for site in ("vision.1", "vision.-1", "blocks.0", "blocks.-1")],
     )
     with sf.watch():
-        assert torch.equal(model(pictures), expected)
-    loss = sf(pictures)
+        assert torch.equal(model(shown), expected)
+    loss = sf(shown)
     assert [part.name for part in sf.parts] == ["vision_1", "vision_3", "blocks_0", "blocks_2"]
     loss.backward()
     for part in sf.parts:
@@ -277,7 +277,7 @@ def test_features_that_are_no_numbers_are_found_in_any_alignment():
 
 
 def test_every_alignment_that_pulls_needs_gradient():
-    model, pictures = Seeing(), images()
+    model, shown = Seeing(), images()
     model.patches.requires_grad_(False)
     model.position.requires_grad_(False)
     model.encoder.requires_grad_(False)
@@ -285,22 +285,22 @@ def test_every_alignment_that_pulls_needs_gradient():
         alignments = [Alignment("vision.-1", Colours(), weight=weight), Alignment("blocks.-1", Colours())]
         sf = SpatialForcing(model.spatial_forcing_host(), alignments)
         with sf.watch():
-            model(pictures)
+            model(shown)
         if weight:
             with pytest.raises(TapError, match="vision encoder of Seeing carry no gradient"):
-                sf(pictures)
+                sf(shown)
         else:
-            sf(pictures).backward()
+            sf(shown).backward()
 
 
 def test_the_gradient_ratio_is_that_of_all_tapped_streams_together():
-    model, pictures = Seeing(), images()
+    model, shown = Seeing(), images()
     sf = SpatialForcing(
         model.spatial_forcing_host(), [Alignment("vision.-1", Colours()), Alignment("blocks.-1", Colours())]
     )
     with sf.watch():
-        action = model(pictures).square().mean()
-    align = sf(pictures)
+        action = model(shown).square().mean()
+    align = sf(shown)
     streams = [stream for tap in sf.taps for stream in tap.streams]
     assert len(streams) == VIEWS + 1
     norms = [

@@ -1,4 +1,4 @@
-"""LeRobot's image transforms may be on: stored features move with the policy's pictures.
+"""LeRobot's image transforms may be on: stored features move with the policy's images.
 
 H, W: pixels; points are (x, y) in unit coordinates.
 """
@@ -48,7 +48,7 @@ GEOMETRIC = {
 
 
 def blob(x: float, y: float) -> torch.Tensor:
-    """A 3HW picture with one bright spot at pixel coordinates (x, y)."""
+    """A 3HW image with one bright spot at pixel coordinates (x, y)."""
     v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
     return torch.exp(-((u - x) ** 2 + (v - y) ** 2) / 18).expand(3, H, W).contiguous()
 
@@ -88,7 +88,7 @@ def test_photometric_transforms_and_lerobots_own_move_nothing():
     assert torch.equal(tracked.affine_23, torch.eye(2, 3))
 
 
-def test_bending_a_picture_is_refused():
+def test_bending_a_image_is_refused():
     tracked = TrackedTransforms(v2.RandomPerspective(distortion_scale=0.8, p=1.0))
     with pytest.raises(SpatialForcingError, match=r"bend images \(RandomPerspective\).*teacher online"):
         tracked(blob(40, 30))
@@ -124,7 +124,7 @@ def frames(root: Path, chosen: ImageTransforms | None, **options) -> LeRobotData
     return LeRobotDataset("local/small", root=root, image_transforms=chosen, **options)
 
 
-def test_pictures_and_random_numbers_stay_the_same(root):
+def test_images_and_random_numbers_stay_the_same(root):
     tfs = {
         "RandomAffine": {"degrees": 10, "translate": (0.1, 0.1)},
         "ColorJitter": {"brightness": (0.5, 1.5)},
@@ -188,7 +188,7 @@ class Ramp:
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool))
 
 
-def test_targets_of_moved_pictures_are_what_the_policy_sees_there():
+def test_targets_of_moved_images_are_what_the_policy_sees_there():
     inner = crop(0.25, 0.1, 0.75, 0.6)
     features = Ramp()(torch.zeros(1, 1, 3, 8, 8))
     target, valid = resample(features, 4, 4, inner.view(1, 1, 2, 3))
@@ -199,8 +199,8 @@ def test_targets_of_moved_pictures_are_what_the_policy_sees_there():
 
 
 @pytest.mark.parametrize("tfs", [{"RandomHorizontalFlip": {"p": 1.0}}, {"RandomAffine": {"degrees": 10}}])
-def test_stored_features_move_with_the_policys_pictures(root, tmp_path, tfs):
-    """The loss is toward the recorded pictures' features, moved by hand; not toward them unmoved."""
+def test_stored_features_move_with_the_policys_images(root, tmp_path, tfs):
+    """The loss is toward the recorded images' features, moved by hand; not toward them unmoved."""
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
     from lerobot.policies import make_policy
 

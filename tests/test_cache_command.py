@@ -59,7 +59,7 @@ def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
     assert (out / "shard-00000.safetensors").read_bytes() == before
 
 
-def test_what_is_read_is_what_the_teacher_says_of_the_decoded_pictures(monkeypatch, tmp_path, dataset):
+def test_what_is_read_is_what_the_teacher_says_of_the_decoded_images(monkeypatch, tmp_path, dataset):
     out = tmp_path / "features"
     assert (
         run(

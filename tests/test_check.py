@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def patient(kind: str, folder: Path, **options: Any) -> tuple[Host, Any, list[Tensor]]:
-    """(host, forward of a list of pictures, pictures) of a policy with random weights."""
+    """(host, forward of a list of images, images) of a policy with random weights."""
     policy = small_policy(kind, folder, **options).eval()
     draw = torch.Generator().manual_seed(0)
     raw = {key: torch.rand(4, *f.shape, generator=draw) for key, f in policy.config.image_features.items()}
@@ -83,7 +83,7 @@ DEFECTS = [
     (lambda host: arranged(host, lambda n_Vhw: n_Vhw.mT), "order", "transposed"),
     (lambda host: arranged(host, lambda n_Vhw: n_Vhw.flip(2)), "order", "mirrored left to right"),
     (lambda host: arranged(host, lambda n_Vhw: n_Vhw.flip(1)), "order", "upside down"),
-    (lambda host: arranged(host, lambda n_Vhw: n_Vhw.flip(0)), "views", "picture 1 in view 2, picture 2"),
+    (lambda host: arranged(host, lambda n_Vhw: n_Vhw.flip(0)), "views", "image 1 in view 2, image 2"),
 ]
 
 
@@ -127,7 +127,7 @@ def test_cameras_of_different_sizes(folder, kind):
 
 
 def test_padding_on_the_wrong_side(folder):
-    # Of 32 x 32 pixels SmolVLA's pictures leave a third free, at the top: two of eight cells.
+    # Of 32 x 32 pixels SmolVLA's images leave a third free, at the top: two of eight cells.
     host, forward, images = patient("smolvla", folder, resize_imgs_with_padding=(64, 64))
     assert check_host(host, forward, images).ok
     wrong = replace(host, layout=replace(host.layout, anchor=(0.0, 0.0)))
@@ -158,7 +158,7 @@ def test_views_that_are_interleaved_or_three_in_turn():
     vla, forward, images_BV3HW = tiny(views=3)
     host = host_of(vla)
     turned = arranged(host, lambda n_Vhw: n_Vhw.roll(1, 0))
-    assert "picture 1 in view 2, picture 2 in view 3, picture 3 in view 1" in str(
+    assert "image 1 in view 2, image 2 in view 3, image 3 in view 1" in str(
         check_host(turned, forward, images_BV3HW)
     )
     assert "interleaved" in str(
@@ -175,7 +175,7 @@ def test_two_defects_at_once():
 
 
 class Wide(nn.Module):
-    """Cuts a picture into two rows of four cells; three tokens before, and blocks that do nothing."""
+    """Cuts an image into two rows of four cells; three tokens before, and blocks that do nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_rows_for_columns():
     assert "exchange them" in str(report)
 
 
-def test_a_picture_mirrored_on_the_way_to_the_host():
+def test_a_image_mirrored_on_the_way_to_the_host():
     wide, images = Wide(), torch.rand(*WIDE)
     report = check_host(wide.host(), lambda images: wide(images.flip(-1)), images)
     assert "mirrored left to right" in str(report)
@@ -221,11 +221,11 @@ def test_tokens_that_are_computed_and_not_picked():
     assert "mirrored" in str(check_host(mirrored, wide, images))
 
 
-def test_pictures_that_the_host_does_not_look_at():
+def test_images_that_the_host_does_not_look_at():
     wide, images = Wide(), torch.rand(*WIDE)
     report = check_host(wide.host(), lambda _: wide(images), images)
     assert report.verdict == "still"
-    assert "does not use the pictures" in str(report)
+    assert "does not use the images" in str(report)
     vla, forward, images_BV3HW = tiny()
     report = check_host(
         host_of(vla), lambda i: forward(torch.stack([i[:, 0], images_BV3HW[:, 1]], 1)), images_BV3HW
@@ -242,7 +242,7 @@ def test_what_no_arrangement_explains_is_said_to_be_unclear():
     assert "no arrangement of the grid explains" in str(report)
 
 
-def test_pictures_of_one_colour_and_of_another_range():
+def test_images_of_one_colour_and_of_another_range():
     wide = Wide()
     assert check_host(wide.host(), wide, torch.zeros(*WIDE)).ok
     assert check_host(wide.host(), wide, 5 * torch.randn(*WIDE)).ok
@@ -262,13 +262,13 @@ def test_random_numbers_of_the_forward_do_not_matter_and_ours_not_to_others():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_forwards_and_pictures_that_do_not_fit():
+def test_forwards_and_images_that_do_not_fit():
     wide, images = Wide(), torch.rand(*WIDE)
     with pytest.raises(TapError, match="never reached its first block of Wide"):
         check_host(wide.host(), lambda images: wide.patches(images[:, 0]), images)
     with pytest.raises(TapError, match=r"makes \(2, 8, 8\) of \(2, 11, 8\), expected .*1 views x 3 x 4"):
         check_host(wide.host(3, 4), wide, images)
-    with pytest.raises(SpatialForcingError, match="pictures of 2 views, but Wide has tokens for 1"):
+    with pytest.raises(SpatialForcingError, match="images of 2 views, but Wide has tokens for 1"):
         check_host(wide.host(), wide, images.expand(-1, 2, -1, -1, -1))
     padded = wide.host()
     padded = replace(padded, layout=Layout(1, 2, 4, "pad", anchor=(0.0, 0.0)))

@@ -1,4 +1,4 @@
-"""Reading action chunks without decoding the pictures beside them changes nothing but the time."""
+"""Reading action chunks without decoding the images beside them changes nothing but the time."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def opened(root, **options) -> LeRobotDataset:
 
 
 def decoded(monkeypatch) -> list[object]:
-    """Grows by one entry a decoded picture."""
+    """Grows by one entry a decoded image."""
     seen: list[object] = []
     plain = io_utils.pil_to_chw_tensor
     monkeypatch.setattr(io_utils, "pil_to_chw_tensor", lambda image: seen.append(1) or plain(image))
@@ -49,7 +49,7 @@ def assert_same(a: dict, b: dict) -> None:
 
 
 @pytest.mark.parametrize("episodes", [None, [0, 2]])
-@pytest.mark.parametrize("deltas", [None, CHUNK, WITH_PICTURES], ids=["frames", "numbers", "pictures"])
+@pytest.mark.parametrize("deltas", [None, CHUNK, WITH_PICTURES], ids=["frames", "numbers", "images"])
 @pytest.mark.parametrize("tracked", [False, True])
 def test_frames_are_the_same(root, episodes, deltas, tracked):
     plain = opened(root, episodes=episodes, delta_timestamps=deltas)

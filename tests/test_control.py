@@ -15,7 +15,7 @@ from spatial_forcing.grid import Features, Layout, crop, flip
 
 
 def a_target(setting: Setting, images_BV3HW: torch.Tensor, **options) -> torch.Tensor:
-    """target_BVhwC of some pictures."""
+    """target_BVhwC of some images."""
     target_BNC, _ = setting.sf.target(images_BV3HW, **options)
     return target_BNC.view(len(images_BV3HW), VIEWS, SIDE, SIDE, CHANNELS)
 
@@ -46,7 +46,7 @@ def test_a_shuffled_target_is_what_the_frame_before_would_get():
     torch.testing.assert_close(a_target(shuffled, images_BV3HW), expected)
 
 
-def test_a_shuffled_target_does_not_change_with_the_frames_own_picture():
+def test_a_shuffled_target_does_not_change_with_the_frames_own_image():
     setting = Setting(control="shuffled")
     images_BV3HW = torch.rand(4, VIEWS, 3, 28, 28)
     before = a_target(setting, images_BV3HW)

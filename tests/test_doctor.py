@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """size of the pictures -> folder of a data set, written when first asked for."""
+    """size of the images -> folder of a data set, written when first asked for."""
     root, made = tmp_path_factory.mktemp("data"), {}
 
     def data_of(size: Any) -> Path:
@@ -86,8 +86,8 @@ def assert_healthy(found: Findings) -> None:
 
 
 @pytest.mark.parametrize("kind", list(PICTURE))
-def test_pictures_that_are_padded_cropped_or_normalised(folder, data, kind):
-    """No picture is square; ACT's are normalised by the data set, X-VLA's with ImageNet's mean."""
+def test_images_that_are_padded_cropped_or_normalised(folder, data, kind):
+    """No image is square; ACT's are normalised by the data set, X-VLA's with ImageNet's mean."""
     if kind == "groot":
         small_config("groot", folder)  # skips where it cannot be built
         import lerobot.policies.groot.processor_groot  # noqa: F401
@@ -95,7 +95,7 @@ def test_pictures_that_are_padded_cropped_or_normalised(folder, data, kind):
 
 
 @pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX"])
-def test_pictures_that_are_normalised_and_padded(folder, data, mode):
+def test_images_that_are_normalised_and_padded(folder, data, mode):
     from lerobot.configs.types import NormalizationMode
 
     mapping = dict.fromkeys(("STATE", "ACTION"), NormalizationMode.IDENTITY)
@@ -115,7 +115,7 @@ MANY_SIZES = [
 def test_cameras_of_different_sizes(folder, data, kind, options):
     found = visit(kind, folder, data(MIXED), **options)
     assert_healthy(found)
-    assert "40 x 60, 64 x 40" in found.facts["pictures"]
+    assert "40 x 60, 64 x 40" in found.facts["images"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_stored_features_of_a_host_that_pads(folder, data, tmp_path):
 def test_some_of_the_cameras_are_aligned(folder, data):
     found = visit("smolvla", folder, data(MIXED), forcing={"cameras": [RIGHT]})
     assert_healthy(found)
-    assert found.facts["pictures"].startswith("64 x 40 pixels")
+    assert found.facts["images"].startswith("64 x 40 pixels")
     assert any("tokens for 2 views, 1 are aligned" in message for message in found.odd)
 
 
@@ -322,11 +322,11 @@ def test_a_data_set_that_calls_its_cameras_otherwise(monkeypatch, capsys, folder
     assert "blanked cells move most the token" in text
 
 
-def test_pictures_that_the_built_in_vla_does_not_take(monkeypatch, capsys, data):
+def test_images_that_the_built_in_vla_does_not_take(monkeypatch, capsys, data):
     for size in (SMALL, MIXED):
         code, text = doctor(monkeypatch, capsys, "--dataset", str(data(size)), "--teacher=untrained-tiny")
         assert code == 1
-        assert "wrong: The built-in VLA takes pictures of 112 x 112 pixels" in text
+        assert "wrong: The built-in VLA takes images of 112 x 112 pixels" in text
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def small_paligemma():
     return PaliGemmaForConditionalGeneration(config).train()
 
 
-def vlm_batch(pictures_B3HW: torch.Tensor) -> dict:
+def vlm_batch(images_B3HW: torch.Tensor) -> dict:
     ids = torch.cat([torch.full((2, 16), 63), torch.arange(12).view(2, 6)], dim=1)
     kind = torch.cat([torch.zeros(2, 18), torch.ones(2, 4)], dim=1).long()
     labels = torch.where(kind.bool(), ids, -100)
@@ -70,8 +70,8 @@ def vlm_batch(pictures_B3HW: torch.Tensor) -> dict:
         "attention_mask": torch.ones_like(ids),
         "token_type_ids": kind,
         "labels": labels,
-        "pixel_values": 2 * pictures_B3HW - 1,
-        "pictures_B3HW": pictures_B3HW,
+        "pixel_values": 2 * images_B3HW - 1,
+        "images_B3HW": images_B3HW,
     }
 
 
@@ -79,10 +79,8 @@ def test_the_hugging_face_loop_aligns_and_leaves_the_model_as_it_was(teacher):
     model = small_paligemma()
     keys = set(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    pictures = torch.rand(2, 3, 56, 56)
-    steps = list(
-        example("hf_loop").train(model, (vlm_batch(pictures) for _ in range(25)), optimizer, teacher)
-    )
+    images = torch.rand(2, 3, 56, 56)
+    steps = list(example("hf_loop").train(model, (vlm_batch(images) for _ in range(25)), optimizer, teacher))
     assert steps[-1]["cosine"] > steps[0]["cosine"] + 0.1
     assert steps[-1]["action"] < steps[0]["action"]
     assert all(step["valid_fraction"] == 1 for step in steps)
@@ -97,7 +95,7 @@ def test_the_hugging_face_loop_aligns_and_leaves_the_model_as_it_was(teacher):
 class AsOpenpi(nn.Module):
     """LeRobot's port of openpi's model, called as openpi calls its own: model(observation, actions).
 
-    Like openpi it moves the pictures inside the forward: every one is mirrored.
+    Like openpi it moves the images inside the forward: every one is mirrored.
     """
 
     def __init__(self, core: nn.Module):
@@ -142,10 +140,10 @@ def observation(images_V_B3HW: list[torch.Tensor], there: list[bool]) -> SimpleN
     )
 
 
-def test_the_openpi_loop_sees_the_augmented_pictures_and_skips_missing_cameras(openpi_model, teacher):
+def test_the_openpi_loop_sees_the_augmented_images_and_skips_missing_cameras(openpi_model, teacher):
     loop = example("openpi_loop")
     images = [torch.rand(2, 3, 56, 56) * 2 - 1 for _ in range(3)]
-    seen = loop.SeenPictures(openpi_model)
+    seen = loop.SeenImages(openpi_model)
     with seen.watch():
         openpi_model(observation(images, [True, True, False]), torch.zeros(2, 4, 32))
     mirrored = torch.stack(images, dim=1).flip(-1) / 2 + 0.5

@@ -221,7 +221,7 @@ def test_turning_keeps_pixel_distances_and_the_centre(aspect, degrees, x, y):
     assert (turned * pixels).norm().item() == pytest.approx((from_centre * pixels).norm().item(), abs=1e-5)
 
 
-def test_a_quarter_turn_of_a_wide_picture_turns_its_middle_square_and_loses_the_rest():
+def test_a_quarter_turn_of_a_wide_image_turns_its_middle_square_and_loses_the_rest():
     tokens = torch.randn(1, 1, 4, 8, 2)
     out = resample(features(tokens), 4, 8, rotation(90, aspect=2.0))
     middle = slice(2, 6)
@@ -251,11 +251,11 @@ def test_grid_of_a_flip_is_the_flip_of_the_grid(H, W, h, w, affine):
 
 
 @given(H=st.integers(1, 20), W=st.integers(1, 20), h=small_sizes, w=small_sizes, affine=affines())
-def test_flipping_the_picture_or_the_affine_is_the_same(H, W, h, w, affine):
+def test_flipping_the_image_or_the_affine_is_the_same(H, W, h, w, affine):
     tokens = torch.randn(1, 1, H, W, 2)
     by_affine = resample(features(tokens), h, w, compose(flip(), affine)).tokens_BVHWC
-    by_picture = resample(features(tokens.flip(3)), h, w, affine).tokens_BVHWC
-    torch.testing.assert_close(by_affine, by_picture, atol=1e-4, rtol=0)
+    by_image = resample(features(tokens.flip(3)), h, w, affine).tokens_BVHWC
+    torch.testing.assert_close(by_affine, by_image, atol=1e-4, rtol=0)
 
 
 @given(first=affines(), second=affines())
@@ -282,19 +282,19 @@ def test_a_sample_does_not_depend_on_its_batch(first, second):
     cols=st.integers(4, 16),
     anchor=st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
 )
-def test_padding_is_invalid_and_the_picture_valid(height, width, rows, cols, anchor):
+def test_padding_is_invalid_and_the_image_valid(height, width, rows, cols, anchor):
     layout = Layout(1, rows, cols, fit="pad", anchor=anchor)
     out = resample(features(torch.ones(8, 8, 1)), rows, cols, layout.affine_23(height, width))
 
-    # The picture's edges in cells: as large as fits, the free space split by the anchor.
+    # The image's edges in cells: as large as fits, the free space split by the anchor.
     scale = min(cols / width, rows / height)
     left, top = (cols - width * scale) * anchor[0], (rows - height * scale) * anchor[1]
     column, row = torch.arange(cols), torch.arange(rows)[:, None]
     within_x = (column + 1).clamp(max=left + width * scale) - column.clamp(min=left)
     within_y = (row + 1).clamp(max=top + height * scale) - row.clamp(min=top)
-    part = within_x.clamp(min=0) * within_y.clamp(min=0)  # of each cell that the picture covers
+    part = within_x.clamp(min=0) * within_y.clamp(min=0)  # of each cell that the image covers
     valid = out.valid_BVHW[0, 0]
-    for valid_hw in (valid, layout.picture_hw(height, width)):
+    for valid_hw in (valid, layout.valid_mask(height, width)):
         assert not valid_hw[part < 1e-3].any()
         assert valid_hw[part > 1 - 1e-3].all()
     assert out.tokens_BVHWC[0, 0, ..., 0][valid] == pytest.approx(1.0)
@@ -337,7 +337,7 @@ def test_partly_valid_cells_are_means_of_what_is_valid(H, W, h, w, seed):
     assert torch.equal(out.valid_BVHW[clear], (share > 0.5)[clear])
 
 
-def test_outside_the_picture_is_invalid():
+def test_outside_the_image_is_invalid():
     out = resample(features(torch.ones(6, 6, 1)), 4, 4, crop(-0.5, 0.0, 0.5, 1.0))
     assert out.valid_BVHW[0, 0].tolist() == [[False, False, True, True]] * 4
     assert not resample(features(torch.ones(6, 6, 1)), 4, 4, crop(2.0, 2.0, 3.0, 3.0)).valid_BVHW.any()

@@ -56,12 +56,12 @@ def policy_of(folder: Path, kind: str = "smolvla", **forcing: Any) -> Any:
 
 
 def frames_of(dataset: Path, policy: Any, indices: list[int]) -> dict[str, Any]:
-    """A batch with the pictures of these frames; the rest of it is random."""
+    """A batch with the images of these frames; the rest of it is random."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     frames = [LeRobotDataset("local/small", root=dataset)[index] for index in indices]
-    pictures = {key: torch.stack([frame[key] for frame in frames]) for key in THREE}
-    return small_batch(policy, len(indices)) | pictures | {"index": torch.tensor(indices)}
+    shown = {key: torch.stack([frame[key] for frame in frames]) for key in THREE}
+    return small_batch(policy, len(indices)) | shown | {"index": torch.tensor(indices)}
 
 
 def seen_by_the_teacher(policy: Any, batch: dict[str, Any]) -> tuple[list[Tensor], dict[str, float]]:
@@ -77,12 +77,12 @@ def seen_by_the_teacher(policy: Any, batch: dict[str, Any]) -> tuple[list[Tensor
 
 def reached_views(policy: Any, batch: dict[str, Any]) -> list[int]:
     """The host's views to whose tokens the alignment has a gradient; checks it is those that are valid."""
-    pictures = policy.feature_source.pictures(policy, batch, None)
+    shown = policy.feature_source.shown(policy, batch, None)
     seen, affine_BV23 = (
-        policy.feature_source(batch, pictures),
-        policy.feature_source.affine_BV23(batch, pictures),
+        policy.feature_source(batch, shown),
+        policy.feature_source.affine_BV23(batch, shown),
     )
-    how = {"picture_hw": pictures.sizes, "views": pictures.places}
+    how = {"image_hw": shown.sizes, "views": shown.places}
     policy(batch)
     align, tap = policy.forcing(seen, affine_BV23, **how), policy.forcing.tap
     (gradient,) = torch.autograd.grad(align, tap.hidden_BLD)
@@ -128,18 +128,18 @@ def test_naming_all_cameras_in_the_policys_order_is_naming_none(folder, dataset)
     assert torch.equal(*losses)
 
 
-def test_padding_masks_and_moved_pictures_go_with_their_cameras(folder, dataset, tmp_path):
+def test_padding_masks_and_moved_images_go_with_their_cameras(folder, dataset, tmp_path):
     cameras = [WRIST, LEFT]
     cache = stored(dataset, tmp_path / "features", cameras)
     policy = policy_of(folder, cache=cache, cameras=cameras)
     moved_B23 = flip().expand(2, 2, 3)
     batch = frames_of(dataset, policy, [0, 3]) | {f"{LEFT}_padding_mask": torch.tensor([True, False])}
     batch |= {AFFINE_KEY + WRIST: moved_B23, AFFINE_KEY + RIGHT: torch.full((2, 2, 3), float("nan"))}
-    pictures = policy.feature_source.pictures(policy, batch, None)
-    assert pictures.names == cameras
-    assert pictures.places == [2, 0]
-    assert pictures.present_BV.tolist() == [[True, True], [True, False]]
-    affine_BV23 = policy.feature_source.affine_BV23(batch, pictures)
+    shown = policy.feature_source.shown(policy, batch, None)
+    assert shown.names == cameras
+    assert shown.places == [2, 0]
+    assert shown.present_BV.tolist() == [[True, True], [True, False]]
+    affine_BV23 = policy.feature_source.affine_BV23(batch, shown)
     assert torch.equal(affine_BV23, torch.stack([moved_B23, torch.eye(2, 3).expand(2, 2, 3)], dim=1))
 
 
@@ -156,7 +156,7 @@ def untracked(folder):
 
 
 @pytest.mark.usefixtures("untracked")
-def test_of_the_pictures_in_a_prompt_the_chosen_are_aligned(folder, dataset, tmp_path):
+def test_of_the_images_in_a_prompt_the_chosen_are_aligned(folder, dataset, tmp_path):
     cameras = [WRIST, LEFT]
     cache = stored(dataset, tmp_path / "features", cameras)
     online, cached = (policy_of(folder, "groot", cameras=cameras, **more) for more in ({}, {"cache": cache}))
@@ -164,7 +164,7 @@ def test_of_the_pictures_in_a_prompt_the_chosen_are_aligned(folder, dataset, tmp
     raw = {key: raw[key] for key in (*THREE, "observation.state", "action", "action_is_pad", "index")}
     batch = prompted(online.config, raw)
     assert batch[PACKED_KEY].cameras == list(THREE)
-    whole = policy_of(folder, "groot").feature_source.pictures(online, batch, None).images
+    whole = policy_of(folder, "groot").feature_source.shown(online, batch, None).images
     (look_BV3HW,), logs = seen_by_the_teacher(online, batch)
     assert torch.equal(look_BV3HW, torch.stack([whole[2], whole[0]], dim=1))
     assert logs["valid_fraction"] == pytest.approx(2 / 3)
@@ -176,16 +176,16 @@ def test_of_the_pictures_in_a_prompt_the_chosen_are_aligned(folder, dataset, tmp
 
 
 @pytest.mark.usefixtures("untracked")
-def test_of_a_camera_shown_repeatedly_all_pictures_are_aligned(folder):
+def test_of_a_camera_shown_repeatedly_all_images_are_aligned(folder):
     policy = policy_of(folder, "groot", cameras=[RIGHT, LEFT])
     batch = prompted(policy.config, {key: torch.rand(1, 3, *SMALL) for key in THREE[:2]} | small_raw())
     packed = batch[PACKED_KEY]
     twice = packed._replace(cameras=[LEFT, RIGHT] * 2, affine_BV23=packed.affine_BV23.repeat(1, 2, 1, 1))
     batch["image_grid_thw"] = batch["image_grid_thw"].repeat(2, 1)
     batch["pixel_values"] = batch["pixel_values"].repeat(2, 1)
-    pictures = policy.feature_source.pictures(policy, batch | {PACKED_KEY: twice}, None)
-    assert pictures.places == [1, 0, 3, 2]
-    assert pictures.names == [RIGHT, LEFT] * 2
+    shown = policy.feature_source.shown(policy, batch | {PACKED_KEY: twice}, None)
+    assert shown.places == [1, 0, 3, 2]
+    assert shown.names == [RIGHT, LEFT] * 2
 
 
 def small_raw() -> dict[str, Any]:
@@ -245,15 +245,15 @@ def test_a_mapping_leads_from_the_names_of_data_and_cache_to_the_policys(folder,
         "index": torch.tensor([0, 3]),
         AFFINE_KEY + WRIST: flip().expand(2, 2, 3),
     }
-    pictures = policy.feature_source.pictures(policy, batch, policy._picture_stats)
-    assert pictures.names == [FRONT, LEFT]
-    assert pictures.places == [0, 2]
+    shown = policy.feature_source.shown(policy, batch, policy._image_stats)
+    assert shown.names == [FRONT, LEFT]
+    assert shown.places == [0, 2]
     assert torch.equal(
-        policy.feature_source.affine_BV23(batch, pictures)[0], torch.stack([flip(), torch.eye(2, 3)])
+        policy.feature_source.affine_BV23(batch, shown)[0], torch.stack([flip(), torch.eye(2, 3)])
     )
     assert reached_views(policy, batch) == [0, 2]
-    mean = policy._picture_stats[FRONT]["mean"]
-    assert (mean == policy._picture_stats[WRIST]["mean"]).all()
+    mean = policy._image_stats[FRONT]["mean"]
+    assert (mean == policy._image_stats[WRIST]["mean"]).all()
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
@@ -290,9 +290,7 @@ def test_cameras_that_are_not_there(folder, dataset, cameras, says):
 
 def test_chosen_cameras_that_a_batch_does_not_show(folder):
     policy = policy_of(folder, cameras=[WRIST, LEFT])
-    with pytest.raises(
-        SpatialForcingError, match=rf"no pictures of {WRIST}.*It has those of: {LEFT}, {RIGHT}"
-    ):
+    with pytest.raises(SpatialForcingError, match=rf"no images of {WRIST}.*It has those of: {LEFT}, {RIGHT}"):
         policy(small_batch(policy, without=(WRIST,)))
 
 

@@ -31,8 +31,8 @@ def test_pi05_with_memory_aligns_the_current_image(folder):
         past_BT3HW = torch.rand(2, FRAMES - 1, *batch[key].shape[1:])
         batch[key] = torch.cat([past_BT3HW, batch[key][:, None]], dim=1)
         batch[f"{key}_is_pad"] = torch.tensor([[False] * FRAMES, [True, False, False]])
-    pictures = policy.feature_source.pictures(policy, batch, None)
-    for key, image_B3HW in zip(cameras, pictures.images, strict=True):
+    shown = policy.feature_source.shown(policy, batch, None)
+    for key, image_B3HW in zip(cameras, shown.images, strict=True):
         assert torch.equal(image_B3HW, batch[key][:, -1])
     loss, logs = policy(batch)
     assert torch.isfinite(loss)
@@ -45,5 +45,5 @@ def test_pi05_with_memory_aligns_the_current_image(folder):
             now[key] = torch.cat([batch[key][:, :-1], image_B3HW[:, None]], dim=1)
         policy.eval()(now)
 
-    report = check_host(host_of(policy), forward, pictures.images)
+    report = check_host(host_of(policy), forward, shown.images)
     assert report.ok, str(report)

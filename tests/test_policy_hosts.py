@@ -1,4 +1,4 @@
-"""LeRobot's real policies as hosts, at small size: the right pictures, masks and gradients, clear errors.
+"""LeRobot's real policies as hosts, at small size: the right images, masks and gradients, clear errors.
 
 Shapes: B batch, V views, h w rows and columns of the host's grid, N = V*h*w visual tokens.
 """
@@ -17,14 +17,14 @@ from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import CacheError
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.hosts.lerobot import images_of
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.base import stack_views
 
 KINDS = tuple(PICTURE)
-# test_policy_prompts.py has more of those that take their pictures in a prompt.
+# test_policy_prompts.py has more of those that take their images in a prompt.
 UNPROMPTED = tuple(kind for kind in KINDS if kind not in PROMPTED)
 LEFT, RIGHT = CAMERAS
 WRIST = "observation.images.wrist"
@@ -63,50 +63,50 @@ def preprocessed(kind: str, folder: Path, dataset: Path, **options):
         return policy, raw, preprocess(dict(raw))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if RECORDS[kind].pictures is None])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if RECORDS[kind].images is None])
 def test_the_teacher_gets_the_pixels_of_the_data_set(folder, dataset, kind):
     policy, raw, batch = preprocessed(kind, folder, dataset)
-    pictures = pictures_of(policy, batch, policy._picture_stats)
-    assert (len(pictures.images), pictures.views, pictures.sizes) == (2, 2, [(40, 60)] * 2)
+    shown = images_of(policy, batch, policy._image_stats)
+    assert (len(shown.images), shown.views, shown.sizes) == (2, 2, [(40, 60)] * 2)
     mapping = policy.config.normalization_mapping
-    for key, image in zip(CAMERAS, pictures.images, strict=True):
+    for key, image in zip(CAMERAS, shown.images, strict=True):
         torch.testing.assert_close(image, raw[key], atol=1e-5, rtol=0)
         normalises = RECORDS[kind].pixels == "imagenet" or "IDENTITY" not in str(mapping["VISUAL"])
         assert normalises == (not torch.allclose(batch[key], raw[key]))
-    stacked_BV3HW = stack_views(pictures.images)
+    stacked_BV3HW = stack_views(shown.images)
     torch.testing.assert_close(
         stacked_BV3HW, torch.stack([raw[key] for key in CAMERAS], 1), atol=1e-5, rtol=0
     )
 
 
 @pytest.mark.parametrize("mode", ["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"])
-def test_every_normalisation_of_pictures_is_undone(folder, dataset, mode):
+def test_every_normalisation_of_images_is_undone(folder, dataset, mode):
     from lerobot.configs.types import NormalizationMode
 
     mapping = {"VISUAL": NormalizationMode[mode], "STATE": NormalizationMode.IDENTITY}
     policy, raw, batch = preprocessed("act", folder, dataset, normalization_mapping=mapping)
-    pictures = pictures_of(policy, batch, policy._picture_stats)
-    for key, image in zip(CAMERAS, pictures.images, strict=True):
+    shown = images_of(policy, batch, policy._image_stats)
+    for key, image in zip(CAMERAS, shown.images, strict=True):
         torch.testing.assert_close(image, raw[key], atol=1e-5, rtol=0)
 
 
 def test_normalisations_that_cannot_be_undone_are_errors(folder, dataset):
     policy, _, batch = preprocessed("act", folder, dataset)
     with pytest.raises(SpatialForcingError, match=rf"statistics of {LEFT}.*missing.*there are: none"):
-        pictures_of(policy, batch, None)
-    stats = {key: {"mean": value["mean"]} for key, value in policy._picture_stats.items()}
+        images_of(policy, batch, None)
+    stats = {key: {"mean": value["mean"]} for key, value in policy._image_stats.items()}
     with pytest.raises(SpatialForcingError, match=rf"statistics of {LEFT}.*missing"):
-        pictures_of(policy, batch, stats)
+        images_of(policy, batch, stats)
     policy.config.normalization_mapping = {"VISUAL": "Z_SCORE"}
     with pytest.raises(SpatialForcingError, match=r"with Z_SCORE.*Known: IDENTITY, MEAN_STD"):
-        pictures_of(policy, batch, policy._picture_stats)
+        images_of(policy, batch, policy._image_stats)
 
 
-def test_of_a_history_of_pictures_the_last_is_seen(folder):
+def test_of_a_history_of_images_the_last_is_seen(folder):
     policy = small_policy("smolvla", folder)
     batch = small_batch(policy)
     older = batch | {key: torch.stack([torch.rand_like(batch[key]), batch[key]], dim=1) for key in CAMERAS}
-    for now, last in zip(pictures_of(policy, batch).images, pictures_of(policy, older).images, strict=True):
+    for now, last in zip(images_of(policy, batch).images, images_of(policy, older).images, strict=True):
         assert torch.equal(now, last)
 
 
@@ -116,9 +116,9 @@ def test_of_a_history_of_pictures_the_last_is_seen(folder):
 def aligned(policy, batch: dict):
     """(loss, valid_BVhw, |gradient of the alignment| of each visual token, same shape) of one forward."""
     loss, logs = policy(batch)
-    pictures = policy.feature_source.pictures(policy, batch, None)
-    how = {"picture_hw": pictures.sizes, "present_BV": pictures.present_BV, "views": pictures.places}
-    images = policy.feature_source(batch, pictures)
+    shown = policy.feature_source.shown(policy, batch, None)
+    how = {"image_hw": shown.sizes, "present_BV": shown.present_BV, "views": shown.places}
+    images = policy.feature_source(batch, shown)
     _, valid_BN = policy.forcing.target(images, **how)
     tap = policy.forcing.tap
     (gradient,) = torch.autograd.grad(policy.forcing(images, **how), tap.hidden_BLD)
@@ -150,7 +150,7 @@ def test_missing_cameras_have_no_target_and_no_gradient(folder, kind, options, w
     there = [key for key in THREE if key not in without]
     loss, valid_BVhw, gradient_BVhw = aligned(policy, small_batch(policy, without=without))
     assert policy.forcing.host.layout.views == views
-    inside_hw = policy.forcing.host.layout.picture_hw(40, 60)
+    inside_hw = policy.forcing.host.layout.valid_mask(40, 60)
     assert (valid_BVhw[:, : len(there)] == inside_hw).all()
     assert not valid_BVhw[:, len(there) :].any()
     assert torch.equal(gradient_BVhw > 0, valid_BVhw)
@@ -170,7 +170,7 @@ def test_padding_masks_of_single_samples(folder):
     mask = torch.tensor([True, False, True])
     batch = small_batch(policy) | {f"{RIGHT}_padding_mask": mask}
     _, valid_BVhw, gradient_BVhw = aligned(policy, batch)
-    inside_hw = policy.forcing.host.layout.picture_hw(40, 60)
+    inside_hw = policy.forcing.host.layout.valid_mask(40, 60)
     assert (valid_BVhw[:, 0] == inside_hw).all()
     assert torch.equal(valid_BVhw[:, 1], mask[:, None, None] & inside_hw)
     assert torch.equal(gradient_BVhw > 0, valid_BVhw)
@@ -181,8 +181,8 @@ def test_cameras_of_different_sizes_are_padded_each_in_its_way(folder, kind):
     policy = small_policy(kind, folder, forcing={}, sizes={LEFT: (40, 60), RIGHT: (64, 20)})
     _, valid_BVhw, _ = aligned(policy, small_batch(policy))
     layout = policy.forcing.host.layout
-    assert (valid_BVhw[:, 0] == layout.picture_hw(40, 60)).all()
-    assert (valid_BVhw[:, 1] == layout.picture_hw(64, 20)).all()
+    assert (valid_BVhw[:, 0] == layout.valid_mask(40, 60)).all()
+    assert (valid_BVhw[:, 1] == layout.valid_mask(64, 20)).all()
     assert not torch.equal(valid_BVhw[0, 0], valid_BVhw[0, 1])
 
 
@@ -192,7 +192,7 @@ def test_hosts_that_do_not_resize_want_cameras_of_one_size(folder, kind):
         small_policy(kind, folder, forcing={}, sizes={LEFT: (40, 60), RIGHT: (64, 20)})
 
 
-def test_smolvla_wants_square_pictures(folder):
+def test_smolvla_wants_square_images(folder):
     # Its connector cuts the tokens as if they were a square: 4 x 16 patches would be shuffled as 8 x 8.
     with pytest.raises(SpatialForcingError, match="square"):
         small_policy("smolvla", folder, forcing={}, resize_imgs_with_padding=(64, 16))

@@ -1,4 +1,4 @@
-"""Policies whose visual tokens stand where the prompt has them, at small size: places, pictures, crops.
+"""Policies whose visual tokens stand where the prompt has them, at small size: places, images, crops.
 
 Shapes: B batch, V views, n tokens of a view, N of all views, L sequence, H W pixels, P patches, K values of a
 patch.
@@ -26,7 +26,7 @@ from spatial_forcing.cache.extract import extract
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout, compose
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.hosts.lerobot import images_of
 from spatial_forcing.hosts.prompted import PACKED_KEY, unpatched
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.hosts.small import WORDS
@@ -50,9 +50,9 @@ def dataset(tmp_path_factory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "small", episodes=2, frames=4, size=SMALL)
 
 
-def raw_batch(size: int, seed: int = 0, picture: tuple[int, int] = SMALL) -> dict[str, Any]:
+def raw_batch(size: int, seed: int = 0, image: tuple[int, int] = SMALL) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
-    batch: dict[str, Any] = {key: torch.rand(size, 3, *picture, generator=draw) for key in CAMERAS}
+    batch: dict[str, Any] = {key: torch.rand(size, 3, *image, generator=draw) for key in CAMERAS}
     batch["observation.state"] = torch.randn(size, 4, generator=draw)
     batch["action"] = torch.randn(size, 4, 4, generator=draw)
     return batch | {"action_is_pad": torch.zeros(size, 4, dtype=torch.bool)}
@@ -86,7 +86,7 @@ def keep_in_place(policy) -> None:
 
 
 def centres(kind: str, located: Located) -> list[tuple[int, int]]:
-    """The pixel of the data set's picture at the centre of each cell."""
+    """The pixel of the data set's image at the centre of each cell."""
     layout = located.layout
     affine_23 = layout.affine_23(*SMALL)
     if kind == "groot":
@@ -102,7 +102,7 @@ def centres(kind: str, located: Located) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("view", [0, 1])
 @pytest.mark.parametrize("kind", PROMPTED)
-def test_a_change_in_a_picture_shows_in_the_token_that_covers_it(folder, kind, view):
+def test_a_change_in_a_image_shows_in_the_token_that_covers_it(folder, kind, view):
     policy = small_policy(kind, folder)
     keep_in_place(policy)
     _, located = stream_and_places(policy, small_batch(policy, 1))
@@ -110,7 +110,7 @@ def test_a_change_in_a_picture_shows_in_the_token_that_covers_it(folder, kind, v
     # Every sample has another text: GR00T pads left, so that the same token is somewhere else.
     tasks = [" ".join(WORDS[: 1 + i % 5]) for i in range(len(pixels))]
     changes = []
-    for seed in range(3):  # random pictures, to average out what they look like
+    for seed in range(3):  # random images, to average out what they look like
         one = raw_batch(1, seed)
         raw = {key: value.repeat(len(pixels), *[1] * (value.ndim - 1)) for key, value in one.items()}
         before, places = stream_and_places(policy, prompted(policy.config, raw, tasks))
@@ -179,7 +179,7 @@ def located_by(policy, ids_BL: Tensor, grid: list[list[int]]) -> Located:
 
 
 @pytest.mark.parametrize("kind", ["groot", "eo1"])
-def test_prompts_that_do_not_fit_their_pictures_are_errors(folder, kind):
+def test_prompts_that_do_not_fit_their_images_are_errors(folder, kind):
     policy = small_policy(kind, folder)
     token = host_of(policy).prompt.config.image_token_id
     ids_BL = torch.full((2, 9), token)
@@ -187,7 +187,7 @@ def test_prompts_that_do_not_fit_their_pictures_are_errors(folder, kind):
     assert located_by(policy, ids_BL, [[1, 4, 4]] * 4).layout.tokens == 8
     with pytest.raises(SpatialForcingError, match=r"different grids of patches \(4 x 2, 4 x 4\).*one size"):
         located_by(policy, ids_BL, [[1, 4, 4], [1, 4, 2]])
-    with pytest.raises(SpatialForcingError, match="3 pictures for 2 samples"):
+    with pytest.raises(SpatialForcingError, match="3 images for 2 samples"):
         located_by(policy, ids_BL, [[1, 4, 4]] * 3)
     ids_BL[0, 5:] = 0
     with pytest.raises(TapError, match=r"5 to 8 image tokens, expected 8 = 2 views x 2 x 2.*cut off"):
@@ -264,7 +264,7 @@ def test_the_lora_of_the_advice_trains_the_blocks_before_the_tap(folder, kind):
     assert all(policy.get_parameter(name).grad.any() for name in reached)
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------
 
 
 @given(
@@ -280,11 +280,11 @@ def test_unpatching_is_the_inverse_of_the_image_processor(views, batch, rows, co
     patch, side = 4, 4 * merge
     size = {"shortest_edge": 1, "longest_edge": 10**9}
     processor = Qwen2VLImageProcessor(patch_size=patch, merge_size=merge, size=size)
-    pictures = torch.randint(0, 256, (batch * views, 3, rows * side, cols * side), dtype=torch.uint8)
-    made = processor(list(pictures), return_tensors="pt", do_normalize=False)
+    shown = torch.randint(0, 256, (batch * views, 3, rows * side, cols * side), dtype=torch.uint8)
+    made = processor(list(shown), return_tensors="pt", do_normalize=False)
     grid = views, *made["image_grid_thw"][0, 1:].tolist()
     again_BV3HW = unpatched(made["pixel_values"], grid, patch, merge)
-    torch.testing.assert_close(again_BV3HW.flatten(0, 1) * 255, pictures.float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(again_BV3HW.flatten(0, 1) * 255, shown.float(), atol=1e-3, rtol=0)
 
 
 HOW = [
@@ -296,7 +296,7 @@ HOW = [
 
 
 def transformed(image_3HW: Tensor, how: dict[str, Any], position: Any) -> Tensor:
-    """A picture of the data set as LeRobot transforms it, (3, H, W) in [0, 1]."""
+    """An image of the data set as LeRobot transforms it, (3, H, W) in [0, 1]."""
     from lerobot.policies.groot import processor_groot as groot
 
     options = GROOT_CROP | PLAIN | how
@@ -313,20 +313,20 @@ def transformed(image_3HW: Tensor, how: dict[str, Any], position: Any) -> Tensor
 @pytest.mark.parametrize("how", HOW)
 def test_the_teacher_gets_the_pixels_that_groot_sees(folder, how):
     policy = small_policy("groot", folder)
-    raw = raw_batch(2, picture=(128, 192))  # whose resized copy is a multiple of 32 pixels a side
+    raw = raw_batch(2, image=(128, 192))  # whose resized copy is a multiple of 32 pixels a side
     random.seed(5)
     batch = prompted(policy.config, raw, **how)
     random.seed(5)
     positions = [(random.random(), random.random()) if how.get("training") else None for _ in range(2)]
-    pictures = pictures_of(policy, batch)
-    assert (len(pictures.images), pictures.views, pictures.present_BV) == (2, 2, None)
-    for key, images in zip(CAMERAS, pictures.images, strict=True):
+    shown = images_of(policy, batch)
+    assert (len(shown.images), shown.views, shown.present_BV) == (2, 2, None)
+    for key, images in zip(CAMERAS, shown.images, strict=True):
         for sample, position in enumerate(positions):
             expected = transformed(raw[key][sample], how, position)
             torch.testing.assert_close(images[sample], expected, atol=1e-5, rtol=0)
 
 
-def test_batches_without_pictures_are_errors(folder):
+def test_batches_without_images_are_errors(folder):
     policy = small_policy("groot", folder, forcing={})
     with pytest.raises(
         SpatialForcingError, match=r"no input_ids, pixel_values.*preprocessor of groot.*It has"
@@ -338,7 +338,7 @@ def test_batches_without_pictures_are_errors(folder):
 
 
 def ramp(height: int, width: int, axis: int) -> Tensor:
-    """A picture (3, H, W): how far along an axis a pixel is, 0.25 to 0.75, and 1 to tell it from padding."""
+    """An image (3, H, W): how far along an axis a pixel is, 0.25 to 0.75, and 1 to tell it from padding."""
     at = (torch.arange((width, height)[axis]) + 0.5) / (width, height)[axis]
     at = at[None, :].expand(height, width) if axis == 0 else at[:, None].expand(height, width)
     return torch.stack([0.25 + 0.5 * at, torch.ones_like(at), torch.ones_like(at)])
@@ -377,7 +377,7 @@ def tracked(folder):
 @pytest.mark.usefixtures("tracked")
 def test_tracking_changes_nothing_and_says_what_was_cropped(folder):
     policy = small_policy("groot", folder)
-    raw = raw_batch(3, picture=(120, 180))
+    raw = raw_batch(3, image=(120, 180))
     how = {"use_albumentations": True, "training": True}
     random.seed(5)
     batch = prompted(policy.config, raw, **how)
@@ -412,18 +412,18 @@ def test_stored_features_of_groot_move_with_the_crop_and_the_cameras(folder, dat
     def packed(*cameras: str) -> dict[str, Any]:
         return batch | {PACKED_KEY: batch[PACKED_KEY]._replace(cameras=list(cameras))}
 
-    pictures = source.pictures(policy, batch, None)
+    shown = source.shown(policy, batch, None)
     crop_23 = crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
-    assert torch.equal(source.affine_BV23(batch, pictures), crop_23.expand(2, 2, 2, 3))
+    assert torch.equal(source.affine_BV23(batch, shown), crop_23.expand(2, 2, 2, 3))
     stored = source.store.read(raw["index"])
-    assert torch.equal(source(batch, pictures).tokens_BVHWC, stored.tokens_BVHWC)
+    assert torch.equal(source(batch, shown).tokens_BVHWC, stored.tokens_BVHWC)
     # The same batch, its cameras packed in the other order.
     turned = packed(RIGHT, LEFT)
-    pictures = source.pictures(policy, turned, None)
-    assert torch.equal(source(turned, pictures).tokens_BVHWC, stored.tokens_BVHWC.flip(1))
+    shown = source.shown(policy, turned, None)
+    assert torch.equal(source(turned, shown).tokens_BVHWC, stored.tokens_BVHWC.flip(1))
     another = packed(LEFT, "front")
     with pytest.raises(SpatialForcingError, match=r"shows front, of which nothing is stored.*left"):
-        source(another, source.pictures(policy, another, None))
+        source(another, source.shown(policy, another, None))
 
 
 def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracked):
@@ -434,7 +434,7 @@ def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracke
     moved = torch.tensor([[0.5, 0.0, 0.1], [0.0, 0.7, 0.2]]).expand(2, 2, 3)
     raw = raw_batch(2) | {"index": torch.tensor([1, 6]), AFFINE_KEY + RIGHT: moved}
     batch, source = prompted(policy.config, raw), policy.feature_source
-    affine_BV23 = source.affine_BV23(batch, source.pictures(policy, batch, None))
+    affine_BV23 = source.affine_BV23(batch, source.shown(policy, batch, None))
     crop_23 = crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
     torch.testing.assert_close(affine_BV23[:, 0], crop_23.expand(2, 2, 3))
     torch.testing.assert_close(affine_BV23[:, 1], compose(moved, crop_23))
@@ -445,9 +445,7 @@ def test_stored_features_without_the_crop_are_refused(folder, dataset, tmp_path,
     policy = cached_policy(folder, cache)
     batch = prompted(policy.config, raw_batch(2) | {"index": torch.tensor([1, 6])})
     del batch[PACKED_KEY]
-    with pytest.raises(
-        SpatialForcingError, match=r"pictures the policy's preprocessor packed.*teacher online"
-    ):
+    with pytest.raises(SpatialForcingError, match=r"images the policy's preprocessor packed.*teacher online"):
         policy(batch)
 
 

@@ -1,4 +1,4 @@
-"""Where LeRobot's real policies, at small size, keep their visual tokens: checked by changing pictures.
+"""Where LeRobot's real policies, at small size, keep their visual tokens: checked by changing images.
 
 Shapes: B batch, V views, n tokens of a view, N of all views, L sequence, D width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.grid import Layout
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import cameras_in, pictures_of, policy_host
+from spatial_forcing.hosts.lerobot import cameras_in, images_of, policy_host
 from spatial_forcing.tap import Host
 
 KINDS = tuple(kind for kind in PICTURE if kind not in PROMPTED)  # those are in test_policy_prompts.py
@@ -53,8 +53,8 @@ def by_sample(host: Host, stream: Tensor) -> Tensor:
 
 
 def cells_and_centres(layout: Layout, height: int, width: int) -> list[tuple[int, int, int]]:
-    """(token of the view, row and column of the pixel at its centre), of the cells in the picture."""
-    affine_23, inside_hw = layout.affine_23(height, width), layout.picture_hw(height, width)
+    """(token of the view, row and column of the pixel at its centre), of the cells in the image."""
+    affine_23, inside_hw = layout.affine_23(height, width), layout.valid_mask(height, width)
     found = []
     for row, col in inside_hw.nonzero().tolist():
         at = torch.tensor([(col + 0.5) / layout.cols, (row + 0.5) / layout.rows, 1.0])
@@ -97,11 +97,11 @@ def keep_in_place(policy) -> None:
 def change_per_token(policy, keys: list[str], view: int, *, without: tuple[str, ...] = ()):
     """What changing view ``view`` at one cell a sample does: (cells, change_BL, positions_N, host)."""
     keep_in_place(policy)
-    host = policy_host(policy, pictures_of(policy, small_batch(policy, 1, without=without)).views)
+    host = policy_host(policy, images_of(policy, small_batch(policy, 1, without=without)).views)
     size = policy.config.image_features[keys[view]].shape[-2:]
     centres = cells_and_centres(host.layout, *size)
     changes = []
-    for seed in range(1 if host.name == "ACT" else 3):  # random pictures, to average out what they look like
+    for seed in range(1 if host.name == "ACT" else 3):  # random images, to average out what they look like
         batch = small_batch(policy, 1, seed=seed, without=without)
         batch = {key: value.expand(len(centres), *value.shape[1:]) for key, value in batch.items()}
         before = first_stream(policy, batch, host)
@@ -114,7 +114,7 @@ def change_per_token(policy, keys: list[str], view: int, *, without: tuple[str, 
 
 @pytest.mark.parametrize("view", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_change_in_a_picture_shows_in_the_token_that_covers_it(folder, kind, view):
+def test_a_change_in_a_image_shows_in_the_token_that_covers_it(folder, kind, view):
     policy = small_policy(kind, folder)
     cells, change_BL, positions_N, host = change_per_token(policy, list(CAMERAS), view)
     change_BVn = change_BL[:, positions_N].unflatten(1, (host.layout.views, -1))
@@ -144,7 +144,7 @@ def test_smolvla_with_markers_around_its_views(folder):
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "xvla"])
-def test_pictures_that_are_not_padded_are_stretched_or_taken_as_they_come(folder, kind):
+def test_images_that_are_not_padded_are_stretched_or_taken_as_they_come(folder, kind):
     size = (32, 32) if kind == "smolvla" else (64, 96)
     options = {"smolvla": {"resize_imgs_with_padding": None}, "xvla": {"resize_imgs_with_padding": (64, 96)}}
     sizes = {LEFT: size, RIGHT: size}

@@ -18,7 +18,7 @@ from small_policies import CAMERAS, PICTURE, small_batch, small_config, small_pa
 from torch import Tensor
 
 from spatial_forcing.evaluate import LoadedPolicy, roll_out
-from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.hosts.lerobot import images_of
 from spatial_forcing.sim.collect import DemoSpec, collect
 from spatial_forcing.sim.env import SimEnvConfig
 from spatial_forcing.tap import TapError
@@ -313,8 +313,8 @@ def test_with_lora_only_the_adapter_and_the_projector_train(runs, folder, datase
     }
     _, logs = wrapped.forward(small_batch(policy))
     assert logs["gradient_ratio"] > 0
-    pictures = pictures_of(policy, small_batch(policy))
-    policy.forcing(stack_views(pictures.images), picture_hw=pictures.sizes).backward()
+    images = images_of(policy, small_batch(policy))
+    policy.forcing(stack_views(images.images), image_hw=images.sizes).backward()
     # B starts at zero, so that the first gradient is all B's.
     reached = {name for name, p in trains.items() if "lora_B" in name and p.grad is not None and p.grad.any()}
     layers = {int(name.split(".layers.")[1].partition(".")[0]) for name in reached}
@@ -425,9 +425,9 @@ def test_accumulated_halves_align_as_the_whole_only_if_samples_have_equally_many
     def alignment_gradient(part: slice) -> Tensor:
         piece = {key: value[part] for key, value in batch.items()}
         policy(piece)
-        pictures = pictures_of(policy, piece)
+        images = images_of(policy, piece)
         align = policy.forcing(
-            stack_views(pictures.images), picture_hw=pictures.sizes, present_BV=pictures.present_BV
+            stack_views(images.images), image_hw=images.sizes, present_BV=images.present_BV
         )
         return torch.autograd.grad(align, policy.forcing.projector.fc1.weight)[0]
 

@@ -51,7 +51,7 @@ def test_the_tokens_are_what_the_encoder_makes_of_each_view(folder, kind, side):
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05", "pi0_fast"])
-def test_pi0s_tokens_are_where_the_picture_is_and_get_gradient(folder, kind):
+def test_pi0s_tokens_are_where_the_image_is_and_get_gradient(folder, kind):
     policy = policy_of(folder, "vision.-1", kind)
     _, logs = policy(small_batch(policy))
     assert 0 < logs["align_loss"] < 2
@@ -60,8 +60,8 @@ def test_pi0s_tokens_are_where_the_picture_is_and_get_gradient(folder, kind):
     batch = small_batch(policy, 4)
     images = [torch.rand_like(batch[key]) for key in CAMERAS]
 
-    def forward(pictures: list[Tensor]) -> None:
-        policy(batch | dict(zip(CAMERAS, pictures, strict=True)))
+    def forward(shown: list[Tensor]) -> None:
+        policy(batch | dict(zip(CAMERAS, shown, strict=True)))
 
     report = check_host(policy_host(policy, 2), forward, images, site="vision.0", probes=16)
     assert report.ok, report
@@ -69,20 +69,20 @@ def test_pi0s_tokens_are_where_the_picture_is_and_get_gradient(folder, kind):
 
 
 @pytest.mark.parametrize("resize", [(32, 32), None])
-def test_its_tokens_are_where_the_picture_is(folder, resize):
+def test_its_tokens_are_where_the_image_is(folder, resize):
     sizes = None if resize else dict.fromkeys(CAMERAS, (32, 32))
     policy = policy_of(folder, None, resize_imgs_with_padding=resize, sizes=sizes).eval()
     batch = small_batch(policy, 4)
     images = [torch.rand_like(batch[key]) for key in CAMERAS]
 
-    def forward(pictures: list[Tensor]) -> None:
-        policy(batch | dict(zip(CAMERAS, pictures, strict=True)))
+    def forward(shown: list[Tensor]) -> None:
+        policy(batch | dict(zip(CAMERAS, shown, strict=True)))
 
     report = check_host(policy_host(policy, 2), forward, images, site="vision.0", probes=16)
     assert report.ok, report
     assert report.declared > 0.9
     exchanged = check_host(
-        policy_host(policy, 2), lambda pictures: forward(pictures[::-1]), images, site="vision.0", probes=16
+        policy_host(policy, 2), lambda shown: forward(shown[::-1]), images, site="vision.0", probes=16
     )
     assert exchanged.verdict == "views"
 
@@ -93,9 +93,9 @@ def test_the_alignment_reaches_the_encoder_up_to_the_site_and_nothing_else(folde
     _, logs = policy(small_batch(policy))
     assert 0 < logs["align_loss"] < 2
     assert logs["gradient_ratio"] > 0
-    pictures = policy.feature_source.pictures(policy, small_batch(policy), None)
+    shown = policy.feature_source.shown(policy, small_batch(policy), None)
     policy.zero_grad()
-    policy.forcing(policy.given(small_batch(policy), pictures)).backward()
+    policy.forcing(policy.given(small_batch(policy), shown)).backward()
     reached = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     outside = {name for name in reached if ".vision_model." not in name and not name.startswith("forcing.")}
     assert not outside
@@ -125,7 +125,7 @@ def test_an_empty_camera_has_tokens_and_no_loss(folder):
     tap, layout = policy.forcing.tap, policy.forcing.tap.layout
     assert layout.views == 3
     assert tap.visual_BND().shape[1] == 3 * 64
-    inside = layout.picture_hw(40, 60).float().mean().item()
+    inside = layout.valid_mask(40, 60).float().mean().item()
     assert logs["valid_fraction"] == pytest.approx(2 / 3 * inside)
 
 

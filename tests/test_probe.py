@@ -15,7 +15,7 @@ from spatial_forcing.probe import (
     metrics,
     tapped_tokens,
 )
-from spatial_forcing.probe.picture import probe_picture
+from spatial_forcing.probe.image import probe_image
 
 F, V, H, W, C, K = 24, 2, 3, 4, 10, 2
 
@@ -30,7 +30,7 @@ def planted(seed: int = 0, frames: int = F) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def whole(**sources: tuple[torch.Tensor, torch.Tensor]) -> dict[str, tuple[VisualTokens, VisualTokens]]:
-    """Sources whose tokens cover their whole pictures."""
+    """Sources whose tokens cover their whole images."""
     return {name: (VisualTokens.whole(a), VisualTokens.whole(b)) for name, (a, b) in sources.items()}
 
 
@@ -125,7 +125,7 @@ def test_metres_in_metres_out():
     torch.testing.assert_close(far, 10 * near, rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_finer_than_the_sub_grid_are_averaged_and_predictions_stay_on_it():
+def test_images_finer_than_the_sub_grid_are_averaged_and_predictions_stay_on_it():
     tokens, depth = planted()
     fine = depth.repeat_interleave(5, 2).repeat_interleave(3, 3)
     coarse, finer = (DepthProbe(sub_grid=K).fit(tokens, d, episodes()) for d in (depth, fine))
@@ -190,7 +190,7 @@ def test_cells_are_exact_on_ramps_at_any_resolution(height, width):
     torch.testing.assert_close(cell_depth(depth[None, None], 6, 8)[0, 0], expected)
 
 
-def test_cells_keep_the_mean_of_the_picture_at_any_resolution():
+def test_cells_keep_the_mean_of_the_image_at_any_resolution():
     depth = 0.5 + torch.rand(2, 1, 13, 17, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(cell_depth(depth, 5, 6).mean((2, 3)), depth.mean((2, 3)))
 
@@ -231,7 +231,7 @@ def test_ratios_ignore_the_unit_and_metres_do_not():
 
 
 def world(frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens that hold what of the depth changes from frame to frame, and pictures that hold nothing."""
+    """Tokens that hold what of the depth changes from frame to frame, and images that hold nothing."""
     tokens, depth = planted(seed, frames)
     images = torch.rand(frames, V, 3, 6 * H, 6 * W, generator=torch.Generator().manual_seed(seed + 50))
     return tokens, depth, images
@@ -266,21 +266,21 @@ def test_mean_depth_is_the_mean_of_the_training_frames():
     assert result.rows[-1].ridge is None
 
 
-def test_the_result_is_plain_json_and_draws_a_picture(tmp_path):
+def test_the_result_is_plain_json_and_draws_a_image(tmp_path):
     (train, depth, _), (test, test_depth, images) = world(F, 0), world(12, 1)
     result = judge(whole(x=(train, test)), depth, test_depth, episodes(), episodes(12, 100), sub_grid=K)
     record = json.loads(json.dumps(result.record("probe.png").plain(), allow_nan=False))
     assert record["rows"][0]["absrel"] == result.rows[0].absrel
-    assert (record["train_frames"], record["test_frames"], record["picture"]) == (F, 12, "probe.png")
+    assert (record["train_frames"], record["test_frames"], record["image"]) == (F, 12, "probe.png")
 
     from PIL import Image
 
-    with Image.open(result.pictures(images, tmp_path / "probe.png", frames=2)) as drawn:
+    with Image.open(result.draw(images, tmp_path / "probe.png", frames=2)) as drawn:
         assert drawn.width > 300
         assert len(set(drawn.convert("RGB").resize((50, 50)).getdata())) > 100
     assert [p.name for p in tmp_path.iterdir()] == ["probe.png"]
     with pytest.raises(ProbeError, match="12 test frames"):
-        result.pictures(images[:5], tmp_path / "other.png")
+        result.draw(images[:5], tmp_path / "other.png")
 
 
 def test_intervals_are_over_test_episodes_and_differences_are_paired():
@@ -344,7 +344,7 @@ def test_what_is_predicted_where_nothing_is_true_is_not_drawn(tmp_path):
     drawn = []
     for i, beyond in enumerate((0.1, 9.0)):
         predicted = torch.where(depth.isnan(), beyond, depth + 0.1)
-        path = probe_picture(torch.full((2, 3, 6, 8), 0.5), depth, {"x": predicted}, tmp_path / f"{i}.png")
+        path = probe_image(torch.full((2, 3, 6, 8), 0.5), depth, {"x": predicted}, tmp_path / f"{i}.png")
         drawn.append(path.read_bytes())
     assert drawn[0] == drawn[1]
 

@@ -1,6 +1,6 @@
 """The probe fits and judges a token by the depth of what it sees, on every host: padding, crops, strides.
 
-The oracle: known depth is painted into pictures, the pictures go through the host's own preprocessing, and
+The oracle: known depth is painted into images, the images go through the host's own preprocessing, and
 "tokens" hold the mean of what then lies in their patch. A linear probe must read them without error.
 
 Shapes: F frames, V views, H W rows and columns of tokens or pixels, h w cells of a depth map, k of them a
@@ -23,7 +23,7 @@ from torch import Tensor
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, Layout, compose, crop, flip, rotation
 from spatial_forcing.hosts import host_of
-from spatial_forcing.hosts.lerobot import pictures_of
+from spatial_forcing.hosts.lerobot import images_of
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.hosts.tiny import TinyVLA
 from spatial_forcing.probe import DepthProbe, ProbeError, VisualTokens, metrics, tapped_tokens
@@ -60,38 +60,38 @@ def scene(frames: int, height: int, width: int, seed: int) -> Tensor:
 
 
 def painted(unit_FHW: Tensor) -> Tensor:
-    """Pictures: depth in red, and one in green and blue, which tells them from padding."""
+    """Images: depth in red, and one in green and blue, which tells them from padding."""
     return torch.stack([unit_FHW, torch.ones_like(unit_FHW), torch.ones_like(unit_FHW)], dim=1)
 
 
 def seen_by_host(
     kind: str, policy: Any, batch: Mapping[str, Any], raw: Mapping[str, Any], how: Mapping[str, Any]
 ) -> list[Tensor]:
-    """The pictures, F3HW in [0, 1] a view, that LeRobot's own code hands to the vision tower."""
-    pictures = [raw[key] for key in policy.config.image_features if key in raw]
+    """The images, F3HW in [0, 1] a view, that LeRobot's own code hands to the vision tower."""
+    images = [raw[key] for key in policy.config.image_features if key in raw]
     if kind == "smolvla":
-        return [(image + 1) / 2 for image in policy.prepare_images(batch)[0]][: len(pictures)]
+        return [(image + 1) / 2 for image in policy.prepare_images(batch)[0]][: len(images)]
     if kind.startswith("pi0"):
-        return [(image + 1) / 2 for image in policy._preprocess_images(batch)[0]][: len(pictures)]
+        return [(image + 1) / 2 for image in policy._preprocess_images(batch)[0]][: len(images)]
     if kind == "xvla":
-        return list(policy._prepare_images(batch)[0].unbind(1))[: len(pictures)]
+        return list(policy._prepare_images(batch)[0].unbind(1))[: len(images)]
     if kind == "groot" and "training" in how:  # what test_policy_prompts.py has found to be those pixels
-        return pictures_of(policy, batch).images
+        return images_of(policy, batch).images
     if kind == "groot":
         from lerobot.policies.groot.processor_groot import _transform_n1_7_image_for_vlm_torch as transform
 
         options = {"image_crop_size": [116, 116], "image_target_size": [128, 128]}
         options |= {"shortest_image_edge": None, "crop_fraction": None}
-        in_bytes = [(image * 255).to(torch.uint8) for image in pictures]
+        in_bytes = [(image * 255).to(torch.uint8) for image in images]
         return [torch.stack([transform(one, **options) for one in view]) / 255 for view in in_bytes]
     if kind == "evo1":
         from lerobot.policies.evo1.internvl3_embedder import _batched_resize_01
 
-        return [_batched_resize_01(image, policy.config.image_resolution[0]) for image in pictures]
+        return [_batched_resize_01(image, policy.config.image_resolution[0]) for image in images]
     if kind == "eo1":  # its processor resizes to whole tokens
         _, rows, cols = batch["image_grid_thw"][0].tolist()
-        return [F.interpolate(image, (14 * rows, 14 * cols), mode="bilinear") for image in pictures]
-    return pictures  # ACT takes them as they come
+        return [F.interpolate(image, (14 * rows, 14 * cols), mode="bilinear") for image in images]
+    return images  # ACT takes them as they come
 
 
 def oracle(kind: str, seen_F3HW: Tensor, rows: int, cols: int) -> Tensor:
@@ -118,13 +118,13 @@ def probed(
     how: Mapping[str, Any] = {},
     **options: Any,
 ) -> tuple[tuple[VisualTokens, VisualTokens], tuple[list[Tensor], list[Tensor]], tuple[list, list]]:
-    """Of training and test frames: oracle tokens in the places of the policy's, depth and pictures a view.
+    """Of training and test frames: oracle tokens in the places of the policy's, depth and images a view.
 
     ``how``: options of GR00T's preprocessor.
     """
     sizes = dict.fromkeys(CAMERAS, PICTURE[kind]) if sizes is None else sizes
     policy = small_policy(kind, folder, sizes=sizes, **options).eval()
-    tokens, depth, pictures = [], [], []
+    tokens, depth, images = [], [], []
     for frames, seed in ((TRAIN, 0), (TEST, 100)):
         units = {key: scene(frames, *sizes[key], seed + i) for i, key in enumerate(sizes)}
         units = {key: unit for key, unit in units.items() if key not in without}
@@ -143,10 +143,10 @@ def probed(
         tokens.append(replace(found, tokens_FVHWC=held))
         depth.append([NEAR + SPAN * unit for unit in units.values()])
         # Patches of 32 pixels a side are thousands of channels to fit; half the resolution shows the same.
-        pictures.append(
+        images.append(
             [F.avg_pool2d(image, 2) if kind in ("act", "xvla") else image for image in raw.values()]
         )
-    return tuple(tokens), tuple(depth), tuple(pictures)  # type: ignore[return-value]
+    return tuple(tokens), tuple(depth), tuple(images)  # type: ignore[return-value]
 
 
 def small_stand_in(policy: Any) -> Any:
@@ -174,20 +174,20 @@ HOSTS = [
 @pytest.mark.parametrize(("kind", "options"), HOSTS)
 def test_tokens_that_hold_the_depth_of_what_they_see_are_read_without_error(folder, kind, options):
     with tracked_crops():
-        tokens, depth, pictures = probed(kind, folder, **options)
-    found = errors(tokens, depth, images=pictures)
+        tokens, depth, images = probed(kind, folder, **options)
+    found = errors(tokens, depth, images=images)
     assert found["mean depth"] > 0.08
     assert found["oracle"] < 0.01
     # Red is the depth, and the patches are of what the tokens see.
     assert found["pixels"] < 0.5 * found["mean depth"]
-    # As if the grid covered the whole picture.
+    # As if the grid covered the whole image.
     blind = errors(tuple(VisualTokens.whole(of.tokens_FVHWC) for of in tokens), depth)  # type: ignore[arg-type]
     layout = host_of(small_policy(kind, folder, **options)).layout
-    if layout != Layout(layout.views, layout.rows, layout.cols) or RECORDS[kind].pictures is not None:
+    if layout != Layout(layout.views, layout.rows, layout.cols) or RECORDS[kind].images is not None:
         assert blind["oracle"] > 5 * found["oracle"]
 
 
-def test_tokens_of_pictures_that_were_cropped_at_random_are_read_too(folder):
+def test_tokens_of_images_that_were_cropped_at_random_are_read_too(folder):
     how = {"use_albumentations": True, "training": True, "crop_fraction": 0.6}
     with tracked_crops():
         tokens, depth, _ = probed("groot", folder, how=how)
@@ -195,7 +195,7 @@ def test_tokens_of_pictures_that_were_cropped_at_random_are_read_too(folder):
     assert errors(tokens, depth)["oracle"] < 0.01
 
 
-def test_pictures_that_do_not_say_how_they_were_cropped_are_an_error(folder):
+def test_images_that_do_not_say_how_they_were_cropped_are_an_error(folder):
     policy = small_policy("groot", folder)
     with pytest.raises(SpatialForcingError, match=r"does not say how.*track_groot_crops\(\)"):
         tapped_tokens(policy, [small_batch(policy, 2)])
@@ -211,9 +211,9 @@ SIZES = {LEFT: (40, 60), RIGHT: (64, 20), WRIST: (50, 50)}
     [("smolvla", (LEFT,), {}), ("pi0", (LEFT,), {}), ("evo1", (), {"max_views": 4})],
 )
 def test_cameras_of_different_sizes_of_which_some_are_missing(folder, kind, without, options):
-    tokens, depth, pictures = probed(kind, folder, sizes=SIZES, without=without, **options)
+    tokens, depth, images = probed(kind, folder, sizes=SIZES, without=without, **options)
     assert tokens[0].cameras == tuple(name for name in SIZES if name not in without)
-    found = errors(tokens, depth, images=pictures)
+    found = errors(tokens, depth, images=images)
     assert found["oracle"] < 0.01
     assert found["pixels"] < 0.02
 
@@ -253,7 +253,7 @@ def test_batches_with_different_grids_are_an_error(folder):
 
 
 class Padding(TinyVLA):
-    """A host that is no LeRobot policy and pads its pictures."""
+    """A host that is no LeRobot policy and pads its images."""
 
     def spatial_forcing_host(self):
         host = super().spatial_forcing_host()
@@ -263,18 +263,18 @@ class Padding(TinyVLA):
         return super().forward(*batch)
 
 
-def test_hosts_that_pad_must_be_told_the_size_of_their_pictures():
+def test_hosts_that_pad_must_be_told_the_size_of_their_images():
     model = Padding(views=2, image_size=56, width=16, depth=3, heads=2)
     batch = (torch.rand(2, 2, 3, 56, 56), torch.ones(2, 12).long(), torch.zeros(2, 4))
-    with pytest.raises(ProbeError, match=r"TinyVLA pads.*picture_hw=\(height, width\)"):
+    with pytest.raises(ProbeError, match=r"TinyVLA pads.*image_hw=\(height, width\)"):
         tapped_tokens(model, [batch])
-    wide = tapped_tokens(model, [batch], picture_hw=(20, 40))
+    wide = tapped_tokens(model, [batch], image_hw=(20, 40))
     layout = Layout(2, 4, 4, "pad")
-    assert torch.equal(wide.valid_FVHW, layout.picture_hw(20, 40).expand(2, 2, -1, -1))
-    each = tapped_tokens(model, [batch], picture_hw=[(20, 40), (40, 20)])
-    assert torch.equal(each.valid_FVHW[:, 1], layout.picture_hw(40, 20).expand(2, -1, -1))
+    assert torch.equal(wide.valid_FVHW, layout.valid_mask(20, 40).expand(2, 2, -1, -1))
+    each = tapped_tokens(model, [batch], image_hw=[(20, 40), (40, 20)])
+    assert torch.equal(each.valid_FVHW[:, 1], layout.valid_mask(40, 20).expand(2, -1, -1))
     with pytest.raises(ProbeError, match="3 views for a host with tokens for 2"):
-        tapped_tokens(model, [batch], picture_hw=[(20, 40)] * 3)
+        tapped_tokens(model, [batch], image_hw=[(20, 40)] * 3)
 
 
 # ---- laws --------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_cells_of_a_ramp_have_the_depth_at_their_middle(layout):
     low_x, low_y = sx * torch.arange(cols) / cols + x0, sy * torch.arange(rows)[:, None] / rows + y0
     high_x, high_y = low_x + sx / cols, low_y + sy / rows
     whole = (low_x >= -1e-6) & (low_y >= -1e-6) & (high_x <= 1 + 1e-6) & (high_y <= 1 + 1e-6)
-    whole &= layout.picture_hw(*SIZE).repeat_interleave(K, 0).repeat_interleave(K, 1)
+    whole &= layout.valid_mask(*SIZE).repeat_interleave(K, 0).repeat_interleave(K, 1)
     expected = 1 + (low_x + high_x) / 2 + 0.25 * (low_y + high_y)
     assert whole.sum() >= 6
     # Exact but for pixels that two cells share.
@@ -343,7 +343,7 @@ def test_what_tokens_of_padding_hold_changes_nothing(layout):
     assert rows[0] == rows[1] == rows[2]
 
 
-def test_grids_of_whole_pictures_give_the_numbers_they_always_gave():
+def test_grids_of_whole_images_give_the_numbers_they_always_gave():
     """Bit for bit those of the probe that knew no places, and those it gave when it knew none."""
     tokens, depth = both(LAYOUTS[0])
     result = judge({"x": tokens}, *depth, episodes(TRAIN), episodes(TEST, 100), sub_grid=K)
@@ -389,7 +389,7 @@ def test_numbers_from_before_the_probe_knew_places():
         assert row.pixels == 5672
 
 
-def test_a_mirrored_picture_is_the_picture_of_mirrored_depth():
+def test_a_mirrored_image_is_the_image_of_mirrored_depth():
     (train, test), depth = both(LAYOUTS[0])
     plain = errors((train, test), depth)
     turned = tuple(replace(of, affine_FV23=compose(flip(), of.affine_FV23)) for of in (train, test))
@@ -406,7 +406,7 @@ def test_a_crop_is_the_whole_of_the_cropped_depth():
     assert errors(inner, depth) == pytest.approx(cropped, rel=1e-5)  # type: ignore[arg-type]
 
 
-def test_turned_pictures_are_refused():
+def test_turned_images_are_refused():
     (train, _), depth = both(LAYOUTS[0])
     turned = replace(train, affine_FV23=compose(rotation(10), train.affine_FV23))
     with pytest.raises(ProbeError, match="without image transforms"):
@@ -424,7 +424,7 @@ def test_views_one_by_one_are_views_together():
 # ---- several sources ---------------------------------------------------------------------------------------
 
 
-def test_features_of_whole_pictures_are_carried_to_the_hosts_grid():
+def test_features_of_whole_images_are_carried_to_the_hosts_grid():
     """On an equal grid bit for bit; a teacher that holds the depth is read on a padded one."""
     (train, test), depth = both(LAYOUTS[0])
     features = Features(torch.randn(TRAIN, 2, 3, 4, 7), torch.ones(TRAIN, 2, 3, 4, dtype=torch.bool))
@@ -464,7 +464,7 @@ def test_all_sources_are_judged_where_all_can_see():
     assert result.depth_FVhw[:3].isnan().all()
 
 
-def test_sources_that_see_other_parts_of_the_pictures_are_not_compared():
+def test_sources_that_see_other_parts_of_the_images_are_not_compared():
     tokens, depth = both(LAYOUTS[1])
     others, _ = both(LAYOUTS[2])
     how = (*depth, episodes(TRAIN), episodes(TEST, 100))

@@ -124,7 +124,7 @@ def results(media, tmp_path) -> dict:
                 },
                 {"name": "mean depth", "absrel": 0.1729, "rmse_m": 0.2236, "delta1": 0.7421},
             ],
-            "picture": "probe.png",
+            "image": "probe.png",
             "train_frames": 720,
             "test_frames": 243,
             "test_episodes": 17,
@@ -386,7 +386,7 @@ def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
         "at its first evaluation already: no ratio of steps.",
         "None of forced, baseline, shuffled and place solved an episode.",
         "Baseline and shuffled are hardly better than the blind policy by their action error (0.257, 0.260 "
-        "against 0.257): in 400 steps they have not learned to use their pictures. How they would do with "
+        "against 0.257): in 400 steps they have not learned to use their images. How they would do with "
         "more steps, this run cannot say.",
         "The p-values are not corrected for 3 comparisons.",
     ]

@@ -33,7 +33,7 @@ def world() -> World:
 
 
 def columns(root: Path) -> dict[str, dict]:
-    """Every value of the data set, pictures as their bytes."""
+    """Every value of the data set, images as their bytes."""
     import pyarrow.parquet as pq
 
     paths = [*sorted(root.glob("data/*/*.parquet")), *sorted(root.glob("meta/**/*.parquet"))]

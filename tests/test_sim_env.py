@@ -112,8 +112,8 @@ def test_observations_are_those_of_the_data_set():
     batch = preprocess_observation(observation)
     assert set(batch) == {key for key in features(112) if key.startswith("observation.")}
     for v, view in enumerate(("left", "right")):
-        picture = batch[f"observation.images.{view}"]
-        assert torch.equal(picture[0], torch.from_numpy(seen["rgb_VHW3"][v]).permute(2, 0, 1) / 255)
+        image = batch[f"observation.images.{view}"]
+        assert torch.equal(image[0], torch.from_numpy(seen["rgb_VHW3"][v]).permute(2, 0, 1) / 255)
     assert torch.equal(batch["observation.state"][0], torch.from_numpy(seen["state_4"]))
     assert torch.equal(
         batch["observation.environment_state"][0], torch.from_numpy(seen["environment_state_6"])

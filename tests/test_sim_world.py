@@ -26,7 +26,7 @@ def world() -> World:
 
 
 def digest(world: World) -> str:
-    """A fingerprint of pictures, depth and states."""
+    """A fingerprint of images, depth and states."""
     parts = [world.state, world.environment_state, *world.draw(LEFT), *world.draw(RIGHT)]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
@@ -115,7 +115,7 @@ def test_extrinsics_are_a_rigid_opencv_pose():
     u, v, z = project(np.array([LEFT.lookat]), *matrices(LEFT))[0]
     assert (u, v, z) == pytest.approx((56, 56, LEFT.distance), abs=1e-4)
     above = project(np.add([LEFT.lookat], [0, 0, 0.1]), *matrices(LEFT))[0]
-    assert above[1] < v  # y points down in the picture
+    assert above[1] < v  # y points down in the image
 
 
 def test_depth_lands_on_the_goal_ball(world):
@@ -171,7 +171,7 @@ def test_project_inverts_unproject(world):
     assert np.allclose(pixels[..., 2], depth, rtol=1e-3)
 
 
-def test_a_moved_camera_is_not_one_picture_late(world):
+def test_a_moved_camera_is_not_one_image_late(world):
     world.reset(4)
     randomise_looks(world, np.random.default_rng(1))  # a strong light on the camera
     world.draw(RIGHT)
@@ -181,7 +181,7 @@ def test_a_moved_camera_is_not_one_picture_late(world):
     assert not np.array_equal(fresh, world.draw(RIGHT)[0])
 
 
-def test_primitives_are_in_the_picture_and_in_the_depth(world):
+def test_primitives_are_in_the_image_and_in_the_depth(world):
     world.reset(5)
     rng = np.random.default_rng(3)
     shapes = next(s for s in iter(lambda: random_primitives(rng), None) if len(s) >= 3)

@@ -202,11 +202,11 @@ def test_several_sites_are_tapped_in_one_forward_and_all_get_gradient():
     model = Seeing()
     host = model.spatial_forcing_host()
     taps = [Tap(host.site(name)) for name in ("vision.1", "vision.-1", "blocks.0", "blocks.1")]
-    plain, pictures = model(images(1)), images()
+    plain, shown = model(images(1)), images()
     assert plain.shape == (1,)
     for tap in taps:
         tap.armed = True
-    model(pictures)
+    model(shown)
     for tap in taps:
         tap.require_gradient()
         (gradient,) = torch.autograd.grad(
@@ -230,21 +230,21 @@ def test_vision_calls_that_are_not_as_described():
     tap = Tap(replace(model.spatial_forcing_host(), vision=vision).site("vision.-1"))
     with tap.watch():
         model(images(4))
-    # Four pictures of one view look like two samples of two views: the batch will not fit.
+    # Four images of one view look like two samples of two views: the batch will not fit.
     sf = SpatialForcing(replace(model.spatial_forcing_host(), vision=vision), Colours(), site="vision.-1")
-    pictures = images(4)
+    shown = images(4)
     with sf.watch():
-        model(pictures)
+        model(shown)
     with pytest.raises(Exception, match="batch of 4, but the watched forward had a batch of 2"):
-        sf(pictures)
+        sf(shown)
 
 
 def test_a_vision_encoder_is_aligned_with_the_projector_of_its_width():
-    model, pictures = Seeing(), images()
+    model, shown = Seeing(), images()
     sf = SpatialForcing(model.spatial_forcing_host(), Colours(), site="vision.-1")
     with sf.watch():
-        model(pictures)
-    sf(pictures).backward()
+        model(shown)
+    sf(shown).backward()
     assert sf.projector.fc1.in_features == INNER
     assert model.patches.weight.grad.abs().max() > 0
     assert model.merge.weight.grad is None
@@ -252,14 +252,14 @@ def test_a_vision_encoder_is_aligned_with_the_projector_of_its_width():
 
 
 def test_a_vision_encoder_that_is_frozen_is_told():
-    model, pictures = Seeing(), images()
+    model, shown = Seeing(), images()
     for module in (model.patches, model.encoder):
         module.requires_grad_(False)
     model.position.requires_grad_(False)
     sf = SpatialForcing(model.spatial_forcing_host(), Colours(), site="vision.-1")
     with sf.watch():
-        model(pictures)
+        model(shown)
     with pytest.raises(
         TapError, match=r"of the vision encoder of Seeing carry no gradient.*vision encoder up to"
     ):
-        sf(pictures)
+        sf(shown)

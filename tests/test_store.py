@@ -208,7 +208,7 @@ def test_marks_of_what_is_not_valid_are_not_lost(tmp_path):
 
 
 def broken_camera(indices: list[int]) -> torch.Tensor:
-    raise RuntimeError("no picture")
+    raise RuntimeError("no image")
 
 
 @pytest.mark.parametrize(

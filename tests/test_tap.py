@@ -457,7 +457,7 @@ def test_a_host_without_gradient_raises_where_gradients_are_wanted():
 
 
 class Channels:
-    """A teacher without weights: the mean colour of each quarter of a picture, and its red squared."""
+    """A teacher without weights: the mean colour of each quarter of an image, and its red squared."""
 
     width = 4
 

@@ -22,8 +22,8 @@ def store(tmp_path) -> FeatureStore:
 
 def small_store(root, layer: int | None = 3, layers: int | None = 4) -> FeatureStore:
     """Stored features of 5 frames of 2 views, said to be layer 3 of 4."""
-    pictures = ((28, 28), (28, 42))
-    source = Source("untrained-tiny", "abc", "Apache-2.0", "none", ("left", "right"), 5, pictures)
+    images = ((28, 28), (28, 42))
+    source = Source("untrained-tiny", "abc", "Apache-2.0", "none", ("left", "right"), 5, images)
     source = replace(source, layer=layer, layers=layers)
     frames_F23HW = torch.rand(5, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Features, compose
-from spatial_forcing.hosts.lerobot import Pictures, pictures_of
+from spatial_forcing.hosts.lerobot import ShownImages, images_of
 from spatial_forcing.hosts.prompted import PACKED_KEY, Packed
 from spatial_forcing.on_grid import Given
 from spatial_forcing.patches.transforms import affines_of
@@ -33,7 +33,7 @@ class FeatureSource:
             which the teacher sees them.
         device: where a teacher online runs.
         dataset_root: the data set that stored features must be of, if given.
-        packed: the policy's preprocessor packs and crops pictures, and the batch must say how.
+        packed: the policy's preprocessor packs and crops images, and the batch must say how.
         named: the cameras were named; without names whatever cameras are in a batch are aligned.
 
     Attributes:
@@ -85,45 +85,45 @@ class FeatureSource:
             return None
         return -1 if config.layer is None else config.layer
 
-    def given(self, batch: dict[str, Any], pictures: Pictures) -> Given:
+    def given(self, batch: dict[str, Any], shown: ShownImages) -> Given:
         """What an alignment is given of a batch."""
         return Given(
-            self(batch, pictures),
-            self.affine_BV23(batch, pictures),
-            picture_hw=pictures.sizes,
-            present_BV=pictures.present_BV,
-            views=pictures.places,
+            self(batch, shown),
+            self.affine_BV23(batch, shown),
+            image_hw=shown.sizes,
+            present_BV=shown.present_BV,
+            views=shown.places,
         )
 
-    def pictures(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> Pictures:
-        """The pictures to align, in the order in which the teacher sees them."""
+    def shown(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> ShownImages:
+        """The images to align, in the order in which the teacher sees them."""
         shown = self._packed(batch).cameras if self._needs_names else None
-        return pictures_of(policy, batch, stats, cameras=self.wanted, shown=shown)
+        return images_of(policy, batch, stats, cameras=self.wanted, shown=shown)
 
-    def __call__(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | Features:
-        """What the teacher sees, or said, of these pictures."""
+    def __call__(self, batch: dict[str, Any], shown: ShownImages) -> Tensor | Features:
+        """What the teacher sees, or said, of these images."""
         if self.store is None:
-            return stack_views(pictures.images)
+            return stack_views(shown.images)
         if "index" not in batch:
             raise SpatialForcingError(
                 "Stored features are looked up by frame `index`, and the batch has none."
             )
         features = self.store.read(batch["index"])
-        views = self._stored_views(pictures)
+        views = self._stored_views(shown)
         if views == list(range(len(self.cameras))):
             return features
         return Features(features.tokens_BVHWC[:, views], features.valid_BVHW[:, views])
 
-    def affine_BV23(self, batch: dict[str, Any], pictures: Pictures) -> Tensor | None:
-        """From the pictures the policy was given to those the teacher saw, where they differ."""
+    def affine_BV23(self, batch: dict[str, Any], shown: ShownImages) -> Tensor | None:
+        """From the images the policy was given to those the teacher saw, where they differ."""
         if self.store is None:
             return None
         affine_BV23 = affines_of(batch, list(self.store.source.cameras))
         if affine_BV23 is not None:
-            affine_BV23 = affine_BV23[:, self._stored_views(pictures)]
+            affine_BV23 = affine_BV23[:, self._stored_views(shown)]
         if not self.packed:
             return affine_BV23
-        packed_BV23 = self._packed(batch).affine_BV23[:, pictures.places]
+        packed_BV23 = self._packed(batch).affine_BV23[:, shown.places]
         return packed_BV23 if affine_BV23 is None else compose(affine_BV23, packed_BV23.to(affine_BV23))
 
     @property
@@ -135,24 +135,24 @@ class FeatureSource:
         packed = batch.get(PACKED_KEY)
         if not isinstance(packed, Packed):
             raise SpatialForcingError(
-                "Stored features, and forcing.cameras, need to know which pictures the policy's preprocessor "
+                "Stored features, and forcing.cameras, need to know which images the policy's preprocessor "
                 "packed and how it cropped them, and this batch does not say: it was prepared before the "
                 "policy was made, or by a preprocessor that is not LeRobot's. Train with "
                 "lerobot-train, or with the teacher online (without forcing.cache) and all cameras."
             )
         return packed
 
-    def _stored_views(self, pictures: Pictures) -> list[int]:
-        """Which of the stored views these pictures are."""
-        assert pictures.names is not None
-        unknown = [name for name in pictures.names if name not in self.cameras]
+    def _stored_views(self, shown: ShownImages) -> list[int]:
+        """Which of the stored views these images are."""
+        assert shown.names is not None
+        unknown = [name for name in shown.names if name not in self.cameras]
         if unknown:
             raise SpatialForcingError(
                 f"The batch shows {', '.join(unknown)}, of which nothing is stored. The cache has the "
                 f"policy's cameras {', '.join(self.cameras)}; to align only these: "
                 f"--policy.forcing.cameras='{json.dumps(self.cameras)}'."
             )
-        return [self.cameras.index(name) for name in pictures.names]
+        return [self.cameras.index(name) for name in shown.names]
 
 
 def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSource]:

@@ -79,12 +79,12 @@ class ForcedPolicy:
         patches.for_training(
             stored=config.forcing.stored,
             names=config.forcing.cameras is not None,
-            packed=self.record.pictures is not None,
+            packed=self.record.images is not None,
         )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         meta = kwargs.get("dataset_meta")
         cameras = self._cameras(meta)
-        self._picture_stats = None if meta is None else renamed_stats(cameras, meta.stats)
+        self._image_stats = None if meta is None else renamed_stats(cameras, meta.stats)
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)
@@ -113,7 +113,7 @@ class ForcedPolicy:
             cameras=cameras,
             device=self.config.device,
             dataset_root=None if meta is None else Path(meta.root),
-            packed=self.record.pictures is not None,
+            packed=self.record.images is not None,
             named=forcing.cameras is not None,
         )
         alignments = [
@@ -144,24 +144,22 @@ class ForcedPolicy:
                 )
             if not self._projector_ready:  # the optimizer was made of parameters() and did not ask
                 self._prepare_projector_late()
-        pictures = self.feature_source.pictures(self, batch, self._picture_stats)
+        shown = self.feature_source.shown(self, batch, self._image_stats)
         host = self.forcing.host
-        if host.locate is None and pictures.views != host.layout.views:
-            self.forcing.moved_to(policy_host(self, pictures.views))  # tokens only for cameras in the batch
+        if host.locate is None and shown.views != host.layout.views:
+            self.forcing.moved_to(policy_host(self, shown.views))  # tokens only for cameras in the batch
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
-        given = self.given(batch, pictures)
+        given = self.given(batch, shown)
         align_loss = self.forcing(given)
         logs = {**(logs or {}), **self._scalars(action_loss.mean(), align_loss)}
         self.forcing.check_loss(logs["align_loss"], given)
         self._forward_count += 1
         return action_loss + align_loss, logs
 
-    def given(self, batch: dict[str, Any], pictures: Any) -> dict[str, Given]:
+    def given(self, batch: dict[str, Any], shown: Any) -> dict[str, Given]:
         """What every alignment is given of a batch; those of one source are given the same."""
-        by_source = {
-            id(source): source.given(batch, pictures) for source in dict.fromkeys(self.feature_sources)
-        }
+        by_source = {id(source): source.given(batch, shown) for source in dict.fromkeys(self.feature_sources)}
         names = [part.name for part in self.forcing.parts]
         return {name: by_source[id(s)] for name, s in zip(names, self.feature_sources, strict=True)}
 

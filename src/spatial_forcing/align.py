@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spatial_forcing.alignment import Alignment, AlignmentOptions, Part, features_of, parts_of
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
-from spatial_forcing.on_grid import Given, PictureSize
+from spatial_forcing.on_grid import Given, ImageSize
 from spatial_forcing.pull import gradient_ratio
 from spatial_forcing.schedules import Weight
 from spatial_forcing.site import Host
@@ -181,7 +181,7 @@ class SpatialForcing(nn.Module):
         images: Images,
         affine_BV23: Tensor | None = None,
         *,
-        picture_hw: PictureSize | None = None,
+        image_hw: ImageSize | None = None,
         present_BV: Tensor | None = None,
         views: Sequence[int] | None = None,
     ) -> Tensor:
@@ -192,10 +192,10 @@ class SpatialForcing(nn.Module):
                 from a cache; or, for a ``FeatureStore``, the indices of the frames (B,). Of several
                 alignments that are not given the same, a mapping of their names. Fewer views than the host
                 has: the missing ones (the last, without ``views``) are left out of the loss.
-            affine_BV23: from the picture the host was given to the picture the teacher saw, in unit
+            affine_BV23: from the image the host was given to the image the teacher saw, in unit
                 coordinates, where they differ (random crops, flips and rotations of the host's copy): see
                 ``spatial_forcing.grid``.
-            picture_hw: height and width in pixels of the picture the host was given, where ``images`` does
+            image_hw: height and width in pixels of the image the host was given, where ``images`` does
                 not say: with Features, for a host that pads; with crops that change the aspect ratio. One
                 pair, or one for each view.
             present_BV: bool, False where a sample lacks a view; all are there if None.
@@ -212,7 +212,7 @@ class SpatialForcing(nn.Module):
                 not finite. On an accelerator only the first call waits to look at the latter: see
                 :meth:`check_loss`.
         """
-        given = self._given(images, affine_BV23, picture_hw, present_BV, views)
+        given = self._given(images, affine_BV23, image_hw, present_BV, views)
         weights = [part.weight_at(self.step) for part in self.parts]
         visual = [part.tap.visual_BND() for part in self.parts]
         for part, weight in zip(self.parts, weights, strict=True):
@@ -242,14 +242,14 @@ class SpatialForcing(nn.Module):
         images: Images,
         affine_BV23: Tensor | None = None,
         *,
-        picture_hw: PictureSize | None = None,
+        image_hw: ImageSize | None = None,
         present_BV: Tensor | None = None,
         views: Sequence[int] | None = None,
         of: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """target_BNC (float32) and valid_BN on the host's grid, of the alignment named ``of`` (the first if
         None); the other arguments as in :meth:`forward`."""
-        given = self._given(images, affine_BV23, picture_hw, present_BV, views)
+        given = self._given(images, affine_BV23, image_hw, present_BV, views)
         parts = {part.name: part for part in self.parts}
         if of is not None and of not in parts:
             raise UnknownNameError("alignment", of, parts)

@@ -71,18 +71,18 @@ class _Cached:
     dataset: str | None = None
     """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
     teacher: str | None = None
-    """A registered teacher (vggt-1b for pictures of the real world, vggt-tiny-sim for the embedded one), or a
+    """A registered teacher (vggt-1b for images of the real world, vggt-tiny-sim for the embedded one), or a
     local file or folder. To verify: the cache's if None."""
     weights: Path | None = None
     """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
     layer: int | None = None
     """Layer of the teacher, negative from the end; the last if None. To verify: the cache's, all, if None."""
     resolution: int | None = None
-    """Picture size the teacher sees; its own if None. To verify: the cache's if None."""
+    """Image size the teacher sees; its own if None. To verify: the cache's if None."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the teacher's matrix products, bfloat16 on GPUs; float32 if None. To verify: the cache's if None."""
     decoders: int = 2
-    """Threads that decode pictures while the teacher works."""
+    """Threads that decode images while the teacher works."""
     device: str = "cpu"
     """Where the teacher runs."""
 

@@ -1,6 +1,6 @@
 """Control targets: what a policy is pulled toward when the teacher's content is taken away.
 
-A loss on visual tokens can help a policy without telling it anything about the picture: it may bring a
+A loss on visual tokens can help a policy without telling it anything about the image: it may bring a
 position signal that the policy lacked, or act as a regulariser. Whatever a control gains over no forcing, the
 teacher's content did not. Two controls, run as arms beside the forced one:
 

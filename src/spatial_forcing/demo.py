@@ -138,7 +138,7 @@ def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Pa
         steps=settings.steps,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        # New pictures only when the policy plans again; the ones in between nobody looks at.
+        # New images only when the policy plans again; the ones in between nobody looks at.
         env=tuple({"task": task, "look_every": settings.chunk} for task in settings.tasks),
         episodes=settings.eval_episodes,
         eval_seed=EVAL_SEED,
@@ -167,7 +167,7 @@ def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Pa
             replace(common, name=name, label=label, role="control", forcing=forcing | {"control": name})
             for name, label in CONTROL_LABELS.items()
         ),
-        replace(reference, name="blind", label="blind: sees no pictures", policy=blind),
+        replace(reference, name="blind", label="blind: sees no images", policy=blind),
         replace(reference, name="state", label="state: knows the goal", policy=state),
     ]
 

@@ -21,7 +21,7 @@ from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.flags import read_config
 from spatial_forcing.grid import Features
-from spatial_forcing.hosts.lerobot import Pictures, policy_host
+from spatial_forcing.hosts.lerobot import ShownImages, policy_host
 from spatial_forcing.hosts.shown import shown
 from spatial_forcing.rehearsal import FirstStep, first_step
 
@@ -97,14 +97,14 @@ def diagnose(step: FirstStep) -> Findings:
 
 def _look_at_parts(found: Findings, step: FirstStep) -> None:
     policy, host = step.policy, step.policy.forcing.host
-    pictures = _pictures(step)
-    sizes = ", ".join(f"{height} x {width}" for height, width in pictures.sizes)
+    shown = _images(step)
+    sizes = ", ".join(f"{height} x {width}" for height, width in shown.sizes)
     trains = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total, projector = (sum(p.numel() for p in module.parameters()) for module in (policy, policy.forcing))
     found.facts |= {
         "host": f"{host.name}, {len(host.blocks)} blocks, width {host.width}",
         "token sequence": policy.record.sequence,
-        "pictures": f"{sizes} pixels (height x width), as the host gets them",
+        "images": f"{sizes} pixels (height x width), as the host gets them",
         "trainable parameters": f"{trains:,} of {total:,}, {projector:,} of them the projector",
     }
     for part in policy.forcing.parts:
@@ -118,15 +118,15 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
             says = f"loss {part.alignment.loss}, weight {part.alignment.weight}"
             found.facts[_of(policy, "alignment", part)] = says
     side = getattr(policy.config, "image_size", None)
-    if policy.record.type == "tiny" and any(size != (side, side) for size in pictures.sizes):
+    if policy.record.type == "tiny" and any(size != (side, side) for size in shown.sizes):
         raise SpatialForcingError(
-            f"The built-in VLA takes pictures of {side} x {side} pixels (--policy.image_size, a multiple of "
+            f"The built-in VLA takes images of {side} x {side} pixels (--policy.image_size, a multiple of "
             f"--policy.patch); these have {sizes}. Name the policy that you mean to train, for example "
             "--policy.type=smolvla, or --checkpoint."
         )
-    if len(pictures.images) < pictures.views:
+    if len(shown.images) < shown.views:
         found.odd.append(
-            f"The host has tokens for {pictures.views} views, {len(pictures.images)} are aligned: the others "
+            f"The host has tokens for {shown.views} views, {len(shown.images)} are aligned: the others "
             "are not in the batch or not chosen."
         )
     features = _features(step)
@@ -160,16 +160,16 @@ def _look_at_features(found: Findings, step: FirstStep, part: Part, features: Fe
         )
 
 
-def _pictures(step: FirstStep) -> Pictures:
-    """The pictures of the batch that are aligned, as the host gets them."""
+def _images(step: FirstStep) -> ShownImages:
+    """The images of the batch that are aligned, as the host gets them."""
     policy = step.policy
-    return policy.feature_source.pictures(policy, step.batch, policy._picture_stats)
+    return policy.feature_source.shown(policy, step.batch, policy._image_stats)
 
 
 def _features(step: FirstStep) -> dict[str, Features]:
     """What the teacher of every alignment says of the batch, online or stored."""
     policy = step.policy
-    return features_of(policy.forcing.parts, policy.given(step.batch, _pictures(step)))
+    return features_of(policy.forcing.parts, policy.given(step.batch, _images(step)))
 
 
 def _look_at_step(found: Findings, step: FirstStep) -> None:
@@ -210,7 +210,7 @@ def _look_at_places(found: Findings, step: FirstStep) -> None:
     """The perturbation check, through the policy's own preprocessing."""
     policy = step.policy.eval()
     names = {step.rename_map.get(key, key): key for key in step.raw}
-    if policy.record.pictures is not None:
+    if policy.record.images is not None:
         patches.track_groot_crops()
     seen = shown(policy, _preprocessed(step, dict(step.raw)))
     affine_V23 = None if seen.affine_BV23 is None else seen.affine_BV23[0]
@@ -235,7 +235,7 @@ def _look_at_places(found: Findings, step: FirstStep) -> None:
 
 
 def _latest(images: Tensor, instead_B3HW: Tensor | None = None) -> Tensor:
-    """The last picture of a history, which the host reads; or the history with another one there."""
+    """The last image of a history, which the host reads; or the history with another one there."""
     if instead_B3HW is None:
         return images[:, -1] if images.ndim == 5 else images
     if images.ndim == 4:

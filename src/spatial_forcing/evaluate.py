@@ -161,7 +161,7 @@ def give_back_memory() -> None:
 
 def check_fit(policy: Any, env: Any) -> None:
     """Raises :class:`PolicyError` unless a policy's configuration takes what an environment shows, and acts
-    as it does. Sizes of pictures are the policy's own business: some take any."""
+    as it does. Sizes of images are the policy's own business: some take any."""
     from lerobot.configs import FeatureType
     from lerobot.utils.constants import OBS_IMAGES
 

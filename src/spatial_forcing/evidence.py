@@ -1,4 +1,4 @@
-"""Gathers what a comparison left on disk: tokens for the depth probe, curves, evaluations, pictures.
+"""Gathers what a comparison left on disk: tokens for the depth probe, curves, evaluations, images.
 
 Shapes: F frames, V views, H W pixels or rows and columns, C channels.
 """
@@ -52,7 +52,7 @@ class ProbeFrames:
         )
         keys = dataset.meta.camera_keys
         # Frame by frame without action chunks, once: tokens need observations only, and LeRobot decodes the
-        # pictures of every frame of a chunk.
+        # images of every frame of a chunk.
         self.frames = [dataset[i] for i in range(len(self.episode_F))]
         self.images_FV3HW = torch.stack([torch.stack([f[key] for key in keys]) for f in self.frames])
 
@@ -100,8 +100,8 @@ def probe_policies(
     )
     # Two data sets: held-out episode 0 is not training episode 0.
     result = run_probe(sources, train.known(), test.known(len(train.episode_F)), baseline=baseline)
-    picture = result.pictures(test.images_FV3HW, out / "probe.png")
-    return result.record(picture.name)
+    image = result.draw(test.images_FV3HW, out / "probe.png")
+    return result.record(image.name)
 
 
 def untrained_policy(arm: Arm, like: LoadedPolicy) -> Any:
@@ -187,7 +187,7 @@ def count_parameters(weights: Path) -> int:
 
 def sample_images(dataset_root: Path, out: Path) -> list[Sample]:
     """A strip of training frames, all views, and their depth."""
-    from spatial_forcing.report.pictures import frame_strip
+    from spatial_forcing.report.images import frame_strip
 
     frames = ProbeFrames(dataset_root, 1)
     count = min(PROBE_CAMERA_PICTURES, len(frames.episode_F))

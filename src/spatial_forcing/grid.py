@@ -1,15 +1,15 @@
 """Token grids: what a teacher saw, where the host's tokens lie on it, and how to carry features across.
 
-A host (VLA) and a teacher cut the same pictures into different grids of tokens: 16 x 16 against 37 x 37, say,
+A host (VLA) and a teacher cut the same images into different grids of tokens: 16 x 16 against 37 x 37, say,
 after the host has padded, cropped or turned its copy. Everything here rests on two ideas:
 
-* An **affine** maps a point of the host's grid to a point of the picture the teacher saw. Resizing, padding,
+* An **affine** maps a point of the host's grid to a point of the image the teacher saw. Resizing, padding,
   cropping, flipping and rotating are all affines, and they compose by matrix product.
 * **Resampling is a matrix**: each host token is a weighted mean of teacher tokens. A cell is read at s x s
   points (enough that no teacher token is skipped: that is the antialiasing), each by bilinear interpolation.
-  A point that falls outside the picture, or on a teacher token that is not valid, has no weight.
+  A point that falls outside the image, or on a teacher token that is not valid, has no weight.
 
-Coordinates are unit coordinates: (0, 0) is the top left *corner* of a picture, (1, 1) its bottom right
+Coordinates are unit coordinates: (0, 0) is the top left *corner* of an image, (1, 1) its bottom right
 corner, and the token in row i of H, column j of W has its centre at x = (j + 1/2) / W, y = (i + 1/2) / H
 (half-pixel centres).
 
@@ -35,11 +35,11 @@ VALID_COVERAGE = 0.5
 
 
 class Features(NamedTuple):
-    """What a teacher says about a batch of pictures.
+    """Teacher features of a batch of images, patch by patch, and which of them are valid.
 
     Attributes:
         tokens_BVHWC: features, any floating dtype.
-        valid_BVHW: bool; False where a view is missing, padded or warped out of the picture.
+        valid_BVHW: bool; False where a view is missing, padded or warped out of the image.
     """
 
     tokens_BVHWC: Tensor
@@ -82,16 +82,16 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a host keeps its visual tokens: views x rows x cols, and how a picture lands on that grid.
+    """Where a host keeps its visual tokens: views x rows x cols, and how an image lands on that grid.
 
     Attributes:
         views, rows, cols: the grid, in the host's own order (view by view, row by row).
-        fit: ``"stretch"`` if the host resizes the picture to the grid, ``"pad"`` if it keeps the picture's
+        fit: ``"stretch"`` if the host resizes the image to the grid, ``"pad"`` if it keeps the image's
             aspect ratio and pads the rest (SmolVLA, pi0: ``resize_with_pad``).
-        anchor: with ``"pad"``, where the picture sits in the padded rectangle, as fractions (x, y) of the
+        anchor: with ``"pad"``, where the image sits in the padded rectangle, as fractions (x, y) of the
             free space: (0, 0) top left, (0.5, 0.5) centred, (1, 1) bottom right.
-        overhang: (x, y), the size of the grid over that of the host's image: above one where the last cells
-            reach beyond it (a convolutional host whose stride does not divide the image).
+        overhang: (x, y), the size of the grid over that of the host's input: above one where the last cells
+            reach beyond it (a convolutional host whose stride does not divide it).
         offset: from the centre of a cell to the centre of what it sees, in cells, down and right alike. Zero
             for patches. A convolution of stride s with half its width as padding sees around the first pixel
             of its cell, which makes (1 - s) / (2 s).
@@ -119,24 +119,24 @@ class Layout:
 
     @property
     def coverage(self) -> float:
-        """See ``resample``. A field centred on the picture's first pixel lies three quarters outside it."""
+        """See ``resample``. A field centred on the image's first pixel lies three quarters outside it."""
         return VALID_COVERAGE if self.offset == 0 else 0.15
 
     def affine_23(self, height: int, width: int) -> Tensor:
-        """The affine (2, 3) from this grid to a picture of ``height`` x ``width`` pixels."""
+        """The affine (2, 3) from this grid to an image of ``height`` x ``width`` pixels."""
         (ox, oy), shift = self.overhang, self.offset
-        to_image = torch.tensor([[ox, 0, ox * shift / self.cols], [0, oy, oy * shift / self.rows]])
+        to_input = torch.tensor([[ox, 0, ox * shift / self.cols], [0, oy, oy * shift / self.rows]])
         if self.fit == "stretch":
-            return to_image
-        # The picture fills the fraction (fx, fy) of the image and starts at (1 - f) * anchor.
-        image_w, image_h = self.cols / ox, self.rows / oy
-        scale = min(image_w / width, image_h / height)
-        fx, fy = width * scale / image_w, height * scale / image_h
+            return to_input
+        # The image fills the fraction (fx, fy) of the host's input and starts at (1 - f) * anchor.
+        input_w, input_h = self.cols / ox, self.rows / oy
+        scale = min(input_w / width, input_h / height)
+        fx, fy = width * scale / input_w, height * scale / input_h
         x0, y0 = (1 - fx) * self.anchor[0], (1 - fy) * self.anchor[1]
-        return compose(torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]]), to_image)
+        return compose(torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]]), to_input)
 
-    def picture_hw(self, height: int, width: int) -> Tensor:
-        """bool (rows, cols): cells with their centre in a ``height`` x ``width`` picture, not in padding."""
+    def valid_mask(self, height: int, width: int) -> Tensor:
+        """bool (rows, cols), True where a cell's centre is in a ``height`` x ``width`` image, not in padding."""
         (scale_x, _, x0), (_, scale_y, y0) = self.affine_23(height, width)
         x_w = scale_x * (torch.arange(self.cols) + 0.5) / self.cols + x0
         y_h = scale_y * (torch.arange(self.rows) + 0.5) / self.rows + y0
@@ -160,19 +160,19 @@ def identity() -> Tensor:
 
 
 def crop(x0: float, y0: float, x1: float, y1: float) -> Tensor:
-    """From the cropped picture to the whole one; the crop's corners are in unit coordinates of the whole."""
+    """From the cropped image to the whole one; the crop's corners are in unit coordinates of the whole."""
     if not (x1 > x0 and y1 > y0):
         raise SpatialForcingError(f"A crop needs x1 > x0 and y1 > y0, got ({x0}, {y0}, {x1}, {y1}).")
     return torch.tensor([[x1 - x0, 0.0, x0], [0.0, y1 - y0, y0]])
 
 
 def flip() -> Tensor:
-    """From the picture mirrored left to right to the original."""
+    """From the image mirrored left to right to the original."""
     return torch.tensor([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 
 
 def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
-    """From a picture turned counter-clockwise about its centre to the original; aspect = width / height."""
+    """From an image turned counter-clockwise about its centre to the original; aspect = width / height."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # Turning happens in pixels, so x is stretched by the aspect ratio before and shrunk after.
     a, b = -s / aspect, s * aspect
@@ -203,7 +203,7 @@ def resample(
     Args:
         features: the teacher's grid, any size.
         rows, cols: the host's grid.
-        affine_BV23: from the host's grid to the teacher's picture, broadcastable to (B, V, 2, 3); identity if
+        affine_BV23: from the host's grid to the teacher's image, broadcastable to (B, V, 2, 3); identity if
             None.
         published: the public code's numerics (bilinear, corners aligned, no antialiasing). Takes no affine.
         coverage: a token is valid if at least this fraction of its sample points read valid teacher tokens.

@@ -18,7 +18,7 @@ from spatial_forcing.target import Target
 from spatial_forcing.uv import uv_position_embedding
 
 # Height and width of the images: of all views alike, or of each.
-PictureSize = tuple[int, int] | Sequence[tuple[int, int]]
+ImageSize = tuple[int, int] | Sequence[tuple[int, int]]
 
 
 class Given(NamedTuple):
@@ -26,12 +26,12 @@ class Given(NamedTuple):
 
     Attributes:
         images: images_BV3HW in [0, 1] for a model, indices of frames for a store, or Features.
-        affine_BV23, picture_hw, present_BV, views: how the host saw what the teacher saw.
+        affine_BV23, image_hw, present_BV, views: how the host saw what the teacher saw.
     """
 
     images: Tensor | Features
     affine_BV23: Tensor | None = None
-    picture_hw: PictureSize | None = None
+    image_hw: ImageSize | None = None
     present_BV: Tensor | None = None
     views: Sequence[int] | None = None
 
@@ -122,7 +122,7 @@ class OnGrid(nn.Module):
                 features, layout.rows, layout.cols, affine, coverage=layout.coverage
             )
             # Padding is no part of the image, even where the teacher saw something beyond the host's crop.
-            image_Vhw = torch.stack([layout.picture_hw(*size) for size in sizes])
+            image_Vhw = torch.stack([layout.valid_mask(*size) for size in sizes])
             valid_BVhw = valid_BVhw & image_Vhw.to(valid_BVhw.device)
         target_BVhwC = _placed(target_BVhwC, places, layout.views)
         if self.control == "place":
@@ -146,13 +146,13 @@ class OnGrid(nn.Module):
     ) -> list[tuple[int, int]]:
         """Height and width of the host's image of each view."""
         shown = isinstance(given.images, Tensor) and given.images.ndim == 5
-        sizes: PictureSize | None = given.picture_hw
+        sizes: ImageSize | None = given.image_hw
         if sizes is None and not shown:
             sizes = stored_sizes  # a cache remembers
         if sizes is None and not shown and layout.fit == "pad":
             raise SpatialForcingError(
-                f"{self.host} pads its pictures, and stored features do not say what shape those had: "
-                "pass sf(features, picture_hw=(height, width))."
+                f"{self.host} pads its images, and stored features do not say what shape those had: "
+                "pass sf(features, image_hw=(height, width))."
             )
         if sizes is None:
             # A host that stretches does not care for the shape: that of its grid serves.
@@ -161,7 +161,7 @@ class OnGrid(nn.Module):
         if not isinstance(sizes[0], Sequence):
             return [(int(sizes[0]), int(sizes[1]))] * views  # type: ignore[arg-type]
         if len(sizes) != views:
-            raise SpatialForcingError(f"Got the picture sizes of {len(sizes)} views for {views} views.")
+            raise SpatialForcingError(f"Got the image sizes of {len(sizes)} views for {views} views.")
         return [(int(size[0]), int(size[1])) for size in sizes]  # type: ignore[index]
 
     def _places(self, views: Sequence[int] | None, given: int, there: int) -> list[int]:
@@ -188,8 +188,7 @@ class OnGrid(nn.Module):
             )
         if batch is not None and batch != B:
             raise SpatialForcingError(
-                f"Got pictures or features for a batch of {B}, but the watched forward had a batch of "
-                f"{batch}."
+                f"Got images or features for a batch of {B}, but the watched forward had a batch of {batch}."
             )
         return features
 

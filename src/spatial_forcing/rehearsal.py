@@ -33,7 +33,7 @@ class FirstStep:
 
     Attributes:
         policy: the policy with forcing, without wrappers.
-        raw: the batch as the data loader gives it, pictures as floats in [0, 1].
+        raw: the batch as the data loader gives it, images as floats in [0, 1].
         batch: the same through the policy's preprocessor.
         preprocess: raw -> batch.
         autocast: () -> the context in which the trainer calls the policy.

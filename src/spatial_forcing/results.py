@@ -16,7 +16,7 @@ from spatial_forcing.files import write_text
 from spatial_forcing.json_record import Record
 
 try:
-    from pydantic import Field, ValidationInfo, field_validator, model_serializer
+    from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_serializer
 except ImportError as error:
     raise MissingDependencyError("pydantic", "report") from error
 
@@ -176,7 +176,7 @@ class Probe(Record):
 
     Attributes:
         rows: the sources and the references.
-        picture: the file that shows test frames, relative to the folder of the results.
+        image: the file that shows test frames, relative to the folder of the results.
         train_frames, test_frames, test_episodes: how much the probes were fitted on and judged on.
         confidence: of the intervals.
         sub_grid: cells a side of a token.
@@ -184,7 +184,7 @@ class Probe(Record):
     """
 
     rows: list[ProbeRow]
-    picture: str | None = None
+    image: str | None = Field(None, validation_alias=AliasChoices("image", "picture"))
     train_frames: int
     test_frames: int
     test_episodes: int | None = None

@@ -130,7 +130,7 @@ def train_config(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
-        # Small pictures that the file cache holds: a second process costs more to start than it saves.
+        # Small images that the file cache holds: a second process costs more to start than it saves.
         num_workers=0,
         log_freq=log_every,
         save_freq=save_every,

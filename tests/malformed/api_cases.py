@@ -354,7 +354,7 @@ FORCING = [
         (
             "size",
             "sizes of one view",
-            lambda: aligned(features(2, 2, 4, 4, 224), picture_hw=[(28, 28)]),
+            lambda: aligned(features(2, 2, 4, 4, 224), image_hw=[(28, 28)]),
             "1 views for 2 views",
         ),
         (

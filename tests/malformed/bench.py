@@ -28,11 +28,11 @@ class Bench:
     """Folders that every case may look at and none may change.
 
     Attributes:
-        data, video: LeRobotDatasets of the same frames, as pictures and as videos; other: other frames.
+        data, video: LeRobotDatasets of the same frames, as images and as videos; other: other frames.
         features, raw: finished caches of ``data``, compressed and not; begun: an unfinished one.
         run: a training with a checkpoint; early: one that has none.
         policy: a checkpoint that fits the embedded world; seven: one with seven actions, small: one with
-            small pictures.
+            small images.
         plain: a text file.
     """
 

@@ -57,11 +57,11 @@ class Source:
         dataset: fingerprint of the data set, from :func:`dataset_fingerprint`.
         cameras: camera keys, in the order in which the teacher saw them.
         frames: F of the data set.
-        pictures: height and width of each camera's pictures, pixels.
+        images: height and width of each camera's images, pixels.
         grid: rows and columns the teacher's grid was pooled to; None if it is kept.
         layer, layers: which of the teacher's layers, counted from 0, and of how many; None if it has no
             choice, or in caches from before this was recorded.
-        resolution: height and width of the pictures that the teacher saw, pixels; None likewise.
+        resolution: height and width of the images that the teacher saw, pixels; None likewise.
         dtype: of its matrix products; None likewise.
     """
 

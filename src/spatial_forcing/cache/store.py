@@ -108,7 +108,7 @@ class FeatureStore:
 
     @property
     def image_sizes(self) -> list[tuple[int, int]] | None:
-        """Height and width of each view's pictures, for hosts that pad; None if the cache does not say."""
+        """Height and width of each view's images, for hosts that pad; None if the cache does not say."""
         return list(self.source.pictures) or None
 
     def __call__(self, asked: Tensor, /) -> Features:

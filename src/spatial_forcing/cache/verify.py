@@ -28,7 +28,7 @@ def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_s
     """Mean cosine between stored tokens and what the teacher says now, on evenly spread frames.
 
     Raises:
-        CacheError: it is lower than the codec's own losses explain: another teacher, other pictures.
+        CacheError: it is lower than the codec's own losses explain: another teacher, other images.
     """
     store = FeatureStore(root)
     picked = spread(store.source.frames, count)
@@ -43,7 +43,7 @@ def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_s
     if cosine < promised - max(0.01, 2 * (1 - promised)):
         raise CacheError(
             f"The features in {root} are not what the teacher says now: cosine {cosine:.4f} on {len(picked)} "
-            f"frames, {promised:.4f} was promised. The teacher or the pictures have changed: write it again."
+            f"frames, {promised:.4f} was promised. The teacher or the images have changed: write it again."
         )
     return cosine
 

@@ -1,4 +1,4 @@
-"""Which arrangement of the visual tokens explains what moved when cells of the pictures were blanked.
+"""Which arrangement of the visual tokens explains what moved when cells of the images were blanked.
 
 The record of a host names a place in the sequence for every cell of every view. Other arrangements name
 others: the slice begins elsewhere, the grid is counted in another order, the views are exchanged. An
@@ -120,17 +120,17 @@ def _mixed_up(cell: Cell, grid: Layout) -> int:
 _DECLARED = _in_view(lambda c, grid: c.row * grid.cols + c.col)
 _SEES = "Show the teacher what the host sees, or tell sf(images, affine) how to get from one to the other"
 _ORDERS: dict[str, _Order] = {
-    "The grid is transposed: the tokens run column by column, or rows and columns of the picture are "
+    "The grid is transposed: the tokens run column by column, or rows and columns of the image are "
     "exchanged. Let Host.visual put the tokens row by row": _in_view(
         lambda c, grid: c.col * grid.rows + c.row
     ),
-    f"The host sees its pictures mirrored left to right. {_SEES} (spatial_forcing.grid.flip)": _in_view(
+    f"The host sees its images mirrored left to right. {_SEES} (spatial_forcing.grid.flip)": _in_view(
         lambda c, grid: c.row * grid.cols + grid.cols - 1 - c.col
     ),
-    f"The host sees its pictures upside down. {_SEES} (spatial_forcing.grid)": _in_view(
+    f"The host sees its images upside down. {_SEES} (spatial_forcing.grid)": _in_view(
         lambda c, grid: (grid.rows - 1 - c.row) * grid.cols + c.col
     ),
-    f"The host sees its pictures turned by 180 degrees. {_SEES} (spatial_forcing.grid.rotation)": _in_view(
+    f"The host sees its images turned by 180 degrees. {_SEES} (spatial_forcing.grid.rotation)": _in_view(
         lambda c, grid: (grid.rows - 1 - c.row) * grid.cols + grid.cols - 1 - c.col
     ),
     "The layout has rows for columns: exchange them": _in_view(_mixed_up),
@@ -222,17 +222,17 @@ def _says_shift(site: Site, by: int) -> str:
 
 def _says_views(slots: list[int], seen: Probes) -> str:
     shown = sorted({cell.view for cell in seen.cells})
-    pairs = ", ".join(f"picture {view + 1} in view {slots[view] + 1}" for view in shown)
+    pairs = ", ".join(f"image {view + 1} in view {slots[view] + 1}" for view in shown)
     return f"The views come in another order, the host has {pairs}. Give images in the host's order"
 
 
 def _says_still(seen: Probes, still: list[int]) -> str:
     shown = {cell.view for cell in seen.cells}
     some = f"view {', '.join(str(view + 1) for view in still)}"
-    which = "the pictures" if len(still) in (0, len(shown)) else some
+    which = "the images" if len(still) in (0, len(shown)) else some
     return (
         f"Blanking cells of {which} changes nothing that enters the first block: the forward does not use "
-        "the pictures that it is given, or masks them."
+        "the images that it is given, or masks them."
     )
 
 
@@ -244,5 +244,5 @@ def _says_unclear(site: Site, seen: Probes, known: int) -> str:
         f"Only {known} of {len(seen.moved)} blanked cells move most the token that the record of {site.host} "
         f"names, and no arrangement of the grid explains the others. {outside} moved no visual token most; "
         f"the places that moved most often are {places}. Check Layout (rows, cols, fit, anchor) and "
-        f"{_selector(site)}, or try other pictures and more probes."
+        f"{_selector(site)}, or try other images and more probes."
     )

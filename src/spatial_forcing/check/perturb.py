@@ -1,8 +1,8 @@
-"""The perturbation check: blank a patch of a picture, and see which token moves.
+"""The perturbation check: blank a patch of an image, and see which token moves.
 
 A host record with a mistake in it (a slice of the right length in the wrong place, a grid counted column by
-column, views in another order, a mirrored picture) trains without an error and aligns every token with what
-another place looks like. Here a cell of the grid is blanked in the picture, the host runs up to its first
+column, views in another order, a mirrored image) trains without an error and aligns every token with what
+another place looks like. Here a cell of the grid is blanked in the image, the host runs up to its first
 block, and the token that moves most should be the one that ``Layout`` and ``Host.visual`` name. Over some
 cells the places that did move tell what is wrong.
 
@@ -52,22 +52,22 @@ def check_host(
     probes: int = 32,
     seed: int = 0,
 ) -> HostReport:
-    """Blanks cells of the pictures and looks which tokens move, before any block has mixed them.
+    """Blanks cells of the images and looks which tokens move, before any block has mixed them.
 
         report = check_host(host, lambda images_BV3HW: vla(images_BV3HW, words, state), images_BV3HW)
         assert report.ok, report
 
     The forward runs without gradient and is stopped at the first block: what it costs is the vision encoder,
     for the batch as it is and once more for every B probes. Put the model in evaluation mode first, and run
-    the check before ``torch.compile``. Use pictures of something: where they are of one colour, little moves.
+    the check before ``torch.compile``. Use images of something: where they are of one colour, little moves.
 
     Args:
         host: the record to check.
         forward: images -> anything: any forward of the model that goes through the host's blocks. It gets
-            pictures as ``images`` are, of the same batch and shape, in the same range.
+            images as ``images`` are, of the same batch and shape, in the same range.
         images: images_BV3HW, or a list of B3HW, one a view, whose sizes may differ; views in the host's
             order. Those beyond the list are not checked.
-        affine_23: from the picture that the layout speaks of to the one given here, in unit coordinates,
+        affine_23: from the image that the layout speaks of to the one given here, in unit coordinates,
             where the forward crops or mirrors on purpose (see ``spatial_forcing.grid``); one for all views,
             or one each (V, 2, 3).
         site: where to look: what enters the first block, or ``"vision.0"``, what enters the first block of
@@ -78,22 +78,22 @@ def check_host(
     Raises:
         TapError: there is no such site, or the forward does not reach it, or finds tokens that do not fit the
             layout.
-        SpatialForcingError: the pictures do not fit the layout.
+        SpatialForcingError: the images do not fit the layout.
     """
     place = host.site(site)
     views = list(images.unbind(1)) if isinstance(images, Tensor) else list(images)
     if not views or any(view.ndim != 4 for view in views) or len({len(view) for view in views}) != 1:
         shapes = ", ".join(str(tuple(view.shape)) for view in views) or "none"
-        raise SpatialForcingError(f"Expected pictures (B, 3, H, W) of every view, got: {shapes}.")
+        raise SpatialForcingError(f"Expected images (B, 3, H, W) of every view, got: {shapes}.")
 
-    def run(pictures: list[Tensor]) -> Entered:
-        given = torch.stack(pictures, dim=1) if isinstance(images, Tensor) else pictures
+    def run(shown: list[Tensor]) -> Entered:
+        given = torch.stack(shown, dim=1) if isinstance(images, Tensor) else shown
         return _enter(place, lambda: forward(given), seed)
 
     before = run(views)
     if len(views) > before.layout.views:
         raise SpatialForcingError(
-            f"Got pictures of {len(views)} views, but {host.name} has tokens for {before.layout.views}."
+            f"Got images of {len(views)} views, but {host.name} has tokens for {before.layout.views}."
         )
     places_BN, stream_BLD = _places(before, len(views[0]))
     cells, moved = [], []
@@ -219,17 +219,17 @@ def _most_moved(before_BLD: Tensor, after_BLD: Tensor) -> list[int | None]:
 
 
 def _rounds(layout: Layout, views: list[Tensor], probes: int, seed: int) -> Iterator[list[Cell]]:
-    """Cells in the pictures, views in turn, at most one for every sample of a forward."""
+    """Cells in the images, views in turn, at most one for every sample of a forward."""
     draw = torch.Generator().manual_seed(seed)
     shuffled = []
     for number, view in enumerate(views):
-        inside = layout.picture_hw(*view.shape[-2:]).nonzero().tolist()
+        inside = layout.valid_mask(*view.shape[-2:]).nonzero().tolist()
         order = torch.randperm(len(inside), generator=draw).tolist()
         shuffled.append([Cell(number, *inside[i]) for i in order])
     shuffled = [cells for cells in shuffled if cells]
     if not shuffled:
         raise SpatialForcingError(
-            f"No cell of {layout.rows} x {layout.cols} has its centre in the pictures, all is padding: there "
+            f"No cell of {layout.rows} x {layout.cols} has its centre in the images, all is padding: there "
             "is nothing to blank, and nothing to align."
         )
     turns: list[Cell] = []
@@ -244,14 +244,14 @@ def _rounds(layout: Layout, views: list[Tensor], probes: int, seed: int) -> Iter
 def _blanked(
     views: list[Tensor], chosen: list[Cell], layout: Layout, affine_23: Tensor | None
 ) -> list[Tensor]:
-    """The pictures with one cell blanked in each of the first samples."""
+    """The images with one cell blanked in each of the first samples."""
     views = [view.clone() for view in views]
     for sample, cell in enumerate(chosen):
-        picture_3HW = views[cell.view][sample]
-        rows, cols = _box(cell, layout, affine_23, *picture_3HW.shape[-2:])
-        low, high = picture_3HW.amin(), picture_3HW.amax()
+        image_3HW = views[cell.view][sample]
+        rows, cols = _box(cell, layout, affine_23, *image_3HW.shape[-2:])
+        low, high = image_3HW.amin(), image_3HW.amax()
         high = torch.where(high > low, high, low + 1)
-        box = picture_3HW[:, rows, cols]
+        box = image_3HW[:, rows, cols]
         # Black or white, channel by channel, whichever is farther from what is there.
         dark_3 = box.float().mean((1, 2)) < (low + high) / 2
         box[:] = torch.where(dark_3, high, low).to(box)[:, None, None]
@@ -262,17 +262,17 @@ def _box(
     cell: Cell, layout: Layout, affine_23: Tensor | None, height: int, width: int
 ) -> tuple[slice, slice]:
     """Rows and columns of the pixels that a cell sees."""
-    to_picture_23 = layout.affine_23(height, width)
+    to_image_23 = layout.affine_23(height, width)
     if affine_23 is not None:
         own_23 = affine_23 if affine_23.ndim == 2 else affine_23[cell.view]
-        to_picture_23 = compose(own_23.to(to_picture_23), to_picture_23)
+        to_image_23 = compose(own_23.to(to_image_23), to_image_23)
     corners_23 = torch.tensor(
         [
             [cell.col / layout.cols, cell.row / layout.rows, 1.0],
             [(cell.col + 1) / layout.cols, (cell.row + 1) / layout.rows, 1.0],
         ]
     )
-    ends_22 = (corners_23 @ to_picture_23.mT) * torch.tensor([width, height])
+    ends_22 = (corners_23 @ to_image_23.mT) * torch.tensor([width, height])
     (x0, y0), (x1, y1) = ends_22.amin(0).round().int().tolist(), ends_22.amax(0).round().int().tolist()
 
     def pixels(start: int, end: int, size: int) -> slice:

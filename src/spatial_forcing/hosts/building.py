@@ -44,7 +44,7 @@ def image_size(config: Any) -> tuple[int, int]:
     if len(sizes) > 1:
         shapes = {key: tuple(feature.shape) for key, feature in config.image_features.items()}
         raise SpatialForcingError(
-            f"{config.type} does not resize pictures, and its cameras have different sizes ({shapes}): their "
-            "token grids differ, which Spatial Forcing does not support. Resize the pictures of the data set."
+            f"{config.type} does not resize images, and its cameras have different sizes ({shapes}): their "
+            "token grids differ, which Spatial Forcing does not support. Resize the images of the data set."
         )
     return next(iter(sizes))

@@ -52,7 +52,7 @@ def groot_upstream(policy: Any) -> list[nn.Module]:
     return [policy._groot_model.backbone.visual]
 
 
-def groot_pictures(policy: Any, batch: Mapping[str, Any]) -> list[Tensor]:
+def groot_images(policy: Any, batch: Mapping[str, Any]) -> list[Tensor]:
     """The images GR00T sees, read back from their patches."""
     missing = [key for key in ("input_ids", "pixel_values", "image_grid_thw") if key not in batch]
     if missing:
@@ -168,7 +168,7 @@ RECORDS = (
         unfreeze="--policy.tune_top_llm_layers=4, --policy.tune_llm=true or --policy.tune_visual=true, "
         f"or LoRA on the VLM: {QWEN_LORA}",
         pretrained=lambda config: True,
-        pictures=groot_pictures,
+        images=groot_images,
         small=SmallPolicy(
             options=small_options,
             image_hw=(40, 60),

@@ -1,4 +1,4 @@
-"""LeRobot's policies as hosts, by their records: the host of a policy, and the pictures of a batch.
+"""LeRobot's policies as hosts, by their records: the host of a policy, and the images of a batch.
 
 Each policy has a module of its own beside this one; `docs/hosts.md` draws the token sequences. The plug-in
 package makes the policy type ``sf_<type>`` of every record, ``host_of(policy)`` reads the same records.
@@ -21,7 +21,7 @@ from spatial_forcing.tap import Host
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Pictures(NamedTuple):
+class ShownImages(NamedTuple):
     """What a batch shows, in the order of the host's visual tokens unless cameras were named.
 
     Attributes:
@@ -41,7 +41,7 @@ class Pictures(NamedTuple):
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each view's picture."""
+        """Height and width of each view's image."""
         return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
 
 
@@ -58,36 +58,36 @@ def cameras_in(config: Any, names: Any) -> list[str]:
     return [key for key in config.image_features if key in names]
 
 
-def pictures_of(
+def images_of(
     policy: Any,
     batch: Mapping[str, Any],
     stats: Mapping[str, Any] | None = None,
     *,
     cameras: Sequence[str] | None = None,
     shown: Sequence[str] | None = None,
-) -> Pictures:
-    """The pictures of a preprocessed batch as the host gets them, with its normalisation undone.
+) -> ShownImages:
+    """The images of a preprocessed batch as the host gets them, with its normalisation undone.
 
     Args:
         policy: a LeRobot policy that has a record.
         batch: what its ``forward`` gets.
-        stats: LeRobot's data set statistics, needed only if the policy normalises pictures with them.
-        cameras: the policy's names of the cameras whose pictures are wanted, in the order wanted; all, in the
+        stats: LeRobot's data set statistics, needed only if the policy normalises images with them.
+        cameras: the policy's names of the cameras whose images are wanted, in the order wanted; all, in the
             order of the visual tokens, if None.
         shown: the policy's names of the cameras in the batch, in the order of the visual tokens, for
             preprocessors that leave none in it; needed there for ``cameras``.
 
     Raises:
-        SpatialForcingError: the batch lacks pictures, or what would undo their normalisation.
+        SpatialForcingError: the batch lacks images, or what would undo their normalisation.
     """
     record = record_of(policy)
     assert record is not None
-    if record.pictures is not None:
-        images = record.pictures(policy, batch)
+    if record.images is not None:
+        images = record.images(policy, batch)
         names = None if shown is None else list(shown)
         places = _places(names or [], cameras, len(images))
         names = names and [names[place] for place in places]
-        return Pictures([images[place] for place in places], None, len(images), names, places)
+        return ShownImages([images[place] for place in places], None, len(images), names, places)
     there = shown_cameras(policy, batch)
     places = _places(there, cameras, len(there))
     keys = [there[place] for place in places]
@@ -95,7 +95,7 @@ def pictures_of(
     latest = {key: batch[key][:, -1] if batch[key].ndim == 5 else batch[key] for key in keys}
     images = [_to_unit(latest[key], key, record, policy.config, stats) for key in keys]
     views = record.views(policy.config, len(there))
-    return Pictures(images, present_in(batch, keys), views, keys, places)
+    return ShownImages(images, present_in(batch, keys), views, keys, places)
 
 
 def present_in(batch: Mapping[str, Any], keys: list[str]) -> Tensor | None:
@@ -127,7 +127,7 @@ def _places(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> 
     missing = [camera for camera in cameras if camera not in shown]
     if missing:
         raise SpatialForcingError(
-            f"The batch has no pictures of {', '.join(missing)}, which are to be aligned. It has those of: "
+            f"The batch has no images of {', '.join(missing)}, which are to be aligned. It has those of: "
             f"{', '.join(shown)}."
         )
     found = [[place for place, name in enumerate(shown) if name == camera] for camera in cameras]
@@ -147,14 +147,14 @@ def _to_unit(
         return image_B3HW
     if mode not in UNDO:
         raise SpatialForcingError(
-            f"{record.type} normalises its pictures with {mode}, which Spatial Forcing cannot undo for the "
+            f"{record.type} normalises its images with {mode}, which Spatial Forcing cannot undo for the "
             f"teacher. Known: IDENTITY, {', '.join(UNDO)}."
         )
     names, undo = UNDO[mode]
     found = (stats or {}).get(key)
     if found is None or any(name not in found for name in names):
         raise SpatialForcingError(
-            f"{record.type} normalises pictures ({mode}), and the statistics of {key} that would undo it for "
+            f"{record.type} normalises images ({mode}), and the statistics of {key} that would undo it for "
             f"the teacher are missing (there are: {', '.join(stats or {}) or 'none'}). Train through "
             "lerobot-train, or set normalization_mapping's VISUAL to IDENTITY."
         )

@@ -1,10 +1,10 @@
 """What policies share whose visual tokens stand wherever the prompt has image tokens: Qwen-VL's, InternVL's.
 
 The language model is called with ``input_ids``, in which every visual token has the same placeholder, and
-Qwen-VL's also with ``image_grid_thw``, the patches of every picture. Both differ from batch to batch, and the
-text before a picture from sample to sample. ``locate`` reads places and grid from that call.
+Qwen-VL's also with ``image_grid_thw``, the patches of every image. Both differ from batch to batch, and the
+text before an image from sample to sample. ``locate`` reads places and grid from that call.
 
-Shapes: B batch, V pictures of a sample, N visual tokens, L sequence, H W pixels, P patches, K values of a
+Shapes: B batch, V images of a sample, N visual tokens, L sequence, H W pixels, P patches, K values of a
 patch.
 """
 
@@ -27,8 +27,8 @@ class Packed(NamedTuple):
     """What a prompt shows.
 
     Attributes:
-        cameras: the policy's names of them, in the order of the pictures of a sample.
-        affine_BV23: from the picture that the policy sees to the whole one, in unit coordinates.
+        cameras: the policy's names of them, in the order of the images of a sample.
+        affine_BV23: from the image that the policy sees to the whole one, in unit coordinates.
     """
 
     cameras: list[str]
@@ -49,18 +49,18 @@ def qwen_locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:
 
 
 def image_grid(image_grid_thw: Tensor, batch: int) -> tuple[int, int, int]:
-    """(pictures of a sample, rows of patches, columns of patches), which all pictures of a batch share."""
+    """(images of a sample, rows of patches, columns of patches), which all images of a batch share."""
     grids = sorted({(rows, cols) for _, rows, cols in image_grid_thw.tolist()})
     if len(grids) != 1:
         found = ", ".join(f"{rows} x {cols}" for rows, cols in grids)
         raise SpatialForcingError(
-            f"The pictures of this batch have different grids of patches ({found}), which Spatial Forcing "
+            f"The images of this batch have different grids of patches ({found}), which Spatial Forcing "
             "does not support. Give the cameras of the data set one size."
         )
     views, rest = divmod(len(image_grid_thw), batch)
     if rest or not views:
         raise SpatialForcingError(
-            f"The batch has {len(image_grid_thw)} pictures for {batch} samples: all need equally many."
+            f"The batch has {len(image_grid_thw)} images for {batch} samples: all need equally many."
         )
     return views, *grids[0]
 
@@ -72,7 +72,7 @@ def token_places(visual_BL: Tensor, layout: Layout) -> Tensor:
         raise TapError(
             f"The prompts have {min(counts)} to {max(counts)} image tokens, expected {layout.tokens} = "
             f"{layout.views} views x {layout.rows} x {layout.cols}: a prompt was cut off, or samples show "
-            "different numbers of pictures."
+            "different numbers of images."
         )
     return visual_BL.nonzero()[:, 1].view(len(visual_BL), layout.tokens)
 
@@ -93,12 +93,12 @@ def depth_reached(blocks: Sequence[nn.Module] | nn.ModuleList, before: Sequence[
 def unpatched(patches_PK: Tensor, grid: tuple[int, int, int], patch: int, merge: int) -> Tensor:
     """images_BV3HW whose patches Qwen's image processor wrote out, in its normalisation.
 
-    It writes picture by picture, the merge x merge patches of a token together, each patch as channels x
-    frames x rows x columns; the frames of a picture are copies.
+    It writes image by image, the merge x merge patches of a token together, each patch as channels x
+    frames x rows x columns; the frames of an image are copies.
 
     Args:
         patches_PK: ``pixel_values`` of a batch.
-        grid: pictures of a sample, rows and columns of patches of each.
+        grid: images of a sample, rows and columns of patches of each.
         patch, merge: pixels of a patch and patches of a token, a side.
     """
     views, rows, cols = grid

@@ -59,9 +59,9 @@ class PolicyRecord:
         language_model: whether the blocks are a language model, which full fine-tuning can harm if it is
             pretrained.
         pretrained: (config) -> whether the blocks start from trained weights.
-        pixels: how the policy's preprocessor leaves pictures: as ``normalization_mapping`` says ("config"),
+        pixels: how the policy's preprocessor leaves images: as ``normalization_mapping`` says ("config"),
             or always with ImageNet's mean and deviation.
-        pictures: (policy, batch) -> the pictures that the policy sees, one B3HW tensor in [0, 1] a view, for
+        images: (policy, batch) -> the images that the policy sees, one B3HW tensor in [0, 1] a view, for
             preprocessors that leave none in the batch. What they crop they leave there as ``prompted.Packed``
             (GR00T's is made to).
         views: (config, cameras in the batch) -> how many views have tokens in the sequence; the cameras that
@@ -80,7 +80,7 @@ class PolicyRecord:
     language_model: bool = True
     pretrained: Callable[[Any], bool] = lambda config: config.pretrained_path is not None
     pixels: Literal["config", "imagenet"] = "config"
-    pictures: Callable[[Any, Mapping[str, Any]], list[Tensor]] | None = None
+    images: Callable[[Any, Mapping[str, Any]], list[Tensor]] | None = None
     views: Callable[[Any, int], int] = lambda config, present: len(config.image_features)
     module: str | None = None
     small: SmallPolicy | None = None

@@ -15,13 +15,13 @@ from spatial_forcing.hosts.record import PolicyRecord
 
 
 class Shown(NamedTuple):
-    """The pictures of a batch in the order of the host's visual tokens, before it resizes or pads them.
+    """The images of a batch in the order of the host's visual tokens, before it resizes or pads them.
 
     Attributes:
         cameras: the policy's name of each.
         sizes: height and width of each.
         present_BV: bool, False where a sample lacks a view; None if all are there.
-        affine_BV23: from these pictures to those of the data set, in unit coordinates; None if they are the
+        affine_BV23: from these images to those of the data set, in unit coordinates; None if they are the
             same.
         views: how many views have tokens in the sequence; those beyond ``cameras`` are missing altogether.
     """
@@ -37,11 +37,11 @@ def shown(policy: Any, batch: Mapping[str, Any]) -> Shown:
     """What a preprocessed batch shows a policy that has a record.
 
     Raises:
-        SpatialForcingError: the batch has no pictures, or does not say how they were cropped.
+        SpatialForcingError: the batch has no images, or does not say how they were cropped.
     """
     record = record_of(policy)
     assert record is not None
-    if record.pictures is not None:
+    if record.images is not None:
         return _shown_in_prompt(policy, batch, record)
     keys = shown_cameras(policy, batch)
     sizes = [(int(batch[key].shape[-2]), int(batch[key].shape[-1])) for key in keys]
@@ -49,13 +49,13 @@ def shown(policy: Any, batch: Mapping[str, Any]) -> Shown:
 
 
 def _shown_in_prompt(policy: Any, batch: Mapping[str, Any], record: PolicyRecord) -> Shown:
-    assert record.pictures is not None
-    images = record.pictures(policy, batch)
+    assert record.images is not None
+    images = record.images(policy, batch)
     packed = batch.get(PACKED_KEY)
     if not isinstance(packed, Packed):
         raise SpatialForcingError(
-            f"The preprocessor of {record.type} packs and crops its pictures, and this batch does not say "
-            "how, so it is not known what part of the data set's pictures a token sees. Call "
+            f"The preprocessor of {record.type} packs and crops its images, and this batch does not say "
+            "how, so it is not known what part of the data set's images a token sees. Call "
             "spatial_forcing.patches.track_groot_crops() before batches are preprocessed."
         )
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]

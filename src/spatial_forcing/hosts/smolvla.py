@@ -21,7 +21,7 @@ def smolvla_host(policy: Any, views: int) -> Host:
     height, width = image_size(config) if resize is None else (resize[1], resize[0])
     if height != width:
         raise SpatialForcingError(
-            f"The connector of SmolVLM takes the tokens of a picture for those of a square; with pictures of "
+            f"The connector of SmolVLM takes the tokens of an image for those of a square; with images of "
             f"{height} x {width} it mixes up their places. Set resize_imgs_with_padding to a square."
         )
     rows, cols = height // patch // shuffle, width // patch // shuffle

@@ -65,11 +65,11 @@ class Block(nn.Module):
 
 
 class TinyVLA(nn.Module):
-    """The network alone: pictures, instruction and proprioception in, a chunk of actions out.
+    """The network alone: images, instruction and proprioception in, a chunk of actions out.
 
     Args:
         views: V; 0 makes a blind policy.
-        image_size: pictures are image_size x image_size pixels.
+        image_size: images are image_size x image_size pixels.
         patch: side of a patch in pixels; divides image_size.
         state_dim, action_dim, chunk: S, A, T.
         width, depth, heads: of the transformer.
@@ -144,9 +144,9 @@ class TinyVLA(nn.Module):
         if images_BV3HW is None or tuple(images_BV3HW.shape[1:]) != expected:
             found = None if images_BV3HW is None else tuple(images_BV3HW.shape[1:])
             raise SpatialForcingError(
-                f"TinyVLA expects pictures of shape (views, 3, H, W) = {expected}, got {found}."
+                f"TinyVLA expects images of shape (views, 3, H, W) = {expected}, got {found}."
             )
-        # Centred, so that the first layer does not have to learn the mean of the pictures.
+        # Centred, so that the first layer does not have to learn the mean of the images.
         patches_bDhw = self.patches(2 * images_BV3HW.flatten(0, 1) - 1)
         patches_BND = patches_bDhw.flatten(2).transpose(1, 2).reshape(batch, -1, patches_bDhw.shape[1])
         return patches_BND + self.patch_position

@@ -143,7 +143,7 @@ class TinyPolicy(PreTrainedPolicy):
         self.reset()
 
     def images_BV3HW(self, batch: dict[str, Any]) -> Tensor:
-        """The pictures of a batch, in the order of the configuration's cameras."""
+        """The images of a batch, in the order of the configuration's cameras."""
         return torch.stack([batch[key] for key in self.config.image_features], dim=1)
 
     def _actions(self, batch: dict[str, Any]) -> Tensor:
@@ -183,7 +183,7 @@ class TinyPolicy(PreTrainedPolicy):
 
 
 def make_tiny_pre_post_processors(config: TinyConfig, dataset_stats: dict | None = None) -> tuple[Any, Any]:
-    """LeRobot's default processors: standardise state and action, leave pictures in [0, 1].
+    """LeRobot's default processors: standardise state and action, leave images in [0, 1].
 
     A dimension that never moves in the data (a gripper that is always open) is centred only. Divided by its
     deviation, a rounding error in the data would be a thousand deviations in a rollout.

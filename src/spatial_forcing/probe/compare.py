@@ -61,11 +61,11 @@ class ProbeResult:
     depth_FVhw: Tensor = field(repr=False)
     predicted: dict[str, Tensor] = field(repr=False)
 
-    def record(self, picture: str | None = None) -> Probe:
-        """What the report reads; ``picture`` is the path of :meth:`pictures`, for the report."""
+    def record(self, image: str | None = None) -> Probe:
+        """What the report reads; ``image`` is the path of :meth:`images`, for the report."""
         return Probe(
             rows=self.rows,
-            picture=picture,
+            image=image,
             train_frames=self.train_frames,
             test_frames=self.test_frames,
             test_episodes=self.test_episodes,
@@ -74,8 +74,8 @@ class ProbeResult:
             far_m=self.far,
         )
 
-    def pictures(self, images: Maps, path: Path, frames: int = 3, view: int = 0) -> Path:
-        """Draws test frames: picture, true depth, and each source's depth with its error below.
+    def draw(self, images: Maps, path: Path, frames: int = 3, view: int = 0) -> Path:
+        """Draws test frames: image, true depth, and each source's depth with its error below.
 
         Places without depth in range are grey in all of them.
 
@@ -86,17 +86,17 @@ class ProbeResult:
             view: which view.
 
         Raises:
-            ProbeError: the pictures are not those of the test frames.
+            ProbeError: the images are not those of the test frames.
             MissingDependencyError: matplotlib is not installed.
         """
-        from spatial_forcing.probe.picture import probe_picture
+        from spatial_forcing.probe.image import probe_image
 
         views = images.unbind(1) if isinstance(images, Tensor) else images
         if not 0 <= view < len(views) or len(views[view]) != self.test_frames:
             found = [tuple(of.shape) for of in views]
             raise ProbeError(f"Expected the {self.test_frames} test frames with a view {view}, got {found}.")
         chosen = torch.linspace(0, self.test_frames - 1, min(frames, self.test_frames)).round().long()
-        return probe_picture(
+        return probe_image(
             views[view][chosen],
             self.depth_FVhw[chosen, view],
             {name: depth_FVhw[chosen, view] for name, depth_FVhw in self.predicted.items()},
@@ -212,7 +212,7 @@ def _check_sources(sources: Sources, baseline: str | None) -> None:
             if not isinstance(tokens, VisualTokens):
                 raise ProbeError(
                     f"{name}: expected VisualTokens, got {type(tokens).__name__}. tapped_tokens() gives "
-                    "them; of tokens that cover the whole picture: VisualTokens.whole(tokens)."
+                    "them; of tokens that cover the whole image: VisualTokens.whole(tokens)."
                 )
     first, *others = sources
     for name in others:
@@ -220,7 +220,7 @@ def _check_sources(sources: Sources, baseline: str | None) -> None:
             if not mine.placed_like(reference):
                 found = [tuple(of.tokens_FVHWC.shape[:4]) for of in (reference, mine)]
                 raise ProbeError(
-                    "Sources must share one grid, in the same places of the pictures, to be comparable, and "
+                    "Sources must share one grid, in the same places of the images, to be comparable, and "
                     f"{first} and {name} do not: (frames, views, rows, columns) are {found[0]} and "
                     f"{found[1]}. Carry a teacher's features over with VisualTokens.carry()."
                 )

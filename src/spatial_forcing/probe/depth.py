@@ -29,8 +29,8 @@ def cell_depth(
     pixel that two cells share counts in each by its part.
 
     Args:
-        affine_FV23: from the cells' grid to the picture, in unit coordinates (``spatial_forcing.grid``); the
-            grid covers just the picture if None. Beyond the picture there is no depth.
+        affine_FV23: from the cells' grid to the image, in unit coordinates (``spatial_forcing.grid``); the
+            grid covers just the image if None. Beyond the image there is no depth.
 
     Returns:
         depth_FVhw, float32, on the CPU.
@@ -60,7 +60,7 @@ def area_mean(map_FVHW: Tensor, rows: int, cols: int, affine_FV23: Tensor | None
     for kind, (scale_x, by_y, x0, by_x, scale_y, y0) in enumerate(kinds_A6.tolist()):
         if by_x or by_y:
             raise ProbeError(
-                "The probe knows pictures that were resized, padded, cropped or mirrored, and these were "
+                "The probe knows images that were resized, padded, cropped or mirrored, and these were "
                 "turned: probe batches without image transforms."
             )
         down_hH = _area(map_FVHW.shape[-2], rows, scale_y, y0)
@@ -74,7 +74,7 @@ def area_mean(map_FVHW: Tensor, rows: int, cols: int, affine_FV23: Tensor | None
 def _area(pixels: int, cells: int, scale: float, start: float) -> Tensor:
     """(cells, pixels): the fraction of each cell that each pixel covers, along one side.
 
-    Cell c of n lies from start + scale c / n to start + scale (c + 1) / n of the picture.
+    Cell c of n lies from start + scale c / n to start + scale (c + 1) / n of the image.
     """
     if pixels * abs(scale) < cells * (1 - 1e-5):
         raise ProbeError(

@@ -33,7 +33,7 @@ class DepthProbe:
     """Depth of a token's own patch on a k x k sub-grid: a linear map of the token plus an offset of the cell.
 
     Ridge regression in closed form, in float64, on standardised inputs. One map serves every place in the
-    picture, and every cell of the depth map has an offset of its own: tokens need not say where they lie, and
+    image, and every cell of the depth map has an offset of its own: tokens need not say where they lie, and
     tokens that never change give each cell's mean depth. The map is fitted on tokens whose whole patch has
     depth in range, the offsets on every cell in range; a cell that never was is predicted at the mean of all
     others. Predictions are kept inside the range of depth seen in training.
@@ -66,7 +66,7 @@ class DepthProbe:
         Args:
             tokens_FVHWC: any floating dtype.
             depth_FVHW: metres, of what the grid of tokens covers, any resolution that fills the sub-grid. For
-                hosts that pad or crop that is not the picture: see :meth:`VisualTokens.depth`.
+                hosts that pad or crop that is not the image: see :meth:`VisualTokens.depth`.
             episode_F: the episode of each frame; at least two episodes.
 
         Raises:

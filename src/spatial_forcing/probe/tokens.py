@@ -14,7 +14,7 @@ from torch import nn
 from spatial_forcing.hosts import host_of, policy_in
 from spatial_forcing.hosts.lerobot import policy_host
 from spatial_forcing.hosts.shown import Shown, shown
-from spatial_forcing.on_grid import PictureSize
+from spatial_forcing.on_grid import ImageSize
 from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.visual import VisualTokens
 from spatial_forcing.tap import Tap
@@ -26,7 +26,7 @@ def tapped_tokens(
     batches: Iterable[dict[str, Any]],
     depth: int | None = None,
     *,
-    picture_hw: PictureSize | None = None,
+    image_hw: ImageSize | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> VisualTokens:
     """The visual tokens of a policy at the tap, for every frame of some preprocessed batches.
@@ -39,18 +39,18 @@ def tapped_tokens(
         policy: anything ``host_of`` recognises.
         batches: as the policy takes them, without image transforms.
         depth: blocks before the tap; the host's recommendation if None.
-        picture_hw: height and width of the pictures the host is given, one pair or one for each view, for
+        image_hw: height and width of the images the host is given, one pair or one for each view, for
             models that pad and are not LeRobot policies; of those the batch says.
         advance: called with the number of frames just finished.
 
     Returns:
-        The tokens on the host's grid, float32, on the CPU, with the part of the picture that each sees. Views
+        The tokens on the host's grid, float32, on the CPU, with the part of the image that each sees. Views
         are the cameras that are in any batch, in the order of the policy.
 
     Raises:
         HostError, TapError: not a host, no such depth, or the forward does not pass the tap.
-        SpatialForcingError: a batch does not say how its pictures were cropped.
-        ProbeError: no batches, batches with different grids, or a host that pads pictures of unknown size.
+        SpatialForcingError: a batch does not say how its images were cropped.
+        ProbeError: no batches, batches with different grids, or a host that pads images of unknown size.
     """
     host, inner = host_of(policy), policy_in(policy)
     run = getattr(policy, "predict_action_chunk", policy)
@@ -65,7 +65,7 @@ def tapped_tokens(
                     tap.moved_to(policy_host(inner, seen.views))
                 with tap.watch():
                     run(batch)
-                parts.append(_placed(tap, seen, picture_hw))
+                parts.append(_placed(tap, seen, image_hw))
                 advance(parts[-1].frames)
         finally:
             tap.detach()
@@ -78,7 +78,7 @@ def tapped_tokens(
     return VisualTokens.joined(parts)
 
 
-def _placed(tap: Tap, seen: Shown | None, picture_hw: PictureSize | None) -> VisualTokens:
+def _placed(tap: Tap, seen: Shown | None, image_hw: ImageSize | None) -> VisualTokens:
     """The tokens of the watched forward with their places."""
     visual_BND, layout = tap.visual_BND(), tap.layout
     if seen is not None:
@@ -90,14 +90,14 @@ def _placed(tap: Tap, seen: Shown | None, picture_hw: PictureSize | None) -> Vis
             affine_FV23=seen.affine_BV23,
             cameras=seen.cameras,
         )
-    if picture_hw is None:
+    if image_hw is None:
         if layout.fit == "pad":
             raise ProbeError(
-                f"{tap.site.host} pads its pictures, and what a token sees depends on their shape: pass "
-                "tapped_tokens(..., picture_hw=(height, width))."
+                f"{tap.site.host} pads its images, and what a token sees depends on their shape: pass "
+                "tapped_tokens(..., image_hw=(height, width))."
             )
-        picture_hw = (layout.rows, layout.cols)  # a host that stretches does not care
-    sizes = [picture_hw] * layout.views if isinstance(picture_hw[0], int) else list(picture_hw)
+        image_hw = (layout.rows, layout.cols)  # a host that stretches does not care
+    sizes = [image_hw] * layout.views if isinstance(image_hw[0], int) else list(image_hw)
     return VisualTokens.laid_out(visual_BND, layout, sizes)  # type: ignore[arg-type]
 
 

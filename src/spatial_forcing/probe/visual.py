@@ -1,6 +1,6 @@
-"""Visual tokens of some frames, and the part of its picture that each of them sees.
+"""Visual tokens of some frames, and the part of its image that each of them sees.
 
-A host may pad or crop its pictures, look beyond their edges, or lack a camera. What a token is fitted to and
+A host may pad or crop its images, look beyond their edges, or lack a camera. What a token is fitted to and
 judged by must be the depth of what it sees, so tokens, affine and validity travel together.
 
 Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels, N = V*H*W, h w rows and
@@ -24,16 +24,16 @@ CHUNK = 32
 class VisualTokens:
     """Visual tokens with their places: ``tapped_tokens`` makes them, and ``run_probe`` compares them.
 
-    Pictures, depth maps and features that are given to a method are of the same frames and views, of any
-    resolution, and show what the picture in the data set shows: one tensor, or one for each view where
+    Images, depth maps and features that are given to a method are of the same frames and views, of any
+    resolution, and show what the image in the data set shows: one tensor, or one for each view where
     cameras differ in size.
 
     Attributes:
         tokens_FVHWC: floating numbers, on the CPU.
-        affine_FV23: from the grid of tokens to the picture, in unit coordinates (``spatial_forcing.grid``).
+        affine_FV23: from the grid of tokens to the image, in unit coordinates (``spatial_forcing.grid``).
         valid_FVHW: bool, False for tokens of padding and of cameras that were missing; they are neither
             fitted nor judged.
-        coverage: how much of its cell a token needs in the picture to take features: see ``grid.resample``.
+        coverage: how much of its cell a token needs in the image to take features: see ``grid.resample``.
         cameras: a name for each view, if the policy has names.
     """
 
@@ -60,7 +60,7 @@ class VisualTokens:
 
     @classmethod
     def whole(cls, tokens_FVHWC: Tensor, valid_FVHW: Tensor | None = None) -> "VisualTokens":
-        """Tokens whose grid covers the whole picture and nothing else."""
+        """Tokens whose grid covers the whole image and nothing else."""
         affine_FV23 = identity().expand(*tokens_FVHWC.shape[:2], 2, 3)
         if valid_FVHW is None:
             valid_FVHW = torch.ones(tokens_FVHWC.shape[:4], dtype=torch.bool)
@@ -82,20 +82,20 @@ class VisualTokens:
         Args:
             visual_FNC: as the tap reads them.
             layout: the host's.
-            sizes: height and width of the picture of each view that the host was given.
+            sizes: height and width of the image of each view that the host was given.
             present_FV: bool, False where a frame lacks a view.
-            affine_FV23: from the pictures that the host was given to those of the data set.
+            affine_FV23: from the images that the host was given to those of the data set.
             cameras: a name for each view.
         """
         if not 0 < len(sizes) <= layout.views:
-            raise ProbeError(f"Got pictures of {len(sizes)} views for a host with tokens for {layout.views}.")
+            raise ProbeError(f"Got images of {len(sizes)} views for a host with tokens for {layout.views}.")
         shape = (layout.views, layout.rows, layout.cols)
         tokens_FVHWC = visual_FNC.to("cpu", torch.float32).unflatten(1, shape)[:, : len(sizes)]
         F, V = tokens_FVHWC.shape[:2]
         places_FV23 = torch.stack([layout.affine_23(*size) for size in sizes]).expand(F, V, 2, 3)
         if affine_FV23 is not None:
             places_FV23 = compose(affine_FV23.to("cpu", torch.float32), places_FV23)
-        valid_FVHW = torch.stack([layout.picture_hw(*size) for size in sizes]).expand(F, -1, -1, -1)
+        valid_FVHW = torch.stack([layout.valid_mask(*size) for size in sizes]).expand(F, -1, -1, -1)
         if present_FV is not None:
             valid_FVHW = valid_FVHW & present_FV.cpu()[:, :, None, None]
         names = None if cameras is None else tuple(cameras)
@@ -114,7 +114,7 @@ class VisualTokens:
             grids = ", ".join(sorted({str(tuple(shape)) for shape, _, _ in found}))
             raise ProbeError(
                 f"The batches have different grids of tokens (views, rows, columns, channels): {grids}. "
-                "Probe pictures of one size, of the same cameras."
+                "Probe images of one size, of the same cameras."
             )
         return replace(
             first,
@@ -133,7 +133,7 @@ class VisualTokens:
         F, _, H, W, C = self.tokens_FVHWC.shape
         V = len(cameras)
         tokens_FVHWC, valid_FVHW = torch.zeros(F, V, H, W, C), torch.zeros(F, V, H, W, dtype=torch.bool)
-        # Of a view that is not there nothing is read; another's affine is one that its pictures can fill.
+        # Of a view that is not there nothing is read; another's affine is one that its images can fill.
         affine_FV23 = self.affine_FV23[:, :1].repeat(1, V, 1, 1)
         for view, name in enumerate(self.cameras):
             to = list(cameras).index(name)
@@ -159,7 +159,7 @@ class VisualTokens:
     def depth(self, depth: Tensor | Sequence[Tensor], sub_grid: int, far: float = FAR) -> Tensor:
         """The depth of what each token sees, on ``sub_grid`` x ``sub_grid`` cells of it: depth_FVhw.
 
-        NaN beyond the picture, where a token is not valid, and where depth is out of range on more than half
+        NaN beyond the image, where a token is not valid, and where depth is out of range on more than half
         of a cell.
 
         Args:
@@ -180,13 +180,13 @@ class VisualTokens:
     def patches(self, images: Tensor | Sequence[Tensor]) -> "VisualTokens":
         """The pixels that each token sees as a token, C = 3 x height x width of a patch.
 
-        Patches have as many pixels a side as the picture has there, rounded down.
+        Patches have as many pixels a side as the image has there, rounded down.
 
         Args:
             images: images_FV3HW, or images_F3HW for each view.
         """
         rows, cols = self.tokens_FVHWC.shape[2:4]
-        views = self._views(images, "pictures", 4)
+        views = self._views(images, "images", 4)
         high = min(_pixels(image.shape[-2], affine[..., 1, 1], rows) for image, affine in views)
         wide = min(_pixels(image.shape[-1], affine[..., 0, 0], cols) for image, affine in views)
         # Views are one tensor, or each a tensor of one.
@@ -203,7 +203,7 @@ class VisualTokens:
         return replace(self, tokens_FVHWC=cut_FV3HpWq.permute(0, 1, 3, 5, 2, 4, 6).flatten(4))
 
     def carry(self, features: Features) -> "VisualTokens":
-        """A teacher's features of the whole pictures, carried to this grid as its training target would be.
+        """A teacher's features of the whole images, carried to this grid as its training target would be.
 
         Args:
             features: of the same frames and views, any grid.
@@ -246,5 +246,5 @@ class VisualTokens:
 
 
 def _pixels(side: int, scale_FV: Tensor, tokens: int) -> int:
-    """Pixels of a picture that one token spans along a side, at least one."""
+    """Pixels of an image that one token spans along a side, at least one."""
     return max(1, int(float(scale_FV.abs().min()) * side / tokens + 1e-3))

@@ -33,7 +33,7 @@ def controls_verdicts(summary: Summary) -> list[str]:
     tested = [c for c in summary.comparisons if against_control(c, summary) and not c.problem]
     if not tested:
         return [
-            "No control was compared: whether a target that knows nothing of the picture does as well is "
+            "No control was compared: whether a target that knows nothing of the image does as well is "
             "not known."
         ]
     return [
@@ -51,7 +51,7 @@ def controls_verdict(tested: Sequence[Comparison], summary: Summary) -> str:
         for c in summary.comparisons
         if c.b == b and not c.problem and not against_control(c, summary)
     )
-    controls = f"targets that know nothing of the picture ({rates})"
+    controls = f"targets that know nothing of the image ({rates})"
     if not level:
         cause = ", so its gain has to do with the teacher's content" if gained else ""
         return f"{upper(b)} succeeded more often than the controls, {controls}{cause}."
@@ -191,7 +191,7 @@ def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
     """What the blind and the state references say about the others."""
     blind, state = (arms[name].heldout_error if name in arms else None for name in ("blind", "state"))
     if blind is None:
-        return ["No blind reference was evaluated: how much of this task needs no pictures is not known."]
+        return ["No blind reference was evaluated: how much of this task needs no images is not known."]
     found = []
     level = {
         name: arm
@@ -216,7 +216,7 @@ def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
     be, its, it, has = ("is", "its", "it", "has") if len(level) == 1 else ("are", "their", "they", "have")
     return (
         f"{upper(listed(level))} {be} hardly better than the blind policy by {its} action error ({errors}): "
-        f"in {span} steps {it} {has} not learned to use {its} pictures. How {it} would do with more steps, "
+        f"in {span} steps {it} {has} not learned to use {its} images. How {it} would do with more steps, "
         "this run cannot say."
     )
 

@@ -56,7 +56,7 @@ def render(summary: Summary, results: Results, folder: Path, plots: Mapping[str,
         settings_rows=list(flatten(summary.settings)),
         hardware_rows=list(flatten(summary.hardware)),
         evaluated_steps=sorted({point.step for of in summary.plots.success.values() for point in of}),
-        probe_picture=_medium(folder, results.probe.picture if results.probe else None),
+        probe_image=_medium(folder, results.probe.image if results.probe else None),
         samples=[(_medium(folder, sample.path), sample.caption) for sample in results.samples or []],
         videos=_video_rows(results.arms, folder),
     )
@@ -81,7 +81,7 @@ def _video_rows(arms: Mapping[str, ArmResults], folder: Path) -> list[dict[str, 
 
 
 def _medium(folder: Path, path: str | None) -> dict[str, str | None] | None:
-    """A picture or video as a data URI; ``uri`` is None if the file is not there, None if none was given."""
+    """An image or video as a data URI; ``uri`` is None if the file is not there, None if none was given."""
     if path is None:
         return None
     kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
@@ -91,7 +91,7 @@ def _medium(folder: Path, path: str | None) -> dict[str, str | None] | None:
 
 
 def _svg_uri(svg: str | None) -> str | None:
-    # As a picture of its own and not as inline SVG: the names inside two plots must not collide.
+    # As an image of its own and not as inline SVG: the names inside two plots must not collide.
     return None if svg is None else _uri("image/svg+xml", svg.encode())
 
 

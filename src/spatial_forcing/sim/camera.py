@@ -18,7 +18,7 @@ class Camera:
 
     Attributes:
         name: what the view is called, for instance in `observation.images.<name>`.
-        lookat: the point in the middle of the picture, world, metres.
+        lookat: the point in the middle of the image, world, metres.
         azimuth: heading of the viewing direction around z, degrees; 90 looks along +y.
         elevation: pitch of the viewing direction, degrees; negative looks down.
         distance: from the camera to `lookat`, metres.

@@ -34,7 +34,7 @@ from spatial_forcing.files import (
 )
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import Watch
-from spatial_forcing.sim.dataset import VIEWS, encode_png, picture_histogram, write_dataset
+from spatial_forcing.sim.dataset import VIEWS, encode_png, image_histogram, write_dataset
 from spatial_forcing.sim.experts import demonstrate
 from spatial_forcing.sim.pieces import in_processes, versions
 from spatial_forcing.sim.spec import DemoSpec
@@ -230,7 +230,7 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
             "length": np.array([len(rgb_TVHW3)]),
             "png": np.frombuffer(b"".join(pngs), dtype=np.uint8),
             "png_size_TV": np.array([len(png) for png in pngs]).reshape(len(rgb_TVHW3), len(VIEWS)),
-            "histogram_VC256": np.stack([[picture_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))]]),
+            "histogram_VC256": np.stack([[image_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))]]),
         } | {key: episode[key] for key in _VECTORS.values()}
         for key, value in arrays.items():
             parts.setdefault(key, []).append(value)

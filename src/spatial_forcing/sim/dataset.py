@@ -1,4 +1,4 @@
-"""Recorded episodes as a LeRobotDataset with pictures in parquet, through LeRobot's own metadata and schema.
+"""Recorded episodes as a LeRobotDataset with images in parquet, through LeRobot's own metadata and schema.
 
 LeRobot's `save_episode` takes 0.3 to 0.5 s whatever the length, most of it to build and hash one Hugging Face
 dataset an episode: minutes for hundreds of short demonstrations. Here an episode is one row group, written
@@ -20,8 +20,8 @@ _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def features(size: int) -> dict[str, dict[str, Any]]:
-    """LeRobot's description of a frame with pictures of `size` pixels."""
-    picture = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
+    """LeRobot's description of a frame with images of `size` pixels."""
+    image = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     named = {
         "observation.state": ["x", "y", "z", "gripper"],
         "observation.environment_state": ["object_x", "object_y", "object_z", "goal_x", "goal_y", "goal_z"],
@@ -30,11 +30,11 @@ def features(size: int) -> dict[str, dict[str, Any]]:
     vectors = {
         key: {"dtype": "float32", "shape": (len(names),), "names": names} for key, names in named.items()
     }
-    return {f"observation.images.{view}": dict(picture) for view in VIEWS} | vectors
+    return {f"observation.images.{view}": dict(image) for view in VIEWS} | vectors
 
 
 def encode_png(rgb_HW3: np.ndarray) -> bytes:
-    """A picture as PNG bytes, quickly (compression level 1)."""
+    """An image as PNG bytes, quickly (compression level 1)."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -42,13 +42,13 @@ def encode_png(rgb_HW3: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def picture_histogram(rgb_THW3: np.ndarray) -> np.ndarray:
-    """Counts of the 256 values of each channel, (3, 256) int64: all that statistics of pictures need."""
+def image_histogram(rgb_THW3: np.ndarray) -> np.ndarray:
+    """Counts of the 256 values of each channel, (3, 256) int64: all that statistics of images need."""
     return np.stack([np.bincount(rgb_THW3[..., c].ravel(), minlength=256) for c in range(3)])
 
 
-def picture_statistics(histogram_C256: np.ndarray, frames: int) -> dict[str, np.ndarray]:
-    """LeRobot's statistics of pictures, in [0, 1], each (3, 1, 1), from their histogram."""
+def image_statistics(histogram_C256: np.ndarray, frames: int) -> dict[str, np.ndarray]:
+    """LeRobot's statistics of images, in [0, 1], each (3, 1, 1), from their histogram."""
     levels = np.arange(256) / 255.0
     share_C256 = histogram_C256 / histogram_C256.sum(axis=1, keepdims=True)
     mean = share_C256 @ levels
@@ -77,12 +77,12 @@ def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_dataset(root: Path, repo_id: str, size: int, episodes: Iterable[dict[str, Any]]) -> None:
-    """Write a LeRobotDataset (v3, pictures in parquet).
+    """Write a LeRobotDataset (v3, images in parquet).
 
     Args:
         root: folder; must not exist.
         repo_id: the data set's name.
-        size: height and width of pictures.
+        size: height and width of images.
         episodes: in order, each with `task` (the instruction), `png` (per view a list of T PNG files),
             `histograms` (per view (3, 256)), and the columns `observation.state`,
             `observation.environment_state`, `action`.
@@ -97,7 +97,7 @@ def write_dataset(root: Path, repo_id: str, size: int, episodes: Iterable[dict[s
             columns = _columns(meta, number, episode)
             where = table.write(columns)
             statistics = {
-                key: picture_statistics(episode["histograms"][key], len(columns["index"]))
+                key: image_statistics(episode["histograms"][key], len(columns["index"]))
                 if key in meta.image_keys
                 else vector_statistics(columns[key])
                 for key in meta.features

@@ -1,7 +1,7 @@
 """The embedded world as a LeRobot environment: `lerobot-eval --env.type=sf_metaworld --env.task=reach-v3`.
 
 Observations become, after LeRobot's `preprocess_observation`, exactly the keys of the demonstrations: two
-pictures, the hand's state, and the privileged state. An episode is a function of the environment's options
+images, the hand's state, and the privileged state. An episode is a function of the environment's options
 and its seed. Seeds start their own stream of random numbers (`experts.EVALUATIONS`), so that none of them
 repeats a demonstration.
 """
@@ -38,12 +38,12 @@ class SimEnv(gym.Env):
 
     Args:
         task: Meta-World task.
-        size: height and width of pictures.
+        size: height and width of images.
         camera: a new random pose every "frame" or "episode", or "fixed".
         start: "random-hand" or "initial", as in `World.reset`.
         success_radius: hand to goal in reach-v3, metres; other tasks use Meta-World's own criterion.
         max_steps: length of an episode; None for the task's own.
-        look_every: draw new pictures on every so many steps only, and hold them in between. For a policy that
+        look_every: draw new images on every so many steps only, and hold them in between. For a policy that
             plans this many actions at a time the result is the same, in a fraction of the time; 1 is always
             right.
 
@@ -83,10 +83,10 @@ class SimEnv(gym.Env):
         self._max_episode_steps, self.look_every = max_steps or record.max_steps, look_every
         self.episodes: list[dict[str, Any]] = []
         self._world: World | None = None
-        picture = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        image = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(
             {
-                "pixels": gym.spaces.Dict(dict.fromkeys(VIEWS, picture)),
+                "pixels": gym.spaces.Dict(dict.fromkeys(VIEWS, image)),
                 "agent_pos": gym.spaces.Box(-np.inf, np.inf, (4,), np.float32),
                 "environment_state": gym.spaces.Box(-np.inf, np.inf, (6,), np.float32),
             }
@@ -145,13 +145,13 @@ class SimEnv(gym.Env):
             self._pair = next(self._cameras)
             self._draw()
         return {
-            "pixels": dict(zip(VIEWS, self._pictures, strict=True)),
+            "pixels": dict(zip(VIEWS, self._images, strict=True)),
             "agent_pos": self.world.state,
             "environment_state": self.world.environment_state,
         }
 
     def _draw(self) -> None:
-        self._pictures = [self.world.draw(camera)[0] for camera in self._pair]
+        self._images = [self.world.draw(camera)[0] for camera in self._pair]
         self._drawn = self._steps
 
     def expert_action(self) -> np.ndarray:
@@ -162,7 +162,7 @@ class SimEnv(gym.Env):
         """What the cameras see now, side by side and twice as large: (2 H, 4 W, 3) uint8."""
         if self._drawn != self._steps:
             self._draw()
-        return np.concatenate(self._pictures, axis=1).repeat(2, axis=0).repeat(2, axis=1)
+        return np.concatenate(self._images, axis=1).repeat(2, axis=0).repeat(2, axis=1)
 
     def close(self) -> None:
         """Forget the simulator."""
@@ -177,12 +177,12 @@ class SimEnvConfig(EnvConfig):
     Attributes:
         task: a Meta-World task, or several with commas between them.
         fps: control steps a second.
-        size: height and width of pictures.
+        size: height and width of images.
         camera: a new random pose every "frame" or "episode", or "fixed".
         start: "random-hand" or "initial".
         success_radius: for reach-v3, metres.
         max_steps: length of an episode; None for the task's own.
-        look_every: draw new pictures on every so many steps only: the policy's `n_action_steps` or a divisor.
+        look_every: draw new images on every so many steps only: the policy's `n_action_steps` or a divisor.
     """
 
     task: str | None = "reach-v3"
@@ -195,8 +195,8 @@ class SimEnvConfig(EnvConfig):
     look_every: int = 1
 
     def __post_init__(self):
-        picture = PolicyFeature(type=FeatureType.VISUAL, shape=(self.size, self.size, 3))
-        self.features = {f"observation.images.{view}": picture for view in VIEWS} | {
+        image = PolicyFeature(type=FeatureType.VISUAL, shape=(self.size, self.size, 3))
+        self.features = {f"observation.images.{view}": image for view in VIEWS} | {
             "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(4,)),
             "environment_state": PolicyFeature(type=FeatureType.ENV, shape=(6,)),
             ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(4,)),

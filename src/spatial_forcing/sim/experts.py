@@ -41,12 +41,12 @@ def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterat
 
 
 def observe(world: World, cameras: tuple[Camera, ...]) -> dict[str, np.ndarray]:
-    """All that is known of a world now: pictures, depth, camera matrices, hand and privileged state."""
-    pictures = [world.draw(camera) for camera in cameras]
+    """All that is known of a world now: images, depth, camera matrices, hand and privileged state."""
+    images = [world.draw(camera) for camera in cameras]
     intrinsics_V33, extrinsics_V34 = stack_matrices(cameras, world.size, world.size)
     return {
-        "rgb_VHW3": np.stack([rgb for rgb, _ in pictures]),
-        "depth_VHW": np.stack([depth for _, depth in pictures]).astype(np.float16),
+        "rgb_VHW3": np.stack([rgb for rgb, _ in images]),
+        "depth_VHW": np.stack([depth for _, depth in images]).astype(np.float16),
         "intrinsics_V33": intrinsics_V33,
         "extrinsics_V34": extrinsics_V34,
         "state_4": world.state,

@@ -48,7 +48,7 @@ def decimate(model: Any, cell: float = 0.012, small: int = 800) -> int:
 
     Args:
         model: a `mujoco.MjModel`.
-        cell: edge of a grid cell, metres; 12 mm is about two pixels of a 112 px picture.
+        cell: edge of a grid cell, metres; 12 mm is about two pixels of a 112 px image.
         small: meshes with fewer faces than this are left alone.
 
     Returns:

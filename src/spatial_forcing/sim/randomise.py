@@ -87,7 +87,7 @@ def _rotation(quaternion: np.ndarray) -> np.ndarray:
 
 
 def sees(camera: Camera, point: np.ndarray, margin: float = 0.04) -> bool:
-    """Whether a world point falls into the picture, at least `margin` picture widths from its edge."""
+    """Whether a world point falls into the image, at least `margin` image widths from its edge."""
     matrix_34 = camera.intrinsics_33(1, 1) @ camera.extrinsics_34
     u, v, z = matrix_34 @ np.append(point, 1.0)
     return bool(z > 0 and margin < u / z < 1 - margin and margin < v / z < 1 - margin)

@@ -1,4 +1,4 @@
-"""Pictures and depth from MuJoCo by software rendering, one pass for both.
+"""Images and depth from MuJoCo by software rendering, one pass for both.
 
 H rows, W columns. A `Renderer` owns a GL context with the meshes and textures of one compiled model; any copy
 of that model, with any data, is drawn with it, so that many worlds of one task share one renderer.
@@ -21,7 +21,7 @@ CLIP_NEAR, CLIP_FAR = 0.02, 12.0
 
 
 class RenderingError(SpatialForcingError, RuntimeError):
-    """No picture can be drawn on this machine as it is set up."""
+    """No image can be drawn on this machine as it is set up."""
 
 
 def load_mujoco() -> ModuleType:
@@ -62,7 +62,7 @@ def _install_hint(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Primitive:
-    """A shape that exists in pictures only: nothing collides with it.
+    """A shape that exists in images only: nothing collides with it.
 
     Attributes:
         kind: "sphere", "box" or "cylinder".
@@ -80,7 +80,7 @@ class Primitive:
 
 
 class Renderer:
-    """Draws worlds of one compiled model as square pictures.
+    """Draws worlds of one compiled model as square images.
 
     Args:
         model: a `mujoco.MjModel` that `prepare` has set up.
@@ -117,7 +117,7 @@ class Renderer:
             model: the compiled model or a copy of it.
             data: its state, after `mj_forward`.
             camera: where to look from.
-            primitives: shapes to add to this picture.
+            primitives: shapes to add to this image.
 
         Returns:
             rgb (H, W, 3) uint8, and z-depth (H, W) float32 in metres, `CLIP_FAR` where there is nothing.
@@ -129,7 +129,7 @@ class Renderer:
         self._camera.distance = camera.distance
         model.vis.global_.fovy = camera.fov
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        # The camera's light goes where the scene's camera was last: move that, or it is one picture late.
+        # The camera's light goes where the scene's camera was last: move that, or it is one image late.
         mujoco.mjv_updateCamera(model, data, self._camera, self._scene)
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
         for primitive in primitives:
@@ -163,7 +163,7 @@ class Renderer:
 
 
 def prepare(model: Any, size: int) -> None:
-    """Set a model up, in place, for fast small pictures; before a `Renderer` is made from it."""
+    """Set a model up, in place, for fast small images; before a `Renderer` is made from it."""
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = size

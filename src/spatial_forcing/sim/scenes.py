@@ -93,15 +93,15 @@ def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
         world.move(action)
     randomise_looks(world, rng)
     primitives = random_primitives(rng)
-    pictures, cameras = [], []
+    images, cameras = [], []
     for home in default_cameras():
-        camera, picture = _good_view(world, home, primitives, rng)
-        pictures.append(picture)
+        camera, image = _good_view(world, home, primitives, rng)
+        images.append(image)
         cameras.append(camera)
     intrinsics_V33, extrinsics_V34 = stack_matrices(cameras, world.size, world.size)
     return {
-        "rgb_NVHW3": np.stack([rgb for rgb, _ in pictures]),
-        "depth_NVHW": np.stack([depth for _, depth in pictures]).clip(max=NOTHING).astype(np.float16),
+        "rgb_NVHW3": np.stack([rgb for rgb, _ in images]),
+        "depth_NVHW": np.stack([depth for _, depth in images]).clip(max=NOTHING).astype(np.float16),
         "intrinsics_NV33": intrinsics_V33,
         "extrinsics_NV34": extrinsics_V34,
     }
@@ -110,7 +110,7 @@ def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
 def _good_view(
     world: World, home: Camera, primitives: list[Primitive], rng: np.random.Generator
 ) -> tuple[Camera, tuple[np.ndarray, np.ndarray]]:
-    """A random view with the hand in the picture and nothing large right before the lens, or else `home`."""
+    """A random view with the hand in the image and nothing large right before the lens, or else `home`."""
     hand = world.state[:3]
     for _ in range(20):
         camera = WIDE(home, rng)

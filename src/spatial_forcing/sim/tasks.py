@@ -82,7 +82,7 @@ POLICY_TASKS = (
     "drawer-open-v3",
     "door-open-v3",
 )
-"""Tasks that policies learn. No teacher is trained on a picture of them."""
+"""Tasks that policies learn. No teacher is trained on an image of them."""
 
 TEACHER_TASKS = (
     "assembly-v3",

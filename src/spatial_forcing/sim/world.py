@@ -43,7 +43,7 @@ class World:
 
     Args:
         task: name, for instance "reach-v3".
-        size: height and width of pictures, pixels.
+        size: height and width of images, pixels.
         seed: of the first reset.
         decimated: draw simplified meshes (about a sixth of the triangles).
 

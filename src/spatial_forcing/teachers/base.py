@@ -259,7 +259,7 @@ def resize(images_BV3HW: Tensor, resolution: tuple[int, int]) -> Tensor:
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """B3HW pictures of several cameras as images_BV3HW, the smaller ones stretched to the largest height and
+    """B3HW images of several cameras as images_BV3HW, the smaller ones stretched to the largest height and
     width. Teachers resize anyway; an affine in unit coordinates does not notice."""
     height, width = (max(view.shape[side] for view in views) for side in (-2, -1))
     same = [

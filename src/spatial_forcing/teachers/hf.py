@@ -36,7 +36,7 @@ class Architecture(NamedTuple):
 
     Attributes:
         norm: the module that its last hidden state has passed.
-        mean, std: of its pictures.
+        mean, std: of its images.
     """
 
     norm: str

@@ -1,4 +1,4 @@
-"""Pictures of the data for the report.
+"""Images of the data for the report.
 
 Shapes: F frames, V views, H W rows and columns of pixels.
 """
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.probe.depth import FAR
-from spatial_forcing.probe.picture import DEPTH_COLOURS, colour_bar, draw_map, panels, save_png, value_range
+from spatial_forcing.probe.image import DEPTH_COLOURS, colour_bar, draw_map, panels, save_png, value_range
 
 
 def frame_strip(images_FV3HW: Tensor, depth_FVHW: Tensor, path: Path, far: float = FAR) -> Path:
-    """Writes a PNG of some frames: a column a frame, for each view the picture and its depth below.
+    """Writes a PNG of some frames: a column a frame, for each view the image and its depth below.
 
     Args:
         images_FV3HW: in [0, 1].

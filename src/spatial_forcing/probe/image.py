@@ -19,10 +19,8 @@ DEPTH_COLOURS, ERROR_COLOURS, MISSING_COLOUR = "viridis_r", "magma", "0.8"
 INCHES = 1.3
 
 
-def probe_picture(
-    images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path
-) -> Path:
-    """Writes a PNG with two rows a frame: true depth and predictions above, picture and errors below.
+def probe_image(images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path) -> Path:
+    """Writes a PNG with two rows a frame: true depth and predictions above, image and errors below.
 
     All depth maps share one colour scale, all errors another, which ends at the 99th percentile. Where
     there is no true depth, all of them are grey: what a probe says there is not judged.
@@ -43,7 +41,7 @@ def probe_picture(
         shown = draw_map(above[0], depth_Fhw[f], DEPTH_COLOURS, near, far)
         below[0].imshow(image_3HW.permute(1, 2, 0).clamp(0, 1))
         above[0].set_ylabel("depth")
-        below[0].set_ylabel("picture | error")
+        below[0].set_ylabel("image | error")
         for column, name in enumerate(judged, start=1):
             draw_map(above[column], judged[name][f], DEPTH_COLOURS, near, far)
             wrong = draw_map(below[column], errors[name][f], ERROR_COLOURS, 0.0, worst)
