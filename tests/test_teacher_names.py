@@ -10,9 +10,9 @@ from small_dataset import make_dataset
 
 import spatial_forcing.teachers as teachers
 from spatial_forcing.cache.command import check_options
-from spatial_forcing.demo import DemoSettings, check_settings, features_folder
-from spatial_forcing.doctor import training_flags
+from spatial_forcing.demo_settings import DemoSettings, check_settings, features_folder
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.rehearsal import training_flags
 from spatial_forcing.teachers import (
     RECORDS,
     FrozenTeacher,
@@ -37,7 +37,15 @@ def commands(dataset, tmp_path):
 
     def cached(teacher: str) -> None:
         said = {"dataset": str(dataset), "out": tmp_path / "f", "device": "cpu", "cameras": (), "batch": 8}
-        codec = {"codec": "pca-int8", "components": None, "fidelity": 0.99, "grid": None, "decoders": 1}
+        codec = {
+            "codec": "pca-int8",
+            "components": None,
+            "fidelity": 0.99,
+            "grid": None,
+            "decoders": 1,
+            "layers": (),
+            "layer": None,
+        }
         check_options(SimpleNamespace(teacher=teacher, **said, **codec))
 
     def demo(teacher: str) -> None:
