@@ -79,5 +79,5 @@ def test_without_pydantic_the_message_says_what_to_install():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100
     )
     assert (
-        done.stdout.strip() == 'This needs pydantic. Install it with: pip install "spatial-forcing[report]"'
+        done.stdout.strip() == 'This needs pydantic. Install it with: pip install "lerobot_policy_spatial_forcing[report]"'
     )

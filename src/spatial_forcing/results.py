@@ -71,6 +71,7 @@ class Evaluation(Record):
         return episodes
 
     def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.plain(), indent=1))
 
 

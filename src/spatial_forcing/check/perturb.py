@@ -70,14 +70,12 @@ def check_host(
         affine_23: from the image that the layout speaks of to the one given here, in unit coordinates,
             where the forward crops or mirrors on purpose (see ``spatial_forcing.grid``); one for all views,
             or one each (V, 2, 3).
-        site: where to look: what enters the first block, or ``"vision.0"``, what enters the first block of
-            the vision encoder. After some blocks tokens have been mixed, and the check sees less clearly.
+        site: where to look: before the first block, where nothing is mixed yet, or ``"vision.0"``.
         probes: how many cells to blank, spread over views and samples.
         seed: of the choice of cells, and of the random numbers of every forward.
 
     Raises:
-        TapError: there is no such site, or the forward does not reach it, or finds tokens that do not fit the
-            layout.
+        TapError: no such site, the forward does not reach it, or its tokens do not fit the layout.
         SpatialForcingError: the images do not fit the layout.
     """
     place = host.site(site)

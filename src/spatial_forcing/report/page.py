@@ -43,6 +43,7 @@ def write_report(results: Results | Mapping[str, Any], folder: Path) -> Path:
     folder, results = Path(folder), Results.checked(results, "results")
     summary = summarise(results)
     html = render(summary, results, folder, draw_plots(summary))
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.json", json.dumps(summary.json_data(), indent=1, allow_nan=False) + "\n")
     return write_text(folder / "report.html", html)
 
