@@ -227,8 +227,8 @@ class ForcedPolicy:
     def _prepare_projector_late(self) -> None:
         if is_sharded(self) and self.config.pretrained_path is not None:  # type: ignore[arg-type]
             raise SpatialForcingError(
-                "The projector cannot continue where FSDP2 has sharded it already: from a checkpoint, Spatial "
-                "Forcing with FSDP2 needs --use_policy_training_preset=true."
+                "The projector cannot continue where FSDP2 has sharded it already: from a checkpoint, "
+                "Spatial Forcing with FSDP2 needs --use_policy_training_preset=true."
             )
         self._prepare_projector()
 
@@ -263,7 +263,7 @@ class ForcedPolicy:
         if self.config.use_peft:  # PEFT saves the adapter
             self._save_projector(save_directory)
             name_plain_class(save_directory, self.plain_class)
-        elif is_sharded(self) and "forcing" in self._modules:  # type: ignore[arg-type,attr-defined]
+        elif is_sharded(self) and "forcing" in self._modules:  # type: ignore[attr-defined,arg-type]
             # Not on the way of _save_pretrained: it is saved as shards, the projector among them.
             describe_projectors(self.forcing, self.config.forcing, save_directory / SIDE_FOLDER)
 
