@@ -24,7 +24,9 @@ def test_results_of_earlier_versions_are_read_whole_and_drawn(tmp_path):
     found = Results.read(EARLIER)
     assert list(found.arms) == ["baseline", "forced", "shuffled", "place", "blind", "state"]
     found.save(tmp_path / "results.json")
-    assert json.loads((tmp_path / "results.json").read_text()) == earlier()
+    was = earlier()
+    was["probe"]["image"] = was["probe"].pop("picture")  # its name then
+    assert json.loads((tmp_path / "results.json").read_text()) == was
     page = write_report(found, tmp_path).read_text()
     assert found.arms["forced"].label in page
     assert not list(tmp_path.glob("*.tmp"))
@@ -79,5 +81,6 @@ def test_without_pydantic_the_message_says_what_to_install():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100
     )
     assert (
-        done.stdout.strip() == 'This needs pydantic. Install it with: pip install "lerobot_policy_spatial_forcing[report]"'
+        done.stdout.strip()
+        == 'This needs pydantic. Install it with: pip install "lerobot_policy_spatial_forcing[report]"'
     )
