@@ -1,6 +1,6 @@
 """What stored features cost in truth when the policy's images are augmented.
 
-    spatial-forcing demos --out demos --episodes 20
+    spatial-forcing collect --out demos --episodes 20
     python benchmarks/cache_price.py --dataset demos
 
 An image is cropped, turned or mirrored. Online, the teacher looks at the result. From the cache, the

@@ -1,6 +1,6 @@
 """How much faster two processes write a feature cache than one, sharing it without a coordinator.
 
-    spatial-forcing demos --out demos
+    spatial-forcing collect --out demos
     python benchmarks/cache_speed.py --dataset demos
 
 A process each, a core each (decoding included), the embedded teacher, every byte written. The kinds take

@@ -1,6 +1,6 @@
 """How fast a data set that stores images is read, as LeRobot does and without the images beside chunks.
 
-    spatial-forcing demos --out demos
+    spatial-forcing collect --out demos
     python benchmarks/chunk_reads.py --dataset demos              # chunks of 8, as the built-in VLA
     python benchmarks/chunk_reads.py --dataset demos --chunk 50   # as SmolVLA
 

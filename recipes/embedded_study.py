@@ -59,7 +59,7 @@ class Args:
     """Teachers to compare: vggt-tiny-sim, vggt-tiny-sim-2d, pixels, ..."""
     weights: tuple[float, ...] = (0.5,)
     """Weights of the alignment loss, each an arm of its own for each teacher."""
-    targets: tuple[Literal["tokens", "coefficients", "raw-coefficients"], ...] = ("tokens",)
+    targets: tuple[Literal["tokens", "pca", "raw-pca"], ...] = ("tokens",)
     """What is aligned to: standardised tokens, PCA coefficients in their geometry, or in that of raw ones."""
     fidelity: float = 0.99
     """Mean cosine that stored features keep: 8 coefficients a token at 0.99, 32 at 0.999."""
@@ -137,7 +137,7 @@ def study_arms(
         for lr in args.learning_rates:
             for teacher in args.teachers:
                 for w in args.weights:
-                    one = replace(settings, seed=seed, teacher=teacher, learning_rate=lr, weight=w)
+                    one = replace(settings, seed=seed, teacher=teacher, learning_rate=lr, loss_weight=w)
                     all_arms = {arm.name: arm for arm in demo_arms(one, train, heldout, features[teacher])}
                     if args.baseline:
                         add(all_arms["baseline"], tag="baseline", lr=lr)
@@ -156,8 +156,8 @@ def study_arms(
 # Forcing options of what --targets names.
 TARGETS: dict[str, dict[str, Any]] = {
     "tokens": {},
-    "coefficients": {"coefficients": True},
-    "raw-coefficients": {"coefficients": True, "standardize": False},
+    "pca": {"pca_targets": True},
+    "raw-pca": {"pca_targets": True, "standardize": False},
 }
 
 

@@ -103,7 +103,7 @@ def test_equals_the_published_objective(name):
     host = Host("reference", [nn.Identity()], final_norm, visual_BND.shape[-1], layout, lambda hidden: hidden)
     teacher = type("Width", (), {"width": C})
     embedding = 0.1 if metadata["position_embedding"] == "True" else 0.0
-    sf = SpatialForcing(host, teacher, 1.0, depth=1, published=True, position_embedding=embedding)
+    sf = SpatialForcing(host, teacher, 1.0, site="blocks.1", published=True, position_embedding=embedding)
     names = {"vlm_norm": "norm", "fc1": "fc1", "fc2": "fc2"}
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     sf.projector.load_state_dict(
@@ -397,7 +397,7 @@ def test_masked_tokens_change_nothing_and_get_no_gradient(norm, poison, seed):
         sf.load_state_dict(state)
         leaf = hidden.clone().requires_grad_()
         with sf.watch():
-            sf.host.reader(sf.tap.depth)(leaf)
+            sf.host.reader(sf.tap.layer)(leaf)
         sf.zero_grad()
         loss = sf(target)
         loss.backward()
@@ -564,7 +564,7 @@ def test_autocast_leaves_the_target_and_the_loss_in_float32(norm):
             4,
             Layout(1, 1, 2),
             lambda hidden: hidden,
-            depth=1,
+            layer=1,
         ),
         type("Width", (), {"width": 4}),
         norm=norm,

@@ -99,7 +99,7 @@ def test_a_list_of_one_is_the_same_bit_for_bit_as_the_flat_arguments():
     teacher, results = ConvTeacher(), []
     for listed in (False, True):
         torch.manual_seed(9)
-        setting = Setting(position_embedding=0.2, norm="batch", depth=2, weight=0.7)
+        setting = Setting(position_embedding=0.2, norm="batch", site="blocks.2", weight=0.7)
         if listed:
             setting.sf.detach()
             torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_a_list_of_one_is_the_same_bit_for_bit_as_the_flat_arguments():
         if listed:
             setting.sf = SpatialForcing(host, [Alignment("blocks.2", teacher, weight=0.7, **options)])
         else:
-            setting.sf = SpatialForcing(host, teacher, 0.7, depth=2, **options)
+            setting.sf = SpatialForcing(host, teacher, 0.7, site="blocks.2", **options)
         after = torch.rand(3)  # as many random numbers were drawn
         loss = setting.loss()
         state = copy.deepcopy(setting.sf.state_dict())
@@ -250,20 +250,11 @@ def test_what_is_wrong_leaves_no_hook_behind():
     assert not any(module._forward_pre_hooks for module in setting.vla.modules())
 
 
-@pytest.mark.parametrize("more", [{"weight": 1.0}, {"depth": 2}, {"norm": "batch"}])
+@pytest.mark.parametrize("more", [{"weight": 1.0}, {"site": "blocks.2"}, {"norm": "batch"}])
 def test_a_list_says_everything(more):
     setting = Setting()
     with pytest.raises(SpatialForcingError, match="said in each of the alignments"):
         SpatialForcing(setting.vla.spatial_forcing_host(), two(setting.teacher), **more)
-
-
-def test_site_and_depth_are_two_names_of_one_thing():
-    with pytest.raises(SpatialForcingError, match="the site or the depth, not both"):
-        Setting(site="blocks.2", depth=2)
-    one, other = Setting(site="blocks.2"), Setting(depth=2)
-    loss, same = one.loss(), other.loss()
-    assert torch.equal(loss, same)
-    assert_same(one.gradients(loss), other.gradients(same), atol=0)
 
 
 def test_features_that_are_no_numbers_are_found_in_any_alignment():

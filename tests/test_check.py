@@ -290,7 +290,7 @@ def test_a_compiled_model_is_run_as_it_was_written():
 
 def test_a_slice_says_where_the_visual_tokens_are():
     wide, images = Wide(), torch.rand(*WIDE)
-    sf = SpatialForcing(wide.host(), load_teacher("untrained-tiny"), depth=1)
+    sf = SpatialForcing(wide.host(), load_teacher("untrained-tiny"), site="blocks.1")
     with sf.watch():
         hidden_BLD = wide(images)
     assert torch.equal(sf.tap.visual_BND(), hidden_BLD[:, 3:])

@@ -32,7 +32,7 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demos", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
+        (["collect", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
         (["demo", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
         (["demo", "--out", "OUT/d", "--teacher", "vgtt-1b"], "Did you mean 'vggt-1b'"),
         (["eval", "--checkpoint", "OUT"], "has no config.json"),
@@ -70,7 +70,7 @@ def test_every_command_explains_itself(monkeypatch, capsys, command):
     assert COMMANDS[command].__doc__ in help_of(monkeypatch, capsys, command)
 
 
-@pytest.mark.parametrize(("command", "options"), [("demo", DemoSettings), ("demos", DemoSpec)])
+@pytest.mark.parametrize(("command", "options"), [("demo", DemoSettings), ("collect", DemoSpec)])
 def test_options_and_defaults_have_one_source(monkeypatch, capsys, command, options):
     monkeypatch.setenv("COLUMNS", "400")
     text = help_of(monkeypatch, capsys, command)
@@ -84,7 +84,7 @@ def test_options_and_defaults_have_one_source(monkeypatch, capsys, command, opti
 
 
 def test_what_an_option_may_not_be_is_one_message(monkeypatch, capsys, tmp_path):
-    for command in ("demo", "demos"):
+    for command in ("demo", "collect"):
         out = ["--out", str(tmp_path / "d")]
         code, error = run(monkeypatch, capsys, command, *out, "--start", "middle")
         assert (code, error.count("Unknown start 'middle'")) == (2, 1)

@@ -182,7 +182,7 @@ def test_warnings_of_the_policy_are_findings(folder, data):
 
 
 def test_a_teacher_that_knows_nothing_and_a_weight_that_is_too_large(folder, data):
-    found = visit("smolvla", folder, data(SMALL), forcing={"teacher": "pixels", "weight": 1e4})
+    found = visit("smolvla", folder, data(SMALL), forcing={"teacher": "pixels", "loss_weight": 1e4})
     assert any("times as hard as the action loss" in message for message in found.odd)
 
 

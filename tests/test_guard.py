@@ -71,7 +71,7 @@ def test_bugs_keep_their_traceback(capsys):
 def test_an_interrupted_command_says_what_is_kept(capsys):
     code, said = ending(capsys, KeyboardInterrupt())
     assert (code, said) == (130, "\nspatial-forcing: stopped. It is all there.\n")
-    assert KEPT["cache"] == KEPT["demos"] == KEPT["demo"] == AGAIN
+    assert KEPT["cache"] == KEPT["collect"] == KEPT["demo"] == AGAIN
     assert "No result was written" in KEPT["eval"]
 
 

@@ -58,14 +58,14 @@ def test_decoders_are_found_and_tapped_where_hugging_face_says(decoder, kind, in
     base = model.model if inside == "causal LM" else model
     host = host_of(Policy(model) if inside == "policy" else model, **WHERE)
     assert host.name == type(base).__name__
-    assert (host.width, len(host.blocks), host.default_depth, host.layout) == (32, 4, 3, LAYOUT)
+    assert (host.width, len(host.blocks), host.default_layer, host.layout) == (32, 4, 3, LAYOUT)
     words_BL = torch.randint(1, 64, (2, 6))
     hidden = base(input_ids=words_BL, output_hidden_states=True).hidden_states
-    for depth in (1, 2, 3):
-        tap = Tap(host, depth)
+    for layer in (1, 2, 3):
+        tap = Tap(host, layer)
         with tap.watch():
             model(input_ids=words_BL)
-        assert torch.equal(tap.visual_BND(), hidden[depth][:, VISUAL])
+        assert torch.equal(tap.visual_BND(), hidden[layer][:, VISUAL])
         tap.detach()
 
 
@@ -100,11 +100,11 @@ def test_what_is_given_goes_before_what_the_model_says():
     vla = TinyVLA(image_size=28, width=16, heads=2)
     own = vla.spatial_forcing_host()
     hidden_BLD = torch.arange(24.0).view(1, 24, 1)
-    host = host_of(vla, layout=LAYOUT, visual=VISUAL, depth=2)
-    assert (host.layout, host.default_depth, host.entry, host.name) == (LAYOUT, 2, "norm1", "TinyVLA")
+    host = host_of(vla, layout=LAYOUT, visual=VISUAL, layer=2)
+    assert (host.layout, host.default_layer, host.entry, host.name) == (LAYOUT, 2, "norm1", "TinyVLA")
     assert host.visual(hidden_BLD).flatten().tolist() == [1, 2, 3, 4]
-    host = host_of(vla, depth=1)
-    assert (host.layout, host.default_depth) == (own.layout, 1)
+    host = host_of(vla, layer=1)
+    assert (host.layout, host.default_layer) == (own.layout, 1)
     assert torch.equal(host.visual(hidden_BLD), own.visual(hidden_BLD))
 
 
@@ -112,9 +112,9 @@ def test_visual_may_be_a_function(decoder):
     def last_four(hidden_BLD: Tensor) -> Tensor:
         return hidden_BLD[:, -4:]
 
-    host = host_of(decoder("gemma"), layout=LAYOUT, visual=last_four, depth=2)
+    host = host_of(decoder("gemma"), layout=LAYOUT, visual=last_four, layer=2)
     assert host.visual is last_four
-    assert host.default_depth == 2
+    assert host.default_layer == 2
 
 
 def test_recognising_changes_nothing(decoder):

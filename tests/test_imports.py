@@ -44,7 +44,7 @@ ORDER = (
     ("json_record", "results", "stats", "bootstrap", "provenance"),
     ("sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
-    ("report", "evidence", "demo_settings", "demo", "doctor", "cli"),
+    ("report", "evidence", "demo_settings", "demo", "doctor", "command_names", "cli"),
     (PLUGIN.name,),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}

@@ -13,6 +13,7 @@ from small_dataset import CAMERAS, make_dataset
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import FeatureSource, ForcingConfig
+from lerobot_policy_spatial_forcing.forcing_config import RENAMED
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing import patches
 from spatial_forcing.cache.codec import CodecOptions
@@ -131,7 +132,7 @@ def test_exported_policy_is_bit_equal_to_the_training_object(dataset, cache, tmp
 
 
 def test_weight_zero_is_the_plain_policy(dataset, cache, plain_run, tmp_path):
-    baseline = train(forced_config(cache=str(cache), weight=0.0), dataset, tmp_path / "run")
+    baseline = train(forced_config(cache=str(cache), loss_weight=0.0), dataset, tmp_path / "run")
     # Same weights, same batches, so the same loss at every step. Only the gradient norm that clips both is
     # summed over more (zero) terms: rounding.
     for a, b in zip(read_metrics(baseline), read_metrics(plain_run), strict=True):
@@ -215,11 +216,11 @@ def test_frozen_host_stops_before_the_first_step(dataset, cache):
     ("forcing", "message"),
     [
         ({"teacher": "pixels"}, "is of teacher"),
-        ({"weight": -1.0}, "0 or more"),
-        ({"weight": float("nan")}, "finite number, 0 or more, got nan"),
+        ({"loss_weight": -1.0}, "0 or more"),
+        ({"loss_weight": float("nan")}, "finite number, 0 or more, got nan"),
         ({"position_embedding": 5.0}, r"0 \(none\) to 1.*got 5.0"),
         ({"ratio_every": -3}, r"ratio_every.*0 or more.*got -3"),
-        ({"depth": 5}, "must be 1 to 4, got 5"),
+        ({"site": "blocks.5"}, "has no site 'blocks.5'"),
         ({"norm": "instance"}, "'layer' or 'batch'"),
     ],
 )
@@ -283,21 +284,21 @@ def test_blind_and_state_policies_differ_in_what_they_see(dataset):
         make_policy(TinyConfig(**SMALL, use_environment_state=True), ds_meta=meta)
 
 
-def test_the_target_may_be_the_coefficients_of_a_cache(dataset, tmp_path):
+def test_the_target_may_be_the_pca_coefficients_of_a_cache(dataset, tmp_path):
     small = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", stored_in(8))
-    out = train(forced_config(cache=str(small), coefficients=True), dataset, tmp_path / "run", steps=2)
+    out = train(forced_config(cache=str(small), pca_targets=True), dataset, tmp_path / "run", steps=2)
     projector = load_file(checkpoints(out)[2] / "spatial_forcing" / "projector.safetensors")
     assert projector["projector.fc2.weight"].shape == (8, load_teacher(TEACHER).width)
     assert 0 < read_metrics(out)[-1]["align_loss"] < 2
     # The same teacher, and directions of another cache: numbers that mean something else.
     other = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "other", stored_in(12))
-    for changed in ({"cache": str(small)}, {"cache": str(other), "coefficients": True}):
+    for changed in ({"cache": str(small)}, {"cache": str(other), "pca_targets": True}):
         config = forced_config(**changed)
         config.pretrained_path = checkpoints(out)[2]
         with pytest.raises(SpatialForcingError, match=r"features: .* there.*new_projector=true"):
             train(config, dataset, tmp_path / "stops", steps=2)
         shutil.rmtree(tmp_path / "stops", ignore_errors=True)
-    config = forced_config(cache=str(other), coefficients=True, new_projector=True)
+    config = forced_config(cache=str(other), pca_targets=True, new_projector=True)
     config.pretrained_path = checkpoints(out)[2]
     assert read_metrics(train(config, dataset, tmp_path / "goes on", steps=2))
 
@@ -321,7 +322,7 @@ def continues(policy, at: Path) -> bool:
 
 
 OTHERS = [
-    ({"depth": 1}, "site: blocks.3 there, blocks.1 here"),
+    ({"site": "blocks.1"}, "site: blocks.3 there, blocks.1 here"),
     ({"site": "blocks.1"}, "site: blocks.3 there, blocks.1 here"),
     ({"norm": "batch"}, "norm: layer there, batch here"),
     ({"position_embedding": 0.3}, "position_embedding: 0.1 there, 0.3 here"),
@@ -347,10 +348,11 @@ def test_a_projector_for_something_else_does_not_continue(
     if version != "now":
         said = {k: v for k, v in said.items() if k not in NEW_IN_RECORDS}
         said["site"] = {"host": "TinyVLA", "width": 32, "depth": 3}
+        said |= {old: said.pop(new) for old, new in RENAMED.items() if new in said and old != "depth"}
     if version == "no site":
         said = {k: v for k, v in said.items() if k not in ("site", "control")}
     described.write_text(json.dumps(said))
-    for same in ({}, {"depth": 3}, {"site": "blocks.3"}, {"site": "blocks.-2"}, {"weight": 0.1}):
+    for same in ({}, {"site": "blocks.3"}, {"site": "blocks.-2"}, {"loss_weight": 0.1}):
         assert continues(prepared(on_top_of(at, cache, **same), dataset), at)
     with pytest.raises(SpatialForcingError, match=rf"{says}\).*give what is there.*new_projector=true"):
         prepared(on_top_of(at, cache, **forcing), dataset)
@@ -376,13 +378,13 @@ def test_a_cache_of_several_layers_is_trained_toward_the_one_that_is_named(datas
 
 
 def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path):
-    with pytest.raises(CacheError, match="and no coefficients"):
-        train(forced_config(cache=str(cache), coefficients=True), dataset, tmp_path / "run")
+    with pytest.raises(CacheError, match="and no PCA coefficients"):
+        train(forced_config(cache=str(cache), pca_targets=True), dataset, tmp_path / "run")
     with pytest.raises(SpatialForcingError, match="needs a compressed cache"):
-        train(forced_config(coefficients=True), dataset, tmp_path / "run")
+        train(forced_config(pca_targets=True), dataset, tmp_path / "run")
     few = extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path / "features", stored_in(6))
     with pytest.raises(SpatialForcingError, match="multiple of 4; these are 6 wide"):
-        train(forced_config(cache=str(few), coefficients=True), dataset, tmp_path / "run")
+        train(forced_config(cache=str(few), pca_targets=True), dataset, tmp_path / "run")
 
 
 # ---- --policy.path with forcing flags -------------------------------------------------------------------
@@ -404,8 +406,9 @@ def test_a_plain_checkpoint_is_trained_on_with_forcing_flags(
 ):
     out = tmp_path / "run"
     flags = [
-        f"--policy.path={plain_checkpoint}", f"--policy.forcing.cache={cache}", "--policy.forcing.weight=0.3",
-        "--policy.push_to_hub=false", "--dataset.repo_id=local/small", f"--dataset.root={dataset}",
+        f"--policy.path={plain_checkpoint}", f"--policy.forcing.cache={cache}",
+        "--policy.forcing.loss_weight=0.3", "--policy.push_to_hub=false",
+        "--dataset.repo_id=local/small", f"--dataset.root={dataset}",
         f"--output_dir={out}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -414,7 +417,7 @@ def test_a_plain_checkpoint_is_trained_on_with_forcing_flags(
     config = json.loads((after / "config.json").read_text())
     assert (config["type"], config["chunk_size"]) == ("tiny", 3)
     assert "forcing" not in config
-    assert json.loads((after / "spatial_forcing" / "forcing.json").read_text())["weight"] == 0.3
+    assert json.loads((after / "spatial_forcing" / "forcing.json").read_text())["loss_weight"] == 0.3
     moved = load_file(after / "model.safetensors")
     start = load_file(plain_checkpoint / "model.safetensors")
     # Two small steps away from where the checkpoint was, not a policy started anew.
@@ -436,4 +439,18 @@ def test_forcing_flags_for_a_policy_without_a_record_name_those_that_have_one(pl
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"type": "diffusion"}))
     patches.take_forcing_flags()
     with pytest.raises(SpatialForcingError, match=r"'diffusion'.*no record of. It has: act, .*pi05, .*tiny"):
-        PreTrainedConfig.from_pretrained(tmp_path / "other", cli_overrides=["--forcing.weight=0.3"])
+        PreTrainedConfig.from_pretrained(tmp_path / "other", cli_overrides=["--forcing.loss_weight=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "says"),
+    [
+        ("weight", 2.0, r"forcing.weight is called forcing.loss_weight now.*loss_weight=2.0"),
+        ("weights", "a.pt", r"called forcing.teacher_checkpoint now"),
+        ("coefficients", True, r"called forcing.pca_targets now"),
+        ("depth", 3, r"forcing.depth is called forcing.site now.*site=blocks.3"),
+    ],
+)
+def test_options_under_their_earlier_names_are_refused_with_the_new_one(old, value, says):
+    with pytest.raises(SpatialForcingError, match=says):
+        ForcingConfig(**{old: value})

@@ -37,8 +37,8 @@ def listed(cache, tmp_path_factory) -> Path:
     """A file with two alignments: one toward a cache, one toward the teacher online, with a schedule."""
     path = tmp_path_factory.mktemp("alignments") / "two.yaml"
     path.write_text(
-        f"- name: stored\n  cache: {cache}\n  weight: 1e-1\n  standardize: true\n"
-        f"- site: blocks.1\n  teacher: {TEACHER}\n  loss: smooth_l1\n  weight: {RAMP}\n"
+        f"- name: stored\n  cache: {cache}\n  loss_weight: 1e-1\n  standardize: true\n"
+        f"- site: blocks.1\n  teacher: {TEACHER}\n  loss: smooth_l1\n  loss_weight: {RAMP}\n"
     )
     return path
 
@@ -80,7 +80,7 @@ def test_the_checkpoint_is_the_hosts_own_with_what_was_aligned_beside_it(run, ca
     assert said["step"] == 4
     stored, online = said["alignments"]
     assert (stored["name"], stored["cache"], stored["loss"]) == ("stored", str(cache), "cosine")
-    assert (online["name"], online["teacher"], online["weight"]) == ("blocks_1", TEACHER, RAMP)
+    assert (online["name"], online["teacher"], online["loss_weight"]) == ("blocks_1", TEACHER, RAMP)
     assert [one["site"]["name"] for one in (stored, online)] == ["blocks.3", "blocks.1"]
     # What was in the file is in the configuration that a run is resumed with.
     kept = json.loads((at / "train_config.json").read_text())["policy"]["forcing"]["alignments"]
@@ -101,7 +101,7 @@ def test_resume_equals_straight_through(run, dataset, listed, tmp_path):
 
 def test_one_with_a_schedule_resumes_too(dataset, cache, tmp_path):
     def config() -> SfTinyConfig:
-        return SfTinyConfig(**SMALL, forcing=ForcingConfig(cache=str(cache), weight=RAMP, ratio_every=0))
+        return SfTinyConfig(**SMALL, forcing=ForcingConfig(cache=str(cache), loss_weight=RAMP, ratio_every=0))
 
     out = train(config(), dataset, tmp_path / "run")
     straight = read_metrics(out)
@@ -162,7 +162,7 @@ def test_projectors_continue_by_name_and_others_need_a_word(run, dataset, cache)
     at = checkpoints(run)[4]
     saved = load_file(at / "spatial_forcing" / "projector.safetensors")
     stored = {"name": "stored", "cache": str(cache), "standardize": True}
-    online = {"site": "blocks.1", "teacher": TEACHER, "loss": "smooth_l1", "weight": RAMP}
+    online = {"site": "blocks.1", "teacher": TEACHER, "loss": "smooth_l1", "loss_weight": RAMP}
     same = prepared(on_top_of(at, [online, stored]), dataset).forcing  # in another order
     for name in ("stored", "blocks_1"):
         for key, value in same.projector_of(name).state_dict().items():
@@ -204,20 +204,20 @@ GOOD = "- site: blocks.1\n  teacher: untrained-tiny\n"
     ("text", "says"),
     [
         (GOOD + "- sit: blocks.2\n", r"line 3: Unknown key of an alignment 'sit'. Did you mean 'site'"),
-        (GOOD + "  weight: [1]\n", r"line 3: weight is a number or text; got \[1\]"),
+        (GOOD + "  loss_weight: [1]\n", r"line 3: loss_weight is a number or text; got \[1\]"),
         (GOOD + "  layer: deep\n", r"line 3: layer is a whole number; got 'deep'"),
         (GOOD + "  layer: true\n", r"line 3: layer is a whole number; got True"),
         (GOOD + "  standardize: 1\n", r"line 3: standardize is true or false; got 1"),
         (GOOD + "  site: blocks.2\n", r"line 3: site is said twice"),
-        (GOOD + "  weight: -1\n", r"line 3: .*0 or more, got -1"),
-        (GOOD + "  weight: linear:initial=1\n", r"line 3: The schedule .* does not say final, end"),
+        (GOOD + "  loss_weight: -1\n", r"line 3: .*0 or more, got -1"),
+        (GOOD + "  loss_weight: linear:initial=1\n", r"line 3: The schedule .* does not say final, end"),
         (GOOD + "  loss: cosin\n", r"line 3: Unknown loss 'cosin'. Did you mean 'cosine'.*Available: cosine"),
         (GOOD + "  control: shufled\n", r"line 3: Unknown control 'shufled'"),
         (GOOD + "  position_embedding: 5\n", r"line 3: .*0 \(none\) to 1.*got 5"),
-        (GOOD + "  depth: 2\n", r"line 1: Say where tokens are read as site \(blocks.1\) or as depth \(2\)"),
+        (GOOD + "  depth: 2\n", r"line 3: Unknown key of an alignment 'depth'"),
         (GOOD + "  name: a\n" + GOOD + "  name: a\n", r"line 6: the name a is taken, .*line 3"),
         (GOOD + "- blocks.2\n", r"line 3: an alignment is a mapping"),
-        (GOOD + "  weight: 'open\n", r"line 4: not readable as YAML"),
+        (GOOD + "  loss_weight: 'open\n", r"line 4: not readable as YAML"),
         ("site: blocks.2\n", r"line 1: a list of alignments begins with -"),
         ("[]\n", "lists no alignment"),
         ("", "is empty"),
@@ -234,7 +234,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(tmp_path, text, says):
     ("given", "says"),
     [
         ([{"site": "blocks.1"}, {"sit": 2}], r"Alignment 2 of --policy\.forcing\.alignments: Unknown key"),
-        ('[{"site": "blocks.1"}, {"weight": "much"}]', r"Alignment 2 .*Unknown schedule .* 'much'"),
+        ('[{"site": "blocks.1"}, {"loss_weight": "much"}]', r"Alignment 2 .*Unknown schedule .* 'much'"),
         ('[{"site": "blocks.1"', "is not readable JSON"),
         ('{"site": "blocks.1"}', "is a list of alignments; got dict"),
         (["blocks.1"], "Alignment 1 .* is a mapping of options; got 'blocks.1'"),
@@ -248,14 +248,14 @@ def test_what_is_wrong_in_a_flag_is_said_with_its_entry(given, says):
 
 
 def test_flat_flags_beside_a_list_are_refused():
-    with pytest.raises(SpatialForcingError, match=r"forcing\.cache, forcing\.weight says something of one"):
-        ForcingConfig(alignments=[{"site": "blocks.1"}], weight=2.0, cache="features")
+    with pytest.raises(SpatialForcingError, match=r"forcing\.cache, forcing\.loss_weight says something of one"):
+        ForcingConfig(alignments=[{"site": "blocks.1"}], loss_weight=2.0, cache="features")
 
 
 @pytest.mark.parametrize("written", ["yaml", "json", "flag"])
 def test_files_and_flags_say_the_same(tmp_path, dataset, written):
     entries = [
-        {"site": "blocks.1", "teacher": TEACHER, "weight": 0.25},
+        {"site": "blocks.1", "teacher": TEACHER, "loss_weight": 0.25},
         {"teacher": TEACHER, "loss": "relations"},
     ]
     value = json.dumps(entries)
@@ -273,10 +273,10 @@ def test_files_and_flags_say_the_same(tmp_path, dataset, written):
 @pytest.mark.parametrize(
     ("flag", "says"),
     [
-        ("weight=linear:initial=0.5,final=0,start=1000,end=3000", None),
-        ("weight=2", None),
+        ("loss_weight=linear:initial=0.5,final=0,start=1000,end=3000", None),
+        ("loss_weight=2", None),
         ("site=vision.-1", None),
-        ("weight=liner:initial=1", "Unknown schedule .* 'liner'"),
+        ("loss_weight=liner:initial=1", "Unknown schedule .* 'liner'"),
         ("loss=cosin", "Unknown loss 'cosin'"),
         ("alignments=nowhere.yaml", "nowhere.yaml cannot be read"),
     ],

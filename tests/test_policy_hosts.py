@@ -245,7 +245,7 @@ def test_smolvlas_own_defaults_are_frozen_though_the_state_token_trains(folder):
 
 @pytest.mark.parametrize(("kind", "options", "says"), FROZEN)
 def test_weight_zero_trains_frozen_hosts(folder, kind, options, says):
-    policy = small_policy(kind, folder, forcing={"weight": 0.0}, **options)
+    policy = small_policy(kind, folder, forcing={"loss_weight": 0.0}, **options)
     loss, logs = policy(small_batch(policy))
     loss.backward()
     assert logs["align_loss"] > 0
@@ -308,7 +308,7 @@ def step(policy, batch: dict) -> tuple[Tensor, dict[str, Tensor], Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_zero_is_the_plain_policy_bit_for_bit(folder, kind):
     plain = small_policy(kind, folder)
-    forced = small_policy(kind, folder, forcing={"weight": 0.0})
+    forced = small_policy(kind, folder, forcing={"loss_weight": 0.0})
     loss, gradients, after = step(plain, small_batch(plain))
     same_loss, same_gradients, same_after = step(forced, small_batch(forced))
     assert torch.equal(loss, same_loss)
@@ -322,7 +322,7 @@ def test_weight_zero_is_the_plain_policy_bit_for_bit(folder, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forcing_changes_neither_the_action_loss_nor_what_the_policy_does(folder, kind):
-    plain, forced = small_policy(kind, folder), small_policy(kind, folder, forcing={"weight": 3.0})
+    plain, forced = small_policy(kind, folder), small_policy(kind, folder, forcing={"loss_weight": 3.0})
     batch = small_batch(plain)
     losses = []
     for policy in (plain, forced):
@@ -353,18 +353,17 @@ def deepest_tap(kind: str, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_depths_beyond_the_hosts_layers(folder, kind):
+def test_sites_beyond_the_hosts_layers(folder, kind):
     deepest = deepest_tap(kind, folder)
-    for depth in (0, deepest + 1):
-        with pytest.raises(TapError, match=rf"4 blocks; the tap depth must be 1 to {deepest}, got {depth}"):
-            small_policy(kind, folder, forcing={"depth": depth})
+    with pytest.raises(TapError, match=rf"has no site .* It has blocks.0 to blocks.{deepest}"):
+        small_policy(kind, folder, forcing={"site": f"blocks.{deepest + 1}"})
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("layer", [1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_depth_can_be_tapped(folder, kind, depth):
-    depth = min(depth, deepest_tap(kind, folder))
-    policy = small_policy(kind, folder, forcing={"depth": depth})
+def test_every_depth_can_be_tapped(folder, kind, layer):
+    layer = min(layer, deepest_tap(kind, folder))
+    policy = small_policy(kind, folder, forcing={"site": f"blocks.{layer}"})
     _, valid_BVhw, gradient_BVhw = aligned(policy, small_batch(policy))
     assert torch.equal(gradient_BVhw > 0, valid_BVhw)
 

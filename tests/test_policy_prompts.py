@@ -229,10 +229,10 @@ REACHED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "depth"), REACHED)
-def test_the_default_tap_of_groot_is_where_a_gradient_comes_from(folder, options, depth):
+@pytest.mark.parametrize(("options", "layer"), REACHED)
+def test_the_default_tap_of_groot_is_where_a_gradient_comes_from(folder, options, layer):
     policy = small_policy("groot", folder, forcing={}, **options)
-    assert policy.forcing.tap.depth == depth
+    assert policy.forcing.tap.layer == layer
     _, logs = policy(small_batch(policy))
     assert logs["gradient_ratio"] > 0
     policy.zero_grad()
@@ -241,7 +241,8 @@ def test_the_default_tap_of_groot_is_where_a_gradient_comes_from(folder, options
 
 
 def test_a_tap_before_what_trains_in_groot_stops_with_an_error(folder):
-    policy = small_policy("groot", folder, forcing={"depth": 2}, tune_llm=False, tune_top_llm_layers=2)
+    forcing = {"site": "blocks.2"}
+    policy = small_policy("groot", folder, forcing=forcing, tune_llm=False, tune_top_llm_layers=2)
     with pytest.raises(TapError, match=r"after block 2.*tune_top_llm_layers"):
         policy(small_batch(policy))
 
@@ -255,7 +256,7 @@ def test_the_lora_of_the_advice_trains_the_blocks_before_the_tap(folder, kind):
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name.startswith("forcing."))
     inject_adapter_in_model(LoraConfig(r=2, target_modules=pattern), policy)
-    assert policy.forcing.tap.depth == 3
+    assert policy.forcing.tap.layer == 3
     policy(small_batch(policy))
     policy.forcing(torch.rand(3, 2, 3, 128, 128)).backward()
     reached = [name for name, p in policy.named_parameters() if "lora_B" in name and p.grad is not None]

@@ -67,7 +67,7 @@ def train(
             config = TrainPipelineConfig.from_pretrained(str(last))
             config.resume = True
             config.policy.forcing.new_projector = extra.get("new_projector", False)
-            config.policy.forcing.depth = extra.get("depth", config.policy.forcing.depth)
+            config.policy.forcing.site = extra.get("site", config.policy.forcing.site)
             lerobot_train.train(config)
         return
     forcing = {"cache": str(folder / "features"), "ratio_every": 2} if forced else None
@@ -193,7 +193,7 @@ def test_sharded_checkpoints_resume_with_the_projector_among_the_shards(folder, 
     with pytest.raises(
         pytest.fail.Exception, match=r"site: blocks\.3 there, blocks\.1 here\).*lies among the policy's own"
     ):
-        on_two(folder, "dcp", shard=True, depth=1, new_projector=True)
+        on_two(folder, "dcp", shard=True, site="blocks.1", new_projector=True)
     on_two(folder, "dcp", shard=True)
     assert all(torch.equal(merged(4, "resumed")[name], value) for name, value in straight.items())
 

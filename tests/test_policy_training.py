@@ -390,7 +390,7 @@ def test_activation_checkpointing_changes_nothing(folder, kind):
 
 @pytest.mark.slow
 def test_a_compiled_forward_is_tapped(folder):
-    sizes, small = {CAMERAS[0]: (40, 60)}, {"num_vlm_layers": 2, "forcing": {"depth": 1}}
+    sizes, small = {CAMERAS[0]: (40, 60)}, {"num_vlm_layers": 2, "forcing": {"site": "blocks.1"}}
     eager = loss_and_gradients(small_policy("smolvla", folder, sizes=sizes, **small))
     policy = small_policy("smolvla", folder, sizes=sizes, **small)
     # As compile_model=true does, which would also optimise, for minutes.

@@ -70,9 +70,9 @@ class Seeing(nn.Module):
             "Seeing", self.blocks, self.norm, WIDTH, layout, slice(0, None), entry="norm1", vision=vision
         )
 
-    def vision_tokens(self, depth: int) -> Tensor:
-        """The encoder's tokens after ``depth`` blocks in the last forward, (B, V * n, D), without hooks."""
-        streams = [call[depth][:, int(self.class_token) :] for call in self.seen]
+    def vision_tokens(self, layer: int) -> Tensor:
+        """The encoder's tokens after ``layer`` blocks in the last forward, (B, V * n, D), without hooks."""
+        streams = [call[layer][:, int(self.class_token) :] for call in self.seen]
         if self.calls == "once":
             return streams[0].unflatten(0, (-1, VIEWS)).flatten(1, 2)
         return torch.cat(streams, dim=1)
@@ -96,22 +96,22 @@ def images(batch: int = 3) -> Tensor:
 # ---- names -------------------------------------------------------------------------------------------------
 
 
-def test_sites_of_blocks_are_the_depths_and_what_enters_the_first_block():
+def test_sites_of_blocks_are_the_layers_and_what_enters_the_first_block():
     vla, inputs = tiny_vla(), observation()
     host = vla.spatial_forcing_host()
     taps = {k: Tap(host.site(f"blocks.{k}")) for k in range(5)}
-    by_depth = {k: Tap(host, k) for k in range(1, 5)}
+    by_layer = {k: Tap(host, k) for k in range(1, 5)}
     first: list[Tensor] = []
     vla.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0]))
-    for tap in (*taps.values(), *by_depth.values()):
+    for tap in (*taps.values(), *by_layer.values()):
         tap.armed = True
     vla(*inputs)
     assert taps[0].hidden_BLD is first[0]
-    for k, tap in by_depth.items():
+    for k, tap in by_layer.items():
         assert taps[k].hidden_BLD is tap.hidden_BLD
         assert torch.equal(taps[k].visual_BND(), tap.visual_BND())
         assert tap.site.name == f"blocks.{k}"
-        assert tap.depth == k
+        assert tap.layer == k
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_where_nothing_reads_the_end_there_is_no_site():
 
 def test_a_site_is_taken_by_a_tap_alone():
     host = tiny_vla().spatial_forcing_host()
-    with pytest.raises(TapError, match="give no depth with it"):
+    with pytest.raises(TapError, match="give no layer with it"):
         Tap(host.site("blocks.2"), 2)
 
 
@@ -168,19 +168,19 @@ def test_a_site_is_taken_by_a_tap_alone():
 
 @pytest.mark.parametrize("calls", ["once", "per view"])
 @pytest.mark.parametrize("class_token", [False, True])
-@pytest.mark.parametrize("depth", [0, 1, 3])
-def test_vision_tokens_are_the_encoders_view_by_view(calls, class_token, depth):
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_vision_tokens_are_the_encoders_view_by_view(calls, class_token, layer):
     model = Seeing(calls, class_token)
-    tap = Tap(model.spatial_forcing_host().site(f"vision.{depth}"))
+    tap = Tap(model.spatial_forcing_host().site(f"vision.{layer}"))
     with tap.watch():
         model(images())
-    expected = model.vision_tokens(depth)
+    expected = model.vision_tokens(layer)
     assert torch.equal(tap.visual_BND(), expected)
     assert tap.visual_BND().shape == (3, VIEWS * SIDE * SIDE, INNER)
     assert tap.layout.tokens == VIEWS * SIDE * SIDE
     with tap.watch():  # a second forward of one watch is not read
         model(images())
-        expected = model.vision_tokens(depth)
+        expected = model.vision_tokens(layer)
         model(images())
     assert torch.equal(tap.visual_BND(), expected)
 

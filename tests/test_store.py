@@ -163,7 +163,7 @@ def test_coefficients_have_the_geometry_of_the_tokens_they_stand_for(tmp_path, s
 
     write_features(tmp_path / "c", SOURCE, frames, look, options=CodecOptions("pca-int8", components=8))
     index, whole = torch.arange(SOURCE.frames), FeatureStore(tmp_path / "c")
-    narrow = FeatureStore(tmp_path / "c", coefficients=True, standardized=standardized)
+    narrow = FeatureStore(tmp_path / "c", pca_targets=True, standardized=standardized)
     tokens = whole.read(index).tokens_BVHWC
     mean_C, std_C = whole.stats if standardized else (whole.codec.mean_C, torch.ones(20))
     tokens_NC = ((tokens - mean_C) / std_C).flatten(0, -2)

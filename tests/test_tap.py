@@ -164,13 +164,13 @@ def cells(compiled: bool) -> list:
 def check_cell(policy: nn.Module, run: Callable[..., Tensor], layers: int) -> None:
     """Taps before and after the last block: values, gradients of everything, and no second firing."""
     words_BLD, actions_BSE = embeddings()
-    depths = (layers - 1, layers)
+    two_layers = (layers - 1, layers)
     streams, out = policy.streams(words_BLD, actions_BSE)
-    loss = loss_of(out, *(streams[k][:, VISUAL] for k in depths))
+    loss = loss_of(out, *(streams[k][:, VISUAL] for k in two_layers))
     expected = gradients(loss, policy, words_BLD, actions_BSE)
     hidden = policy.vlm(inputs_embeds=words_BLD, use_cache=False, output_hidden_states=True).hidden_states
 
-    one, two = (Tap(host(policy.vlm), k) for k in depths)
+    one, two = (Tap(host(policy.vlm), k) for k in two_layers)
     with one.watch(), two.watch():
         out = run(words_BLD, actions_BSE)
         first = one.hidden_BLD, two.hidden_BLD
@@ -294,12 +294,12 @@ def test_it_reads_a_norm_called_by_keyword():
 
 
 @pytest.mark.parametrize(
-    ("blocks", "recommended", "depth"), [(32, None, 24), (4, None, 3), (1, None, 1), (18, 12, 12)]
+    ("blocks", "recommended", "layer"), [(32, None, 24), (4, None, 3), (1, None, 1), (18, 12, 12)]
 )
-def test_the_default_depth_is_three_quarters_or_what_the_host_recommends(blocks, recommended, depth):
+def test_the_default_layer_is_three_quarters_or_what_the_host_recommends(blocks, recommended, layer):
     modules = nn.ModuleList(nn.ModuleDict({"input_layernorm": nn.Identity()}) for _ in range(blocks))
-    record = Host("host", modules, nn.Identity(), 4, LAYOUT, lambda h: h, depth=recommended)
-    assert Tap(record).depth == record.default_depth == depth
+    record = Host("host", modules, nn.Identity(), 4, LAYOUT, lambda h: h, layer=recommended)
+    assert Tap(record).layer == record.default_layer == layer
 
 
 def test_a_copy_of_a_watched_host_works_and_leaves_the_original_alone():
@@ -404,10 +404,10 @@ def test_a_tap_that_never_fired_raises():
         tap.visual_BND()
 
 
-@pytest.mark.parametrize("depth", [0, -1, 5])
-def test_depths_out_of_range(depth):
-    with pytest.raises(TapError, match=f"has 4 blocks; the tap depth must be 1 to 4, got {depth}"):
-        Tap(tiny_vla().spatial_forcing_host(), depth)
+@pytest.mark.parametrize("layer", [0, -1, 5])
+def test_layers_out_of_range(layer):
+    with pytest.raises(TapError, match=f"has 4 blocks; the layer must be 1 to 4, got {layer}"):
+        Tap(tiny_vla().spatial_forcing_host(), layer)
 
 
 @pytest.mark.parametrize("entry", ["input_layernorm", "forward"])

@@ -7,7 +7,7 @@
       site: vision.-1
       teacher: dinov2-small
       loss: relations
-      weight: linear:initial=0.5,final=0,start=1000,end=3000
+      loss_weight: linear:initial=0.5,final=0,start=1000,end=3000
 
 What is wrong is said with its line, or with its entry where there are no lines.
 """

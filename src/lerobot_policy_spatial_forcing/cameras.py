@@ -24,7 +24,7 @@ def check_cameras(cameras: Cameras | None) -> None:
     if not names:
         raise SpatialForcingError(
             "forcing.cameras names no camera. Leave it out to align all of the policy's, or train without "
-            "forcing (--policy.forcing.weight=0)."
+            "forcing (--policy.forcing.loss_weight=0)."
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -56,7 +56,7 @@ class FeatureSource:
             self.store = FeatureStore(
                 config.cache,
                 layer=config.layer,
-                coefficients=config.coefficients,
+                pca_targets=config.pca_targets,
                 standardized=config.standardize,
             )
             self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
@@ -64,15 +64,15 @@ class FeatureSource:
                 layer=config.layer, resolution=config.resolution, dtype=config.dtype
             )
             self.teacher: FrozenTeacher | FeatureStore = self.store
-        elif config.coefficients:
+        elif config.pca_targets:
             raise SpatialForcingError(
-                "forcing.coefficients needs a compressed cache: give forcing.cache, or set "
-                "forcing.coefficients=false."
+                "forcing.pca_targets needs a compressed cache: give forcing.cache, or set "
+                "forcing.pca_targets=false."
             )
         else:
             self.teacher = load_teacher(
                 config.teacher or DEFAULT_TEACHER,
-                weights=config.weights,
+                weights=config.teacher_checkpoint,
                 resolution=config.resolution,
                 layer=-1 if config.layer is None else config.layer,
                 dtype=named_dtype(config.dtype),
@@ -166,18 +166,18 @@ def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSo
     sources = []
     for entry in entries:
         if entry.cache is not None:
-            turned = entry.coefficients and entry.standardize
+            turned = entry.pca_targets and entry.standardize
             key = (
                 entry.cache,
                 entry.teacher,
                 entry.layer,
                 entry.resolution,
                 entry.dtype,
-                entry.coefficients,
+                entry.pca_targets,
                 turned,
             )
         else:
-            key = (entry.teacher, entry.weights, entry.resolution, entry.dtype, entry.coefficients)
+            key = (entry.teacher, entry.teacher_checkpoint, entry.resolution, entry.dtype, entry.pca_targets)
         if key not in found:
             found[key] = FeatureSource(entry, **how)
         sources.append(found[key])

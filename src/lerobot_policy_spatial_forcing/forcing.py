@@ -58,7 +58,7 @@ def _alignment(entry: AlignmentConfig, site: str | None, source: FeatureSource) 
         site,
         source.teacher,
         entry.loss,
-        entry.weight,
+        entry.loss_weight,
         layer=source.layer_of(entry),
         name=entry.name if isinstance(entry, ListedAlignment) else None,
         norm=entry.norm,  # type: ignore[arg-type]
@@ -117,9 +117,7 @@ class ForcedPolicy:
             named=forcing.cameras is not None,
         )
         alignments = [
-            _alignment(
-                entry, host.site_at(entry.depth).name if entry.depth is not None else entry.site, source
-            )
+            _alignment(entry, entry.site, source)
             for entry, source in zip(entries, self.feature_sources, strict=True)
         ]
         return SpatialForcing(host, alignments)
@@ -192,7 +190,8 @@ class ForcedPolicy:
                 flags = unfreeze or "unfreeze the blocks before the tap"
                 raise TapError(
                     f"Nothing that shapes the visual tokens of {site.host} {site.place} trains, so Spatial "
-                    f"Forcing cannot act. Set {flags}; or train without forcing (--policy.forcing.weight=0)."
+                    f"Forcing cannot act. Set {flags}; or train without forcing "
+                    "(--policy.forcing.loss_weight=0)."
                 )
             shaping += [] if site.in_vision else trains
         pretrained = self.record.language_model and self.record.pretrained(self.config)
@@ -200,7 +199,7 @@ class ForcedPolicy:
             logging.getLogger(__name__).warning(
                 "Pretrained weights of %s train themselves, not LoRA beside them. Alignment with full "
                 "fine-tuning has been reported to damage pretrained language models (the paper used LoRA): "
-                "watch the action loss, lower forcing.weight, or use LoRA on the VLM.",
+                "watch the action loss, lower forcing.loss_weight, or use LoRA on the VLM.",
                 self.forcing.host.name,
             )
 

@@ -16,6 +16,15 @@ from spatial_forcing.losses import loss_of
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
 
+# What options were called earlier. LeRobot's parser refuses a flag that is no field with 600 lines of usage;
+# these are fields, and refuse a value with the new name.
+RENAMED = {
+    "weight": "loss_weight",
+    "weights": "teacher_checkpoint",
+    "coefficients": "pca_targets",
+    "depth": "site",
+}
+
 
 @dataclass
 class AlignmentConfig:
@@ -24,7 +33,7 @@ class AlignmentConfig:
     # Draccus takes the help of a flag from the string below its field.
     teacher: str | None = None
     """Registered teacher, or a local file or folder; the cache's if None, vggt-1b without a cache."""
-    weights: str | None = None
+    teacher_checkpoint: str | None = None
     """Local file or folder with the named teacher's weights; the packaged ones or the Hub's if None."""
     layer: int | None = None
     """Layer of the teacher to align to, negative from the end; the last (or the cache's) if None."""
@@ -34,16 +43,14 @@ class AlignmentConfig:
     """Of the teacher's matrix products: bfloat16, float16 or float32; float32 (or the cache's) if None."""
     cache: str | None = None
     """Folder written by spatial-forcing cache; without one the teacher runs at every step."""
-    coefficients: bool = False
-    """Align to the coefficients in a compressed cache, in the geometry of the tokens they stand for."""
+    pca_targets: bool = False
+    """Align to the PCA coefficients in a compressed cache, in the geometry of the tokens they stand for."""
     site: str | None = None
     """Where the policy's tokens are read: blocks.12 (after 12 blocks) or vision.-1 (the end of the vision
     encoder); the host's recommendation if None."""
-    depth: int | None = None
-    """Blocks of the policy before the tap: another way to say site=blocks.<depth>."""
     loss: str = "cosine"
     """How tokens and features are compared: cosine, smooth_l1 or relations."""
-    weight: float | str = 0.5
+    loss_weight: float | str = 0.5
     """Weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code. Or a schedule of the
     training step: linear:initial=0.5,final=0,start=1000,end=3000 (or cosine:...)."""
     norm: str = "layer"
@@ -64,10 +71,6 @@ class AlignmentConfig:
     def _check(self) -> None:
         for name in CHECKS:
             check_option(name, getattr(self, name))
-        if self.site is not None and self.depth is not None:
-            raise SpatialForcingError(
-                f"Say where tokens are read as site ({self.site}) or as depth ({self.depth}), not both."
-            )
 
 
 @dataclass
@@ -90,8 +93,18 @@ class ForcingConfig(AlignmentConfig):
     """Start a new projector where the checkpoint's was for other features or another site; else an error."""
     ratio_every: int = 50
     """Steps between measurements of the gradient-norm ratio (a second backward down to the tap); 0 never."""
+    weight: Any = None
+    """Called loss_weight now."""
+    weights: Any = None
+    """Called teacher_checkpoint now."""
+    coefficients: Any = None
+    """Called pca_targets now."""
+    depth: Any = None
+    """Called site now: site=blocks.12 for depth=12."""
 
     def _check(self) -> None:
+        for name in RENAMED:
+            check_not_renamed(name, getattr(self, name))
         super()._check()
         if self.ratio_every < 0:
             raise SpatialForcingError(
@@ -124,13 +137,24 @@ class ForcingConfig(AlignmentConfig):
         return any(entry.cache is not None for entry in self.entries())
 
 
+def check_not_renamed(name: str, value: Any) -> None:
+    """Raises :class:`SpatialForcingError` with the new name if an earlier one has a value."""
+    if name in RENAMED and value is not None:
+        new = RENAMED[name]
+        said = f"blocks.{value}" if name == "depth" else value
+        raise SpatialForcingError(
+            f"forcing.{name} is called forcing.{new} now: write --policy.forcing.{new}={said}. In the "
+            "train_config.json of a run that was begun with the earlier name, rename it there."
+        )
+
+
 def _check_control(control: str | None) -> None:
     if control is not None and control not in CONTROLS:
         raise UnknownNameError("control", control, CONTROLS)
 
 
 CHECKS: dict[str, Any] = {
-    "weight": schedule_of,
+    "loss_weight": schedule_of,
     "loss": loss_of,
     "position_embedding": check_position_embedding,
     "control": _check_control,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER
-from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig
+from lerobot_policy_spatial_forcing.forcing_config import RENAMED, AlignmentConfig, ForcingConfig
 from spatial_forcing.align import STEP_KEY, SpatialForcing
 from spatial_forcing.alignment import Part
 from spatial_forcing.errors import SpatialForcingError
@@ -26,7 +26,7 @@ SIDE_FOLDER = "spatial_forcing"
 OF_THE_PROJECTOR = (
     "loss",
     "norm",
-    "coefficients",
+    "pca_targets",
     "position_embedding",
     "standardize",
     "published",
@@ -54,7 +54,7 @@ def save_projectors(
 def describe_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
     """Writes what projectors were trained for. Alone, it says so of those among sharded weights."""
     side.mkdir(parents=True, exist_ok=True)
-    record = asdict(config)
+    record = {name: value for name, value in asdict(config).items() if name not in RENAMED}
     described = [_described(part, entry) for part, entry in zip(forcing.parts, config.entries(), strict=True)]
     record |= {"alignments": described} if config.alignments else described[0]
     record["step"] = forcing.step
@@ -154,7 +154,7 @@ def _saved_site(saved: dict[str, Any], part: Part) -> dict[str, Any]:
     if isinstance(site, dict):
         depth = site.get("depth")
         return {"name": f"blocks.{depth}"} | {name: site[name] for name in here if name in site}
-    return here | {"name": f"blocks.{saved.get('depth') or part.recommended_depth}"}
+    return here | {"name": f"blocks.{saved.get('depth') or part.recommended_layer}"}
 
 
 def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dict[str, tuple[Any, Any]]:
@@ -172,6 +172,7 @@ def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dic
     here, there = _site(part), _saved_site(saved, part)
     pairs |= {"site" if name == "name" else f"tapped {name}": (there[name], here[name]) for name in here}
     known = asdict(AlignmentConfig())
+    saved = {RENAMED[name]: value for name, value in saved.items() if name in RENAMED} | saved
     pairs |= {name: (saved.get(name, known[name]), getattr(entry, name)) for name in OF_THE_PROJECTOR}
     return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
 

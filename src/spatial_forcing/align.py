@@ -56,8 +56,6 @@ class SpatialForcing(nn.Module):
         host: from ``host_of(model)``, or your own record.
         teacher: the target of the only alignment; or a list of alignments, and then nothing else is given.
         weight: of the only alignment; 0.5 if None.
-        depth: blocks before the tap of the only alignment, 1 or more: another way to say
-            ``site="blocks.<depth>"``.
         options: of the only alignment.
 
     Attributes:
@@ -69,7 +67,7 @@ class SpatialForcing(nn.Module):
     Raises:
         SpatialForcingError: a number out of its range, a norm or loss that does not exist, statistics that do
             not fit the teacher, or alignments of one name.
-        TapError: no such site or depth.
+        TapError: no such site.
     """
 
     def __init__(
@@ -77,25 +75,18 @@ class SpatialForcing(nn.Module):
         host: Host,
         teacher: Target | HasWidth | Sequence[Alignment],
         weight: Weight | None = None,
-        *,
-        depth: int | None = None,
         **options: Unpack[AlignmentOptions],
     ):
         super().__init__()
         if not isinstance(host, Host):
             raise SpatialForcingError(f"The host is a Host, from host_of(model); got {type(host).__name__}.")
         if isinstance(teacher, list | tuple):
-            if weight is not None or depth is not None or options:
-                raise SpatialForcingError("Weight, depth and options are said in each of the alignments.")
+            if weight is not None or options:
+                raise SpatialForcingError("Weight and options are said in each of the alignments.")
             alignments = teacher
         else:
             more: dict[str, Any] = {"weight": 0.5 if weight is None else weight, **options}
-            site = more.pop("site", None)
-            if depth is not None:
-                if site is not None:
-                    raise SpatialForcingError("Give the site or the depth, not both.")
-                site = host.site_at(depth).name
-            alignments = [Alignment(site, teacher, **more)]  # type: ignore[arg-type]
+            alignments = [Alignment(more.pop("site", None), teacher, **more)]  # type: ignore[arg-type]
         self.host = host
         # Parts hold targets and are no modules: a teacher must not end up in checkpoints, optimizers or
         # .train().

@@ -31,7 +31,7 @@ class Alignment:
 
     Attributes:
         site: where the host's tokens are read, ``"blocks.12"`` or ``"vision.-1"`` (see ``Host.site``); the
-            depth that the host recommends if None.
+            layer that the host recommends if None.
         target: a model from ``load_teacher``, a ``FeatureStore``, or anything with a ``width`` that maps
             images_BV3HW to :class:`Features`. It is neither trained nor saved.
         loss: by name (see ``spatial_forcing.losses``), or a function of the same arguments.
@@ -83,7 +83,7 @@ class Alignment:
 
 
 class AlignmentOptions(TypedDict, total=False):
-    """What ``SpatialForcing(host, teacher, ...)`` takes besides weight and depth: see :class:`Alignment`."""
+    """What ``SpatialForcing(host, teacher, ...)`` takes besides the weight: see :class:`Alignment`."""
 
     site: str | None
     loss: str | Loss
@@ -104,7 +104,7 @@ class Part:
         name: of the alignment.
         target: what it asks.
         tap: where it reads; alignments at one site share it.
-        recommended_depth: the host's.
+        recommended_layer: the host's.
         loss: the function.
         schedule: the weight, or what gives it at every step.
     """
@@ -113,7 +113,7 @@ class Part:
     name: str
     target: Target
     tap: Tap
-    recommended_depth: int
+    recommended_layer: int
     loss: Loss = field(init=False)
     schedule: float | Schedule = field(init=False)
 
@@ -211,7 +211,7 @@ def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
     taps = {site.name: Tap(site) for site in {site.name: site for site in sites}.values()}
     targets = {id(one.target): target_of(one.target) for one in alignments}
     return tuple(
-        Part(one, name, targets[id(one.target)], taps[site.name], host.default_depth)
+        Part(one, name, targets[id(one.target)], taps[site.name], host.default_layer)
         for one, name, site in zip(alignments, names, sites, strict=True)
     )
 

@@ -1,4 +1,4 @@
-"""The command line: ``spatial-forcing demo | demos | cache | train | eval | probe | report | doctor``.
+"""The command line: ``spatial-forcing demo | collect | cache | train | eval | probe | report | doctor``.
 
 Each command is a dataclass of options with a ``run`` method, except ``train``, whose options are LeRobot's;
 heavy imports wait until the command is known.
@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from spatial_forcing import __version__
+from spatial_forcing.command_names import check_names, words
 from spatial_forcing.demo_settings import EVAL_SEED, DemoSettings
-from spatial_forcing.errors import MissingDependencyError, SpatialForcingError, UnknownNameError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.guard import guarded
 from spatial_forcing.sim.spec import DemoSpec
@@ -43,7 +44,7 @@ class Demo(DemoSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demos(DemoSpec):
+class Collect(DemoSpec):
     """Collect demonstrations of scripted experts as a LeRobotDataset."""
 
     out: Path
@@ -73,7 +74,7 @@ class _Cached:
     teacher: str | None = None
     """A registered teacher (vggt-1b for images of the real world, vggt-tiny-sim for the embedded one), or a
     local file or folder. To verify: the cache's if None."""
-    weights: Path | None = None
+    teacher_checkpoint: Path | None = None
     """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
     layer: int | None = None
     """Layer of the teacher, negative from the end; the last if None. To verify: the cache's, all, if None."""
@@ -231,7 +232,7 @@ class Doctor:
     """A saved policy to check; the built-in VLA if there is none and no --policy.type or --policy.path."""
     teacher: str | None = None
     """A registered teacher, or a local file or folder; vggt-tiny-sim if there is no cache either."""
-    weights: Path | None = None
+    teacher_checkpoint: Path | None = None
     """Local weights of the teacher."""
     layer: int | None = None
     """Layer of the teacher, negative from the end; the last (or the cache's) if None."""
@@ -241,8 +242,8 @@ class Doctor:
     """Of the teacher's matrix products; float32 (or the cache's) if None."""
     cache: Path | None = None
     """A folder of stored features, instead of a teacher."""
-    depth: int | None = None
-    """Tap depth; the host's recommendation if None."""
+    site: str | None = None
+    """Where the policy's tokens are read, blocks.12 for instance; the host's recommendation if None."""
     batch_size: int = 8
     """Frames in the trial step."""
 
@@ -265,7 +266,7 @@ def train(arguments: list[str]) -> None:
 
 COMMANDS = {
     "demo": Demo,
-    "demos": Demos,
+    "collect": Collect,
     "cache": Cache,
     "train": Train,
     "eval": Eval,
@@ -275,12 +276,11 @@ COMMANDS = {
 }
 
 
-SUBCOMMANDS = {"cache": {"verify": CacheVerify}}
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C; `train` looks at its folder.
 KEPT = {
     "demo": AGAIN,
-    "demos": AGAIN,
+    "collect": AGAIN,
     "cache": AGAIN,
     "cache verify": "The cache is as it was.",
     "eval": "No result was written: run the same command again.",
@@ -293,11 +293,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name need not be valid text
             stream.reconfigure(errors="backslashreplace")
-    guarded(lambda: check_names(sys.argv[1:]), lambda: "")
+    guarded(lambda: check_names(sys.argv[1:], COMMANDS), lambda: "")
+    if sys.argv[1:2] == ["--version"]:
+        print(f"spatial-forcing {__version__}")
+        return None
     if sys.argv[1:2] == ["train"]:  # every flag after it is LeRobot's to read, --help too
         return Train().run()
     _quiet()
-    name = " ".join(_words(sys.argv[1:]))
+    name = " ".join(words(sys.argv[1:]))
     # Options are checked where they are read, too: what they raise is a message like any other.
     return guarded(lambda: _command(name)(), lambda: KEPT.get(name, "Nothing was changed."))
 
@@ -319,20 +322,6 @@ def _command(name: str) -> Callable[[], None]:
         "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
     )
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description).run
-
-
-def check_names(arguments: list[str]) -> None:
-    """Raises :class:`UnknownNameError` for a command that does not exist, before its options are read."""
-    name, *second = _words(arguments) or [None]
-    if name is not None and name not in COMMANDS:
-        raise UnknownNameError("command", name, COMMANDS)
-    if second and name in SUBCOMMANDS and second[0] not in SUBCOMMANDS[name]:
-        raise UnknownNameError(f"subcommand of {name}", second[0], SUBCOMMANDS[name])
-
-
-def _words(arguments: list[str]) -> list[str]:
-    """The names that stand before the first option: of a command, and of what in it."""
-    return list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
 
 
 def _quiet() -> None:

@@ -155,13 +155,13 @@ def demo_arms(settings: DemoSettings, dataset: Path, heldout: Path, features: Pa
         "teacher": settings.teacher,
         "cache": str(features),
         "standardize": settings.standardize,
-        "weight": settings.weight,
+        "loss_weight": settings.loss_weight,
     }
     blind = common.policy | {"use_images": False}
     state = blind | {"use_environment_state": True}
     reference = replace(common, role="reference", evaluations=1, videos=0)
     return [
-        replace(common, name="baseline", label="without forcing", forcing=forcing | {"weight": 0.0}),
+        replace(common, name="baseline", label="without forcing", forcing=forcing | {"loss_weight": 0.0}),
         replace(common, name="forced", label="Spatial Forcing", forcing=forcing),
         *(
             replace(common, name=name, label=label, role="control", forcing=forcing | {"control": name})

@@ -41,7 +41,7 @@ class DemoSettings:
         evaluations: checkpoints that are rolled out, evenly spread over training.
         eval_episodes: rollouts per task and checkpoint.
         teacher: a registered teacher, or a local file or folder with one.
-        weight: of the alignment loss in the forced arms.
+        loss_weight: weight of the alignment loss in the forced arms.
         standardize: standardise the teacher's features channel by channel.
         seed: of weights, data order and demonstrations.
         device: where policies train: cpu or cuda.
@@ -59,7 +59,7 @@ class DemoSettings:
     evaluations: int = 3
     eval_episodes: int = 25
     teacher: str = "vggt-tiny-sim"
-    weight: float = 2.0
+    loss_weight: float = 2.0
     standardize: bool = True
     seed: int = DemoSpec.seed
     device: str = "cpu"
@@ -105,7 +105,7 @@ def check_settings(settings: DemoSettings, workers: int) -> None:
             raise SpatialForcingError(f"{name} must be at least 1; got {value}.")
     if not (isfinite(settings.learning_rate) and settings.learning_rate > 0):
         raise SpatialForcingError(f"learning_rate must be above 0; got {settings.learning_rate}.")
-    checked_weight(settings.weight)
+    checked_weight(settings.loss_weight)
     if workers < 1:
         raise SpatialForcingError(f"The demo takes at least one process; got {workers} workers.")
 

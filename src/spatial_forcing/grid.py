@@ -136,7 +136,7 @@ class Layout:
         return compose(torch.tensor([[1 / fx, 0, -x0 / fx], [0, 1 / fy, -y0 / fy]]), to_input)
 
     def valid_mask(self, height: int, width: int) -> Tensor:
-        """bool (rows, cols), True where a cell's centre is in a ``height`` x ``width`` image, not in padding."""
+        """bool (rows, cols): cells with their centre in a ``height`` x ``width`` image, not in padding."""
         (scale_x, _, x0), (_, scale_y, y0) = self.affine_23(height, width)
         x_w = scale_x * (torch.arange(self.cols) + 0.5) / self.cols + x0
         y_h = scale_y * (torch.arange(self.rows) + 0.5) / self.rows + y0

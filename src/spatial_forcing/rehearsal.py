@@ -175,7 +175,8 @@ def training_flags(
             when the context is left.
         checkpoint: folder of a policy. Without any policy the built-in VLA is taken.
         batch_size: as in training.
-        forcing: options of forcing as in training: teacher, weights, layer, resolution, dtype, cache, depth;
+        forcing: options of forcing as in training: teacher, teacher_checkpoint, layer, resolution, dtype,
+            cache, site;
             None leaves one out. Without teacher and cache the small packaged teacher is taken.
 
     Raises:

@@ -79,7 +79,7 @@ class Site:
         name: ``"blocks.12"``, ``"vision.24"``; counted from the front.
         host: the host's name, for messages.
         place: the same in words, for messages.
-        depth: how many blocks come before it.
+        layer: how many blocks come before it.
         reader: the module whose input is the stream there.
         width: D, the width of the stream.
         layout: the grid of the visual tokens there; with ``locate``, what to expect of it.
@@ -93,7 +93,7 @@ class Site:
     name: str
     host: str
     place: str
-    depth: int
+    layer: int
     reader: nn.Module
     width: int
     layout: Layout
@@ -139,8 +139,8 @@ class Host:
         layout: the visual token grid, in the host's own order; with ``locate``, what to expect of it.
         visual: where the visual tokens are in the sequence, the only host-specific code: a slice of it, or a
             function hidden_BLD -> visual_BND; None with ``locate``.
-        depth: recommended tap depth, in blocks; 3/4 of the blocks if None (OpenVLA 24 of 32, pi0 12 of 18:
-            the published code of arXiv 2510.12276).
+        layer: the layer recommended for reading, the number of blocks before it; 3/4 of the blocks if None
+            (OpenVLA 24 of 32, pi0 12 of 18: the published code of arXiv 2510.12276).
         entry: the name, inside a block, of the norm that reads the block's input; "" for hosts that call
             their blocks and have no such norm (post-norm blocks), where the block itself is read.
         prompt: for hosts whose visual tokens stand wherever the prompt has them: the module that is called
@@ -155,7 +155,7 @@ class Host:
     width: int
     layout: Layout
     visual: Visual | None
-    depth: int | None = None
+    layer: int | None = None
     entry: str = "input_layernorm"
     prompt: nn.Module | None = None
     locate: Callable[[Mapping[str, Any]], Located] | None = None
@@ -171,19 +171,19 @@ class Host:
             )
 
     @property
-    def default_depth(self) -> int:
-        """The recommended tap depth, in blocks."""
-        return max(1, round(0.75 * len(self.blocks))) if self.depth is None else self.depth
+    def default_layer(self) -> int:
+        """The layer recommended for reading: how many blocks come before it."""
+        return max(1, round(0.75 * len(self.blocks))) if self.layer is None else self.layer
 
-    def site_at(self, depth: int | None = None) -> Site:
-        """The site after ``depth`` blocks, 1 or more; the recommended one if None.
+    def site_at(self, layer: int | None = None) -> Site:
+        """The site after ``layer`` blocks, 1 or more; the recommended one if None.
 
         Raises:
-            TapError: no such depth.
+            TapError: no such layer.
         """
-        depth = self.default_depth if depth is None else depth
-        self.reader(depth)  # says what is wrong
-        return self.site(f"blocks.{int(depth)}")
+        layer = self.default_layer if layer is None else layer
+        self.reader(layer)  # says what is wrong
+        return self.site(f"blocks.{int(layer)}")
 
     def site(self, name: str) -> Site:
         """The site of a name: ``"blocks.K"`` after K blocks, ``"vision.K"`` after K blocks of the vision
@@ -204,20 +204,20 @@ class Host:
             )
         of = self if stack == "blocks" or vision is None else vision
         count, index = len(of.blocks), int(match[2])
-        depth = index + count + 1 if index < 0 else index
-        if not 0 <= depth <= _deepest(of):
+        layer = index + count + 1 if index < 0 else index
+        if not 0 <= layer <= _deepest(of):
             raise TapError(f"{self.name} has no site {name!r}. {self._says_sites()}")
-        place = f"after block {depth} of {count}" if depth else f"before block 1 of {count}"
+        place = f"after block {layer} of {count}" if layer else f"before block 1 of {count}"
         common: dict[str, Any] = {
-            "name": f"{stack}.{depth}",
+            "name": f"{stack}.{layer}",
             "host": self.name,
-            "depth": depth,
-            "reader": self._reads(stack, of, depth),
+            "layer": layer,
+            "reader": self._reads(stack, of, layer),
             "width": of.width,
             "layout": of.layout,
-            "beside": of.blocks[max(0, depth - 1)],
+            "beside": of.blocks[max(0, layer - 1)],
         }
-        before = tuple(of.blocks[i] for i in range(depth))
+        before = tuple(of.blocks[i] for i in range(layer))
         if isinstance(of, VisionEncoder):
             return Site(
                 place=f"{place} of the vision encoder",
@@ -230,24 +230,23 @@ class Host:
         hidden = {"visual": self.visual, "prompt": self.prompt, "locate": self.locate}
         return Site(place=place, before=before, **hidden, **common)
 
-    def reader(self, depth: int) -> nn.Module:
-        """The module that reads the residual stream after ``depth`` blocks, 1 <= depth <= len(blocks)."""
+    def reader(self, layer: int) -> nn.Module:
+        """The module that reads the residual stream after ``layer`` blocks, 1 <= layer <= len(blocks)."""
         deepest = _deepest(self)
-        if not isinstance(depth, Integral) or not 1 <= depth <= deepest:
+        if not isinstance(layer, Integral) or not 1 <= layer <= deepest:
             raise TapError(
-                f"{self.name} has {len(self.blocks)} blocks; the tap depth must be 1 to {deepest}, got "
-                f"{depth!r}."
+                f"{self.name} has {len(self.blocks)} blocks; the layer must be 1 to {deepest}, got {layer!r}."
             )
-        return self._reads("blocks", self, depth)
+        return self._reads("blocks", self, layer)
 
     def entry_of(self, index: int) -> nn.Module:
         """The module that reads the input of ``blocks[index]``."""
         return self._entry("blocks", self, index)
 
-    def _reads(self, stack: str, of: "Host | VisionEncoder", depth: int) -> nn.Module:
-        if depth == len(of.blocks) and of.final_norm is not None:
+    def _reads(self, stack: str, of: "Host | VisionEncoder", layer: int) -> nn.Module:
+        if layer == len(of.blocks) and of.final_norm is not None:
             return of.final_norm
-        return self._entry(stack, of, depth)
+        return self._entry(stack, of, layer)
 
     def _entry(self, stack: str, of: "Host | VisionEncoder", index: int) -> nn.Module:
         block = of.blocks[index]
@@ -270,7 +269,7 @@ class Host:
 
 
 def _deepest(of: Host | VisionEncoder) -> int:
-    """The last depth at which something reads the stream."""
+    """The last layer at which something reads the stream."""
     return len(of.blocks) if of.final_norm is not None else len(of.blocks) - 1
 
 

@@ -34,24 +34,24 @@ class Tap:
     restriction.
 
     Args:
-        at: a site, ``host.site("blocks.12")``; or a host, read after ``depth`` blocks.
-        depth: with a host: 1 or more, the host's recommended depth if None.
+        at: a site, ``host.site("blocks.12")``; or a host, read after ``layer`` blocks.
+        layer: with a host: 1 or more, the host's recommended layer if None.
 
     Attributes:
         site: where it reads.
         streams: what was read in the watched forward: one tensor, or one for every view.
     """
 
-    def __init__(self, at: Site | Host, depth: int | None = None):
+    def __init__(self, at: Site | Host, layer: int | None = None):
         if isinstance(at, Host):
-            at = at.site_at(depth)
+            at = at.site_at(layer)
         elif not isinstance(at, Site):
             raise TapError(
                 f"A tap takes a Host, from host_of(model), or a Site, from host.site(name); got "
                 f"{type(at).__name__}."
             )
-        elif depth is not None:
-            raise TapError(f"The site {at.name} says where to read; give no depth with it.")
+        elif layer is not None:
+            raise TapError(f"The site {at.name} says where to read; give no layer with it.")
         self.site = at
         self.armed = False
         self.streams: list[Tensor] = []
@@ -84,9 +84,9 @@ class Tap:
             self.armed = False
 
     @property
-    def depth(self) -> int:
+    def layer(self) -> int:
         """How many blocks come before the site."""
-        return self.site.depth
+        return self.site.layer
 
     @property
     def hidden_BLD(self) -> Tensor | None:

@@ -17,17 +17,21 @@ NAMES = [
     command("commands", "name", "''", "Unknown command ''"),
     command("commands", "name", "cache verfy", "Did you mean 'verify'"),
     command("commands", "name", "cache extra", "Available: verify"),
-    command("commands", "missing", "", "Expected one of {demo, demos, cache, train"),
+    command("commands", "missing", "", "Expected one of {demo, collect, cache, train"),
     command("commands", "name", "--nosuch", "--nosuch"),
-    command("commands", "name", "demos --out {here}/d stray", "stray"),
+    command("commands", "name", "collect --out {here}/d stray", "stray"),
+    command("commands", "name", "demos --out {here}/d", "The command demos is called collect now"),
+    command("commands", "name", "demo --weight 2", "The option --weight of demo is called --loss-weight now"),
+    command("commands", "name", "doctor --depth=3", "The option --depth of doctor is called --site now"),
     command("commands", "name", "cache --datset {data}", "--dataset"),
     command("commands", "name", "cache verify --otu {features}", "--out"),
     command("commands", "missing", "eval", "--checkpoint"),
-    command("commands", "missing", "demos", "--out"),
+    command("commands", "missing", "collect", "--out"),
     command("commands", "missing", "report --out", "--out"),
     command("commands", "missing", "probe --device", "--device"),
 ]
 
+VGGT = "--teacher vggt-1b --teacher-checkpoint"
 OPTIONS = [
     command("cache", kind, f"{WRITE} {options}", says, about=options, afterwards=SANE if sane else ())
     for kind, options, says, sane in (
@@ -84,11 +88,11 @@ OPTIONS = [
         ("missing", "--dataset nobody/nothing", "is no folder here, and could not be read from the Hub", 1),
         ("missing", "--teacher dinov2-small", "could not be fetched from the Hub", 0),
         ("missing", "--teacher vggt-1b", "could not be fetched from the Hub", 0),
-        ("missing", "--teacher vggt-1b --weights {here}/none", "no such file or folder", 0),
-        ("foreign", "--teacher vggt-1b --weights {plain}", "is not a PyTorch file of plain tensors", 0),
-        ("foreign", "--teacher vggt-1b --weights {policy}/model.safetensors", "do not fit the model", 0),
-        ("foreign", "--teacher vggt-1b --weights {data}", "No weights in the folder", 0),
-        ("foreign", "--teacher dinov2-small --weights {data}", "expected a folder with its config.json", 0),
+        ("missing", f"{VGGT} {{here}}/none", "no such file or folder", 0),
+        ("foreign", f"{VGGT} {{plain}}", "is not a PyTorch file of plain tensors", 0),
+        ("foreign", f"{VGGT} {{policy}}/model.safetensors", "do not fit the model", 0),
+        ("foreign", f"{VGGT} {{data}}", "No weights in the folder", 0),
+        ("foreign", "--teacher dinov2-small --teacher-checkpoint {data}", "expected a folder with its", 0),
         ("device", "--device cuda:99", "Available: cpu", 1),
         ("device", "--device nonsense", "'nonsense' is not a device", 0),
         ("device", "--device ''", "'' is not a device", 0),

@@ -1,11 +1,11 @@
-"""``demos``, ``demo``, ``eval``, ``probe``, ``report`` and ``doctor``."""
+"""``collect``, ``demo``, ``eval``, ``probe``, ``report`` and ``doctor``."""
 
 import json
 
 from malformed.case import Case, command
 from malformed.damage import changed, copied, cut, flipped, holds, mode, without
 
-DEMOS = "demos --out {here}/d --episodes 2 --frames 2 --workers 1"
+DEMOS = "collect --out {here}/d --episodes 2 --frames 2 --workers 1"
 DEMO = "demo --out {here}/d"
 EVAL = "eval --checkpoint {policy} --episodes 1"
 EVAL_HERE = "eval --checkpoint {here}/policy --episodes 1"
@@ -14,7 +14,7 @@ SPEC = {"spec": {"tasks": ["push-v3"]}, "versions": {}}
 SETTINGS = {"tasks": ["reach-v3"], "steps": 1}
 
 COLLECT = [
-    command("demos", kind, f"{DEMOS} {options}", says, about=options)
+    command("collect", kind, f"{DEMOS} {options}", says, about=options)
     for kind, options, says in (
         ("type", "--episodes many", "--episodes"),
         ("type", "--seed x", "--seed"),
@@ -46,7 +46,7 @@ COLLECT = [
     )
 ]
 COLLECT += [
-    command("demos", kind, DEMOS, says, prepare=holds("d/demos.json", content))
+    command("collect", kind, DEMOS, says, prepare=holds("d/demos.json", content))
     for kind, content, says in (
         ("taken", json.dumps(SPEC), "already holds another collection of demonstrations (spec"),
         ("damaged", '{"spec": ', "demos.json is damaged"),
@@ -56,7 +56,7 @@ COLLECT += [
 ]
 COLLECT += [
     command(
-        "demos",
+        "collect",
         "permission",
         DEMOS.replace("{here}/d", "{here}/shut/d"),
         "may not be written to",
@@ -68,15 +68,15 @@ COLLECT += [
 DEMO_CASES = [
     command("demo", kind, f"{DEMO} {options}", says, about=options)
     for kind, options, says in (
-        ("type", "--weight heavy", "--weight"),
+        ("type", "--loss-weight heavy", "--loss-weight"),
         ("type", "--steps 1e3", "--steps"),
         ("number", "--steps 0", "steps must be at least 1; got 0"),
         ("number", "--steps -10", "steps must be at least 1; got -10"),
         ("number", "--episodes 0", "episodes must be at least 1; got 0"),
         ("number", "--eval-episodes 0", "eval_episodes must be at least 1; got 0"),
-        ("number", "--weight -1", "weight"),
-        ("number", "--weight nan", "weight"),
-        ("number", "--weight inf", "weight"),
+        ("number", "--loss-weight -1", "weight"),
+        ("number", "--loss-weight nan", "weight"),
+        ("number", "--loss-weight inf", "weight"),
         ("number", "--workers 0", "at least one process"),
         ("number", "--seed -1", "seed must be at least 0; got -1"),
         ("name", "--tasks reech-v3", "Did you mean 'reach-v3'"),

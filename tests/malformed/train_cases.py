@@ -14,17 +14,18 @@ LEROBOT = TRAIN.replace("train ", "lerobot-train ", 1)
 FLAGS = [
     command("train", kind, f"{TRAIN} {flags}", says, about=flags)
     for kind, flags, says in (
-        ("name", "--policy.forcing.wieght=1", "Did you mean --policy.forcing.weight?"),
+        ("name", "--policy.forcing.los_weight=1", "Did you mean --policy.forcing.loss_weight?"),
+        ("name", "--policy.forcing.weight=1", "is called forcing.loss_weight now"),
+        ("name", "--policy.forcing.depth=3", "write --policy.forcing.site=blocks.3"),
         ("name", "--nosuch=1", "unrecognized arguments: --nosuch=1"),
         ("name", "stray", "unrecognized arguments: stray"),
         ("name", "--policy.type=sf_tinny", "Did you mean 'sf_tiny'"),
         ("name", "--policy.device=quantum", "Unknown device quantum"),
         ("type", "--steps=abc", "--steps: Couldn't parse 'abc' into an int"),
         ("type", "--steps=1.5", "--steps: Couldn't parse '1.5' into an int"),
-        ("type", "--policy.forcing.weight=abc", "Unknown schedule (and no number) 'abc'"),
-        ("type", "--policy.forcing.coefficients=maybe", "forcing.coefficients: Couldn't parse 'maybe' into"),
+        ("type", "--policy.forcing.loss_weight=abc", "Unknown schedule (and no number) 'abc'"),
+        ("type", "--policy.forcing.pca_targets=maybe", "forcing.pca_targets: Couldn't parse 'maybe' into"),
         ("type", "--policy.forcing.cameras=left", "--policy.forcing.cameras: The given value='left' is not"),
-        ("type", "--policy.forcing.depth=deep", "forcing.depth"),
         ("number", "--steps=0", "--steps must be at least 1; got 0"),
         ("number", "--steps=-5", "--steps must be at least 1; got -5"),
         ("number", "--batch_size=0", "--batch_size must be at least 1; got 0"),
@@ -32,14 +33,14 @@ FLAGS = [
         ("number", "--policy.n_action_steps=99", "n_action_steps must be 1 to chunk_size = 8, got 99"),
         ("number", "--policy.heads=3", "multiple of heads"),
         ("number", "--policy.image_size=30", "not a multiple of the patch size"),
-        ("number", "--policy.forcing.depth=99", "the tap depth must be 1 to"),
-        ("number", "--policy.forcing.depth=0", "the tap depth must be 1 to"),
-        ("number", "--policy.forcing.weight=-1", "0 or more"),
+        ("number", "--policy.forcing.site=blocks.99", "has no site"),
+        ("name", "--policy.forcing.site=block.3", "has no site"),
+        ("number", "--policy.forcing.loss_weight=-1", "0 or more"),
         ("name", "--policy.forcing.site=blocks.99", "It has blocks.0 to blocks.4"),
         ("name", "--policy.forcing.loss=cosin", "Did you mean 'cosine'"),
         (
             "number",
-            "--policy.forcing.weight=linear:initial=1,final=0,end=0",
+            "--policy.forcing.loss_weight=linear:initial=1,final=0,end=0",
             "to a later step end; got 0 to 0",
         ),
         ("name", "--policy.forcing.norm=instance", "'layer' or 'batch'"),
@@ -47,7 +48,7 @@ FLAGS = [
         ("missing", "--policy.forcing.cache={here}/none", "none holds no feature cache"),
         ("missing", "--policy.forcing.cache={begun}", "begun holds an unfinished feature cache"),
         ("foreign", "--policy.forcing.cache={plain}", "holds no feature cache"),
-        ("foreign", "--policy.forcing.cache={raw} --policy.forcing.coefficients=true", "no coefficients"),
+        ("foreign", "--policy.forcing.cache={raw} --policy.forcing.pca_targets=true", "no PCA coefficients"),
         ("foreign", "--dataset.root={other}", "is of data set"),
         ("missing", "--dataset.root={here}/none", "none could not be read, here or from the Hub"),
         ("foreign", "--dataset.root={plain}", "plain.txt is not a folder"),
@@ -69,8 +70,8 @@ ONLINE = [
     for kind, flags, says in (
         ("name", "--policy.forcing.teacher=nobody", "Unknown teacher (and no file or folder) 'nobody'"),
         ("missing", "--policy.forcing.teacher=dinov2-small", "could not be fetched from the Hub"),
-        ("missing", "--policy.forcing.weights={here}/none", "no such file or folder"),
-        ("missing", "--policy.forcing.coefficients=true", "needs a compressed cache"),
+        ("missing", "--policy.forcing.teacher_checkpoint={here}/none", "no such file or folder"),
+        ("missing", "--policy.forcing.pca_targets=true", "needs a compressed cache"),
         ("missing", "--policy.forcing.alignments={here}/none.yaml", "none.yaml cannot be read"),
         ("damaged", "--policy.forcing.alignments=[{", "while parsing"),
         ("type", "--policy.forcing.alignments=[blocks.1]", "is a mapping of options"),
@@ -138,7 +139,7 @@ LEROBOTS = [
     command("lerobot-train", kind, f"{LEROBOT} {flags}", says, about=flags, under="a process")
     for kind, flags, says in (
         ("missing", "--policy.forcing.cache={here}/none", "none holds no feature cache"),
-        ("number", "--policy.forcing.depth=99", "the tap depth must be 1 to"),
+        ("number", "--policy.forcing.site=blocks.99", "has no site"),
         ("foreign", "--dataset.root={other}", "is of data set"),
     )
 ]

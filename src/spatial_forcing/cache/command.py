@@ -176,7 +176,7 @@ def claimed_teacher(options: Any, claimed: dict[str, Any]) -> Any:
     if teacher.fingerprint != claimed["teacher_fingerprint"]:
         raise CacheError(
             f"The cache was written with a teacher of fingerprint {claimed['teacher_fingerprint']}, these "
-            f"options give {teacher.fingerprint}: name the same --teacher, --weights, --layer and "
+            f"options give {teacher.fingerprint}: name the same --teacher, --teacher-checkpoint, --layer and "
             "--resolution."
         )
     return teacher
@@ -197,7 +197,7 @@ def teacher_of(options: Any, claimed: Mapping[str, Any] = MappingProxyType({})) 
     device = f"cuda:{local}" if options.device == "cuda" and local is not None else options.device
     return load_teacher(
         option("teacher"),
-        weights=options.weights,
+        weights=options.teacher_checkpoint,
         resolution=tuple(resolution) if isinstance(resolution, list) else resolution,
         layer=-1 if layer is None else layer,
         dtype=named_dtype(option("dtype")),

@@ -45,15 +45,15 @@ class FeatureStore:
     Args:
         root: the cache's folder.
         layer: which layer of the teacher, counted from 0, or from the end; None means the only one there.
-        coefficients: read the stored coefficients themselves instead of the tokens they stand for. Their
+        pca_targets: read the stored PCA coefficients themselves instead of the tokens they stand for. Their
             directions are orthonormal, so cosines among them are those of the tokens less their mean; targets
             get as narrow as the code.
-        standardized: with ``coefficients``, turn and stretch them so that cosines among them are those of the
+        standardized: with ``pca_targets``, turn and stretch them so that cosines among them are those of the
             tokens with every channel standardised.
 
     Raises:
         CacheError: no cache there, an unfinished one, one of another version, a file is missing or damaged,
-            it has no such layer or several and none is named, or coefficients are wanted of a cache that has
+            it has no such layer or several and none is named, or PCA targets are wanted of a cache that has
             none.
     """
 
@@ -62,14 +62,14 @@ class FeatureStore:
         root: str | os.PathLike[str],
         *,
         layer: int | None = None,
-        coefficients: bool = False,
+        pca_targets: bool = False,
         standardized: bool = False,
     ):
         if not isinstance(root, str | os.PathLike):
             raise CacheError(f"A cache is read from a folder; got {root!r}.")
         if layer is not None and (not isinstance(layer, Integral) or isinstance(layer, bool)):
             raise CacheError(f"A layer is a whole number, negative from the last; got {layer!r}.")
-        self.root, self.reads_coefficients = folder_of(Path(root), layer), coefficients
+        self.root, self.reads_pca_targets = folder_of(Path(root), layer), pca_targets
         manifest = read_manifest(self.root)
         self.source = Source.from_json(manifest["source"])
         if self.root != Path(root) and self.root != layer_folder(Path(root), self.source.layer or 0):
@@ -82,20 +82,20 @@ class FeatureStore:
         check_file(self.root, CODEC, self._sums[CODEC])
         self.codec, said = load_codec(self.root)
         self.codec_record = manifest["codec"]
-        if coefficients and self.codec.kind != "pca-int8":
+        if pca_targets and self.codec.kind != "pca-int8":
             raise CacheError(
-                f"The cache at {self.root} holds whole tokens ({self.codec.kind}) and no coefficients. Read "
-                f"the tokens, or write a compressed cache: {COMMAND} --codec pca-int8."
+                f"The cache at {self.root} holds whole tokens ({self.codec.kind}) and no PCA coefficients. "
+                f"Read the tokens, or write a compressed cache: {COMMAND} --codec pca-int8."
             )
         self.grid: tuple[int, ...] = tuple(said["grid"])
-        self.width = self.codec.components if coefficients else self.codec.width
+        self.width = self.codec.components if pca_targets else self.codec.width
         self.hidden: int | None = self.codec.width  # of the projector
         self.name, self.layer = self.source.teacher, self.source.layer
         self.fingerprint, self.licence = self.source.teacher_fingerprint, self.source.teacher_licence
         found = manifest["statistics"]["token"]
         stats = (torch.tensor(found["mean"]), torch.tensor(found["std"]))
         self._turn: tuple[Tensor, Tensor] | None = None
-        if coefficients:
+        if pca_targets:
             # They mean nothing without the codec's own directions, which every cache finds anew.
             self.fingerprint += f"-coefficients-{self._sums[CODEC][:8]}"
             if standardized:
@@ -147,7 +147,7 @@ class FeatureStore:
     def decoded(self, stored: dict[str, Tensor]) -> Features:
         """Features from what :meth:`read_stored` gave, on the device where it lies now."""
         self.codec = self.codec.to(stored["codes"].device)
-        if self.reads_coefficients:
+        if self.reads_pca_targets:
             tokens = self.codec.coefficients(stored)
             if self._turn is not None:
                 turn_KK, shift_K = (part.to(tokens.device) for part in self._turn)

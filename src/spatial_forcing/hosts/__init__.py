@@ -20,7 +20,7 @@ class HostError(SpatialForcingError, TypeError):
 
 
 def host_of(
-    model: nn.Module, *, layout: Layout | None = None, visual: Visual | None = None, depth: int | None = None
+    model: nn.Module, *, layout: Layout | None = None, visual: Visual | None = None, layer: int | None = None
 ) -> Host:
     """Finds the host record of a model.
 
@@ -34,7 +34,7 @@ def host_of(
         model: the policy, or its language model.
         layout: the visual token grid; needed for plain decoders, which do not know theirs.
         visual: where the visual tokens are in the sequence: a slice, or a function hidden_BLD -> visual_BND.
-        depth: recommended tap depth; 3/4 of the blocks if None.
+        layer: the layer recommended for reading, in blocks before it; 3/4 of the blocks if None.
 
     Raises:
         HostError: not recognised, several decoders found, or layout and visual are missing; says what was
@@ -46,7 +46,7 @@ def host_of(
         raise HostError(f"layout is a spatial_forcing.Layout; got {type(layout).__name__}.")
     if visual is not None and not (isinstance(visual, slice) or callable(visual)):
         raise HostError(f"visual is a slice or a function hidden_BLD -> visual_BND; got {visual!r}.")
-    given = {"layout": layout, "visual": visual, "depth": depth}
+    given = {"layout": layout, "visual": visual, "layer": layer}
     given = {field: value for field, value in given.items() if value is not None}
     if visual is not None:  # then nobody has to look for the tokens in the prompt
         given |= {"prompt": None, "locate": None}
@@ -62,7 +62,7 @@ def host_of(
                     f"{type(host).__name__}."
                 )
             return replace(host, **given)
-    return _decoder_host(model, layout, visual, depth)
+    return _decoder_host(model, layout, visual, layer)
 
 
 def policy_in(model: nn.Module) -> Any | None:
@@ -82,7 +82,7 @@ def _unwrapped(model: nn.Module) -> list[nn.Module]:
     return chain
 
 
-def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None, depth: int | None) -> Host:
+def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None, layer: int | None) -> Host:
     found = {
         name or "the model itself": module for name, module in model.named_modules() if _is_decoder(module)
     }
@@ -114,7 +114,7 @@ def _decoder_host(model: nn.Module, layout: Layout | None, visual: Visual | None
         getattr(getattr(decoder, "config", None), "hidden_size", None)
         or norm.get_parameter("weight").shape[0]
     )
-    return Host(type(decoder).__name__, blocks, norm, int(width), layout, visual, depth)
+    return Host(type(decoder).__name__, blocks, norm, int(width), layout, visual, layer)
 
 
 def _is_decoder(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
-from spatial_forcing.hosts.prompted import QWEN_LORA, depth_reached, image_grid, qwen_locate, unpatched
+from spatial_forcing.hosts.prompted import QWEN_LORA, image_grid, layer_reached, qwen_locate, unpatched
 from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
 from spatial_forcing.hosts.small import (
     PROMPT_TEMPLATE,
@@ -42,7 +42,7 @@ def groot_host(policy: Any, views: int) -> Host:
         width=vlm.config.text_config.hidden_size,
         layout=Layout(views, side, side),
         visual=None,
-        depth=depth_reached(language.layers, groot_upstream(policy)),
+        layer=layer_reached(language.layers, groot_upstream(policy)),
         prompt=vlm,
         locate=qwen_locate(vlm.config),
     )

@@ -29,7 +29,7 @@ def pi_host(policy: Any, views: int) -> Host:
         width=model.config.text_config.hidden_size,
         layout=Layout(views, rows, cols, "pad"),
         visual=blocks_of_tokens(views, rows * cols),
-        depth=round(len(model.language_model.layers) * 2 / 3),  # 12 of 18 in the published code
+        layer=round(len(model.language_model.layers) * 2 / 3),  # 12 of 18 in the published code
         vision=pi_vision(policy, Layout(views, rows, cols, "pad")),
     )
 

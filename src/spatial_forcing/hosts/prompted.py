@@ -77,8 +77,8 @@ def token_places(visual_BL: Tensor, layout: Layout) -> Tensor:
     return visual_BL.nonzero()[:, 1].view(len(visual_BL), layout.tokens)
 
 
-def depth_reached(blocks: Sequence[nn.Module] | nn.ModuleList, before: Sequence[nn.Module]) -> int:
-    """A tap depth that a gradient reaches: 3/4 of the way from the first block that trains to the last.
+def layer_reached(blocks: Sequence[nn.Module] | nn.ModuleList, before: Sequence[nn.Module]) -> int:
+    """A layer that a gradient reaches: 3/4 of the way from the first block that trains to the last.
 
     It is 3/4 of all blocks if those before them train, or nothing does (LoRA is put on later).
     """

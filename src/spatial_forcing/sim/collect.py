@@ -300,7 +300,7 @@ def _check_complete(root: Path) -> None:
     path = root / "demos.json"
     if not path.exists():
         raise SpatialForcingError(
-            f"{root} holds no demonstrations (no demos.json). Make some with: spatial-forcing demos"
+            f"{root} holds no demonstrations (no demos.json). Make some with: spatial-forcing collect"
         )
     if not _is_complete(root):
         raise SpatialForcingError(

@@ -1,4 +1,4 @@
-"""What demonstrations to record: the options of the command `demos`, and defaults of the demo."""
+"""What demonstrations to record: the options of the command `collect`, and defaults of the demo."""
 
 from dataclasses import dataclass, field
 from numbers import Integral

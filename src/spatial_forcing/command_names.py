@@ -1,0 +1,43 @@
+"""Names of commands and options, checked before options are read: mistyped ones, and earlier ones."""
+
+from collections.abc import Collection
+from itertools import takewhile
+
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+
+SUBCOMMANDS = {"cache": ("verify",)}
+# What was called otherwise before 0.1: commands, and options by command.
+RENAMED_COMMANDS = {"demos": "collect"}
+RENAMED_OPTIONS = {
+    "demo": {"--weight": "--loss-weight"},
+    "cache": {"--weights": "--teacher-checkpoint"},
+    "doctor": {"--weights": "--teacher-checkpoint", "--depth": "--site"},
+}
+
+
+def check_names(arguments: list[str], commands: Collection[str]) -> None:
+    """Looks at a command line before its options are read.
+
+    Args:
+        arguments: what follows the program's name.
+        commands: the names of all commands.
+
+    Raises:
+        UnknownNameError: no such command, or no such subcommand.
+        SpatialForcingError: a command or an option was called so earlier; says its name now.
+    """
+    name, *second = words(arguments) or [None]
+    if name in RENAMED_COMMANDS:
+        raise SpatialForcingError(f"The command {name} is called {RENAMED_COMMANDS[name]} now.")
+    if name is not None and name not in commands:
+        raise UnknownNameError("command", name, commands)
+    if second and name in SUBCOMMANDS and second[0] not in SUBCOMMANDS[name]:
+        raise UnknownNameError(f"subcommand of {name}", second[0], SUBCOMMANDS[name])
+    for option in (argument.partition("=")[0] for argument in arguments):
+        if name is not None and (new := RENAMED_OPTIONS.get(name, {}).get(option)):
+            raise SpatialForcingError(f"The option {option} of {name} is called {new} now.")
+
+
+def words(arguments: list[str]) -> list[str]:
+    """The names that stand before the first option: of a command, and of what in it."""
+    return list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
