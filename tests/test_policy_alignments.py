@@ -248,7 +248,9 @@ def test_what_is_wrong_in_a_flag_is_said_with_its_entry(given, says):
 
 
 def test_flat_flags_beside_a_list_are_refused():
-    with pytest.raises(SpatialForcingError, match=r"forcing\.cache, forcing\.loss_weight says something of one"):
+    with pytest.raises(
+        SpatialForcingError, match=r"forcing\.cache, forcing\.loss_weight says something of one"
+    ):
         ForcingConfig(alignments=[{"site": "blocks.1"}], loss_weight=2.0, cache="features")
 
 
@@ -266,8 +268,8 @@ def test_files_and_flags_say_the_same(tmp_path, dataset, written):
     flags = ["--policy.type=sf_tiny", f"--policy.forcing.alignments={value}", "--dataset.repo_id=local/small"]
     forcing = read_config([*flags, f"--dataset.root={dataset}", "--policy.push_to_hub=false"]).policy.forcing
     one, other = forcing.entries()
-    assert (one.site, one.teacher, one.weight, one.loss) == ("blocks.1", TEACHER, 0.25, "cosine")
-    assert (other.site, other.loss, other.weight) == (None, "relations", 0.5)
+    assert (one.site, one.teacher, one.loss_weight, one.loss) == ("blocks.1", TEACHER, 0.25, "cosine")
+    assert (other.site, other.loss, other.loss_weight) == (None, "relations", 0.5)
 
 
 @pytest.mark.parametrize(

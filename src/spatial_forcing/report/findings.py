@@ -201,9 +201,10 @@ def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
     if level:
         found.append(_blind_note(level, blind))
     if state is not None and state > STATE_FACTOR * blind:
+        helps = "helps little" if state < blind else "does not help"
         found.append(
-            f"Knowing the true state helps little ({number(state)} against {number(blind)} blind): the "
-            "action error of this task says little about seeing."
+            f"Knowing the true state {helps} ({number(state)} against {number(blind)} blind): the action "
+            "error of this task, after so many steps, says little about seeing."
         )
     return found
 
@@ -214,16 +215,44 @@ def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
     span = " to ".join(map(str, dict.fromkeys([steps[0], steps[-1]])))
     errors = f"{', '.join(number(arm.heldout_error) for arm in level.values())} against {number(blind)}"
     be, its, it, has = ("is", "its", "it", "has") if len(level) == 1 else ("are", "their", "they", "have")
+    better = (
+        "hardly better" if any((arm.heldout_error or 0) < blind for arm in level.values()) else "no better"
+    )
     return (
-        f"{upper(listed(level))} {be} hardly better than the blind policy by {its} action error ({errors}): "
+        f"{upper(listed(level))} {be} {better} than the blind policy by {its} action error ({errors}): "
         f"in {span} steps {it} {has} not learned to use {its} images. How {it} would do with more steps, "
         "this run cannot say."
     )
 
 
 def probe_notes(summary: Summary) -> list[str]:
-    """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
+    """What the probe says of the policies' tokens: against the baseline's, and against the mean depth."""
     rows = summary.probe.rows if summary.probe else []
+    return [*_probe_gains(rows, summary.arms), *_probe_without_depth(rows, summary)]
+
+
+def _probe_gains(rows: Sequence[ProbeRow], arms: Mapping[str, ArmSummary]) -> list[str]:
+    """A sentence for every arm from whose tokens depth is read better than from the baseline's."""
+    differ = {row.name: row.differences["baseline"] for row in rows if "baseline" in (row.differences or {})}
+    gained = [name for name, one in differ.items() if one.high is not None and one.high < 0]
+    controls = [name for name in differ if name in arms and arms[name].role == "control"]
+    found = []
+    for name in (one for one in gained if one in arms and arms[one].role == "arm"):
+        text = (
+            f"Depth probe: depth is read better from the tokens of {name} than from those of baseline "
+            f"(AbsRel {difference_text(differ[name])})"
+        )
+        if controls:
+            theirs = ", ".join(f"{one} {difference_text(differ[one])}" for one in controls)
+            also = [one for one in controls if one in gained]
+            content = "so do those of a control" if also else "not so from those of the controls"
+            text += f"; {content} ({theirs})"
+        found.append(f"{text}. The intervals are over held-out episodes of one training.")
+    return found
+
+
+def _probe_without_depth(rows: Sequence[ProbeRow], summary: Summary) -> list[str]:
+    """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
     mean = next((row.absrel for row in rows if row.name == "mean depth"), None)
     if mean is None:
         return []

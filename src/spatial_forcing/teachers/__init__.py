@@ -10,7 +10,6 @@
 
 import logging
 import os
-import warnings
 from functools import cache
 from numbers import Integral
 from pathlib import Path
@@ -114,6 +113,6 @@ def _show_licence(record: TeacherRecord) -> None:
     """Says the terms of a teacher's weights, once per process; aloud where they restrict the use."""
     message = f"Teacher {record.name}: weights under {record.licence}, see {record.terms}."
     if record.non_commercial:
-        warnings.warn(f"{message} Commercial use is not allowed.", stacklevel=3)
+        _log.warning("%s Commercial use is not allowed.", message)
     else:
         _log.info(message)

@@ -14,7 +14,8 @@ class TeacherUnavailableError(SpatialForcingError):
         super().__init__(
             f"The weights of teacher {record.name!r} could not be fetched from the Hub ({record.repo}): "
             f"{str(reason).strip()}{gate} If the files are on this machine, name the file or folder: "
-            f'load_teacher("{record.name}", weights="/path/to/weights").'
+            f'load_teacher("{record.name}", weights="/path/to/weights"); as an option: '
+            "teacher_checkpoint."
         )
 
 
