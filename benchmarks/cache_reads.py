@@ -116,7 +116,7 @@ def main(args: Args) -> None:
     for name, ratio in result["ratio_to_without"].items():
         print(f"{name:<18}{ratio['median']:.3f} x   (quartiles {ratio['low']:.3f} to {ratio['high']:.3f})")
     for what in ("read", "decode"):
-        print(f"{what}: {1000 * result[f'{what}_seconds_per_batch']['median']:.1f} ms a batch")
+        print(f"{what}: {1000 * result[f'{what}_seconds_per_batch']['median']:.1f} ms per batch")
     print(args.out)
 
 

@@ -36,7 +36,7 @@ class Args:
     frames: int = 400
     """Frames read a round."""
     batch: int = 32
-    """Frames a batch."""
+    """Frames per batch."""
     workers: int = 0
     """Of the loader, spawned as LeRobot does; a round then includes their start."""
     rounds: int = 8

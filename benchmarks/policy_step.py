@@ -37,7 +37,7 @@ from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
-# Of the feature cache: frames, and numbers a token.
+# Of the feature cache: frames, and numbers per token.
 FRAMES, COMPONENTS = 64, 128
 
 

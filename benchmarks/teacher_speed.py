@@ -1,4 +1,4 @@
-"""Frames a second of the teacher, against a straightforward implementation and against the hardware.
+"""Frames per second of the teacher, against a straightforward implementation and against the hardware.
 
     python benchmarks/teacher_speed.py --device cuda            # VGGT-1B's architecture, random weights
     python benchmarks/teacher_speed.py --device cpu --model vggt-tiny-sim --resolutions 112 --batch 8

@@ -44,7 +44,6 @@ from spatial_forcing.teachers.vggt_teacher import METADATA_KEY, TINY
 VALIDATION = ("seen-val", "unseen-val")
 LICENCE = "Apache-2.0"
 SAVE_EVERY = 60.0  # seconds between checkpoints
-
 Model = GeometryVGGT | MaskedVGGT
 
 

@@ -41,8 +41,8 @@ def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
     assert run(monkeypatch, *options, "--teacher", "untrained-tiny", "--components", "24") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "15 frames of 2 views" in said
-    assert "24 numbers a token; mean cosine to raw tokens 0." in said
-    assert "s a frame: about" in said
+    assert "24 numbers per token; mean cosine to raw tokens 0." in said
+    assert "s per frame: about" in said
 
     assert run(monkeypatch, "verify", *options) == 0
     said = capsys.readouterr().out
@@ -203,8 +203,8 @@ def test_several_layers_in_one_pass(monkeypatch, capsys, tmp_path, dataset):
     named = ["--dataset", str(dataset), "--teacher", "untrained-tiny", "--codec", "raw"]
     assert run(monkeypatch, *named, "--out", str(both), "--layers", "-1", "1") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "layer 1: raw, 224 numbers a token" in said
-    assert "layer 3: raw, 224 numbers a token" in said
+    assert "layer 1: raw, 224 numbers per token" in said
+    assert "layer 3: raw, 224 numbers per token" in said
     assert run(monkeypatch, *named, "--out", str(one), "--layer", "1") == 0
     files = {path.name: path.read_bytes() for path in one.iterdir()}
     assert {path.name: path.read_bytes() for path in (both / "layer-1").iterdir()} == files

@@ -57,7 +57,7 @@ def shifted(host: Host, by: int) -> Host:
 
 
 def _moved(located: Any, by: int) -> Any:
-    return located._replace(places_BN=located.places_BN + by)
+    return located._replace(token_indices_BN=located.token_indices_BN + by)
 
 
 def arranged(host: Host, how: Any) -> Host:
@@ -71,7 +71,7 @@ def arranged(host: Host, how: Any) -> Host:
 
         def rearranged(call: Any) -> Any:
             located = locate(call)
-            return located._replace(places_BN=located.places_BN[:, order(located.layout)])
+            return located._replace(token_indices_BN=located.token_indices_BN[:, order(located.layout)])
 
         return replace(host, locate=rearranged)
     return replace(host, visual=lambda stream: host.visual(stream)[:, order(host.layout)])

@@ -261,7 +261,7 @@ def test_a_data_set_alone(monkeypatch, capsys, demos):
         "2 views x 8 rows x 8 columns = 128 visual tokens",
         "TinyVLA, 4 blocks",
         "after block 3 of 4",
-        "8 x 8 tokens a view, width 224; Apache-2.0",
+        "8 x 8 tokens per view, width 224; Apache-2.0",
         "32 of 32 blanked cells",
         "s plain",
     ):

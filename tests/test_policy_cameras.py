@@ -82,7 +82,7 @@ def reached_views(policy: Any, batch: dict[str, Any]) -> list[int]:
         policy.feature_source(batch, shown),
         policy.feature_source.affine_BV23(batch, shown),
     )
-    how = {"image_hw": shown.sizes, "views": shown.places}
+    how = {"image_hw": shown.sizes, "views": shown.view_indices}
     policy(batch)
     align, tap = policy.forcing(seen, affine_BV23, **how), policy.forcing.tap
     (gradient,) = torch.autograd.grad(align, tap.hidden_BLD)
@@ -137,7 +137,7 @@ def test_padding_masks_and_moved_images_go_with_their_cameras(folder, dataset, t
     batch |= {AFFINE_KEY + WRIST: moved_B23, AFFINE_KEY + RIGHT: torch.full((2, 2, 3), float("nan"))}
     shown = policy.feature_source.shown(policy, batch, None)
     assert shown.names == cameras
-    assert shown.places == [2, 0]
+    assert shown.view_indices == [2, 0]
     assert shown.present_BV.tolist() == [[True, True], [True, False]]
     affine_BV23 = policy.feature_source.affine_BV23(batch, shown)
     assert torch.equal(affine_BV23, torch.stack([moved_B23, torch.eye(2, 3).expand(2, 2, 3)], dim=1))
@@ -184,7 +184,7 @@ def test_of_a_camera_shown_repeatedly_all_images_are_aligned(folder):
     batch["image_grid_thw"] = batch["image_grid_thw"].repeat(2, 1)
     batch["pixel_values"] = batch["pixel_values"].repeat(2, 1)
     shown = policy.feature_source.shown(policy, batch | {PACKED_KEY: twice}, None)
-    assert shown.places == [1, 0, 3, 2]
+    assert shown.view_indices == [1, 0, 3, 2]
     assert shown.names == [RIGHT, LEFT] * 2
 
 
@@ -247,7 +247,7 @@ def test_a_mapping_leads_from_the_names_of_data_and_cache_to_the_policys(folder,
     }
     shown = policy.feature_source.shown(policy, batch, policy._image_stats)
     assert shown.names == [FRONT, LEFT]
-    assert shown.places == [0, 2]
+    assert shown.view_indices == [0, 2]
     assert torch.equal(
         policy.feature_source.affine_BV23(batch, shown)[0], torch.stack([flip(), torch.eye(2, 3)])
     )

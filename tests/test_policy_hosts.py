@@ -117,7 +117,7 @@ def aligned(policy, batch: dict):
     """(loss, valid_BVhw, |gradient of the alignment| of each visual token, same shape) of one forward."""
     loss, logs = policy(batch)
     shown = policy.feature_source.shown(policy, batch, None)
-    how = {"image_hw": shown.sizes, "present_BV": shown.present_BV, "views": shown.places}
+    how = {"image_hw": shown.sizes, "present_BV": shown.present_BV, "views": shown.view_indices}
     images = policy.feature_source(batch, shown)
     _, valid_BN = policy.forcing.target(images, **how)
     tap = policy.forcing.tap

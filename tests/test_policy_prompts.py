@@ -90,7 +90,7 @@ def centres(kind: str, located: Located) -> list[tuple[int, int]]:
     layout = located.layout
     affine_23 = layout.affine_23(*SMALL)
     if kind == "groot":
-        affine_23 = compose(crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN), affine_23)
+        affine_23 = compose(crop_affine(SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN), affine_23)
     found = []
     for cell in range(layout.rows * layout.cols):
         row, col = divmod(cell, layout.cols)
@@ -120,14 +120,14 @@ def test_a_change_in_a_image_shows_in_the_token_that_covers_it(folder, kind, vie
             box += 1 - 2 * box
         raw[CAMERAS[view]] = changed
         after, same = stream_and_places(policy, prompted(policy.config, raw, tasks))
-        assert torch.equal(places.places_BN, same.places_BN)
+        assert torch.equal(places.token_indices_BN, same.token_indices_BN)
         changes.append((after - before).norm(dim=-1))
     change_BL = torch.stack(changes).sum(0)
-    assert (len({tuple(row) for row in places.places_BN.tolist()}) > 1) == (kind == "groot")
-    change_BVn = change_BL.gather(1, places.places_BN).unflatten(1, (places.layout.views, -1))
+    assert (len({tuple(row) for row in places.token_indices_BN.tolist()}) > 1) == (kind == "groot")
+    change_BVn = change_BL.gather(1, places.token_indices_BN).unflatten(1, (places.layout.views, -1))
     assert change_BVn[:, view].argmax(-1).tolist() == list(range(len(pixels)))
     assert (change_BVn[:, 1 - view] == 0).all(), "a token of the other view changed"
-    elsewhere = torch.ones_like(change_BL, dtype=torch.bool).scatter(1, places.places_BN, False)
+    elsewhere = torch.ones_like(change_BL, dtype=torch.bool).scatter(1, places.token_indices_BN, False)
     assert (change_BL[elsewhere] == 0).all(), "text, state or actions changed"
 
 
@@ -314,7 +314,7 @@ def transformed(image_3HW: Tensor, how: dict[str, Any], position: Any) -> Tensor
 @pytest.mark.parametrize("how", HOW)
 def test_the_teacher_gets_the_pixels_that_groot_sees(folder, how):
     policy = small_policy("groot", folder)
-    raw = raw_batch(2, image=(128, 192))  # whose resized copy is a multiple of 32 pixels a side
+    raw = raw_batch(2, image=(128, 192))  # whose resized copy is a multiple of 32 pixels per side
     random.seed(5)
     batch = prompted(policy.config, raw, **how)
     random.seed(5)
@@ -351,7 +351,7 @@ def test_the_affine_of_a_crop_is_what_it_does_to_a_ramp(how, size):
     position = (0.1, 0.8) if how.get("training") else None
     options = {key: value for key, value in how.items() if key not in ("use_albumentations", "training")}
     affine_23 = crop_affine(
-        *size,
+        size,
         keeps_aspect=how["use_albumentations"],
         crop_position=position,
         **GROOT_CROP | PLAIN | options,
@@ -392,7 +392,7 @@ def test_tracking_changes_nothing_and_says_what_was_cropped(folder):
     random.seed(5)
     for sample in range(3):
         position = random.random(), random.random()
-        expected = crop_affine(120, 180, keeps_aspect=True, crop_position=position, **GROOT_CROP, **PLAIN)
+        expected = crop_affine((120, 180), keeps_aspect=True, crop_position=position, **GROOT_CROP, **PLAIN)
         assert torch.equal(packed.affine_BV23[sample], expected.expand(2, 2, 3))
 
 
@@ -414,7 +414,7 @@ def test_stored_features_of_groot_move_with_the_crop_and_the_cameras(folder, dat
         return batch | {PACKED_KEY: batch[PACKED_KEY]._replace(cameras=list(cameras))}
 
     shown = source.shown(policy, batch, None)
-    crop_23 = crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
+    crop_23 = crop_affine(SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
     assert torch.equal(source.affine_BV23(batch, shown), crop_23.expand(2, 2, 2, 3))
     stored = source.store.read(raw["index"])
     assert torch.equal(source(batch, shown).tokens_BVHWC, stored.tokens_BVHWC)
@@ -436,7 +436,7 @@ def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracke
     raw = raw_batch(2) | {"index": torch.tensor([1, 6]), AFFINE_KEY + RIGHT: moved}
     batch, source = prompted(policy.config, raw), policy.feature_source
     affine_BV23 = source.affine_BV23(batch, source.shown(policy, batch, None))
-    crop_23 = crop_affine(*SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
+    crop_23 = crop_affine(SMALL, keeps_aspect=False, **GROOT_CROP, **PLAIN)
     torch.testing.assert_close(affine_BV23[:, 0], crop_23.expand(2, 2, 3))
     torch.testing.assert_close(affine_BV23[:, 1], compose(moved, crop_23))
 

@@ -142,7 +142,7 @@ def probed(
         held = torch.stack([oracle(kind, seen, rows, cols) for seen in views], dim=1)
         tokens.append(replace(found, tokens_FVHWC=held))
         depth.append([NEAR + SPAN * unit for unit in units.values()])
-        # Patches of 32 pixels a side are thousands of channels to fit; half the resolution shows the same.
+        # Patches of 32 pixels per side are thousands of channels to fit; half the resolution shows the same.
         images.append(
             [F.avg_pool2d(image, 2) if kind in ("act", "xvla") else image for image in raw.values()]
         )

@@ -92,7 +92,7 @@ class FeatureSource:
             self.affine_BV23(batch, shown),
             image_hw=shown.sizes,
             present_BV=shown.present_BV,
-            views=shown.places,
+            views=shown.view_indices,
         )
 
     def shown(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> ShownImages:
@@ -123,7 +123,7 @@ class FeatureSource:
             affine_BV23 = affine_BV23[:, self._stored_views(shown)]
         if not self.packed:
             return affine_BV23
-        packed_BV23 = self._packed(batch).affine_BV23[:, shown.places]
+        packed_BV23 = self._packed(batch).affine_BV23[:, shown.view_indices]
         return packed_BV23 if affine_BV23 is None else compose(affine_BV23, packed_BV23.to(affine_BV23))
 
     @property

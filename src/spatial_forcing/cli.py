@@ -102,7 +102,7 @@ class Cache(_Cached):
     fidelity: float = 0.99
     """pca-int8: mean cosine to keep between stored and raw tokens."""
     components: int | None = None
-    """pca-int8: numbers a token, instead of those that --fidelity asks for."""
+    """pca-int8: numbers per token, instead of those that --fidelity asks for."""
     grid: tuple[int, int] | None = None
     """Rows and columns to pool the teacher's grid to; kept if None."""
     batch: int = 32

@@ -39,7 +39,7 @@ def of_another_frame(features: Features, *, allow_single: bool = False) -> Featu
         if not allow_single:
             raise SpatialForcingError(
                 "control='shuffled' gives every frame the features of another frame of its batch, and this "
-                "batch has one frame. Use a batch size of at least 2 a process, or control='place'."
+                "batch has one frame. Use a batch size of at least 2 per process, or control='place'."
             )
         return Features(tokens_BVHWC, valid_BVHW & False)
     return Features(tokens_BVHWC.roll(1, 0), valid_BVHW & valid_BVHW.roll(1, 0))

@@ -143,7 +143,7 @@ def _look_at_features(found: Findings, step: FirstStep, part: Part, features: Fe
     forcing, layout, tokens_BVHWC = step.policy.forcing, part.tap.layout, features.tokens_BVHWC
     rows, cols = tokens_BVHWC.shape[2:4]
     teacher = _of(step.policy, "teacher", part)
-    found.facts[teacher] = f"{rows} x {cols} tokens a view, {found.facts[teacher]}"
+    found.facts[teacher] = f"{rows} x {cols} tokens per view, {found.facts[teacher]}"
     grid = forcing.grids[part.name]
     tokens = ((tokens_BVHWC.float() - grid.mean_C) / grid.std_C).flatten(0, -2)
     common = torch.nn.functional.cosine_similarity(tokens, tokens.mean(0, keepdim=True)).mean().item()

@@ -14,7 +14,7 @@ corner, and the token in row i of H, column j of W has its centre at x = (j + 1/
 (half-pixel centres).
 
 Shapes: B batch, V views, H W teacher rows and columns, h w host rows and columns, N = h*w, M = H*W, C
-channels, A affines, S sample points a side of a cell, P all of them. Small b and v are B and V, or 1 where
+channels, A affines, S sample points per side of a cell, P all of them. Small b and v are B and V, or 1 where
 all share one affine.
 Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
 """
@@ -144,7 +144,7 @@ class Layout:
         return inside_h[:, None] & inside_w
 
     def draw(self) -> str:
-        """The token sequence as text, one row of boxes a view (for ``doctor`` and docs)."""
+        """The token sequence as text, one row of boxes per view (for ``doctor`` and docs)."""
         box = ["+" + "-" * (2 * self.cols + 1) + "+", *["| " + "o " * self.cols + "|"] * self.rows]
         lines = ["   ".join([line] * self.views) for line in [*box, box[0]]]
         title = f"{self.views} view{'s' if self.views > 1 else ''} x {self.rows} rows x {self.cols} columns"
@@ -282,7 +282,7 @@ def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor
     """Weights (b, v, h*w, H, W) of the teacher's tokens in each host cell."""
     # The same affine from host cells to teacher tokens, so that equal grids meet in exact numbers.
     cells_bv23 = affine_bv23 * affine_bv23.new_tensor([[W / w, W / h, W], [H / w, H / h, H]])
-    # How many teacher tokens one host cell spans: that many sample points a side leave none out. Less than a
+    # How many teacher tokens one host cell spans: so many sample points per side leave none out. Less than a
     # hundredth of a token more is rounding, not a reason for another point.
     span_bv = cells_bv23[..., :2].abs().sum(-1).amax(-1)
     side_bv = (span_bv - 0.01).ceil().clamp(min=1)

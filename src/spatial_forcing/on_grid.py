@@ -101,7 +101,7 @@ class OnGrid(nn.Module):
             SpatialForcingError: features, views, masks or sizes that do not fit.
         """
         features = self._checked(features, batch)
-        places = self._places(given.views, features.tokens_BVHWC.shape[1], layout.views)
+        view_indices = self._view_indices(given.views, features.tokens_BVHWC.shape[1], layout.views)
         features = _of_present(features, given.present_BV)
         if self.control == "shuffled":
             features = of_another_frame(features, allow_single=self._seen_several)
@@ -124,10 +124,10 @@ class OnGrid(nn.Module):
             # Padding is no part of the image, even where the teacher saw something beyond the host's crop.
             image_Vhw = torch.stack([layout.valid_mask(*size) for size in sizes])
             valid_BVhw = valid_BVhw & image_Vhw.to(valid_BVhw.device)
-        target_BVhwC = _placed(target_BVhwC, places, layout.views)
+        target_BVhwC = _placed(target_BVhwC, view_indices, layout.views)
         if self.control == "place":
             target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
-        return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, places, layout.views).flatten(1)
+        return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, view_indices, layout.views).flatten(1)
 
     def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
         if self.position_embedding == 0:
@@ -164,20 +164,24 @@ class OnGrid(nn.Module):
             raise SpatialForcingError(f"Got the image sizes of {len(sizes)} views for {views} views.")
         return [(int(size[0]), int(size[1])) for size in sizes]  # type: ignore[index]
 
-    def _places(self, views: Sequence[int] | None, given: int, there: int) -> list[int]:
+    def _view_indices(self, views: Sequence[int] | None, given: int, there: int) -> list[int]:
         """The host's view of each view that was given."""
         if given > there:
             raise SpatialForcingError(
                 f"Got {given} views, but {self.host} has tokens for {there}. Pass the host's views, in "
                 "the host's order."
             )
-        places = list(range(given) if views is None else views)
-        if len(places) != given or len(set(places)) != given or not set(places) <= set(range(there)):
+        view_indices = list(range(given) if views is None else views)
+        if (
+            len(view_indices) != given
+            or len(set(view_indices)) != given
+            or not set(view_indices) <= set(range(there))
+        ):
             raise SpatialForcingError(
                 f"views says which of the {there} views of {self.host}, 0 to {there - 1}, the {given} "
-                f"given are, each once; got {places}."
+                f"given are, each once; got {view_indices}."
             )
-        return places
+        return view_indices
 
     def _checked(self, features: Features, batch: int | None) -> Features:
         B, _, _, _, C = features.checked().tokens_BVHWC.shape
@@ -207,7 +211,7 @@ def _of_present(features: Features, present_BV: Tensor | None) -> Features:
     return features._replace(valid_BVHW=features.valid_BVHW & present)
 
 
-def _placed(part: Tensor, places: list[int], views: int) -> Tensor:
+def _placed(part: Tensor, view_indices: list[int], views: int) -> Tensor:
     """(B, V, ...) of some views as (B, ``views``, ...) with each in its place; zero where there is none."""
-    given, none = dict(zip(places, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
+    given, none = dict(zip(view_indices, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
     return torch.stack([given.get(view, none) for view in range(views)], dim=1)

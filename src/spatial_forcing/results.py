@@ -180,7 +180,7 @@ class Probe(Record):
         image: the file that shows test frames, relative to the folder of the results.
         train_frames, test_frames, test_episodes: how much the probes were fitted on and judged on.
         confidence: of the intervals.
-        sub_grid: cells a side of a token.
+        sub_grid: cells per side of a token.
         far_m: depth beyond that is neither fitted nor judged.
     """
 

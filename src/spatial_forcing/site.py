@@ -34,11 +34,11 @@ class Located(NamedTuple):
     """Where the visual tokens of one forward are.
 
     Attributes:
-        places_BN: positions in the sequence, view by view, row by row.
+        token_indices_BN: positions in the sequence, view by view, row by row.
         layout: the grid that they make.
     """
 
-    places_BN: Tensor
+    token_indices_BN: Tensor
     layout: Layout
 
 

@@ -49,8 +49,8 @@ class Arm:
         dataset, heldout: roots of LeRobotDatasets.
         steps, batch_size, seed, evaluations: the budget; checkpoints are evaluated ``evaluations`` times,
             evenly spread.
-        env: options of SimEnvConfig, one dict a task.
-        episodes, eval_seed: rollouts a task, 0 for the held-out error alone; episode i has the seed
+        env: options of SimEnvConfig, one dict per task.
+        episodes, eval_seed: rollouts per task, 0 for the held-out error alone; episode i has the seed
             eval_seed + i.
         videos: how many of them are filmed.
         device: "cpu" or "cuda".

@@ -115,8 +115,8 @@ class Tap:
                 "a graph that knows no tap (build SpatialForcing before the first compiled call)."
             )
         (stream_BLD,) = streams
-        places_BN1 = self.located.places_BN[..., None].to(stream_BLD.device)
-        return stream_BLD.gather(1, places_BN1.expand(-1, -1, stream_BLD.shape[-1]))
+        indices_BN1 = self.located.token_indices_BN[..., None].to(stream_BLD.device)
+        return stream_BLD.gather(1, indices_BN1.expand(-1, -1, stream_BLD.shape[-1]))
 
     def visual_BND(self) -> Tensor:
         """The visual tokens (B, N, D) of the watched forward, attached to its graph.

@@ -214,7 +214,7 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
     for layer, codec in plan.codecs.items():
         report, of = codec["report"], "" if len(plan.codecs) == 1 else f"layer {layer}: "
         lines.append(
-            f"{of}{codec['kind']}, {codec['components']} numbers a token; mean cosine to raw tokens "
+            f"{of}{codec['kind']}, {codec['components']} numbers per token; mean cosine to raw tokens "
             f"{report['cosine_mean']:.4f}, less their mean {report['cosine_centred_mean']:.4f} (worst "
             f"{report['cosine_centred_worst']:.3f})"
         )
@@ -222,6 +222,6 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
         left = plan.seconds_per_frame * plan.mine
         part = "" if share.world == 1 else f" of this process (share {share.rank} of {share.world})"
         lines.append(
-            f"{plan.seconds_per_frame:.3f} s a frame: about {duration(left)} for {plan.mine} frames{part}"
+            f"{plan.seconds_per_frame:.3f} s per frame: about {duration(left)} for {plan.mine} frames{part}"
         )
     return lines

@@ -2,7 +2,7 @@
 
 Nothing that writes is imported here: reading needs no locks and works on every system.
 
-Shapes: B batch, V views, H W rows and columns, C channels, K stored numbers a token.
+Shapes: B batch, V views, H W rows and columns, C channels, K stored numbers per token.
 """
 
 import json

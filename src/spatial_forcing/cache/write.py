@@ -5,7 +5,7 @@ codec is follow from the folder's first two files alone, so the finished cache h
 wrote which part, and however often they were killed. Several layers are several caches that are written in
 one pass over the frames: each has the bytes that it has when it is written alone.
 
-Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored numbers a token.
+Shapes: F frames, B batch, V views, H W rows and columns, C channels, K stored numbers per token.
 """
 
 import json
@@ -231,7 +231,7 @@ def find_codecs(parts: list[Part], frames: Frames, look: LookAtLayers) -> float 
     """Finds the codecs that parts have not yet, on evenly spread frames; whichever process comes first.
 
     Returns:
-        Seconds a frame took; None if all codecs were there.
+        Seconds that a frame took; None if all codecs were there.
     """
     missing = {part.source.layer: part for part in parts if not (part.root / CODEC).is_file()}
     if not missing:

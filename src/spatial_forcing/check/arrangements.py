@@ -66,21 +66,21 @@ class Probes(NamedTuple):
 
     Attributes:
         cells: what was blanked.
-        places_PN: where the visual tokens are in the sequence of the probe's sample.
+        indices_PN: where the visual tokens are in the sequence of the probe's sample.
         moved: the place that moved most, None if nothing did.
         layout: the grid of the record.
     """
 
     cells: list[Cell]
-    places_PN: list[list[int]]
+    indices_PN: list[list[int]]
     moved: list[int | None]
     layout: Layout
 
     def named(self, order: "_Order", slots: Sequence[int]) -> list[int]:
         """The places that should move if view v's tokens are in slot ``slots[v]``, in some order."""
         return [
-            places_N[order(cell._replace(view=slots[cell.view]), self.layout)]
-            for cell, places_N in zip(self.cells, self.places_PN, strict=True)
+            indices_N[order(cell._replace(view=slots[cell.view]), self.layout)]
+            for cell, indices_N in zip(self.cells, self.indices_PN, strict=True)
         ]
 
     def shifts(self, named: list[int], view: int | None = None) -> int:
@@ -239,7 +239,9 @@ def _says_still(seen: Probes, still: list[int]) -> str:
 def _says_unclear(site: Site, seen: Probes, known: int) -> str:
     often = Counter(there for there in seen.moved if there is not None).most_common(3)
     places = ", ".join(f"{place} ({times} times)" for place, times in often)
-    outside = sum(there not in places_N for there, places_N in zip(seen.moved, seen.places_PN, strict=True))
+    outside = sum(
+        there not in indices_N for there, indices_N in zip(seen.moved, seen.indices_PN, strict=True)
+    )
     return (
         f"Only {known} of {len(seen.moved)} blanked cells move most the token that the record of {site.host} "
         f"names, and no arrangement of the grid explains the others. {outside} moved no visual token most; "

@@ -93,7 +93,7 @@ def check_host(
         raise SpatialForcingError(
             f"Got images of {len(views)} views, but {host.name} has tokens for {before.layout.views}."
         )
-    places_BN, stream_BLD = _places(before, len(views[0]))
+    token_indices_BN, stream_BLD = _places(before, len(views[0]))
     cells, moved = [], []
     for chosen in _rounds(before.layout, views, probes, seed):
         after = run(_blanked(views, chosen, before.layout, affine_23))
@@ -101,7 +101,7 @@ def check_host(
         moved += _most_moved(stream_BLD, changed_BLD)[: len(chosen)]
         cells += chosen
     samples = [i % len(views[0]) for i in range(len(cells))]
-    return judged(place, Probes(cells, places_BN[samples].tolist(), moved, before.layout))
+    return judged(place, Probes(cells, token_indices_BN[samples].tolist(), moved, before.layout))
 
 
 # ---- running the host --------------------------------------------------------------------------------------
@@ -153,10 +153,10 @@ def _enter(site: Site, run: Callable[[], Any], seed: int) -> Entered:
         return Entered(visual_BND, lambda stream: stream, site.layout)
     if not located:
         return Entered(seen[0], lambda stream: _fixed(site, stream, site.layout.tokens), site.layout)
-    places_BN1 = located[0].places_BN[..., None].to(seen[0].device)
+    indices_BN1 = located[0].token_indices_BN[..., None].to(seen[0].device)
     return Entered(
         seen[0],
-        lambda stream_BLD: stream_BLD.gather(1, places_BN1.expand(-1, -1, stream_BLD.shape[-1])),
+        lambda stream_BLD: stream_BLD.gather(1, indices_BN1.expand(-1, -1, stream_BLD.shape[-1])),
         located[0].layout,
     )
 
@@ -184,7 +184,7 @@ def _repeatable(seed: int) -> Iterator[None]:
 
 
 def _places(entered: Entered, batch: int) -> tuple[Tensor, Tensor]:
-    """(places_BN in the sequence of the visual tokens, the stream as (B, L, D)).
+    """(token_indices_BN in the sequence of the visual tokens, the stream as (B, L, D)).
 
     ``Host.visual`` is asked to pick from a stream of numbers. Where it computes instead of picking, the
     visual tokens stand for the whole sequence.

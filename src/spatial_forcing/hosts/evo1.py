@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spatial_forcing.grid import Layout
-from spatial_forcing.hosts.prompted import layer_reached, token_places
+from spatial_forcing.hosts.prompted import layer_reached, token_indices
 from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
 from spatial_forcing.hosts.small import PROMPT_ID, PROMPT_TEXT, WIDTH, prompt_tokenizer
 from spatial_forcing.tap import Host, Located
@@ -29,7 +29,7 @@ def evo1_host(policy: Any, views: int) -> Host:
         layer=layer_reached(vlm.language_model.layers, evo1_upstream(policy)),
         prompt=vlm,
         locate=lambda call: Located(
-            token_places(call["input_ids"] == embedder.img_context_token_id, layout), layout
+            token_indices(call["input_ids"] == embedder.img_context_token_id, layout), layout
         ),
     )
 

@@ -25,19 +25,19 @@ class ShownImages(NamedTuple):
     """What a batch shows, in the order of the host's visual tokens unless cameras were named.
 
     Attributes:
-        images: one B3HW tensor in [0, 1] a view, before the host resizes or pads it; sizes may differ.
+        images: one B3HW tensor in [0, 1] per view, before the host resizes or pads it; sizes may differ.
         present_BV: bool, False where a sample lacks a view; None if all are there.
         views: how many views have tokens in the sequence; those without one of ``images`` are missing, or
             were not asked for.
         names: the policy's name of the camera of each; None where the batch keeps no names.
-        places: which of the views in the sequence each is.
+        view_indices: which of the views in the sequence each is.
     """
 
     images: list[Tensor]
     present_BV: Tensor | None
     views: int
     names: list[str] | None
-    places: list[int]
+    view_indices: list[int]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -85,17 +85,17 @@ def images_of(
     if record.images is not None:
         images = record.images(policy, batch)
         names = None if shown is None else list(shown)
-        places = _places(names or [], cameras, len(images))
-        names = names and [names[place] for place in places]
-        return ShownImages([images[place] for place in places], None, len(images), names, places)
+        view_indices = _view_indices(names or [], cameras, len(images))
+        names = names and [names[index] for index in view_indices]
+        return ShownImages([images[index] for index in view_indices], None, len(images), names, view_indices)
     there = shown_cameras(policy, batch)
-    places = _places(there, cameras, len(there))
-    keys = [there[place] for place in places]
+    view_indices = _view_indices(there, cameras, len(there))
+    keys = [there[index] for index in view_indices]
     # With a history of observations the host reads the last one.
     latest = {key: batch[key][:, -1] if batch[key].ndim == 5 else batch[key] for key in keys}
     images = [_to_unit(latest[key], key, record, policy.config, stats) for key in keys]
     views = record.views(policy.config, len(there))
-    return ShownImages(images, present_in(batch, keys), views, keys, places)
+    return ShownImages(images, present_in(batch, keys), views, keys, view_indices)
 
 
 def present_in(batch: Mapping[str, Any], keys: list[str]) -> Tensor | None:
@@ -120,8 +120,8 @@ def shown_cameras(policy: Any, batch: Mapping[str, Any]) -> list[str]:
     return keys
 
 
-def _places(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> list[int]:
-    """Where the wanted cameras are among the ``count`` shown; of a camera shown repeatedly all places."""
+def _view_indices(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> list[int]:
+    """Where the wanted cameras are among the ``count`` shown; of a camera shown repeatedly all its views."""
     if cameras is None:
         return list(range(count))
     missing = [camera for camera in cameras if camera not in shown]
@@ -130,8 +130,8 @@ def _places(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> 
             f"The batch has no images of {', '.join(missing)}, which are to be aligned. It has those of: "
             f"{', '.join(shown)}."
         )
-    found = [[place for place, name in enumerate(shown) if name == camera] for camera in cameras]
-    return [place for same in zip(*found, strict=True) for place in same]
+    found = [[index for index, name in enumerate(shown) if name == camera] for camera in cameras]
+    return [index for same in zip(*found, strict=True) for index in same]
 
 
 def _to_unit(

@@ -43,7 +43,7 @@ def qwen_locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:
         ids_BL = call["input_ids"]
         views, rows, cols = image_grid(call["image_grid_thw"], len(ids_BL))
         layout = Layout(views, rows // merge, cols // merge)
-        return Located(token_places(ids_BL == token, layout), layout)
+        return Located(token_indices(ids_BL == token, layout), layout)
 
     return locate
 
@@ -65,8 +65,8 @@ def image_grid(image_grid_thw: Tensor, batch: int) -> tuple[int, int, int]:
     return views, *grids[0]
 
 
-def token_places(visual_BL: Tensor, layout: Layout) -> Tensor:
-    """places_BN of the marked positions."""
+def token_indices(visual_BL: Tensor, layout: Layout) -> Tensor:
+    """token_indices_BN of the marked positions."""
     counts = visual_BL.sum(1).tolist()
     if set(counts) != {layout.tokens}:
         raise TapError(

@@ -61,7 +61,7 @@ class PolicyRecord:
         pretrained: (config) -> whether the blocks start from trained weights.
         pixels: how the policy's preprocessor leaves images: as ``normalization_mapping`` says ("config"),
             or always with ImageNet's mean and deviation.
-        images: (policy, batch) -> the images that the policy sees, one B3HW tensor in [0, 1] a view, for
+        images: (policy, batch) -> the images that the policy sees, one B3HW tensor in [0, 1] per view, for
             preprocessors that leave none in the batch. What they crop they leave there as ``prompted.Packed``
             (GR00T's is made to).
         views: (config, cameras in the batch) -> how many views have tokens in the sequence; the cameras that

@@ -86,7 +86,7 @@ def _noting(groot: Any) -> Iterator[list[Tensor]]:
     def noted(name: str, keeps_aspect: bool) -> Callable[..., Any]:
         def transform(image: Any, **how: Any) -> Any:
             height_width = image.shape[:2] if keeps_aspect else image.shape[-2:]
-            affines.append(crop_affine(*height_width, keeps_aspect=keeps_aspect, **how))
+            affines.append(crop_affine(height_width, keeps_aspect=keeps_aspect, **how))
             return plain[name](image, **how)
 
         return transform
@@ -102,8 +102,7 @@ def _noting(groot: Any) -> Iterator[list[Tensor]]:
 
 
 def crop_affine(
-    height: int,
-    width: int,
+    image_hw: tuple[int, int],
     *,
     keeps_aspect: bool,
     image_crop_size: list[int] | None,
@@ -113,11 +112,11 @@ def crop_affine(
     letter_box_transform: bool = False,
     crop_position: tuple[float, float] | None = None,
 ) -> Tensor:
-    """From the image after GR00T's transform to that of ``height`` x ``width`` before; its options.
+    """From the image after GR00T's transform to the one of ``image_hw`` pixels before; its options.
 
     ``keeps_aspect``: the transform of checkpoints with ``use_albumentations``; the other makes a square.
     """
-    affine_23 = identity()
+    affine_23, (height, width) = identity(), image_hw
     if image_target_size is None:
         return affine_23
     if letter_box_transform and height != width:

@@ -78,7 +78,7 @@ def _area(pixels: int, cells: int, scale: float, start: float) -> Tensor:
     """
     if pixels * abs(scale) < cells * (1 - 1e-5):
         raise ProbeError(
-            f"Depth of {pixels * abs(scale):.4g} pixels a side cannot fill {cells} cells: use a smaller "
+            f"Depth of {pixels * abs(scale):.4g} pixels per side cannot fill {cells} cells: use a smaller "
             "sub_grid."
         )
     cell, pixel = torch.arange(cells).double()[:, None], torch.arange(pixels).double()

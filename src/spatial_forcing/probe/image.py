@@ -20,7 +20,7 @@ INCHES = 1.3
 
 
 def probe_image(images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path) -> Path:
-    """Writes a PNG with two rows a frame: true depth and predictions above, image and errors below.
+    """Writes a PNG with two rows per frame: true depth and predictions above, image and errors below.
 
     All depth maps share one colour scale, all errors another, which ends at the 99th percentile. Where
     there is no true depth, all of them are grey: what a probe says there is not judged.

@@ -7,7 +7,7 @@ channel divided by its standard deviation within a place; x̂_p and d_p: means o
 W serves all places. The offset b_p is free for every place and cell, and makes the mean error there zero.
 So position is given to every source of tokens, and W = 0 is the mean depth of each cell.
 
-Shapes: F frames, V views, H W rows and columns of tokens, C channels, N tokens, k cells a side of a token,
+Shapes: F frames, V views, H W rows and columns of tokens, C channels, N tokens, k cells per side of a token,
 K = k*k, h = H*k and w = W*k rows and columns of the depth map, R ridge strengths, M = R*K outputs.
 """
 

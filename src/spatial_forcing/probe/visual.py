@@ -180,7 +180,7 @@ class VisualTokens:
     def patches(self, images: Tensor | Sequence[Tensor]) -> "VisualTokens":
         """The pixels that each token sees as a token, C = 3 x height x width of a patch.
 
-        Patches have as many pixels a side as the image has there, rounded down.
+        Patches have as many pixels per side as the image has there, rounded down.
 
         Args:
             images: images_FV3HW, or images_F3HW for each view.

@@ -233,7 +233,7 @@ def probe_notes(summary: Summary) -> list[str]:
 
 def _probe_gains(rows: Sequence[ProbeRow], arms: Mapping[str, ArmSummary]) -> list[str]:
     """A sentence for every arm from whose tokens depth is read better than from the baseline's."""
-    differ = {row.name: row.differences["baseline"] for row in rows if "baseline" in (row.differences or {})}
+    differ = {row.name: to["baseline"] for row in rows if "baseline" in (to := row.differences or {})}
     gained = [name for name, one in differ.items() if one.high is not None and one.high < 0]
     controls = [name for name in differ if name in arms and arms[name].role == "control"]
     found = []

@@ -13,7 +13,7 @@ from spatial_forcing.probe.image import DEPTH_COLOURS, colour_bar, draw_map, pan
 
 
 def frame_strip(images_FV3HW: Tensor, depth_FVHW: Tensor, path: Path, far: float = FAR) -> Path:
-    """Writes a PNG of some frames: a column a frame, for each view the image and its depth below.
+    """Writes a PNG of some frames: a column per frame, for each view the image and its depth below.
 
     Args:
         images_FV3HW: in [0, 1].
