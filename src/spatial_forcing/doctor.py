@@ -117,13 +117,6 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
         if len(policy.forcing.parts) > 1:
             says = f"loss {part.alignment.loss}, weight {part.alignment.weight}"
             found.facts[_of(policy, "alignment", part)] = says
-    side = getattr(policy.config, "image_size", None)
-    if policy.record.type == "tiny" and any(size != (side, side) for size in shown.sizes):
-        raise SpatialForcingError(
-            f"The built-in VLA takes images of {side} x {side} pixels (--policy.image_size, a multiple of "
-            f"--policy.patch); these have {sizes}. Name the policy that you mean to train, for example "
-            "--policy.type=smolvla, or --checkpoint."
-        )
     if len(shown.images) < shown.views:
         found.odd.append(
             f"The host has tokens for {shown.views} views, {len(shown.images)} are aligned: the others "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies import PreTrainedPolicy
@@ -34,6 +35,7 @@ class TinyConfig(PreTrainedConfig):
     Args:
         use_images: False makes the *blind* reference policy: proprioception and instruction only.
         use_environment_state: True gives the *state* reference policy the true object and goal positions.
+        image_size: side in pixels of what the network sees; images of other sizes are stretched to it.
         chunk_size: T, actions predicted at once.
         n_action_steps: how many of them are executed before looking again.
         position_std: see TinyVLA; the default is what the baseline's held-out error asks for
@@ -143,8 +145,16 @@ class TinyPolicy(PreTrainedPolicy):
         self.reset()
 
     def images_BV3HW(self, batch: dict[str, Any]) -> Tensor:
-        """The images of a batch, in the order of the configuration's cameras."""
-        return torch.stack([batch[key] for key in self.config.image_features], dim=1)
+        """The images of a batch, in the order of the configuration's cameras, stretched to its image size."""
+        square = (self.config.image_size, self.config.image_size)
+        images = [batch[key] for key in self.config.image_features]
+        stretched = [
+            image
+            if tuple(image.shape[-2:]) == square
+            else F.interpolate(image, size=square, mode="bilinear", antialias=True)
+            for image in images
+        ]
+        return torch.stack(stretched, dim=1)
 
     def _actions(self, batch: dict[str, Any]) -> Tensor:
         state = [batch[OBS_STATE]]
