@@ -156,7 +156,7 @@ def test_teacher_options_are_recorded_and_verified_with(monkeypatch, capsys, tmp
     (tmp_path / "f" / "shard-00000.safetensors").unlink()
     assert run(monkeypatch, "verify", *options, "--repair") == 0
     assert run(monkeypatch, "verify", *options, "--layer", "0") == 2
-    assert "name the same --teacher, --weights, --layer" in capsys.readouterr().err
+    assert "name the same --teacher, --teacher-checkpoint, --layer" in capsys.readouterr().err
     # The fingerprint does not cover the dtype, and a folder must not hold a mixture.
     assert run(monkeypatch, *named, *OTHERWISE[:-1], "float32") == 2
     assert "dtype: 'float16' there, 'float32' wanted" in capsys.readouterr().err

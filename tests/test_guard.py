@@ -26,7 +26,7 @@ def ending(capsys, error: BaseException) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nosuch"], "Unknown command 'nosuch'. Available: cache, demo, demos"),
+        (["nosuch"], "Unknown command 'nosuch'. Available: cache, collect, demo"),
         (["cahce", "--out", "x"], "Did you mean 'cache'?"),
         (["cache", "verfy"], "Unknown subcommand of cache 'verfy'. Did you mean 'verify'?"),
         (["doctr", "--help"], "Did you mean 'doctor' or"),

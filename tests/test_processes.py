@@ -250,7 +250,7 @@ def test_ctrl_c_ends_all_at_once_and_cleans_up(tmp_path):
 
 
 def test_workers_of_the_real_command_end_with_it(tmp_path):
-    command = [sys.executable, "-m", "spatial_forcing.cli", "demos", "--out", str(tmp_path / "demos")]
+    command = [sys.executable, "-m", "spatial_forcing.cli", "collect", "--out", str(tmp_path / "demos")]
     source = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     parent = subprocess.Popen(
         [*command, "--episodes", "2000", "--size", "28", "--workers", "2"],

@@ -390,7 +390,7 @@ STORES = [
         ("foreign", "a file", store("plain"), "holds no feature cache", None),
         ("foreign", "a data set", store("data"), "holds no feature cache", None),
         ("type", "None", lambda b, h: FeatureStore(None), "a folder; got None", None),
-        ("foreign", "coefficients of raw", store("raw", coefficients=True), "no PCA coefficients", None),
+        ("foreign", "PCA targets of raw", store("raw", pca_targets=True), "no PCA coefficients", None),
         ("number", "layer 1 of a cache of 3", store(layer=1), "written with layer 3, and layer 1", None),
         ("type", "layer 'last'", store(layer="last"), "a whole number", None),
         ("number", "frame 99", read(torch.tensor([0, 99])), "Frame 99 was asked for", None),

@@ -33,7 +33,6 @@ FLAGS = [
         ("number", "--policy.n_action_steps=99", "n_action_steps must be 1 to chunk_size = 8, got 99"),
         ("number", "--policy.heads=3", "multiple of heads"),
         ("number", "--policy.image_size=30", "not a multiple of the patch size"),
-        ("number", "--policy.forcing.site=blocks.99", "has no site"),
         ("name", "--policy.forcing.site=block.3", "has no site"),
         ("number", "--policy.forcing.loss_weight=-1", "0 or more"),
         ("name", "--policy.forcing.site=blocks.99", "It has blocks.0 to blocks.4"),
