@@ -43,3 +43,7 @@ def train(
         optimizer.zero_grad()
         yield {"action": action_loss.item(), **{name: value.item() for name, value in sf.logs.items()}}
     sf.detach()
+
+
+if __name__ == "__main__":
+    raise SystemExit("This file holds train(...), to be called from a script of yours: see its first lines.")

@@ -9,9 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from spatial_forcing.train import read_metrics
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+    sys.exit("This needs tensorboard. Install it with: pip install tensorboard")
 
 
 def main(run: Path) -> None:
@@ -30,4 +33,6 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Say which run: python examples/metrics_to_tensorboard.py <output_dir of the training>")
     main(Path(sys.argv[1]))

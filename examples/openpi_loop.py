@@ -99,3 +99,7 @@ def train(
         optim.zero_grad(set_to_none=True)
         yield {"action": losses.mean().item(), **{name: value.item() for name, value in sf.logs.items()}}
     sf.detach()
+
+
+if __name__ == "__main__":
+    raise SystemExit("This file holds train(...), to be called from a script of yours: see its first lines.")
