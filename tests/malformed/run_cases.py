@@ -126,7 +126,6 @@ EVALS = [
         ("foreign", "--checkpoint {data}", "is not a policy checkpoint"),
         ("name", "--checkpoint {run}", "Did you mean"),
         ("foreign", "--checkpoint {seven}", "action"),
-        ("foreign", "--checkpoint {small}", "28"),
     )
 ]
 EVALS += [
