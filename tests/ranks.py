@@ -67,7 +67,7 @@ def _rank(folder: Path, world: int, work: Callable, arguments: tuple[Any, ...], 
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=DEADLINE)
     )
-    # The group is never destroyed: the process ends, once all ranks are done. LeRobot's trainer would, and what
-    # is released after that (DDP's reducer) can wait for ever for a thread of gloo that waits for it.
+    # The group is never destroyed: the process ends, once all ranks are done. LeRobot's trainer would, and
+    # what is released after that (DDP's reducer) can wait for ever for a thread of gloo that waits for it.
     dist.destroy_process_group = lambda *_, **__: None
     torch.save(work(rank, *arguments), folder / f"{rank}.pt")

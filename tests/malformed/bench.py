@@ -31,8 +31,7 @@ class Bench:
         data, video: LeRobotDatasets of the same frames, as images and as videos; other: other frames.
         features, raw: finished caches of ``data``, compressed and not; begun: an unfinished one.
         run: a training with a checkpoint; early: one that has none.
-        policy: a checkpoint that fits the embedded world; seven: one with seven actions, small: one with
-            small images.
+        policy: a checkpoint that fits the embedded world; seven: one with seven actions.
         plain: a text file.
     """
 
@@ -42,7 +41,7 @@ class Bench:
         self.data, self.video, self.other = (self.root / name for name in ("data", "video", "other"))
         self.features, self.raw, self.begun = (self.root / name for name in ("features", "raw", "begun"))
         self.run, self.early, self.plain = (self.root / name for name in ("run", "early", "plain.txt"))
-        self.policy, self.seven, self.small = (self.root / name for name in ("policy", "seven", "small"))
+        self.policy, self.seven = (self.root / name for name in ("policy", "seven"))
         self.here = self.root / "here"
         self.built: dict[str, str] = {}
 
@@ -65,7 +64,6 @@ class Bench:
         (self.early / "metrics.jsonl").write_text("")
         save_policy(self.policy)
         save_policy(self.seven, actions=7)
-        save_policy(self.small, size=28)
         self.built = contents(self.root)
         return self
 
