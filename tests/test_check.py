@@ -98,7 +98,7 @@ def test_true_records_pass_and_planted_defects_are_named(folder, kind):
         assert (found.verdict, found.ok) == (verdict, False), found
         assert says in str(found)
         assert found.explained > 0.5 > found.declared
-    assert not host.entry_of(0)._forward_pre_hooks
+    assert not host.site("blocks.0").reader._forward_pre_hooks
 
 
 def test_act_without_its_state_token(folder):

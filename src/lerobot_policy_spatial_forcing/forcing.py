@@ -47,7 +47,7 @@ def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, A
     return stats | {policy: stats[dataset] for policy, dataset in cameras.items() if dataset in stats}
 
 
-def _alignment(entry: AlignmentConfig, site: str | None, source: FeatureSource) -> Alignment:
+def _alignment(entry: AlignmentConfig, source: FeatureSource) -> Alignment:
     stats = target_of(source.teacher).stats if entry.standardize else None
     if entry.standardize and stats is None:
         raise SpatialForcingError(
@@ -55,7 +55,7 @@ def _alignment(entry: AlignmentConfig, site: str | None, source: FeatureSource) 
             "which come with a feature cache: give forcing.cache, or set forcing.standardize=false."
         )
     return Alignment(
-        site,
+        entry.site,
         source.teacher,
         entry.loss,
         entry.loss_weight,
@@ -117,8 +117,7 @@ class ForcedPolicy:
             named=forcing.cameras is not None,
         )
         alignments = [
-            _alignment(entry, entry.site, source)
-            for entry, source in zip(entries, self.feature_sources, strict=True)
+            _alignment(entry, source) for entry, source in zip(entries, self.feature_sources, strict=True)
         ]
         return SpatialForcing(host, alignments)
 

@@ -239,10 +239,6 @@ class Host:
             )
         return self._reads("blocks", self, layer)
 
-    def entry_of(self, index: int) -> nn.Module:
-        """The module that reads the input of ``blocks[index]``."""
-        return self._entry("blocks", self, index)
-
     def _reads(self, stack: str, of: "Host | VisionEncoder", layer: int) -> nn.Module:
         if layer == len(of.blocks) and of.final_norm is not None:
             return of.final_norm
