@@ -163,8 +163,8 @@ def test_a_record_with_a_mistake_is_found(folder, data, request, defect, says):
         host = record.host(policy, views)
         return replace(host, visual=defect(host.visual))
 
-    request.addfinalizer(lambda: RECORDS.add(record))
-    RECORDS.add(replace(record, host=mistaken))
+    request.addfinalizer(lambda: RECORDS.add(record.type, record))
+    RECORDS.add(record.type, replace(record, host=mistaken))
     (wrong,) = visit("smolvla", folder, data(SMALL)).wrong
     assert says in wrong
 

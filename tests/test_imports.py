@@ -22,7 +22,6 @@ ORDER = (
         "grid",
         "uv",
         "ranges",
-        "records",
         "registry",
         "console",
         "device",
@@ -82,7 +81,7 @@ def test_the_core_imports_torch_and_nothing_else():
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
     objective = {"align", "alignment", "losses", "on_grid", "projector", "pull", "schedules", "target"}
     assert parts == objective | {
-        *("check", "control", "errors", "grid", "hosts", "ranges", "records", "registry", "site", "tap", "uv")
+        *("check", "control", "errors", "grid", "hosts", "ranges", "registry", "site", "tap", "uv")
     }
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}

@@ -92,18 +92,26 @@ def test_a_schedule_that_gives_no_weight_is_told():
         weight_at(schedule_of(lambda step: math.nan), 3)
 
 
-def test_a_schedule_of_another_package_is_one_file_and_an_entry_point(tmp_path, monkeypatch):
+@pytest.fixture
+def found_again():
+    """Schedules are looked for when the test asks, and again after it."""
+    SCHEDULES.refresh()
+    yield
+    SCHEDULES.refresh()
+
+
+def test_a_schedule_of_another_package_is_one_file_and_an_entry_point(found_again, tmp_path, monkeypatch):
     source = "def stairs(height, every=10): return lambda step: height * (step // every)\n"
     group = "spatial_forcing.schedules"
     installed(tmp_path, monkeypatch, {"stairs_schedule": source}, group, stairs="stairs_schedule:stairs")
-    assert "stairs" in SCHEDULES.names()
+    assert "stairs" in SCHEDULES
     assert weight_at(schedule_of("stairs:height=0.5"), 25) == 1.0
     assert weight_at(schedule_of("stairs:height=0.5,every=5"), 25) == 2.5
     with pytest.raises(SpatialForcingError, match="stairs:height=<number>,every=10"):
         schedule_of("stairs")
 
 
-def test_a_schedule_of_ours_is_one_file(tmp_path, monkeypatch):
+def test_a_schedule_of_ours_is_one_file(found_again, tmp_path, monkeypatch):
     import spatial_forcing.schedules as package
 
     (tmp_path / "switch.py").write_text("SCHEDULE = lambda at: lambda step: float(step >= at)\n")

@@ -126,8 +126,8 @@ def load_means(record, *, resolution, batch_size, **_):
 @pytest.mark.parametrize("loader", [load_means, f"{__name__}:load_means"])
 def test_a_loader_is_a_function_or_says_where_it_is(loader, request):
     record = replace(RECORDS["pixels"], name="means", loader=loader)
-    RECORDS.add(record)
-    request.addfinalizer(lambda: RECORDS._records.pop("means"))
+    RECORDS.add(record.name, record)
+    request.addfinalizer(lambda: RECORDS.refresh())
     images = torch.rand(2, 1, 3, 28, 28)
     found = load_teacher("means", resolution=28)(images)
     torch.testing.assert_close(found.tokens_BVHWC[0, 0, 1, 0], images[0, 0, :, 14:, :14].mean((-2, -1)))

@@ -5,7 +5,7 @@ tuple ``RECORDS``; other packages bring theirs by entry points of the group ``sp
 """
 
 from spatial_forcing.hosts.record import PolicyRecord
-from spatial_forcing.records import Records
+from spatial_forcing.registry import Records
 
 SUPPORT = ("building", "lerobot", "prompted", "record", "registry", "shown", "small", "tiny_policy")
 RECORDS: Records[PolicyRecord] = Records(

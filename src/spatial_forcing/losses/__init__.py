@@ -12,11 +12,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.registry import Registry
+from spatial_forcing.registry import Functions
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-LOSSES = Registry[Loss]("loss", __name__, "LOSS", "spatial_forcing.losses")
+LOSSES = Functions[Loss]("loss", attribute="LOSS", package=__name__)
 
 
 def loss_of(loss: str | Loss) -> Loss:
@@ -27,10 +27,10 @@ def loss_of(loss: str | Loss) -> Loss:
         SpatialForcingError: it is neither.
     """
     if isinstance(loss, str):
-        return LOSSES.find(loss)
+        return LOSSES[loss]
     if not callable(loss):
         raise SpatialForcingError(
-            f"A loss is a name ({', '.join(LOSSES.names())}) or a function (projected_BNC, target_BNC, "
+            f"A loss is a name ({', '.join(LOSSES)}) or a function (projected_BNC, target_BNC, "
             f"valid_BN) -> scalar; got {loss!r}."
         )
     return loss

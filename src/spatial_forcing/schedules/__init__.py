@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.ranges import checked_weight
-from spatial_forcing.registry import Registry
+from spatial_forcing.registry import Functions
 
 Schedule = Callable[[int], float]
 Weight = float | str | Schedule
 
-SCHEDULES = Registry[Callable[..., Schedule]]("schedule", __name__, "SCHEDULE", "spatial_forcing.schedules")
+SCHEDULES = Functions[Callable[..., Schedule]]("schedule", attribute="SCHEDULE", package=__name__)
 
 
 def schedule_of(weight: Weight) -> float | Schedule:
@@ -55,9 +55,9 @@ def weight_at(schedule: float | Schedule, step: int) -> float:
 def _parsed(text: str) -> Schedule:
     name, _, options = text.partition(":")
     name = name.strip()
-    if name not in (names := SCHEDULES.names()):
-        raise UnknownNameError("schedule (and no number)", name, names)
-    make = SCHEDULES.find(name)
+    if name not in SCHEDULES:
+        raise UnknownNameError("schedule (and no number)", name, SCHEDULES)
+    make = SCHEDULES[name]
     takes = inspect.signature(make).parameters
     given: dict[str, float] = {}
     for option in filter(None, (part.strip() for part in options.split(","))):

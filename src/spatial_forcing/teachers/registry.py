@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.records import Records
+from spatial_forcing.registry import Records
 from spatial_forcing.teachers.base import TeacherInputError
 from spatial_forcing.teachers.record import TeacherRecord
 

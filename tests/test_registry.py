@@ -1,4 +1,4 @@
-"""Records by name: found in our modules and in entry points of installed packages, loaded when asked for."""
+"""Registries: found in our modules and in entry points of installed packages, loaded when asked for."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
-from spatial_forcing.records import RecordError, Records
+from spatial_forcing.registry import Records, RegistryError
 from spatial_forcing.teachers import registry as teachers
 from spatial_forcing.teachers.record import TeacherRecord
 
@@ -99,7 +99,7 @@ def test_a_record_of_others_that_does_not_work_is_named_and_disturbs_no_other(th
     install, records = things
     install("other-things", {"three": "other_three:RECORD"}, other_three=source)
     found = records()
-    with pytest.raises(RecordError, match=rf"The thing 'three' of the package other-things.*{says}"):
+    with pytest.raises(RegistryError, match=rf"The thing 'three' of the package other-things.*{says}"):
         found["three"]
     assert found["two"].number == 2
     assert list(found.working()) == ["one", "two"]
@@ -119,16 +119,18 @@ def test_of_one_name_the_first_stays_and_a_warning_names_the_other(things, caplo
 
 def test_a_module_without_records_has_to_be_called_support(things):
     _, records = things
-    with pytest.raises(RecordError, match=rf"{GROUP}\.thing has no RECORDS"):
+    with pytest.raises(RegistryError, match=rf"{GROUP}\.thing registers no thing: .*RECORDS.*support"):
         list(records(support=()))
 
 
 def test_a_record_can_be_added_and_replaced(things):
     _, records = things
     found = records()
-    found.add(replace(found["one"], name="five", number=5))
-    found.add(replace(found["one"], number=11))
+    found.add("five", replace(found["one"], name="five", number=5))
+    found.add("one", replace(found["one"], number=11))
     assert (found["five"].number, found["one"].number, len(found)) == (5, 11, 3)
+    found.refresh()
+    assert (list(found), found["one"].number) == (["one", "two"], 1)
 
 
 # ---- ours --------------------------------------------------------------------------------------------------
