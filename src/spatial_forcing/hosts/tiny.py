@@ -13,6 +13,8 @@ Shapes: B batch, V views, H W pixels, L sequence, K words, S proprioception, T c
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +66,9 @@ class Block(nn.Module):
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
 
-class TinyVLA(nn.Module):
-    """The network alone: images, instruction and proprioception in, a chunk of actions out.
+@dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a TinyVLA, checked.
 
     Args:
         views: V; 0 makes a blind policy.
@@ -77,47 +80,61 @@ class TinyVLA(nn.Module):
         position_std: deviation that the position embedding of the patches is drawn with. Far below that of
             the patches themselves (0.3), attention hardly sees where a token is, and whatever says so in
             another way looks like progress.
+
+    Raises:
+        SpatialForcingError: a size below 1, a width that ``heads`` do not divide, or an image that patches do
+            not.
     """
 
-    def __init__(
-        self,
-        views: int = 2,
-        image_size: int = 112,
-        patch: int = 14,
-        state_dim: int = 4,
-        action_dim: int = 4,
-        chunk: int = 8,
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
-        vocabulary: int = 512,
-        max_words: int = 12,
-        position_std: float = 1.0,
-    ):
-        super().__init__()
-        sizes = {"image_size": image_size, "patch": patch, "width": width, "depth": depth, "heads": heads}
-        sizes |= {"state_dim": state_dim, "action_dim": action_dim, "chunk": chunk, "max_words": max_words}
-        for name, size in sizes.items():
-            if size < 1:
+    views: int = 2
+    image_size: int = 112
+    patch: int = 14
+    state_dim: int = 4
+    action_dim: int = 4
+    chunk: int = 8
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    vocabulary: int = 512
+    max_words: int = 12
+    position_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if name not in ("views", "position_std") and size < 1:
                 raise SpatialForcingError(f"{name} must be at least 1, got {size}.")
-        if width % heads:
-            raise SpatialForcingError(f"The width {width} is not a multiple of heads, {heads}.")
-        if image_size % patch:
+        if self.width % self.heads:
+            raise SpatialForcingError(f"The width {self.width} is not a multiple of heads, {self.heads}.")
+        if self.image_size % self.patch:
             raise SpatialForcingError(
-                f"The image size {image_size} is not a multiple of the patch size {patch}."
+                f"The image size {self.image_size} is not a multiple of the patch size {self.patch}."
             )
-        side = image_size // patch
-        self.layout = Layout(views, side, side) if views else None
-        self.image_size, self.vocabulary, self.max_words = image_size, vocabulary, max_words
-        self.words = nn.Embedding(vocabulary, width, padding_idx=0)
-        self.word_position = nn.Parameter(0.02 * torch.randn(max_words, width))
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.patch_position = nn.Parameter(position_std * torch.randn(views * side * side, width))
-        self.state = nn.Linear(state_dim, width)
-        self.queries = nn.Parameter(0.02 * torch.randn(chunk, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+
+
+class TinyVLA(nn.Module):
+    """The network alone: images, instruction and proprioception in, a chunk of actions out.
+
+    Args:
+        sizes: of the network; the defaults of :class:`TinySizes` if None.
+        changes: single sizes by name, over those.
+    """
+
+    def __init__(self, sizes: TinySizes | None = None, **changes: Any):
+        super().__init__()
+        sizes = replace(sizes or TinySizes(), **changes)
+        side, width = sizes.image_size // sizes.patch, sizes.width
+        self.layout = Layout(sizes.views, side, side) if sizes.views else None
+        self.image_size, self.vocabulary, self.max_words = sizes.image_size, sizes.vocabulary, sizes.max_words
+        self.words = nn.Embedding(sizes.vocabulary, width, padding_idx=0)
+        self.word_position = nn.Parameter(0.02 * torch.randn(sizes.max_words, width))
+        self.patches = nn.Conv2d(3, width, sizes.patch, sizes.patch)
+        position_ND = torch.randn(sizes.views * side * side, width)
+        self.patch_position = nn.Parameter(sizes.position_std * position_ND)
+        self.state = nn.Linear(sizes.state_dim, width)
+        self.queries = nn.Parameter(0.02 * torch.randn(sizes.chunk, width))
+        self.blocks = nn.ModuleList(Block(width, sizes.heads) for _ in range(sizes.depth))
         self.final_norm = nn.LayerNorm(width)
-        self.actions = nn.Linear(width, action_dim)
+        self.actions = nn.Linear(width, sizes.action_dim)
 
     def forward(self, images_BV3HW: Tensor | None, words_BK: Tensor, state_BS: Tensor) -> Tensor:
         """Predicts actions_BTA.
