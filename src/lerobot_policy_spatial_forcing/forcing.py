@@ -188,7 +188,7 @@ class ForcedPolicy:
                 unfreeze = self.forcing.host.vision.unfreeze if site.in_vision else self.record.unfreeze
                 flags = unfreeze or "unfreeze the blocks before the tap"
                 raise TapError(
-                    f"Nothing that shapes the visual tokens of {site.host} {site.place} trains, so Spatial "
+                    f"Nothing that shapes the visual tokens of {site.host} {site.label} trains, so Spatial "
                     f"Forcing cannot act. Set {flags}; or train without forcing "
                     "(--policy.forcing.loss_weight=0)."
                 )

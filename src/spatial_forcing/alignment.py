@@ -181,7 +181,7 @@ class Part:
         layer = "" if alignment.layer is None else f", layer {alignment.layer}"
         loss = "" if alignment.loss == "cosine" else f"; loss {_called(alignment.loss)}"
         return (
-            f"{site.host} {site.place} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "
+            f"{site.host} {site.label} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "
             f"teacher width {self.target.width}{layer}; projector {parameters:,} parameters{loss}; weight "
             f"{alignment.weight}" + (f"; control: {alignment.control}" if alignment.control else "")
         )

@@ -77,7 +77,7 @@ def diagnose(step: FirstStep) -> Findings:
     found, policy = Findings(), step.policy
     policy.train()
     with _warnings(found):
-        for look in (_look_at_parts, _look_at_step, _look_at_places, _look_at_cost):
+        for look in (_look_at_parts, _look_at_step, _look_at_tokens, _look_at_cost):
             try:
                 look(found, step)
             except Exception as error:
@@ -88,7 +88,9 @@ def diagnose(step: FirstStep) -> Findings:
             finally:
                 policy.train()
                 policy.zero_grad(set_to_none=True)
-            if found.wrong and look is not _look_at_step:  # a step that fails still has its places to look at
+            if (
+                found.wrong and look is not _look_at_step
+            ):  # a step that fails still has its token indices to look at
                 break
     drawn = {tap.site.name: tap.layout.draw() for tap in policy.forcing.taps}
     found.drawing = "\n".join(text if len(drawn) == 1 else f"{name}: {text}" for name, text in drawn.items())
@@ -110,7 +112,7 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
     for part in policy.forcing.parts:
         target = part.target
         found.facts |= {
-            _of(policy, "tap", part): f"{part.tap.site.place} ({part.tap.site.name})",
+            _of(policy, "tap", part): f"{part.tap.site.label} ({part.tap.site.name})",
             _of(policy, "teacher", part): f"width {target.width}; {target.licence}, fingerprint "
             f"{part.fingerprint}",
         }
@@ -199,7 +201,7 @@ def _look_at_step(found: Findings, step: FirstStep) -> None:
         found.wrong.append(f"The gradient is not finite, of {len(broken)} parameters, {broken[0]} first.")
 
 
-def _look_at_places(found: Findings, step: FirstStep) -> None:
+def _look_at_tokens(found: Findings, step: FirstStep) -> None:
     """The perturbation check, through the policy's own preprocessing."""
     policy = step.policy.eval()
     names = {step.rename_map.get(key, key): key for key in step.raw}

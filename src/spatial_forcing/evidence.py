@@ -93,10 +93,10 @@ def probe_policies(
         tapped_tokens(random, test.batches(loaded)),
     )
     model = load_teacher(teacher, device=device)
-    baseline, places = next(iter(sources.items()))
+    baseline, tokens = next(iter(sources.items()))
     sources["teacher"] = (
-        places[0].carry(model(train.images_FV3HW)),
-        places[1].carry(model(test.images_FV3HW)),
+        tokens[0].carry(model(train.images_FV3HW)),
+        tokens[1].carry(model(test.images_FV3HW)),
     )
     # Two data sets: held-out episode 0 is not training episode 0.
     result = run_probe(sources, train.known(), test.known(len(train.episode_F)), baseline=baseline)

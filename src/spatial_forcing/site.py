@@ -1,4 +1,4 @@
-"""Host and Site: records of where a model keeps its visual tokens, and of one place where they are read.
+"""Host and Site: records of where a model keeps its visual tokens, and of one site where they are read.
 
 A site has a name: ``"blocks.12"`` is the residual stream after 12 blocks, which is the input of block 12 and,
 after the last, that of the final norm; ``"vision.-1"`` is the output of the last block of the vision encoder,
@@ -73,12 +73,12 @@ class VisionEncoder:
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a host where its visual tokens are read.
+    """A site of a host: where its visual tokens are read.
 
     Attributes:
         name: ``"blocks.12"``, ``"vision.24"``; counted from the front.
         host: the host's name, for messages.
-        place: the same in words, for messages.
+        label: the same in words, for messages.
         layer: how many blocks come before it.
         reader: the module whose input is the stream there.
         width: D, the width of the stream.
@@ -92,7 +92,7 @@ class Site:
 
     name: str
     host: str
-    place: str
+    label: str
     layer: int
     reader: nn.Module
     width: int
@@ -106,8 +106,8 @@ class Site:
 
     @property
     def where(self) -> str:
-        """The place and the host's name."""
-        return f"{self.place} of {self.host}"
+        """The label and the host's name."""
+        return f"{self.label} of {self.host}"
 
     @property
     def in_vision(self) -> bool:
@@ -207,7 +207,7 @@ class Host:
         layer = index + count + 1 if index < 0 else index
         if not 0 <= layer <= _deepest(of):
             raise TapError(f"{self.name} has no site {name!r}. {self._says_sites()}")
-        place = f"after block {layer} of {count}" if layer else f"before block 1 of {count}"
+        label = f"after block {layer} of {count}" if layer else f"before block 1 of {count}"
         common: dict[str, Any] = {
             "name": f"{stack}.{layer}",
             "host": self.name,
@@ -220,7 +220,7 @@ class Host:
         before = tuple(of.blocks[i] for i in range(layer))
         if isinstance(of, VisionEncoder):
             return Site(
-                place=f"{place} of the vision encoder",
+                label=f"{label} of the vision encoder",
                 visual=partial(_of_images, of.visual, of.layout.views, of.calls),
                 before=(*of.upstream, *before),
                 calls=of.layout.views if of.calls == "per view" else 1,
@@ -228,7 +228,7 @@ class Host:
             )
         assert not isinstance(self.visual, slice)  # it is a function since __post_init__
         hidden = {"visual": self.visual, "prompt": self.prompt, "locate": self.locate}
-        return Site(place=place, before=before, **hidden, **common)
+        return Site(label=label, before=before, **hidden, **common)
 
     def reader(self, layer: int) -> nn.Module:
         """The module that reads the residual stream after ``layer`` blocks, 1 <= layer <= len(blocks)."""

@@ -1,6 +1,6 @@
 """Which arrangement of the visual tokens explains what moved when cells of the images were blanked.
 
-The record of a host names a place in the sequence for every cell of every view. Other arrangements name
+The record of a host names a token of the sequence for every cell of every view. Other arrangements name
 others: the slice begins elsewhere, the grid is counted in another order, the views are exchanged. An
 arrangement is worth as many probes as moved the token that it names most.
 
@@ -67,7 +67,7 @@ class Probes(NamedTuple):
     Attributes:
         cells: what was blanked.
         indices_PN: where the visual tokens are in the sequence of the probe's sample.
-        moved: the place that moved most, None if nothing did.
+        moved: the index of the token that moved most, None if nothing did.
         layout: the grid of the record.
     """
 
@@ -77,17 +77,17 @@ class Probes(NamedTuple):
     layout: Layout
 
     def named(self, order: "_Order", slots: Sequence[int]) -> list[int]:
-        """The places that should move if view v's tokens are in slot ``slots[v]``, in some order."""
+        """The token indices that should move if view v's tokens are in slot ``slots[v]``, in some order."""
         return [
             indices_N[order(cell._replace(view=slots[cell.view]), self.layout)]
             for cell, indices_N in zip(self.cells, self.indices_PN, strict=True)
         ]
 
     def shifts(self, named: list[int], view: int | None = None) -> int:
-        """By how much most tokens (of a view) moved beside the places that were named."""
+        """By how much most tokens (of a view) moved beside those that were named."""
         beside = Counter(
-            there - place
-            for cell, place, there in zip(self.cells, named, self.moved, strict=True)
+            there - index
+            for cell, index, there in zip(self.cells, named, self.moved, strict=True)
             if there is not None and view in (None, cell.view)
         )
         return beside.most_common(1)[0][0] if beside else 0
@@ -101,10 +101,10 @@ class _Explanation(NamedTuple):
 
     verdict: Verdict
     says: list[str]
-    places: list[int]
+    indices: list[int]
 
     def hits(self, moved: list[int | None]) -> int:
-        return sum(place == there for place, there in zip(self.places, moved, strict=True))
+        return sum(index == there for index, there in zip(self.indices, moved, strict=True))
 
 
 def _in_view(number: Callable[[Cell, Layout], int]) -> _Order:
@@ -175,15 +175,17 @@ def _explanations(site: Site, seen: Probes) -> list[_Explanation]:
         if text:
             simple.append(_Explanation("order", says, named))
         if by := seen.shifts(named):
-            places = [place + by for place in named]
-            found.append(_Explanation("order" if text else "shifted", [*says, _says_shift(site, by)], places))
+            indices = [index + by for index in named]
+            found.append(
+                _Explanation("order" if text else "shifted", [*says, _says_shift(site, by)], indices)
+            )
         if (others := _slots(seen, order)) != slots:
             says_views = [*says, _says_views(others, seen)]
             found.append(_Explanation("order" if text else "views", says_views, seen.named(order, others)))
     by_view = [seen.shifts(declared, view) for view in slots]
-    places = [place + by_view[cell.view] for cell, place in zip(seen.cells, declared, strict=True)]
+    indices = [index + by_view[cell.view] for cell, index in zip(seen.cells, declared, strict=True)]
     says = [f"Of view {view + 1}: {_says_shift(site, by)}" for view, by in enumerate(by_view) if by]
-    return [*simple, *twofold, _Explanation("shifted", says, places)]
+    return [*simple, *twofold, _Explanation("shifted", says, indices)]
 
 
 def _slots(seen: Probes, order: _Order) -> list[int]:
@@ -192,8 +194,8 @@ def _slots(seen: Probes, order: _Order) -> list[int]:
     hits = {view: Counter[int]() for view in views}
     for slot in views:
         named = seen.named(order, [slot] * len(views))
-        for cell, place, there in zip(seen.cells, named, seen.moved, strict=True):
-            hits[cell.view][slot] += place == there
+        for cell, index, there in zip(seen.cells, named, seen.moved, strict=True):
+            hits[cell.view][slot] += index == there
     found = [max(views, key=lambda slot, view=view: (hits[view][slot], slot == view)) for view in views]
     return found if len(set(found)) == len(found) else list(views)
 
@@ -238,13 +240,13 @@ def _says_still(seen: Probes, still: list[int]) -> str:
 
 def _says_unclear(site: Site, seen: Probes, known: int) -> str:
     often = Counter(there for there in seen.moved if there is not None).most_common(3)
-    places = ", ".join(f"{place} ({times} times)" for place, times in often)
+    indices = ", ".join(f"{index} ({times} times)" for index, times in often)
     outside = sum(
         there not in indices_N for there, indices_N in zip(seen.moved, seen.indices_PN, strict=True)
     )
     return (
         f"Only {known} of {len(seen.moved)} blanked cells move most the token that the record of {site.host} "
         f"names, and no arrangement of the grid explains the others. {outside} moved no visual token most; "
-        f"the places that moved most often are {places}. Check Layout (rows, cols, fit, anchor) and "
+        f"the token indices that moved most often are {indices}. Check Layout (rows, cols, fit, anchor) and "
         f"{_selector(site)}, or try other images and more probes."
     )

@@ -1,10 +1,10 @@
 """The perturbation check: blank a patch of an image, and see which token moves.
 
-A host record with a mistake in it (a slice of the right length in the wrong place, a grid counted column by
-column, views in another order, a mirrored image) trains without an error and aligns every token with what
-another place looks like. Here a cell of the grid is blanked in the image, the host runs up to its first
-block, and the token that moves most should be the one that ``Layout`` and ``Host.visual`` name. Over some
-cells the places that did move tell what is wrong.
+A host record with a mistake in it (a slice of the right length that begins elsewhere, a grid counted column
+by column, views in another order, a mirrored image) trains without an error and aligns every token with what
+another part of the image looks like. Here a cell of the grid is blanked in the image, the host runs up to its
+first block, and the token that moves most should be the one that ``Layout`` and ``Host.visual`` name. Over
+some cells the tokens that did move tell what is wrong.
 
 Shapes: B batch, V views, H W pixels, L sequence, N visual tokens, D width, P probes (a cell blanked in a
 sample).
@@ -78,7 +78,7 @@ def check_host(
         TapError: no such site, the forward does not reach it, or its tokens do not fit the layout.
         SpatialForcingError: the images do not fit the layout.
     """
-    place = host.site(site)
+    read = host.site(site)
     views = list(images.unbind(1)) if isinstance(images, Tensor) else list(images)
     if not views or any(view.ndim != 4 for view in views) or len({len(view) for view in views}) != 1:
         shapes = ", ".join(str(tuple(view.shape)) for view in views) or "none"
@@ -86,22 +86,22 @@ def check_host(
 
     def run(shown: list[Tensor]) -> Entered:
         given = torch.stack(shown, dim=1) if isinstance(images, Tensor) else shown
-        return _enter(place, lambda: forward(given), seed)
+        return _enter(read, lambda: forward(given), seed)
 
     before = run(views)
     if len(views) > before.layout.views:
         raise SpatialForcingError(
             f"Got images of {len(views)} views, but {host.name} has tokens for {before.layout.views}."
         )
-    token_indices_BN, stream_BLD = _places(before, len(views[0]))
+    token_indices_BN, stream_BLD = _visual_and_stream(before, len(views[0]))
     cells, moved = [], []
     for chosen in _rounds(before.layout, views, probes, seed):
         after = run(_blanked(views, chosen, before.layout, affine_23))
-        _, changed_BLD = _places(after, len(views[0]))
+        _, changed_BLD = _visual_and_stream(after, len(views[0]))
         moved += _most_moved(stream_BLD, changed_BLD)[: len(chosen)]
         cells += chosen
     samples = [i % len(views[0]) for i in range(len(cells))]
-    return judged(place, Probes(cells, token_indices_BN[samples].tolist(), moved, before.layout))
+    return judged(read, Probes(cells, token_indices_BN[samples].tolist(), moved, before.layout))
 
 
 # ---- running the host --------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ def _enter(site: Site, run: Callable[[], Any], seed: int) -> Entered:
     if len(seen) < site.calls or (site.prompt is not None and not located):
         what = "the module that Host.prompt names"
         if not seen:
-            what = "its first block" if site.name == "blocks.0" else f"the place {site.place}"
+            what = "its first block" if site.name == "blocks.0" else f"the site {site.label}"
         elif len(seen) < site.calls:
-            what = f"the place {site.place} once for each of {site.calls} views, only {len(seen)} times"
+            what = f"the site {site.label} once for each of {site.calls} views, only {len(seen)} times"
         raise TapError(
             f"The forward never reached {what} of {site.host}: it uses other modules than those of the host "
             "record, or it is compiled (check it before torch.compile)."
@@ -183,7 +183,7 @@ def _repeatable(seed: int) -> Iterator[None]:
         yield
 
 
-def _places(entered: Entered, batch: int) -> tuple[Tensor, Tensor]:
+def _visual_and_stream(entered: Entered, batch: int) -> tuple[Tensor, Tensor]:
     """(token_indices_BN in the sequence of the visual tokens, the stream as (B, L, D)).
 
     ``Host.visual`` is asked to pick from a stream of numbers. Where it computes instead of picking, the
@@ -204,13 +204,13 @@ def _places(entered: Entered, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _most_moved(before_BLD: Tensor, after_BLD: Tensor) -> list[int | None]:
-    """By sample, the place that moved most, None if none did."""
+    """By sample, the index of the token that moved most, None if none did."""
     before_BLD, after_BLD = before_BLD.float(), after_BLD.float()
     change_BL = (after_BLD - before_BLD).norm(dim=-1)
-    most_B, place_B = change_BL.max(dim=1)
-    length_B = before_BLD.norm(dim=-1).gather(1, place_B[:, None])[:, 0]
+    most_B, index_B = change_BL.max(dim=1)
+    length_B = before_BLD.norm(dim=-1).gather(1, index_B[:, None])[:, 0]
     there_B = most_B > MOVED * length_B
-    return [place if there else None for place, there in zip(place_B.tolist(), there_B.tolist(), strict=True)]
+    return [index if there else None for index, there in zip(index_B.tolist(), there_B.tolist(), strict=True)]
 
 
 # ---- blanking ----------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def run_probe(
     both sets of frames have images.
 
     Args:
-        sources: name -> (train tokens, test tokens), all with the same places in the images.
+        sources: name -> (train tokens, test tokens), all at the same positions in the images.
         train, test: the frames; the two must share no episode.
         baseline: the source that all others are compared with, beside mean depth.
         sub_grid, far: see :class:`DepthProbe`.
@@ -133,26 +133,26 @@ def run_probe(
     """
     _check_disjoint(train.episodes, test.episodes)
     _check_sources(sources, baseline)
-    places = [_places([pair[side] for pair in sources.values()]) for side in (0, 1)]
-    cells = [of.depth(frames.depth, sub_grid, far) for of, frames in zip(places, (train, test), strict=True)]
+    grids = [_common_grid([pair[side] for pair in sources.values()]) for side in (0, 1)]
+    cells = [of.depth(frames.depth, sub_grid, far) for of, frames in zip(grids, (train, test), strict=True)]
     for name, pair in sources.items():
         checked_grid(pair[0].tokens_FVHWC, cells[0], train.episodes, f"{name}, training")
         checked_grid(pair[1].tokens_FVHWC, cells[1], test.episodes, f"{name}, test")
     if train.images is not None and test.images is not None:
-        sources = {**sources, "pixels": (places[0].patches(train.images), places[1].patches(test.images))}
-    nothing = [replace(of, tokens_FVHWC=torch.zeros_like(of.tokens_FVHWC[..., :1])) for of in places]
+        sources = {**sources, "pixels": (grids[0].patches(train.images), grids[1].patches(test.images))}
+    nothing = [replace(of, tokens_FVHWC=torch.zeros_like(of.tokens_FVHWC[..., :1])) for of in grids]
     predicted: dict[str, Tensor] = {}
     ridges: dict[str, float | None] = {}
     for name, pair in {**sources, MEAN: (nothing[0], nothing[1])}.items():
-        seen = [of.masked(at.valid_FVHW).tokens_FVHWC for of, at in zip(pair, places, strict=True)]
+        seen = [of.masked(at.valid_FVHW).tokens_FVHWC for of, at in zip(pair, grids, strict=True)]
         probe = DepthProbe(sub_grid, far).fit(seen[0], cells[0], train.episodes)
-        predicted[name] = torch.where(places[1].on_cells(sub_grid), probe.predict(seen[1]), torch.nan)
+        predicted[name] = torch.where(grids[1].on_cells(sub_grid), probe.predict(seen[1]), torch.nan)
         ridges[name] = probe.ridge
     ridges[MEAN] = None  # nothing was fitted but offsets
     return ProbeResult(
         rows=_rows(predicted, ridges, cells[1], test.episodes, far, baseline),
-        train_frames=places[0].frames,
-        test_frames=places[1].frames,
+        train_frames=grids[0].frames,
+        test_frames=grids[1].frames,
         test_episodes=len(test.episodes.unique()),
         sub_grid=sub_grid,
         far=far,
@@ -185,7 +185,7 @@ def _rows(
     ]
 
 
-def _places(tokens: Sequence[VisualTokens]) -> VisualTokens:
+def _common_grid(tokens: Sequence[VisualTokens]) -> VisualTokens:
     """The first of some tokens with the mask of all: every source is judged on the same cells."""
     valid_FVHW = tokens[0].valid_FVHW
     for other in tokens[1:]:
@@ -217,10 +217,10 @@ def _check_sources(sources: Sources, baseline: str | None) -> None:
     first, *others = sources
     for name in others:
         for mine, reference in zip(sources[name], sources[first], strict=True):
-            if not mine.placed_like(reference):
+            if not mine.positioned_like(reference):
                 found = [tuple(of.tokens_FVHWC.shape[:4]) for of in (reference, mine)]
                 raise ProbeError(
-                    "Sources must share one grid, in the same places of the images, to be comparable, and "
+                    "Sources must share one grid, at the same positions in the images, to be comparable, and "
                     f"{first} and {name} do not: (frames, views, rows, columns) are {found[0]} and "
                     f"{found[1]}. Carry a teacher's features over with VisualTokens.carry()."
                 )

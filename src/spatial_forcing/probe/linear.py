@@ -2,9 +2,9 @@
 
     d = x W + b_p,      min_W  mean over tokens of |(x̂ - x̂_p) W - (d - d_p)|² + λ |W|²      (ridge regression)
 
-x: a token; d: the depth of its patch's k x k cells, in metres; p: its place (view, row, column); x̂: x, each
-channel divided by its standard deviation within a place; x̂_p and d_p: means over the training frames at p.
-W serves all places. The offset b_p is free for every place and cell, and makes the mean error there zero.
+x: a token; d: the depth of its patch's k x k cells, in metres; p: its position (view, row, column); x̂: x,
+each channel divided by its standard deviation at one position; x̂_p and d_p: means over the training frames at
+p. W serves all positions. The offset b_p is free for every position and cell: the mean error there is zero.
 So position is given to every source of tokens, and W = 0 is the mean depth of each cell.
 
 Shapes: F frames, V views, H W rows and columns of tokens, C channels, N tokens, k cells per side of a token,
@@ -32,7 +32,7 @@ CHUNK = 32
 class DepthProbe:
     """Depth of a token's own patch on a k x k sub-grid: a linear map of the token plus an offset of the cell.
 
-    Ridge regression in closed form, in float64, on standardised inputs. One map serves every place in the
+    Ridge regression in closed form, in float64, on standardised inputs. One map serves every position in the
     image, and every cell of the depth map has an offset of its own: tokens need not say where they lie, and
     tokens that never change give each cell's mean depth. The map is fitted on tokens whose whole patch has
     depth in range, the offsets on every cell in range; a cell that never was is predicted at the mean of all
@@ -146,10 +146,10 @@ class Head:
 def fit_head(tokens_FVHWC: Tensor, target_FVHWK: Tensor, ridges: Iterable[float]) -> Head:
     """Ridge regressions of all strengths, from targets that are NaN where unknown.
 
-    A channel that never varies within a place gets no weight.
+    A channel that never varies at one position gets no weight.
     """
     whole_FVHW = ~target_FVHWK.isnan().any(-1)
-    x_VHWC, y_VHWK = _place_mean(tokens_FVHWC, whole_FVHW), _place_mean(target_FVHWK, whole_FVHW)
+    x_VHWC, y_VHWK = _position_mean(tokens_FVHWC, whole_FVHW), _position_mean(target_FVHWK, whole_FVHW)
     C, K = tokens_FVHWC.shape[-1], target_FVHWK.shape[-1]
     xx_CC, xy_CK, square_C = (torch.zeros(s, dtype=torch.float64) for s in ((C, C), (C, K), (C,)))
     for x_fVHWC, y_fVHWK in _chunks(tokens_FVHWC, target_FVHWK):
@@ -181,8 +181,8 @@ def _mean(parts: Iterable[Tensor]) -> Tensor:
     return total / count
 
 
-def _place_mean(map_FVHWC: Tensor, chosen_FVHW: Tensor) -> Tensor:
-    """Mean over the chosen frames of each place, in float64; 0 where none is chosen."""
+def _position_mean(map_FVHWC: Tensor, chosen_FVHW: Tensor) -> Tensor:
+    """Mean over the chosen frames at each position, in float64; 0 where none is chosen."""
     total_VHWC = torch.zeros(map_FVHWC.shape[1:], dtype=torch.float64)
     for x_fVHWC, chosen_fVHW in zip(map_FVHWC.split(CHUNK), chosen_FVHW.split(CHUNK), strict=True):
         total_VHWC += torch.where(chosen_fVHW[..., None], x_fVHWC, 0.0).sum(0, dtype=torch.float64)

@@ -65,7 +65,7 @@ def tapped_tokens(
                     tap.moved_to(policy_host(inner, seen.views))
                 with tap.watch():
                     run(batch)
-                parts.append(_placed(tap, seen, image_hw))
+                parts.append(_positioned(tap, seen, image_hw))
                 advance(parts[-1].frames)
         finally:
             tap.detach()
@@ -78,8 +78,8 @@ def tapped_tokens(
     return VisualTokens.joined(parts)
 
 
-def _placed(tap: Tap, seen: Shown | None, image_hw: ImageSize | None) -> VisualTokens:
-    """The tokens of the watched forward with their places."""
+def _positioned(tap: Tap, seen: Shown | None, image_hw: ImageSize | None) -> VisualTokens:
+    """The tokens of the watched forward with their positions in the images."""
     visual_BND, layout = tap.visual_BND(), tap.layout
     if seen is not None:
         return VisualTokens.laid_out(

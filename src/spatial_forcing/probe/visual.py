@@ -22,7 +22,7 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Visual tokens with their places: ``tapped_tokens`` makes them, and ``run_probe`` compares them.
+    """Visual tokens and where they are in the images: made by ``tapped_tokens``, compared by ``run_probe``.
 
     Images, depth maps and features that are given to a method are of the same frames and views, of any
     resolution, and show what the image in the data set shows: one tensor, or one for each view where
@@ -92,14 +92,14 @@ class VisualTokens:
         shape = (layout.views, layout.rows, layout.cols)
         tokens_FVHWC = visual_FNC.to("cpu", torch.float32).unflatten(1, shape)[:, : len(sizes)]
         F, V = tokens_FVHWC.shape[:2]
-        places_FV23 = torch.stack([layout.affine_23(*size) for size in sizes]).expand(F, V, 2, 3)
+        position_FV23 = torch.stack([layout.affine_23(*size) for size in sizes]).expand(F, V, 2, 3)
         if affine_FV23 is not None:
-            places_FV23 = compose(affine_FV23.to("cpu", torch.float32), places_FV23)
+            position_FV23 = compose(affine_FV23.to("cpu", torch.float32), position_FV23)
         valid_FVHW = torch.stack([layout.valid_mask(*size) for size in sizes]).expand(F, -1, -1, -1)
         if present_FV is not None:
             valid_FVHW = valid_FVHW & present_FV.cpu()[:, :, None, None]
         names = None if cameras is None else tuple(cameras)
-        return cls(tokens_FVHWC, places_FV23, valid_FVHW, layout.coverage, names)
+        return cls(tokens_FVHWC, position_FV23, valid_FVHW, layout.coverage, names)
 
     @classmethod
     def joined(cls, parts: Sequence["VisualTokens"]) -> "VisualTokens":
@@ -141,7 +141,7 @@ class VisualTokens:
             affine_FV23[:, to] = self.affine_FV23[:, view]
         return VisualTokens(tokens_FVHWC, affine_FV23, valid_FVHW, self.coverage, tuple(cameras))
 
-    def placed_like(self, other: "VisualTokens") -> bool:
+    def positioned_like(self, other: "VisualTokens") -> bool:
         """Whether both see the same parts of the same views."""
         return self.tokens_FVHWC.shape[:4] == other.tokens_FVHWC.shape[:4] and torch.allclose(
             self.affine_FV23, other.affine_FV23, rtol=0, atol=1e-5
