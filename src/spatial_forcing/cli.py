@@ -97,6 +97,8 @@ class Cache(_Cached):
     there already stay."""
     cameras: tuple[str, ...] = ()
     """Camera keys in the policy's order; all of the data set if empty."""
+    episodes: tuple[int, ...] = ()
+    """Episodes to store; all of the data set if empty. To train on them alone: --dataset.episodes='[...]'."""
     codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"
     """How tokens are stored; raw (float32) is for checks."""
     fidelity: float = 0.99

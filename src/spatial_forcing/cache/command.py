@@ -18,6 +18,7 @@ from spatial_forcing.cache.extract import (
 )
 from spatial_forcing.cache.layers import folder_of, stored_layers
 from spatial_forcing.cache.layout import COMMAND, MANIFEST, CacheError
+from spatial_forcing.cache.spans import Span, spans_of_episodes
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share, Watch, check_numbers
 from spatial_forcing.console import duration, stages
@@ -48,6 +49,7 @@ def write_cache(options: Any) -> None:
             grid=options.grid,
             batch_size=options.batch,
             decoders=options.decoders,
+            spans=spans_of(options),
         )
         watch = Watch(announce, lambda n: bars.advance(bar, n))
         what = options.dataset, teacher, options.teacher, options.out
@@ -64,6 +66,13 @@ def write_cache(options: Any) -> None:
     )
 
 
+def spans_of(options: Any) -> list[Span] | None:
+    """The frames of the episodes that options name; None for all."""
+    if not options.episodes:
+        return None
+    return spans_of_episodes(open_dataset(options.dataset).meta, options.episodes)
+
+
 def cache_folders(root: Path) -> list[Path]:
     """The folders with a layer's cache each: ``root`` itself, if it is of one layer."""
     return list(stored_layers(root).values()) or [root]
@@ -75,6 +84,7 @@ def check_options(options: Any) -> None:
     Raises:
         CacheError: no data set or teacher was named, a number makes no sense, options exclude each other, or
             the folder cannot be written to.
+        SpatialForcingError: no such episode.
         DatasetError: no such data set.
         UnknownNameError: no such teacher or camera.
         WeightsError: the teacher's file or folder does not say what it is.
@@ -97,6 +107,7 @@ def check_options(options: Any) -> None:
     check_folder(options.out, CacheError)
     checked_device(options.device)
     chosen_cameras(open_dataset(options.dataset), options.cameras or None)
+    spans_of(options)
 
 
 def verify_cache(options: Any) -> None:
@@ -163,6 +174,7 @@ def extraction_of(claimed: dict[str, Any], decoders: int) -> Extraction:
         grid=claimed["grid"] and tuple(claimed["grid"]),
         batch_size=claimed["batch_size"],
         decoders=decoders,
+        spans=claimed.get("spans"),
     )
 
 

@@ -16,6 +16,7 @@ from spatial_forcing.cache.claim import check_teacher
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import CacheError, Source, dataset_fingerprint
 from spatial_forcing.cache.passes import Frames
+from spatial_forcing.cache.spans import Span, Spans
 from spatial_forcing.cache.write import Share, Watch, check_numbers, write_features, write_layers
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.errors import UnknownNameError
@@ -32,6 +33,8 @@ class Extraction:
         grid: rows and columns to pool the teacher's grid to; kept if None.
         batch_size: frames at a time.
         decoders: threads that decode images while the teacher works.
+        spans: which frames, see ``spans.spans_of_episodes``; all if None. The statistics of the cache and the
+            directions that a codec finds are of these alone.
     """
 
     cameras: Sequence[str] | None = None
@@ -39,6 +42,7 @@ class Extraction:
     grid: tuple[int, int] | None = None
     batch_size: int = 32
     decoders: int = 2
+    spans: Sequence[Span] | None = None
 
 
 def extract(
@@ -51,7 +55,7 @@ def extract(
     share: Share | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Stores a teacher's features of every frame of a LeRobotDataset. Continues where it was interrupted.
+    """Stores a teacher's features of the frames of a LeRobotDataset. Continues where it was interrupted.
 
     Args:
         dataset: a data set's folder, or its name on the Hub.
@@ -139,26 +143,28 @@ def open_source(dataset: Path | str, teacher: Teacher, name: str, how: Extractio
     check_numbers(how.batch_size, how.grid, how.decoders)
     frames = open_dataset(dataset)
     keys = chosen_cameras(frames, how.cameras)
+    rows = Spans(len(frames), how.spans)
     source = Source(
         teacher=name,
         teacher_fingerprint=teacher.fingerprint,
         teacher_licence=teacher.licence,
         dataset=dataset_fingerprint(Path(frames.root)),
         cameras=tuple(keys),
-        frames=len(frames),
+        frames=rows.frames,
         pictures=tuple(_size(frames.meta.features[key]) for key in keys),
         grid=how.grid,
         layer=getattr(teacher, "layer", None),
         layers=getattr(teacher, "layers", None),
         resolution=getattr(teacher, "resolution", None),
         dtype=str(dtype).removeprefix("torch.") if (dtype := getattr(teacher, "dtype", None)) else None,
+        spans=None if how.spans is None else tuple(rows.spans),
     )
     parameter = next(iter(teacher.parameters()), None) if isinstance(teacher, torch.nn.Module) else None
     device = "cpu" if parameter is None else parameter.device
     pool = ThreadPoolExecutor(how.decoders)
 
     def frames_of(indices: list[int]) -> Tensor:
-        decoded = list(pool.map(lambda i: _images(frames, i, keys), indices))
+        decoded = list(pool.map(lambda row: _images(frames, rows.frame_of(row), keys), indices))
         views = [torch.stack([one[v] for one in decoded]) for v in range(len(keys))]
         return stack_views(views).to(device)
 

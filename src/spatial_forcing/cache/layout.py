@@ -56,13 +56,14 @@ class Source:
         teacher_licence: of the weights.
         dataset: fingerprint of the data set, from :func:`dataset_fingerprint`.
         cameras: camera keys, in the order in which the teacher saw them.
-        frames: F of the data set.
+        frames: F that are stored.
         images: height and width of each camera's images, pixels.
         grid: rows and columns the teacher's grid was pooled to; None if it is kept.
         layer, layers: which of the teacher's layers, counted from 0, and of how many; None if it has no
             choice, or in caches from before this was recorded.
         resolution: height and width of the images that the teacher saw, pixels; None likewise.
         dtype: of its matrix products; None likewise.
+        spans: which frames of the data set are stored, as ranges [start, stop); None if all are.
     """
 
     teacher: str
@@ -77,12 +78,15 @@ class Source:
     layers: int | None = None
     resolution: tuple[int, int] | None = None
     dtype: str | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Source":
         cameras, pictures = tuple(saved["cameras"]), tuple(tuple(size) for size in saved["pictures"])
         pairs = {name: saved[name] and tuple(saved[name]) for name in ("grid", "resolution") if name in saved}
-        return cls(**{**saved, "cameras": cameras, "pictures": pictures, **pairs})
+        spans = saved.get("spans")
+        spans = None if spans is None else tuple(tuple(span) for span in spans)
+        return cls(**{**saved, "cameras": cameras, "pictures": pictures, "spans": spans, **pairs})
 
 
 @dataclass(frozen=True)
@@ -213,4 +217,8 @@ def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 def source_record(source: Source) -> dict[str, Any]:
-    return asdict(source)
+    """As JSON data. A cache of all frames says nothing of spans: it has the bytes that it always had."""
+    said = asdict(source)
+    if source.spans is None:
+        del said["spans"]
+    return said

@@ -30,6 +30,7 @@ from spatial_forcing.cache.layout import (
     read_manifest,
     shard_name,
 )
+from spatial_forcing.cache.spans import Spans
 from spatial_forcing.grid import Features
 
 __all__ = ["CacheError", "FeatureStore", "Source", "dataset_fingerprint"]
@@ -72,6 +73,7 @@ class FeatureStore:
         self.root, self.reads_pca_targets = folder_of(Path(root), layer), pca_targets
         manifest = read_manifest(self.root)
         self.source = Source.from_json(manifest["source"])
+        self._rows = Spans(self.source.frames, self.source.spans)
         if self.root != Path(root) and self.root != layer_folder(Path(root), self.source.layer or 0):
             raise CacheError(f"{self.root} holds layer {self.source.layer}: the folder has been renamed.")
         self.check_teacher_options(layer=layer)
@@ -159,20 +161,28 @@ class FeatureStore:
 
     def read_stored(self, index: list[int]) -> dict[str, Tensor]:
         """What the shards hold of some frames: ``codes`` (B, V, H, W, K) and ``scale`` (B, V, H, W)."""
-        if index and not 0 <= min(index) <= max(index) < self.source.frames:
-            wrong = min(index) if min(index) < 0 else max(index)
-            raise CacheError(
-                f"Frame {wrong} was asked for, but the cache at {self.root} has {self.source.frames} "
-                "frames: it is of another data set."
-            )
         names = ("codes", "scale") if self.codec.kind == "pca-int8" else ("codes",)
         rows: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in index:
-            number, at = divmod(i, self._shard_frames)
+            number, at = divmod(self._row_of(i), self._shard_frames)
             file = self._file(number)
             for name in names:
                 rows[name].append(file.get_slice(name)[at])
         return {name: torch.stack(some) for name, some in rows.items()}
+
+    def _row_of(self, frame: int) -> int:
+        if (row := self._rows.row_of(frame)) is not None:
+            return row
+        if self.source.spans is None:
+            raise CacheError(
+                f"Frame {frame} was asked for, but the cache at {self.root} has {self.source.frames} "
+                "frames: it is of another data set."
+            )
+        raise CacheError(
+            f"Frame {frame} was asked for, and the cache at {self.root} is of some episodes of the data set, "
+            "which do not have it: train on those alone (--dataset.episodes), or write a cache with more "
+            "(--episodes)."
+        )
 
     def _file(self, number: int) -> Any:
         if self._pid != os.getpid():  # a forked worker maps the files anew

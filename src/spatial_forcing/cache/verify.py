@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from spatial_forcing.cache.layout import MANIFEST, CacheError, check_file, read_manifest
 from spatial_forcing.cache.passes import Frames, Look, cut, spread, tokens_of
+from spatial_forcing.cache.spans import Spans
 from spatial_forcing.cache.store import FeatureStore
 
 
@@ -36,7 +37,8 @@ def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_s
     batches = [(batch, (layer,)) for batch in cut(picked, batch_size)]
     coming = tokens_of(batches, store.source.grid, frames, lambda images, _: {layer: teacher(images)})
     said = torch.cat([tokens[layer] for tokens in coming])
-    stored = store.read(torch.tensor(picked)).tokens_BVHWC.float()
+    rows = Spans(store.source.frames, store.source.spans)
+    stored = store.read(torch.tensor([rows.frame_of(row) for row in picked])).tokens_BVHWC.float()
     cosine = F.cosine_similarity(stored, said, dim=-1).mean().item()
     promised = store.codec.report["cosine_mean"]
     # A sample this small may lie a little below the mean that was measured when the codec was found.
