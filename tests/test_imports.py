@@ -27,6 +27,7 @@ ORDER = (
         "device",
         "files",
         "guard",
+        "listed",
         "locks",
         "threads",
         "processes",
@@ -98,7 +99,7 @@ def test_reading_a_cache_needs_no_locks_and_nothing_that_writes():
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     cache = {name.split(".")[2] for name in found if name.startswith("spatial_forcing.cache.")}
-    assert cache == {"codec", "layers", "layout", "store"}
+    assert cache == {"codec", "layers", "layout", "spans", "store"}
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch", "safetensors"}
 

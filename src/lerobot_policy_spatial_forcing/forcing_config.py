@@ -1,17 +1,17 @@
 """The options of Spatial Forcing in a LeRobot configuration: ``--policy.forcing.<name>``.
 
 One alignment is said by flat flags. Several are a list of entries with the same names, see
-``alignment_list``.
+``spatial_forcing.listed``.
 """
 
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lerobot_policy_spatial_forcing.alignment_list import entries_in
 from lerobot_policy_spatial_forcing.cameras import check_cameras
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import said_last
+from spatial_forcing.listed import Listing, entries_in
 from spatial_forcing.losses import loss_of
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
@@ -24,6 +24,7 @@ RENAMED = {
     "coefficients": "pca_targets",
     "depth": "site",
 }
+LISTING = Listing("--policy.forcing.alignments", "alignment")
 
 
 @dataclass
@@ -122,7 +123,7 @@ class ForcingConfig(AlignmentConfig):
                 "says something of one: put it into the entries."
             )
         # What was in a file is kept: a run is resumed with what it began with.
-        self.alignments = entries_in(self.alignments, ListedAlignment, check_option)
+        self.alignments = entries_in(self.alignments, LISTING, ListedAlignment, check_option)
 
     def entries(self) -> list[AlignmentConfig]:
         """The alignments: these flags, or the entries of the list."""

@@ -1,4 +1,4 @@
-"""Several alignments: a list of entries in a YAML or JSON file, or as JSON in a flag.
+"""Lists of entries in a YAML or JSON file, or as JSON in a flag: alignments, the arms of a comparison.
 
     - name: geometry
       site: blocks.12
@@ -6,8 +6,6 @@
     - name: early
       site: vision.-1
       teacher: dinov2-small
-      loss: relations
-      loss_weight: linear:initial=0.5,final=0,start=1000,end=3000
 
 What is wrong is said with its line, or with its entry where there are no lines.
 """
@@ -17,14 +15,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
-FLAG = "--policy.forcing.alignments"
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+_WORDS |= {dict: "a mapping of options", list: "a list"}
+
+
+class Listing(NamedTuple):
+    """What is listed, for messages: the flag that takes the list, and what an entry is ("alignment")."""
+
+    flag: str
+    entry: str
+
+    @property
+    def an_entry(self) -> str:
+        return f"{'an' if self.entry[0] in 'aeiou' else 'a'} {self.entry}"
 
 
 class _Value(NamedTuple):
@@ -36,12 +45,13 @@ class _Value(NamedTuple):
 
 
 def entries_in(
-    given: str | list[Any], entry_class: type, check: Callable[[str, Any], None]
+    given: str | list[Any], listing: Listing, entry_class: type, check: Callable[[str, Any], None]
 ) -> list[dict[str, Any]]:
-    """The entries of a list of alignments, checked.
+    """The entries of a list, checked.
 
     Args:
         given: the path of a file, JSON text, or a list.
+        listing: what is listed.
         entry_class: a dataclass; its fields are the keys of an entry, with their types.
         check: (key, value) -> raises :class:`SpatialForcingError` if the key cannot have the value.
 
@@ -53,11 +63,13 @@ def entries_in(
     types = {f.name: types[f.name] for f in fields(entry_class)}
     entries: list[dict[str, Any]] = []
     names: dict[str, str] = {}
-    for where, values in _listed(given):
+    for where, values in _listed(given, listing):
         entry: dict[str, Any] = {}
         for key, value, at in values:
             if key not in types:
-                raise SpatialForcingError(f"{at}: {UnknownNameError('key of an alignment', key, types)}")
+                raise SpatialForcingError(
+                    f"{at}: {UnknownNameError(f'key of {listing.an_entry}', key, types)}"
+                )
             if key in entry:
                 raise SpatialForcingError(f"{at}: {key} is said twice.")
             entry[key] = _typed(key, value, types[key], at)
@@ -75,13 +87,13 @@ def entries_in(
             raise SpatialForcingError(f"{where}: {error}") from error
         entries.append(entry)
     if not entries:
-        raise SpatialForcingError(f"{FLAG} lists no alignment. Leave it out for one, said by flat flags.")
+        raise SpatialForcingError(f"{listing.flag} lists no {listing.entry}. Leave it out, or name one.")
     return entries
 
 
 def _typed(key: str, value: Any, kind: Any, at: str) -> Any:
     """The value, a number where one is meant, or an error that says what was expected."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
     if float in kinds and type(value) in (int, str):
         try:
             return float(value)  # YAML takes 1e-3 for text
@@ -93,53 +105,55 @@ def _typed(key: str, value: Any, kind: Any, at: str) -> Any:
     return value
 
 
-def _listed(given: str | list[Any]) -> Iterator[tuple[str, list[_Value]]]:
+def _listed(given: str | list[Any], listing: Listing) -> Iterator[tuple[str, list[_Value]]]:
     """(where, values) of every entry."""
     if not isinstance(given, str):
-        yield from _of_list(given)
+        yield from _of_list(given, listing)
         return
     if given.lstrip().startswith(("[", "{")):
         try:
-            yield from _of_list(json.loads(given))
+            yield from _of_list(json.loads(given), listing)
         except json.JSONDecodeError as error:
-            raise SpatialForcingError(f"{FLAG} is not readable JSON: {error}.") from error
+            raise SpatialForcingError(f"{listing.flag} is not readable JSON: {error}.") from error
         return
     path = Path(given).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise SpatialForcingError(
-            f"{FLAG} is a YAML or JSON file, or a JSON list; {given} cannot be read: "
+            f"{listing.flag} is a YAML or JSON file, or a JSON list; {given} cannot be read: "
             f"{getattr(error, 'strerror', None) or error}."
         ) from error
-    yield from _of_file(path, text)
+    yield from _of_file(path, text, listing)
 
 
-def _of_list(entries: Any) -> Iterator[tuple[str, list[_Value]]]:
+def _of_list(entries: Any, listing: Listing) -> Iterator[tuple[str, list[_Value]]]:
     if not isinstance(entries, list):
         raise SpatialForcingError(
-            f"{FLAG} is a list of alignments; got {type(entries).__name__} {entries!r}."
+            f"{listing.flag} is a list of {listing.entry}s; got {type(entries).__name__} {entries!r}."
         )
     for number, entry in enumerate(entries, 1):
-        where = f"Alignment {number} of {FLAG}"
+        where = f"{listing.entry.capitalize()} {number} of {listing.flag}"
         if not isinstance(entry, dict):
             raise SpatialForcingError(f"{where} is a mapping of options; got {entry!r}.")
         yield where, [_Value(key, value, where) for key, value in entry.items()]
 
 
-def _of_file(path: Path, text: str) -> Iterator[tuple[str, list[_Value]]]:
+def _of_file(path: Path, text: str, listing: Listing) -> Iterator[tuple[str, list[_Value]]]:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
-            raise SpatialForcingError(f"{path} is empty; it is to be a list of alignments.")
+            raise SpatialForcingError(f"{path} is empty; it is to be a list of {listing.entry}s.")
         if not isinstance(root, yaml.SequenceNode):
             raise SpatialForcingError(
-                f"{_line(path, root)}: a list of alignments begins with - in every entry."
+                f"{_line(path, root)}: a list of {listing.entry}s begins with - in every entry."
             )
         for node in root.value:
             if not isinstance(node, yaml.MappingNode):
-                raise SpatialForcingError(f"{_line(path, node)}: an alignment is a mapping, key: value.")
+                raise SpatialForcingError(
+                    f"{_line(path, node)}: {listing.an_entry} is a mapping, key: value."
+                )
             yield (
                 _line(path, node),
                 [
