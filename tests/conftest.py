@@ -7,7 +7,7 @@ import shutil
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,15 @@ def decoder() -> Callable[..., torch.nn.Module]:
         return model
 
     return build
+
+
+@pytest.fixture
+def compiler(monkeypatch) -> Iterator[None]:
+    """A fresh torch.compile, before and after, whose trace records stay out of pytest's log."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")
