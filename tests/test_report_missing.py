@@ -97,7 +97,7 @@ def spoilt(results: dict, path: list, value=...) -> dict:
     [
         (["title"], ..., r"results has no 'title'\. Did you mean 'title_' there\?"),
         (["teacher", "licence"], ..., r"results\['teacher'\] has no 'licence'"),
-        (["arms", "forced", "steps"], ..., r"results\['arms'\]\['forced'\] has no 'steps'"),
+        (["arms", "forced", "steps"], ..., r"results\['runs'\]\[1\] has no 'steps'"),
         (["arms", "forced", "evaluations", 2, "step"], ..., r"\['evaluations'\]\[2\] has no 'step'"),
         (
             ["arms", "forced", "evaluations", 2, "episodes", 3, "success"],
