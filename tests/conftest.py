@@ -1,12 +1,14 @@
-"""What the tests share: one thread, no network, repeatable random numbers, and small decoders as hosts."""
+"""What the tests share: one thread, no network, repeatable random numbers, and fixtures of several files."""
 
 import logging
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from hypothesis import settings
 # Laws must give the same verdict every time; on a busy machine an example may take long.
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("laws")
+
+# Helper modules whose assertions are to say what was compared, as those of test files do.
+pytest.register_assert_rewrite("small_alignment", "small_results")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,6 +76,32 @@ def decoder() -> Callable[..., torch.nn.Module]:
         return model
 
     return build
+
+
+@pytest.fixture
+def compiler(monkeypatch) -> Iterator[None]:
+    """A fresh torch.compile, before and after, whose trace records stay out of pytest's log."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory) -> Path:
+    """A folder of images and videos, as the demo leaves them on disk."""
+    from small_results import write_media
+
+    return write_media(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture
+def results(media, tmp_path) -> dict:
+    """A finished comparison as the demo leaves it, with its images and videos in ``tmp_path``."""
+    from small_results import finished
+
+    shutil.copytree(media, tmp_path, dirs_exist_ok=True)
+    return finished()
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from test_align import CHANNELS, SIDE, VIEWS, ConvTeacher, Setting, assert_same
+from small_alignment import CHANNELS, SIDE, VIEWS, ConvTeacher, Setting, TwoLayers, assert_same, small_store
 from test_site import Colours, Seeing, images
-from test_target import TwoLayers, small_store
 from torch import Tensor, nn
 
 from spatial_forcing import Alignment, Given, SpatialForcing, TapError

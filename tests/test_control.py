@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_align import CHANNELS, SIDE, VIEWS, Setting
+from small_alignment import CHANNELS, SIDE, VIEWS, Setting
 
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.control import of_another_frame, place_embedding

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_tap import observation, tiny_vla
+from small_vla import observation, tiny_vla
 from torch import Tensor, nn
 
 from spatial_forcing import Features, Host, Layout, SpatialForcing, Tap, TapError, VisionEncoder, check_host

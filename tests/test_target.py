@@ -1,50 +1,20 @@
 """What can be a target, what it says of itself, and that it is asked once."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_align import CHANNELS, ConvTeacher
+from small_alignment import CHANNELS, ConvTeacher, TwoLayers, small_store
 
 from spatial_forcing import Target, load_teacher
-from spatial_forcing.cache.store import CacheError, FeatureStore, Source
-from spatial_forcing.cache.write import write_features
+from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features
 from spatial_forcing.target import ask, target_of
 
 
 @pytest.fixture
 def store(tmp_path) -> FeatureStore:
     return small_store(tmp_path / "cache")
-
-
-def small_store(root, layer: int | None = 3, layers: int | None = 4) -> FeatureStore:
-    """Stored features of 5 frames of 2 views, said to be layer 3 of 4."""
-    images = ((28, 28), (28, 42))
-    source = Source("untrained-tiny", "abc", "Apache-2.0", "none", ("left", "right"), 5, images)
-    source = replace(source, layer=layer, layers=layers)
-    frames_F23HW = torch.rand(5, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        write_features(root, source, lambda indices: frames_F23HW[indices], ConvTeacher())
-    return FeatureStore(root)
-
-
-class TwoLayers(ConvTeacher):
-    """A teacher with two layers, the second its channels in another order, that notes what it is asked."""
-
-    def __init__(self, layer: int | None = 1):
-        super().__init__()
-        self.layer, self.asked = layer, list[tuple[int, ...]]()
-
-    def layers_of(self, images_BV3HW: torch.Tensor, layers: tuple[int, ...]) -> dict[int, Features]:
-        self.asked.append(layers)
-        tokens, valid = ConvTeacher.forward(self, images_BV3HW)
-        return {layer: Features(tokens.flip(-1) if layer % 2 else tokens, valid) for layer in layers}
-
-    def forward(self, images_BV3HW: torch.Tensor) -> Features:
-        return self.layers_of(images_BV3HW, (self.layer or 0,))[self.layer or 0]
 
 
 def test_a_store_is_a_target(store):

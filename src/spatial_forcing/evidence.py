@@ -17,7 +17,7 @@ from spatial_forcing.control import CONTROLS
 from spatial_forcing.demo_settings import DemoSettings, features_folder
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.provenance import made_with
-from spatial_forcing.results import ArmResults, CurveRow, Probe, Results, Sample, TeacherUsed
+from spatial_forcing.results import ArmHead, Probe, Results, RunResults, Sample, TeacherUsed, curve_rows
 from spatial_forcing.study import Arm, evaluations_of, policy_config
 from spatial_forcing.train import checkpoints, read_metrics
 
@@ -130,6 +130,7 @@ def gather_results(
     command: str,
 ) -> Results:
     """Everything the report of a demo shows; also written to ``out/results.json``."""
+    spec, _ = settings.demonstrations()
     results = Results(
         title="Spatial Forcing demo",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -138,7 +139,11 @@ def gather_results(
         teacher=teacher_used(settings.teacher, features_folder(settings, out)),
         timings=timings,
         tasks=list(settings.tasks),
-        arms={arm.name: arm_results(arm, out) for arm in arms},
+        arms={
+            arm.name: ArmHead(label=arm.label, role=arm.role, differs=flags_that_differ(arms[0], arm))
+            for arm in arms
+        },
+        runs=[run_results(arm, out, spec.episodes * len(spec.tasks)) for arm in arms],
         probe=probe,
         samples=sample_images(Path(arms[0].dataset), out),
         comparisons=[[name, "forced"] for name in ("baseline", *CONTROLS)],
@@ -160,18 +165,33 @@ def teacher_used(name: str, features: Path) -> TeacherUsed:
     )
 
 
-def arm_results(arm: Arm, out: Path) -> ArmResults:
-    """What an arm has left in its folder so far."""
+def flags_that_differ(plain: Arm, arm: Arm) -> list[str]:
+    """The flags of ``lerobot-train`` in which an arm differs from the plain one."""
+
+    def flags(one: Arm) -> dict[str, Any]:
+        forcing = {f"forcing.{name}": value for name, value in (one.forcing or {}).items()}
+        return {"type": "tiny" if one.forcing is None else "sf_tiny", **one.policy, **forcing}
+
+    before = flags(plain)
+    return [
+        f"--policy.{name}={json.dumps(value) if isinstance(value, bool) else value}"
+        for name, value in flags(arm).items()
+        if value != before.get(name)
+    ]
+
+
+def run_results(arm: Arm, out: Path, train_episodes: int) -> RunResults:
+    """What a run of the demo has left in its folder so far."""
     folder = out / "runs" / arm.name
     evaluations = evaluations_of(folder)
     videos = evaluations[-1].videos if evaluations else []
-    return ArmResults(
-        label=arm.label,
-        role=arm.role,
+    return RunResults(
+        arm=arm.name,
         seed=arm.seed,
+        train_episodes=train_episodes,
         steps=arm.steps,
         parameters=count_parameters(last_checkpoint(folder) / "model.safetensors"),
-        curves=[CurveRow.checked(row, "metrics") for row in read_metrics(folder / "train")],
+        curves=curve_rows(read_metrics(folder / "train")),
         evaluations=evaluations,
         videos=[str((folder / video).relative_to(out)) for video in videos],
     )

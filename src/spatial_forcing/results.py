@@ -1,10 +1,10 @@
 """Results of a comparison as they lie on disk, written and read by the same classes.
 
-    results.json                  Results: where it comes from, its arms, the depth probe
-    runs/<arm>/eval/000500.json   Evaluation: one checkpoint, with its Episodes
+    results.json                                   Results: where it comes from, its arms and runs, the probe
+    runs/<arm>-f<percent>-s<seed>/eval/000500.json Evaluation: one checkpoint, with its Episodes
 
-``report.json`` holds the same classes where it says the same (``report.records``). What was not measured is
-None or left out.
+A comparison is arms x seeds x fractions of the training episodes; one of each is a run. ``report.json`` holds
+the same classes where it says the same (``report.records``). What was not measured is None or left out.
 """
 
 import json
@@ -14,123 +14,46 @@ from typing import Any, Literal
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
 from spatial_forcing.json_record import Record
+from spatial_forcing.run_results import CurveRow, Episode, Evaluation, RunResults, curve_rows
 
 try:
-    from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_serializer
+    from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 except ImportError as error:
     raise MissingDependencyError("pydantic", "report") from error
+
+__all__ = [
+    "ArmHead",
+    "CurveRow",
+    "Difference",
+    "Episode",
+    "Evaluation",
+    "Probe",
+    "ProbeRow",
+    "Provenance",
+    "Results",
+    "RunResults",
+    "Sample",
+    "TeacherUsed",
+    "curve_rows",
+]
 
 
 # ---- arms --------------------------------------------------------------------------------------------------
 
 
-class Episode(Record):
-    """One rollout.
-
-    Attributes:
-        task, seed: which episode it was; policies are compared on equal ones.
-        success: whether it was solved.
-        final_distance, closest_distance: to the goal when it ended and at its best moment, metres.
-        steps: control steps.
-    """
-
-    task: str
-    seed: int
-    success: bool
-    final_distance: float | None = None
-    closest_distance: float | None = None
-    steps: int | None = None
-
-
-class Evaluation(Record):
-    """What a policy did.
-
-    Attributes:
-        step: training step of the checkpoint.
-        heldout_error: mean absolute error of the action chunk on held-out demonstrations, in standard
-            deviations of each action dimension.
-        episodes: in the order of the seeds.
-        videos: files of the first few episodes, relative to the folder of the arm.
-        seconds: wall time of the rollouts.
-    """
-
-    step: int
-    heldout_error: float | None = None
-    episodes: list[Episode]
-    videos: list[str] = Field(default_factory=list)
-    seconds: float | None = None
-
-    @field_validator("episodes")
-    @classmethod
-    def _once_each(cls, episodes: list[Episode]) -> list[Episode]:
-        seen = set()
-        for one in episodes:
-            if (one.task, one.seed) in seen:
-                raise ValueError(f"an episode appears twice: {one.task} with seed {one.seed}")
-            seen.add((one.task, one.seed))
-        return episodes
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(self.plain(), indent=1))
-
-
-class CurveRow(Record):
-    """What was logged at one training step: LeRobot's meters and ours, by name. Losses are means since the
-    row before, times are seconds."""
-
-    step: int
-    action_loss: float | None = None
-    align_loss: float | None = None
-    cosine: float | None = None
-    gradient_ratio: float | None = None
-    valid_fraction: float | None = None
-    update_s: float | None = None
-    dataloading_s: float | None = None
-
-    @model_serializer(mode="wrap")
-    def _what_was_measured(self, whole: Any) -> dict[str, Any]:
-        return {name: value for name, value in whole(self).items() if value is not None}
-
-
 class ArmHead(Record):
-    """What every table says of an arm.
+    """What a comparison varies: runs of one arm differ in seed and data only.
 
     Attributes:
         label: for people.
-        role: see ``study.Arm``.
-        seed: of weights and data order.
-        steps: training steps asked for.
-        parameters: of the policy.
+        role: "arm"; "control", whose target has nothing of the teacher's content; "reference", a line to read
+            the others against and no competitor.
+        differs: the flags in which it differs from the plain arm: ``--policy.forcing.loss_weight=2.0``.
     """
 
     label: str
     role: Literal["arm", "control", "reference"]
-    seed: int
-    steps: int
-    parameters: int
-
-
-class ArmResults(ArmHead):
-    """An arm. One without curves or evaluations has not finished.
-
-    Attributes:
-        curves: what was logged, by step.
-        evaluations: of its checkpoints, by step.
-        videos: of the last one, relative to the folder of the results.
-    """
-
-    curves: list[CurveRow]
-    evaluations: list[Evaluation]
-    videos: list[str] | None = None
-
-    @field_validator("curves", "evaluations")
-    @classmethod
-    def _steps_increase(cls, rows: list[Any]) -> list[Any]:
-        steps = [row.step for row in rows]
-        if steps != sorted(set(steps)):
-            raise ValueError(f"the steps must increase, got {steps}")
-        return rows
+    differs: list[str] = Field(default_factory=list)
 
 
 # ---- the depth probe ---------------------------------------------------------------------------------------
@@ -223,7 +146,7 @@ class Provenance(Record):
         commit: of this package's source tree, None outside a checkout.
         versions, hardware: see ``spatial_forcing.provenance``.
         settings: everything that decides the result.
-        teacher: that arms were forced toward.
+        teacher: that arms were forced toward, None if none was.
         timings: seconds by stage.
         tasks: of the evaluation.
     """
@@ -235,7 +158,7 @@ class Provenance(Record):
     versions: dict[str, str]
     hardware: dict[str, Any]
     settings: dict[str, Any]
-    teacher: TeacherUsed
+    teacher: TeacherUsed | None = None
     timings: dict[str, float]
     tasks: list[str]
 
@@ -243,24 +166,61 @@ class Provenance(Record):
 class Results(Provenance):
     """Everything a report is drawn from.
 
+    In files of before there were seeds and fractions each of ``arms`` held one run; they are read as an arm
+    and a run each.
+
     Attributes:
         arms: by name.
+        runs: of the arms, at most one for each arm, seed and fraction.
         probe: None if it was not run.
         samples: images of the data.
-        comparisons: pairs (a, b) of arms to compare; see ``report.summary`` for what is compared if None.
+        comparisons: pairs (a, b) of arms to compare, b the one under test; :meth:`pairs` says which if None.
     """
 
-    arms: dict[str, ArmResults]
+    arms: dict[str, ArmHead]
+    runs: list[RunResults]
     probe: Probe | None = None
     samples: list[Sample] | None = None
     comparisons: list[list[str]] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_inside_arms(cls, data: Any) -> Any:
+        arms = data.get("arms") if isinstance(data, dict) else None
+        if not arms or "runs" in data or not isinstance(arms, dict):
+            return data
+        if not all(isinstance(arm, dict) for arm in arms.values()):
+            return data
+        heads = {
+            name: {k: v for k, v in arm.items() if k in ArmHead.model_fields} for name, arm in arms.items()
+        }
+        runs = [
+            {"arm": name, **{k: v for k, v in arm.items() if k not in ArmHead.model_fields}}
+            for name, arm in arms.items()
+        ]
+        return data | {"arms": heads, "runs": runs}
+
     @field_validator("arms")
     @classmethod
-    def _some_arms(cls, arms: dict[str, ArmResults]) -> dict[str, ArmResults]:
+    def _some_arms(cls, arms: dict[str, ArmHead]) -> dict[str, ArmHead]:
         if not arms:
             raise ValueError("it is empty, there is nothing to report")
         return arms
+
+    @field_validator("runs")
+    @classmethod
+    def _of_the_arms_and_once_each(cls, runs: list[RunResults], others: ValidationInfo) -> list[RunResults]:
+        arms, seen = others.data.get("arms"), set()
+        for run in runs:
+            if arms is not None and run.arm not in arms:
+                raise ValueError(f"a run is of the arm {run.arm!r}, which is none of: {', '.join(arms)}")
+            key = run.arm, run.seed, run.fraction
+            if key in seen:
+                raise ValueError(
+                    f"a run appears twice: {run.arm} with seed {run.seed} on {run.fraction:g} of the data"
+                )
+            seen.add(key)
+        return runs
 
     @field_validator("comparisons")
     @classmethod
@@ -272,7 +232,36 @@ class Results(Provenance):
                 raise ValueError(f"comparisons are pairs of arms, got {pair}. Arms: {names}")
         return pairs
 
+    @property
+    def plain_arm(self) -> str | None:
+        """The arm that others are measured against: "plain", "baseline", or the first; None without arms."""
+        names = self.named("arm")
+        return next((name for name in ("plain", "baseline") if name in names), next(iter(names), None))
+
+    def named(self, role: str) -> list[str]:
+        """The arms of a role, in order."""
+        return [name for name, arm in self.arms.items() if arm.role == role]
+
+    def fractions(self) -> list[float]:
+        """The fractions of the data that runs were trained on, smallest first."""
+        return sorted({run.fraction for run in self.runs})
+
+    def runs_of(self, arm: str, fraction: float | None = None) -> list[RunResults]:
+        """The runs of an arm by seed, on one fraction of the data; on the largest there is if None."""
+        fraction = max(self.fractions(), default=1.0) if fraction is None else fraction
+        found = [run for run in self.runs if run.arm == arm and run.fraction == fraction]
+        return sorted(found, key=lambda run: run.seed)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs (a, b) to compare: those asked for; else the plain arm and every control with every other
+        arm."""
+        if self.comparisons is not None:
+            return [(a, b) for a, b in self.comparisons]
+        first = self.plain_arm
+        against = [name for name in (first, *self.named("control")) if name is not None]
+        return [(a, b) for b in self.named("arm") if b != first for a in against]
+
     def save(self, path: Path) -> None:
-        """Writes ``results.json``; the videos of single evaluations are in those of the arm."""
-        per_arm = {"__all__": {"evaluations": {"__all__": {"videos"}}}}
-        write_text(path, json.dumps(self.plain(exclude={"arms": per_arm}), indent=1))
+        """Writes ``results.json``; the videos of single evaluations are in those of their run."""
+        per_run = {"__all__": {"evaluations": {"__all__": {"videos"}}}}
+        write_text(path, json.dumps(self.plain(exclude={"runs": per_run}), indent=1))

@@ -16,7 +16,7 @@ from spatial_forcing.report.findings import difference_text, number, p_text, rat
 from spatial_forcing.report.plots import colours, draw_plots
 from spatial_forcing.report.records import Summary
 from spatial_forcing.report.summary import summarise
-from spatial_forcing.results import ArmResults, Results
+from spatial_forcing.results import Results
 
 TEMPLATE = "report.html.jinja"
 
@@ -59,7 +59,7 @@ def render(summary: Summary, results: Results, folder: Path, plots: Mapping[str,
         evaluated_steps=sorted({point.step for of in summary.plots.success.values() for point in of}),
         probe_image=_medium(folder, results.probe.image if results.probe else None),
         samples=[(_medium(folder, sample.path), sample.caption) for sample in results.samples or []],
-        videos=_video_rows(results.arms, folder),
+        videos=_video_rows(results, folder),
     )
 
 
@@ -74,9 +74,10 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "none" if value is None or value == {} else str(value)
 
 
-def _video_rows(arms: Mapping[str, ArmResults], folder: Path) -> list[dict[str, Any]]:
+def _video_rows(results: Results, folder: Path) -> list[dict[str, Any]]:
     """Row i: the i-th video of every arm that has one; evaluation episodes are the same for all arms."""
-    filmed = {name: [_medium(folder, p) for p in arm.videos or []] for name, arm in arms.items()}
+    runs = {name: of[0] for name in results.arms if (of := results.runs_of(name))}
+    filmed = {name: [_medium(folder, p) for p in run.videos or []] for name, run in runs.items()}
     filmed = {name: videos for name, videos in filmed.items() if videos}
     return [dict(zip(filmed, row, strict=True)) for row in zip_longest(*filmed.values())]
 

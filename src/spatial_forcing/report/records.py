@@ -24,6 +24,9 @@ class ArmSummary(ArmHead):
         update_ms, dataloading_ms: medians over training, milliseconds per step.
     """
 
+    seed: int
+    steps: int
+    parameters: int
     trained_steps: int
     evaluated_step: int | None
     finished: bool

@@ -18,31 +18,40 @@ from spatial_forcing.report.records import (
 )
 from spatial_forcing.results import (
     ArmHead,
-    ArmResults,
     CurveRow,
     Episode,
     Evaluation,
     Probe,
     Provenance,
     Results,
+    RunResults,
 )
 from spatial_forcing.stats import Curve, Interval, StatsError, mcnemar, steps_to_target, wilson
 
 CM = 100
 
 
-def summarise(results: Results) -> Summary:
-    """Computes the report's numbers.
+class ArmResults(ArmHead, RunResults):
+    """An arm with its first run."""
 
-    Several seeds of an arm would each be summarised like this and then be pooled with the bootstrap of
-    ``spatial_forcing.stats``.
-    """
+
+def first_runs(results: Results) -> dict[str, ArmResults]:
+    """Each arm with its first run on the most data."""
+    found = {name: results.runs_of(name) for name in results.arms}
+    return {
+        name: ArmResults(**dict(results.arms[name]), **dict(runs[0])) for name, runs in found.items() if runs
+    }
+
+
+def summarise(results: Results) -> Summary:
+    """Computes the report's numbers."""
+    arms = first_runs(results)
     summary = Summary(
         **_shared(results, Provenance),
-        arms={name: summarise_arm(arm) for name, arm in results.arms.items()},
-        comparisons=[compare(results.arms, a, b) for a, b in pairs_to_compare(results)],
+        arms={name: summarise_arm(arm) for name, arm in arms.items()},
+        comparisons=[compare(arms, a, b) for a, b in results.pairs()],
         probe=probe_summary(results.probe),
-        plots=points(results.arms),
+        plots=points(arms),
     )
     summary.headline, summary.notes = headline(summary), notes(summary)
     return summary
@@ -64,6 +73,9 @@ def summarise_arm(arm: ArmResults) -> ArmSummary:
     tasks = dict.fromkeys(episode.task for episode in episodes)
     return ArmSummary(
         **_shared(arm, ArmHead),
+        seed=arm.seed,
+        steps=arm.steps,
+        parameters=arm.parameters,
         trained_steps=max([row.step for row in arm.curves] + [evaluated or 0]),
         evaluated_step=evaluated,
         finished=(evaluated or 0) >= arm.steps,
@@ -135,16 +147,6 @@ def compared_with(probe: Probe) -> list[str]:
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------
-
-
-def pairs_to_compare(results: Results) -> list[tuple[str, str]]:
-    """The pairs asked for; else "baseline" (or the first arm) and every control with every other arm."""
-    if results.comparisons:
-        return [(a, b) for a, b in results.comparisons]
-    names = [name for name, arm in results.arms.items() if arm.role == "arm"]
-    first = "baseline" if "baseline" in names else next(iter(names), None)
-    controls = [name for name, arm in results.arms.items() if arm.role == "control"]
-    return [(a, b) for b in names if b != first for a in [first, *controls] if a]
 
 
 def compare(arms: Mapping[str, ArmResults], a: str, b: str) -> Comparison:
