@@ -1,6 +1,6 @@
 """Opening LeRobotDatasets: by folder or by name on the Hub, without a search for video backends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ def locate_dataset(dataset: Path | str) -> tuple[str, Path | None]:
 
 
 def open_dataset(
-    dataset: Path | str, deltas: Callable[[Any], dict[str, list[float]] | None] | None = None
+    dataset: Path | str,
+    deltas: Callable[[Any], dict[str, list[float]] | None] | None = None,
+    *,
+    episodes: Sequence[int] | None = None,
 ) -> Any:
     """A LeRobotDataset.
 
@@ -40,6 +43,7 @@ def open_dataset(
         dataset: see :func:`locate_dataset`.
         deltas: from its metadata to the seconds before and after a frame of which each key is wanted, as for
             action chunks; the frame alone if None.
+        episodes: only these; all if None.
 
     Raises:
         DatasetError: there is none, it cannot be read, or a name cannot be read from the Hub.
@@ -53,7 +57,10 @@ def open_dataset(
     try:
         wanted = None if deltas is None else deltas(LeRobotDatasetMetadata(repo_id, root=root))
         # The default backend looks for FFmpeg and prints a page when there is none; images need neither.
-        return LeRobotDataset(repo_id, root=root, delta_timestamps=wanted, video_backend="pyav")
+        some = None if episodes is None else list(episodes)
+        return LeRobotDataset(
+            repo_id, root=root, episodes=some, delta_timestamps=wanted, video_backend="pyav"
+        )
     except Exception as error:  # of many kinds: LeRobot's, those of its decoders and of the Hub, the disk's
         said = f"{type(error).__name__}: {error}"
         if root is None:

@@ -2,8 +2,8 @@
 
 import ctypes
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.results import Episode, Evaluation
+
+# Frames at a time of the held-out error; fixed, as draws go by batches.
+HELDOUT_BATCH = 64
 
 
 class PolicyError(SpatialForcingError):
@@ -61,32 +64,100 @@ class LoadedPolicy:
         )
         self.config = config
 
-    def batches(self, dataset: Any, batch_size: int = 64) -> Iterator[dict[str, Any]]:
-        """Preprocessed batches of a LeRobotDataset, in order."""
+    def batches(
+        self, dataset: Any, batch_size: int = 64, rename_map: Mapping[str, str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Preprocessed batches of a LeRobotDataset, in order.
+
+        Args:
+            dataset: the frames.
+            batch_size: frames at a time.
+            rename_map: what the trainer was given as such.
+        """
+        from spatial_forcing.patches.versions import renames_before_preprocessing
+
+        renamed = rename_map if rename_map and renames_before_preprocessing() else {}
         loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=0)
         for batch in loader:
-            yield self.preprocess(batch)
+            yield self.preprocess({renamed.get(name, name): value for name, value in batch.items()})
 
-    def dataset(self, root: Path) -> Any:
-        """The data set at ``root`` with the action chunks this policy is trained on."""
+    def dataset(self, dataset: Path | str, episodes: Sequence[int] | None = None) -> Any:
+        """A data set, or some of its episodes, with the action chunks this policy is trained on."""
         from lerobot.datasets.factory import resolve_delta_timestamps
 
         from spatial_forcing.chunks import read_chunks_alone
 
-        frames = open_dataset(root, lambda meta: resolve_delta_timestamps(self.config, meta))  # type: ignore[arg-type]
+        frames = open_dataset(
+            dataset,
+            lambda meta: resolve_delta_timestamps(self.config, meta),  # type: ignore[arg-type]
+            episodes=episodes,
+        )
         return read_chunks_alone(frames)
 
 
+@contextmanager
+def fixed_draws(seed: int) -> Iterator[None]:
+    """While inside, torch's random numbers are those of a seed; afterwards they go on as before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
 @torch.no_grad()
-def heldout_error(loaded: LoadedPolicy, root: Path) -> float:
-    """The policy's own action loss over a data set it was not trained on, every frame once."""
+def heldout_measures(
+    loaded: LoadedPolicy, frames: Any, *, most: int | None = None, rename_map: Mapping[str, str] | None = None
+) -> tuple[float, float]:
+    """How a policy does on demonstrations that it was not trained on.
+
+    Noise and time of flow and diffusion policies are drawn from seeds that depend on the batch alone, so that
+    policies, and checkpoints of one, are compared on the same draws.
+
+    Args:
+        loaded: the policy.
+        frames: the data set, with the action chunks that the policy is trained on; see
+            :meth:`LoadedPolicy.dataset`.
+        most: at most so many frames are looked at, evenly spread; all if None.
+        rename_map: the data set's names of observations -> the policy's, where they differ.
+
+    Returns:
+        Mean absolute error of the sampled action chunk, over steps inside the episode, in the units of the
+        policy's normalised actions (standard deviations for most); and the policy's own training loss.
+
+    Raises:
+        PolicyError: no frames.
+    """
+    count = len(frames)
+    if not count:
+        raise PolicyError("There is no held-out frame to measure on.")
+    if most is not None and most < count:
+        frames = torch.utils.data.Subset(frames, torch.linspace(0, count - 1, most).round().int().tolist())
     loaded.policy.eval()
-    total, frames = torch.zeros((), dtype=torch.float64), 0
-    for batch in loaded.batches(loaded.dataset(root)):
-        loss: Tensor = loaded.policy.forward(batch)[0]
-        count = len(batch["index"])
-        total, frames = total + loss.double() * count, frames + count
-    return float(total / frames)
+    error, loss, seen = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+    for number, batch in enumerate(loaded.batches(frames, HELDOUT_BATCH, rename_map)):
+        size = len(batch["index"])
+        with fixed_draws(number):
+            loss += loaded.policy.forward(dict(batch))[0].double().cpu() * size
+        with fixed_draws(number):
+            error += chunk_error(loaded.policy, dict(batch)).double().cpu() * size
+        seen += size
+    return float(error / seen), float(loss / seen)
+
+
+def chunk_error(policy: Any, batch: dict[str, Any]) -> Tensor:
+    """Mean absolute error of the chunk that a policy samples, over steps inside the episode."""
+    from lerobot.utils.constants import ACTION
+
+    policy.reset()
+    action_BTA = batch.pop(ACTION)
+    inside_BT = ~batch.pop("action_is_pad", torch.zeros(action_BTA.shape[:2], dtype=torch.bool)).to(
+        action_BTA.device
+    )
+    sampled_BTA = policy.predict_action_chunk(batch)
+    policy.reset()
+    # Some policies sample more actions than they are trained on, or pad their width.
+    T, A = (min(sizes) for sizes in zip(sampled_BTA.shape[1:], action_BTA.shape[1:], strict=True))
+    error_BT = (sampled_BTA[:, :T, :A] - action_BTA[:, :T, :A]).abs().mean(-1)
+    return (error_BT * inside_BT[:, :T]).sum() / inside_BT[:, :T].sum().clamp(min=1)
 
 
 def roll_out(
@@ -95,16 +166,27 @@ def roll_out(
     *,
     episodes: int,
     seed: int,
+    at_once: int | None = None,
     videos: Path | None = None,
     video_count: int = 2,
 ) -> Evaluation:
-    """Runs LeRobot's evaluation; episode i has the seed ``seed`` + i, for every policy.
+    """Runs LeRobot's evaluation; episode i of a task has the seed ``seed`` + i, for every policy.
+
+    Args:
+        loaded: the policy.
+        env_config: any of LeRobot's.
+        episodes: per task.
+        seed: of the first episode.
+        at_once: environments side by side; as many as episodes if None.
+        videos: folder for films; none are made if None.
+        video_count: how many episodes per task are filmed.
 
     Raises:
-        PolicyError: the policy has other actions or observations than the environment.
+        PolicyError: the policy has other actions or observations than the environment, which may also be
+            missing.
         SpatialForcingError: no episodes, a negative seed, or no such task.
     """
-    from lerobot.envs import close_envs, make_env, make_env_pre_post_processors
+    from lerobot.envs import close_envs, make_env_pre_post_processors
     from lerobot.scripts.lerobot_eval import eval_policy_all
 
     if episodes < 1:
@@ -113,40 +195,71 @@ def roll_out(
         raise SpatialForcingError(f"The seed must be at least 0; got {seed}.")
     check_fit(loaded.config, env_config)
     start = time.perf_counter()
-    envs = make_env(env_config, n_envs=episodes, use_async_envs=False)
+    envs = made_env(env_config, min(episodes, at_once or episodes))
     env_preprocess, env_postprocess = make_env_pre_post_processors(env_config, loaded.config)
     try:
-        info = eval_policy_all(
-            envs=envs,
-            policy=loaded.policy,
-            env_preprocessor=env_preprocess,
-            env_postprocessor=env_postprocess,
-            preprocessor=loaded.preprocess,
-            postprocessor=loaded.postprocess,
-            n_episodes=episodes,
-            max_episodes_rendered=video_count if videos else 0,
-            videos_dir=videos,
-            start_seed=seed,
-        )
-        finished = [
-            Episode(task=env.unwrapped.task, **env.unwrapped.episodes[0])
-            for tasks in envs.values()
-            for vector in tasks.values()
-            for env in vector.envs
-        ]
+        with fixed_draws(seed):
+            info = eval_policy_all(
+                envs=envs,
+                policy=loaded.policy,
+                env_preprocessor=env_preprocess,
+                env_postprocessor=env_postprocess,
+                preprocessor=loaded.preprocess,
+                postprocessor=loaded.postprocess,
+                n_episodes=episodes,
+                max_episodes_rendered=video_count if videos else 0,
+                videos_dir=videos,
+                start_seed=seed,
+            )
+        finished = [episode for task in info["per_task"] for episode in task_episodes(task, envs, seed)]
     finally:
         close_envs(envs)
         del envs
         give_back_memory()
-    reported = info["overall"]["pc_success"] / 100
-    counted = sum(episode.success for episode in finished) / len(finished)
-    assert abs(reported - counted) < 1e-6, f"LeRobot counts {reported} successes, the environments {counted}"
     return Evaluation(
         step=0,
         episodes=finished,
         videos=list(info["overall"].get("video_paths", [])),
         seconds=time.perf_counter() - start,
     )
+
+
+def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
+    """LeRobot's environments, by suite and task.
+
+    Raises:
+        PolicyError: they cannot be made; with what LeRobot, or the simulator, says of it.
+    """
+    from lerobot.envs import make_env
+
+    try:
+        return make_env(env_config, n_envs=at_once, use_async_envs=False)
+    except SpatialForcingError:
+        raise
+    except Exception as error:  # of many kinds: each simulator has its own
+        raise PolicyError(
+            f"The environment {env_config.type} cannot be made: {type(error).__name__}: {error}. If it is "
+            f"not installed: pip install 'lerobot[{env_config.type}]'."
+        ) from error
+
+
+def task_episodes(task: dict[str, Any], envs: dict[str, dict[int, Any]], seed: int) -> list[Episode]:
+    """The episodes of a task: what LeRobot says of them, and what an environment that keeps a record does."""
+    group, number, said = task["task_group"], task["task_id"], task["metrics"]
+    name = group if len(envs[group]) == 1 else f"{group}/{number}"
+    kept: list[dict[str, Any]] = [
+        episode
+        for env in getattr(envs[group][number], "envs", [])
+        for episode in getattr(env.unwrapped, "episodes", [])
+    ]
+    by_seed = {episode["seed"]: episode for episode in kept}
+    found = []
+    for i, success in enumerate(said["successes"]):
+        more: dict[str, Any] = by_seed.get(seed + i, {"seed": seed + i, "success": bool(success)})
+        assert more["success"] == bool(success), f"LeRobot and {name} disagree about episode {seed + i}"
+        more |= {"sum_reward": float(said["sum_rewards"][i]), "max_reward": float(said["max_rewards"][i])}
+        found.append(Episode(task=name, **more))
+    return found
 
 
 def give_back_memory() -> None:

@@ -32,7 +32,7 @@ class FirstStep:
     """Where training stands before its first update.
 
     Attributes:
-        policy: the policy with forcing, without wrappers.
+        policy: the policy, with forcing without wrappers.
         raw: the batch as the data loader gives it, images as floats in [0, 1].
         batch: the same through the policy's preprocessor.
         preprocess: raw -> batch.
@@ -52,12 +52,15 @@ class _Reached(BaseException):
     """Ends the trainer at its first step."""
 
 
-def first_step(config: TrainPipelineConfig, arguments: list[str] | None = None) -> FirstStep:
+def first_step(
+    config: TrainPipelineConfig, arguments: list[str] | None = None, *, forced: bool = True
+) -> FirstStep:
     """Runs LeRobot's trainer up to its first update.
 
     Args:
         config: of the training; fields that write, log or start something elsewhere are turned off in it.
         arguments: the command line that it came from, which LeRobot reads again for ``--policy.path``.
+        forced: whether a policy without forcing is an error.
 
     Raises:
         SpatialForcingError: training would not reach its first step, or would train a policy without forcing.
@@ -101,7 +104,8 @@ def first_step(config: TrainPipelineConfig, arguments: list[str] | None = None) 
             ) from error
     if "policy" not in seen:
         raise SpatialForcingError(f"This training has no step to make: steps is {config.steps}.")
-    seen["policy"] = _forced(seen["policy"])
+    if forced:
+        seen["policy"] = _forced(seen["policy"])
     return FirstStep(**seen, rename_map={} if renames_before_preprocessing() else dict(config.rename_map))
 
 

@@ -12,11 +12,9 @@ an interrupted one continues.
 """
 
 import os
-import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import claim
 from spatial_forcing.locks import FolderLock
+from spatial_forcing.output import output_to
 from spatial_forcing.processes import JobFailed, Watch, WorkerLost, run_jobs
 
 if TYPE_CHECKING:
@@ -142,12 +141,12 @@ def evaluations_of(folder: Path) -> "list[Evaluation]":
 
 def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> "Evaluation":
     """Held-out action error and rollouts of one checkpoint. Only the last checkpoint is filmed."""
-    from spatial_forcing.evaluate import LoadedPolicy, heldout_error, roll_out
+    from spatial_forcing.evaluate import LoadedPolicy, heldout_measures, roll_out
     from spatial_forcing.results import Evaluation
     from spatial_forcing.sim.env import SimEnvConfig
 
     loaded = LoadedPolicy(checkpoint, arm.device)
-    error = heldout_error(loaded, Path(arm.heldout))
+    error, loss = heldout_measures(loaded, loaded.dataset(Path(arm.heldout)))
     episodes, videos, seconds = [], [], 0.0
     film = folder / "videos" if step == arm.steps else None
     for options in arm.env if arm.episodes else ():
@@ -162,7 +161,9 @@ def evaluate_checkpoint(arm: Arm, step: int, checkpoint: Path, folder: Path) -> 
         episodes += one.episodes
         videos += [str(Path(v).relative_to(folder)) for v in one.videos]
         seconds += one.seconds or 0.0
-    return Evaluation(step=step, heldout_error=error, episodes=episodes, videos=videos, seconds=seconds)
+    return Evaluation(
+        step=step, heldout_error=error, heldout_loss=loss, episodes=episodes, videos=videos, seconds=seconds
+    )
 
 
 def is_complete(arm: Arm, folder: Path) -> bool:
@@ -264,22 +265,3 @@ def _run_logged(arm: Arm, root: Path) -> Path:
         except (Exception, SystemExit):
             traceback.print_exc()
             raise
-
-
-@contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Sends everything this process prints, from C code as well, to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with path.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, saved in zip((1, 2), kept, strict=True):
-                os.dup2(saved, descriptor)
-                os.close(saved)

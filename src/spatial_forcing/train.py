@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -139,9 +139,13 @@ def train_config(
     )
 
 
-def train_or_continue(config: TrainPipelineConfig) -> Path:
+def train_or_continue(config: TrainPipelineConfig, arguments: Sequence[str] = ()) -> Path:
     """Trains, or continues an interrupted training from its last checkpoint, or does nothing if it is
     complete.
+
+    Args:
+        config: of the training.
+        arguments: the flags that it came from, which LeRobot reads again for ``--policy.path``.
 
     Raises:
         SpatialForcingError: the output folder holds something that is not a LeRobot run.
@@ -163,7 +167,7 @@ def train_or_continue(config: TrainPipelineConfig) -> Path:
             )
         # Stopped before its first checkpoint: there is nothing to continue from.
         shutil.rmtree(folder)
-    with command_line():
+    with command_line(*arguments):
         return train_policy(config)
 
 

@@ -1,0 +1,146 @@
+"""The arms of a comparison: presets by name, or entries of an arms file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from spatial_forcing.control import CONTROLS
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.listed import Listing, entries_in
+
+Role = Literal["arm", "control", "reference"]
+ROLES = ("arm", "control", "reference")
+PLAIN = "plain"
+LISTING = Listing("--arms-file", "arm")
+# The 2D and the untrained teacher that stand beside a 3D one; DINOv2 is what VGGT's encoder began as.
+TEACHERS_2D = {"vggt-tiny-sim": "vggt-tiny-sim-2d"}
+TEACHERS_UNTRAINED = {"vggt-tiny-sim": "untrained-tiny"}
+TEACHER_2D = "dinov2-base"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train; everything that it does not say is the same for all arms.
+
+    Attributes:
+        name: also of its folders: letters, digits, - and _.
+        label: for people.
+        role: "arm"; "control" for one that is forced toward a target without the teacher's content;
+            "reference" for a line that tells what the numbers mean, a policy without images for instance.
+        forcing: options of ``--policy.forcing``; None trains the plain policy.
+        policy: options of the policy that differ; of references only.
+    """
+
+    name: str
+    label: str = ""
+    role: str = "arm"
+    forcing: dict[str, Any] | None = None
+    policy: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_entry("name", self.name)
+        check_entry("role", self.role)
+        if self.policy and self.role != "reference":
+            raise SpatialForcingError(
+                f"The arm {self.name!r} has options of the policy ({', '.join(self.policy)}), which all arms "
+                "share: give them after --, or make it a reference (role: reference)."
+            )
+
+    @property
+    def differs(self) -> list[str]:
+        """The flags that this arm adds to the command."""
+        forcing = {f"forcing.{name}": value for name, value in (self.forcing or {}).items()}
+        return [f"--policy.{name}={flag_value(value)}" for name, value in (forcing | self.policy).items()]
+
+
+def flag_value(value: Any) -> str:
+    """A value as LeRobot's parser reads it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
+
+
+def check_entry(key: str, value: Any) -> None:
+    """Raises :class:`SpatialForcingError` if an arm cannot have this value."""
+    if key == "name" and not (value and all(c.isalnum() or c in "-_" for c in value)):
+        raise SpatialForcingError(f"An arm's name has letters, digits, - and _; got {value!r}.")
+    if key == "role" and value not in ROLES:
+        raise UnknownNameError("role", value, ROLES)
+    if key == "forcing" and value is not None and "cache" in value:
+        raise SpatialForcingError(
+            "Features are stored by the comparison itself, from its training episodes alone. Leave cache "
+            "out; --features online asks the teacher at every step."
+        )
+
+
+def preset_arms(names: Sequence[str], teacher: str) -> list[Arm]:
+    """Arms by name.
+
+    Args:
+        names: plain, forced, 2d, untrained, published, shuffled or place.
+        teacher: a registered teacher, or a path.
+
+    Raises:
+        UnknownNameError: there is no such preset.
+        SpatialForcingError: no untrained version of the teacher is known.
+    """
+    known = presets(teacher)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("arm", name, known)
+        if name == "untrained" and teacher not in TEACHERS_UNTRAINED:
+            raise SpatialForcingError(
+                f"No untrained version of the teacher {teacher!r} is registered (there is one of "
+                f"{', '.join(TEACHERS_UNTRAINED)}). Save one and name it in an arms file."
+            )
+    return [known[name] for name in names]
+
+
+def presets(teacher: str) -> dict[str, Arm]:
+    """The arms that have a name, for a teacher."""
+    forced = {"teacher": teacher}
+    other, untrained = TEACHERS_2D.get(teacher, TEACHER_2D), TEACHERS_UNTRAINED.get(teacher)
+    arms = [
+        Arm(PLAIN, "without forcing"),
+        Arm("forced", "Spatial Forcing", forcing=forced),
+        Arm("2d", f"toward a 2D teacher, {other}", forcing={"teacher": other}),
+        Arm("untrained", f"toward an untrained teacher, {untrained}", forcing={"teacher": untrained}),
+        Arm("published", "Spatial Forcing, the public code's numerics", forcing=forced | {"published": True}),
+    ]
+    labels = {
+        "shuffled": "toward the features of another frame",
+        "place": "toward the place of each token alone",
+    }
+    arms += [Arm(name, labels[name], "control", forced | {"control": name}) for name in CONTROLS]
+    return {arm.name: arm for arm in arms}
+
+
+def arms_of(names: Sequence[str], file: str | None, teacher: str, *, controls: bool = True) -> list[Arm]:
+    """The arms of a comparison: presets, then those of a file, then the controls that are not among them.
+
+    Args:
+        names: of presets.
+        file: an arms file (YAML, JSON, or JSON text); None for none.
+        teacher: of the presets.
+        controls: whether the two controls are added.
+
+    Raises:
+        SpatialForcingError: no arm, one arm alone, two of one name, or an entry of the file that cannot be.
+        UnknownNameError: no such preset.
+    """
+    arms = preset_arms(names, teacher)
+    if file is not None:
+        arms += [Arm(**entry) for entry in entries_in(file, LISTING, Arm, check_entry)]
+    if controls and any(arm.forcing is not None for arm in arms):
+        there = {(arm.forcing or {}).get("control") for arm in arms}
+        arms += preset_arms([name for name in CONTROLS if name not in there], teacher)
+    seen = [arm.name for arm in arms]
+    twice = sorted({name for name in seen if seen.count(name) > 1})
+    if twice:
+        raise SpatialForcingError(f"Two arms are called {twice[0]!r}: rename one.")
+    if len(arms) < 2:
+        raise SpatialForcingError(
+            f"A comparison takes at least two arms; got {', '.join(seen) or 'none'}. Presets: "
+            f"{', '.join(presets(teacher))}."
+        )
+    return arms

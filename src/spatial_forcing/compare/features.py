@@ -1,0 +1,129 @@
+"""The teachers' features of a comparison's training episodes: one cache per teacher and data fraction.
+
+A cache is of the episodes that its runs train on and of no others: neither its statistics nor the directions
+of its codec know of held-out episodes, nor a run on a tenth of the data of the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from spatial_forcing.cache.codec import CodecOptions
+from spatial_forcing.compare.arm import Arm
+from spatial_forcing.compare.flags import arm_flags
+from spatial_forcing.compare.plan import Comparison
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What decides a cache but for its episodes: the options of an arm that name a teacher.
+
+    Attributes are the options of ``--policy.forcing`` with these names.
+    """
+
+    teacher: str
+    teacher_checkpoint: str | None = None
+    layer: int | None = None
+    resolution: int | None = None
+    dtype: str | None = None
+    cameras: tuple[str, ...] | None = None
+
+    def folder(self, fraction: float) -> str:
+        """Name of the cache of a fraction."""
+        from spatial_forcing.teachers import find_teacher
+
+        says = [find_teacher(self.teacher).slug]
+        says += [f"layer{self.layer}"] if self.layer is not None else []
+        says += [str(self.resolution)] if self.resolution is not None else []
+        says += [self.dtype] if self.dtype is not None else []
+        return "-".join([*says, f"f{100 * fraction:g}"])
+
+
+def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
+    """What is stored for an arm; None if it asks no teacher, or asks it at every step."""
+    if not comparison.stored or arm.forcing is None or "alignments" in arm.forcing:
+        return None
+    from spatial_forcing.flags import read_config
+
+    forcing = read_config(arm_flags(comparison.flags, arm)).policy.forcing  # type: ignore[union-attr]
+    cameras = forcing.cameras
+    return Teaching(
+        teacher=forcing.teacher or "vggt-1b",
+        teacher_checkpoint=forcing.teacher_checkpoint,
+        layer=forcing.layer,
+        resolution=forcing.resolution,
+        dtype=forcing.dtype,
+        # A mapping names the data set's cameras first; without one both names are the same.
+        cameras=None if cameras is None else tuple(cameras),
+    )
+
+
+def stored_features(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, Path]:
+    """Stores what the runs need that is not there yet.
+
+    Returns:
+        By name of the run, the cache that it reads; runs without one are left out.
+
+    Raises:
+        CacheError: the disk is full, or a cache is of something else; what is finished is kept.
+    """
+    teaching = {arm.name: teaching_of(comparison, arm) for arm in comparison.arms}
+    wanted: dict[str, Path] = {}
+    made: set[tuple[Teaching, float]] = set()
+    for run in comparison.runs():
+        one = teaching[run.arm.name]
+        if one is None:
+            continue
+        wanted[run.name] = out / "features" / one.folder(run.fraction)
+        if (one, run.fraction) not in made:
+            made.add((one, run.fraction))
+            store(one, comparison, comparison.split.share(run.fraction), wanted[run.name], bars, device)
+    return wanted
+
+
+def store(
+    teaching: Teaching,
+    comparison: Comparison,
+    episodes: Sequence[int],
+    root: Path,
+    bars: Progress,
+    device: str,
+) -> None:
+    """Passes the episodes through the teacher once."""
+    from spatial_forcing.cache.extract import Extraction, extract
+    from spatial_forcing.cache.spans import spans_of_episodes
+    from spatial_forcing.cache.write import Watch
+    from spatial_forcing.teachers import load_teacher
+    from spatial_forcing.teachers.base import named_dtype
+
+    dataset = dataset_of(comparison)
+    bar = bars.add_task(f"features {root.name}", total=None)
+    teacher = load_teacher(
+        teaching.teacher,
+        weights=teaching.teacher_checkpoint,
+        layer=-1 if teaching.layer is None else teaching.layer,
+        resolution=teaching.resolution,
+        dtype=named_dtype(teaching.dtype),
+        device=device,
+    )
+    how = Extraction(
+        cameras=teaching.cameras,
+        codec=CodecOptions("pca-int8"),
+        spans=spans_of_episodes(dataset.meta, episodes),
+    )
+    watch = Watch(lambda plan: bars.update(bar, total=plan.share), lambda n: bars.advance(bar, n))
+    extract(dataset.root, teacher, teaching.teacher, root, how, watch=watch)
+    bars.update(bar, total=bars.tasks[bar].completed)
+
+
+def dataset_of(comparison: Comparison) -> Any:
+    """The data set of the command, all of its episodes."""
+    from spatial_forcing.datasets import open_dataset
+    from spatial_forcing.flags import read_config
+
+    plain = [arm for arm in comparison.arms if arm.forcing is None] or [Arm("plain")]
+    dataset = read_config(arm_flags(comparison.flags, plain[0])).dataset
+    return open_dataset(Path(dataset.root) if dataset.root else dataset.repo_id)

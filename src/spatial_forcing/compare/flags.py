@@ -1,0 +1,77 @@
+"""The training command of an arm: the flags after ``--``, and what the comparison adds to them.
+
+Every run is a command that could be typed: ``spatial-forcing train`` with :func:`run_flags`.
+"""
+
+from collections.abc import Sequence
+
+from spatial_forcing.compare.arm import Arm
+from spatial_forcing.errors import SpatialForcingError
+
+FORCING = "policy.forcing."
+# What a comparison decides itself, and where that is said.
+DECIDED = {
+    "seed": "--seeds before --",
+    "output_dir": "--out before --",
+    "save_freq": "--evaluations before --",
+    "save_checkpoint": "--evaluations before --",
+    "resume": "nothing: the same command continues",
+    "config_path": "the flags themselves: every run writes such a file",
+    "dataset.eval_split": "--holdout before --",
+    "eval_steps": "--evaluations before --",
+    "env_eval_freq": "--evaluations before --",
+    "policy.forcing.cache": "nothing: the comparison stores features itself, of its training episodes alone",
+    "policy.forcing.alignments": "an arms file: an entry with forcing: {alignments: file.yaml}",
+    "policy.forcing.control": "--arms before --",
+}
+
+
+class CompareError(SpatialForcingError):
+    """A comparison cannot be made as it was asked for."""
+
+
+def name_of(flag: str) -> str:
+    """The name in ``--name=value`` or ``--name``."""
+    return flag.removeprefix("--").partition("=")[0]
+
+
+def joined(flags: Sequence[str]) -> list[str]:
+    """Flags in one spelling: ``--name value`` becomes ``--name=value``.
+
+    Raises:
+        CompareError: something is no flag.
+    """
+    found: list[str] = []
+    for word in flags:
+        if word.startswith("--"):
+            found.append(word)
+        elif found and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            raise CompareError(f"After -- come the flags of lerobot-train, and {word!r} is none.")
+    return found
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """Raises :class:`CompareError` for flags that a comparison decides itself."""
+    for name in map(name_of, flags):
+        if name in DECIDED:
+            raise CompareError(f"--{name} is not for the command of a comparison; say {DECIDED[name]}.")
+
+
+def arm_flags(flags: Sequence[str], arm: Arm) -> list[str]:
+    """The flags of an arm: those after ``--`` with the type of the policy and the options of this arm.
+
+    Options of forcing after ``--`` are for every arm with forcing; an arm's own go before them.
+    """
+    own = {name_of(flag) for flag in arm.differs}
+    found = []
+    for flag in flags:
+        name = name_of(flag)
+        if name in own or (name.startswith(FORCING) and arm.forcing is None):
+            continue
+        if name == "policy.type":
+            plain = flag.partition("=")[2].removeprefix("sf_")
+            flag = f"--policy.type={plain if arm.forcing is None else f'sf_{plain}'}"
+        found.append(flag)
+    return [*found, *arm.differs]

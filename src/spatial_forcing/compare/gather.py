@@ -1,0 +1,145 @@
+"""What a comparison left on disk, as results that the report is drawn from."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from spatial_forcing.compare.features import Teaching, teaching_of
+from spatial_forcing.compare.plan import Comparison, Run, folder_of
+from spatial_forcing.compare.run import COST
+from spatial_forcing.files import read_json
+from spatial_forcing.results import ArmHead, Results, TeacherUsed
+from spatial_forcing.run_results import Evaluation, RunResults, curve_rows
+
+AGAIN = "Remove it and run the same command again: that checkpoint is evaluated anew."
+
+
+def gather(
+    comparison: Comparison, out: Path, made: dict[str, Any], timings: dict[str, float], title: str
+) -> Results:
+    """Everything that the report of a comparison shows; also written to ``results.json``.
+
+    Args:
+        comparison: of the folder.
+        out: the folder.
+        made: see ``provenance.made_with``.
+        timings: seconds per stage.
+        title: of the report.
+
+    Raises:
+        ResultsError: a file of an evaluation is damaged; says which.
+    """
+    runs = [run_results(comparison, run, out) for run in comparison.runs()]
+    tasks = dict.fromkeys(e.task for run in runs for one in run.evaluations for e in one.episodes)
+    results = Results(
+        title=title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **made,
+        settings=settings_of(comparison),
+        teacher=teacher_used(comparison, out),
+        timings=timings,
+        tasks=list(tasks),
+        arms={
+            arm.name: ArmHead.checked(
+                {"label": arm.label or arm.name, "role": arm.role, "differs": arm.differs}, "arm"
+            )
+            for arm in comparison.arms
+        },
+        runs=runs,
+    )
+    results.save(out / "results.json")
+    return results
+
+
+def settings_of(comparison: Comparison) -> dict[str, Any]:
+    """What decides the result, for the report."""
+    said = asdict(comparison)
+    return {
+        "command": " ".join(comparison.flags),
+        "seeds": said["seeds"],
+        "fractions": said["fractions"],
+        "steps": comparison.steps,
+        "training_episodes": len(comparison.split.train),
+        "heldout_episodes": list(comparison.split.heldout),
+        "features": "stored" if comparison.stored else "online",
+        **said["measures"],
+    }
+
+
+def evaluations_of(folder: Path) -> list[Evaluation]:
+    """The evaluations of a run so far, by step.
+
+    Raises:
+        ResultsError: a file of them is damaged; says which and what to do.
+    """
+    return [Evaluation.read(path, AGAIN) for path in sorted((folder / "eval").glob("[0-9]*.json"))]
+
+
+def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
+    """What a run has left in its folder so far."""
+    from spatial_forcing.train import read_metrics
+
+    folder = folder_of(out, run)
+    evaluations = evaluations_of(folder)
+    logged = read_metrics(folder / "train")
+    cost = read_json(folder / COST) if (folder / COST).is_file() else {}
+    videos = evaluations[-1].videos if evaluations else []
+    return RunResults(
+        arm=run.arm.name,
+        seed=run.seed,
+        fraction=run.fraction,
+        train_episodes=len(comparison.split.share(run.fraction)),
+        steps=comparison.steps,
+        parameters=parameters_of(folder),
+        curves=curve_rows(logged),
+        evaluations=evaluations,
+        videos=[str((folder / video).relative_to(out)) for video in videos],
+        seconds_per_step=_median(row.get("update_s") for row in logged),
+        dataloading_seconds=_median(row.get("dataloading_s") for row in logged),
+        peak_memory_mb=cost.get("peak_memory_mb"),
+    )
+
+
+def parameters_of(folder: Path) -> int:
+    """Parameters of the policy in a run's last checkpoint, from the files' headers; 0 before there is one."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    count = 0
+    for path in (folder / "train" / "checkpoints" / "last" / "pretrained_model").glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            count += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return count
+
+
+def teacher_used(comparison: Comparison, out: Path) -> TeacherUsed | None:
+    """The teacher of the first arm with forcing; None if there is none, or no stored features name it."""
+    from spatial_forcing.teachers import find_teacher
+
+    for arm in comparison.arms:
+        if (teaching := teaching_of(comparison, arm)) is None:
+            continue
+        record = find_teacher(teaching.teacher)
+        return TeacherUsed(
+            name=teaching.teacher,
+            fingerprint=fingerprint_in(comparison, teaching, out),
+            licence=record.licence,
+            note=record.note,
+        )
+    return None
+
+
+def fingerprint_in(comparison: Comparison, teaching: Teaching, out: Path) -> str:
+    """The fingerprint of the teacher whose features a comparison stored."""
+    manifest = out / "features" / teaching.folder(comparison.fractions[0]) / "manifest.json"
+    return json.loads(manifest.read_text())["source"]["teacher_fingerprint"]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

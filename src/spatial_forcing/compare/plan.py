@@ -1,0 +1,226 @@
+"""What decides a comparison's result, its runs, and its folder.
+
+<out>/comparison.json        everything that decides the result
+<out>/features/              the teachers' features of the training episodes
+<out>/runs/<arm>-f100-s0/    a run, see ``compare.run``
+<out>/results.json           everything that the report shows
+<out>/report.html
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from spatial_forcing.compare.arm import PLAIN, Arm
+from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of
+from spatial_forcing.compare.split import Split, split_episodes, tasks_of
+from spatial_forcing.files import check_folder, claim, read_json
+
+NOTE = "comparison.json"
+# Rollouts begin with this seed; demonstrations of the embedded world never use such seeds.
+EVAL_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured of every run.
+
+    Attributes:
+        evaluations: checkpoints that are evaluated, evenly spread over training.
+        episodes: rollouts per task and checkpoint, where the command has an environment.
+        eval_seed: of the first; episode i of a task has eval_seed + i, in every run.
+        videos: how many rollouts of the last checkpoint are filmed, per task.
+        heldout_frames: at most so many frames of the held-out episodes are looked at, evenly spread.
+    """
+
+    evaluations: int = 4
+    episodes: int = 50
+    eval_seed: int = EVAL_SEED
+    videos: int = 2
+    heldout_frames: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, least in (("evaluations", 1), ("episodes", 1), ("eval_seed", 0), ("heldout_frames", 1)):
+            if (value := getattr(self, name)) < least:
+                raise CompareError(f"--{name.replace('_', '-')} must be at least {least}; got {value}.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that decides a comparison's result.
+
+    Attributes:
+        flags: of lerobot-train, those after ``--``.
+        arms: what is compared.
+        seeds: of weights and data order.
+        fractions: shares of the training episodes, above 0 and up to 1.
+        split: the training episodes and the held-out ones.
+        steps: of training, as the flags say.
+        measures: what is measured.
+        stored: whether features are stored before training, instead of asking the teacher at every step.
+    """
+
+    flags: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    fractions: tuple[float, ...]
+    split: Split
+    steps: int
+    measures: Measures = field(default_factory=Measures)
+    stored: bool = True
+
+    def __post_init__(self) -> None:
+        for name, values in (("seeds", self.seeds), ("fractions", self.fractions)):
+            if not values or len(set(values)) < len(values):
+                raise CompareError(f"--{name} names at least one, and none twice; got {_listed(values)}.")
+        if min(self.seeds) < 0:
+            raise CompareError(f"--seeds are whole numbers from 0; got {_listed(self.seeds)}.")
+        if not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise CompareError(f"--fractions are above 0 and up to 1; got {_listed(self.fractions)}.")
+        if self.measures.evaluations > self.steps:
+            raise CompareError(
+                f"{self.measures.evaluations} evaluations do not fit into {self.steps} steps of training."
+            )
+
+    @property
+    def save_every(self) -> int:
+        return max(1, self.steps // self.measures.evaluations)
+
+    @property
+    def evaluated_steps(self) -> list[int]:
+        """The steps whose checkpoints are evaluated."""
+        return sorted({*range(self.save_every, self.steps + 1, self.save_every), self.steps})
+
+    def runs(self) -> list["Run"]:
+        """All runs: seed by seed, so that whole comparisons are there early."""
+        return [Run(arm, seed, f) for seed in self.seeds for f in self.fractions for arm in self.arms]
+
+    def run_flags(self, run: "Run", folder: Path, features: Path | None = None) -> list[str]:
+        """The training command of a run, as flags of ``spatial-forcing train``.
+
+        Args:
+            run: one of :meth:`runs`.
+            folder: of the run.
+            features: stored ones of its training episodes, for arms with forcing.
+        """
+        flags = arm_flags(self.flags, run.arm)
+        named = set(map(name_of, flags))
+        episodes = self.split.share(run.fraction)
+        flags = [flag for flag in flags if name_of(flag) != "dataset.episodes"]
+        flags += [
+            f"--output_dir={folder / 'train'}",
+            f"--seed={run.seed}",
+            f"--save_freq={self.save_every}",
+            "--save_checkpoint=true",
+            "--env_eval_freq=0",
+            f"--dataset.episodes={episodes}".replace(" ", ""),
+            "--policy.push_to_hub=false",
+        ]
+        if features is not None:
+            flags.append(f"--policy.forcing.cache={features}")
+        if "log_freq" not in named:
+            flags.append(f"--log_freq={max(1, min(200, self.steps // 50))}")
+        return flags
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm with a seed and a fraction of the training episodes."""
+
+    arm: Arm
+    seed: int
+    fraction: float
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm.name}-f{100 * self.fraction:g}-s{self.seed}"
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"
+
+
+def planned(
+    flags: Sequence[str], arms: Sequence[Arm], *, holdout: float, heldout: Sequence[int], **rest: Any
+):
+    """A comparison, from its training command.
+
+    Args:
+        flags: after ``--``.
+        arms: what is compared.
+        holdout, heldout: see :func:`~spatial_forcing.compare.split.split_episodes`.
+        rest: the other attributes of :class:`Comparison`, but for its split and steps.
+
+    Raises:
+        CompareError: a flag that is not for a comparison, or episodes that cannot be split.
+        FlagError: LeRobot does not take the flags of an arm.
+        TrainError: what they name is not there.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from spatial_forcing.flags import read_config
+    from spatial_forcing.train_command import check_dataset
+
+    flags = joined(flags)
+    check_flags(flags)
+    plain = next((arm for arm in arms if arm.forcing is None), Arm(PLAIN))
+    config = read_config(arm_flags(flags, plain))
+    if config.dataset.streaming:
+        raise CompareError(
+            "A comparison holds out episodes, which a streamed data set does not give one by one."
+        )
+    check_dataset(config.dataset)
+    meta = LeRobotDatasetMetadata(
+        config.dataset.repo_id, root=config.dataset.root, revision=config.dataset.revision
+    )
+    split = split_episodes(tasks_of(meta, config.dataset.episodes), holdout=holdout, heldout=heldout)
+    return Comparison(tuple(flags), tuple(arms), split=split, steps=config.steps, **rest)
+
+
+# ---- its folder --------------------------------------------------------------------------------------------
+
+
+def take_folder(out: Path, comparison: Comparison) -> None:
+    """Takes the folder for this comparison.
+
+    Raises:
+        CompareError: it holds another comparison, or something else.
+    """
+    check_folder(out, CompareError)
+    claim(out / NOTE, asdict(comparison), what="comparison", only=True, error=CompareError)
+
+
+def comparison_in(out: Path) -> Comparison:
+    """The comparison that a folder holds.
+
+    Raises:
+        CompareError: none, or its note is damaged.
+    """
+    path = out / NOTE
+    if not path.is_file():
+        raise CompareError(
+            f"{out} holds no comparison (no {NOTE}). Start one: spatial-forcing compare --out {out} ... -- "
+            "<flags of lerobot-train>"
+        )
+    saved = read_json(path, "Start the comparison in another folder.", CompareError)
+    strange = {f.name for f in fields(Comparison)} ^ saved.keys()
+    if strange:
+        raise CompareError(
+            f"{path} does not hold a comparison of this version: {', '.join(sorted(strange))}."
+        )
+    return Comparison(
+        flags=tuple(saved["flags"]),
+        arms=tuple(Arm(**arm) for arm in saved["arms"]),
+        seeds=tuple(saved["seeds"]),
+        fractions=tuple(saved["fractions"]),
+        split=Split(tuple(saved["split"]["train"]), tuple(saved["split"]["heldout"])),
+        steps=saved["steps"],
+        measures=Measures(**saved["measures"]),
+        stored=saved["stored"],
+    )
+
+
+def folder_of(out: Path, run: Run) -> Path:
+    return out / "runs" / run.name

@@ -1,0 +1,166 @@
+"""Every arm taken to its first step before anything is spent: what differs, and what looks wrong.
+
+LeRobot's trainer makes data set, policy, processors and batch as it will; arms with forcing go through the
+doctor there. Features that an arm would read are stored for a few frames only.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from spatial_forcing.compare.arm import Arm
+from spatial_forcing.compare.features import dataset_of, stored_features
+from spatial_forcing.compare.flags import CompareError, name_of
+from spatial_forcing.compare.plan import Comparison, folder_of
+from spatial_forcing.compare.split import Split
+from spatial_forcing.files import read_json, write_json
+from spatial_forcing.processes import JobFailed, run_jobs
+
+# What follows from a policy's own options, which references may change.
+OF_POLICY = ("policy", "optimizer", "scheduler")
+# Of the run and not of the training.
+ASIDE = ("job_name", "output_dir", "policy.type", "policy.forcing", "policy.repo_id")
+
+
+def small_version(comparison: Comparison, *, steps: int, frames: int) -> Comparison:
+    """The same comparison on a few episodes and for a few steps, one seed and one evaluation.
+
+    Args:
+        comparison: the whole.
+        steps: of training.
+        frames: its training episodes have at least so many, if there are.
+    """
+    meta = dataset_of(comparison).meta
+    train: list[int] = []
+    seen = 0
+    for episode in comparison.split.train:
+        train.append(episode)
+        seen += int(meta.episodes[episode]["length"])
+        if seen >= frames:
+            break
+    flags = [flag for flag in comparison.flags if name_of(flag) not in ("steps", "log_freq")]
+    return replace(
+        comparison,
+        flags=(*flags, f"--steps={steps}", "--log_freq=1"),
+        seeds=comparison.seeds[:1],
+        fractions=(1.0,),
+        split=Split(tuple(train), comparison.split.heldout[:1]),
+        steps=steps,
+        measures=replace(comparison.measures, evaluations=1, episodes=1, heldout_frames=64, videos=0),
+    )
+
+
+def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, list[str]]:
+    """Takes every arm to its first step, in a process of its own.
+
+    Args:
+        comparison: of a few episodes, see :func:`small_version`.
+        out: an empty folder for it.
+        bars: a bar each for storing features and for the arms.
+        device: where a teacher runs that stores features.
+
+    Returns:
+        By name of the arm, what deserves a look.
+
+    Raises:
+        CompareError: an arm would not train, looks wrong, or differs from the others in what they share.
+    """
+    features = stored_features(comparison, out, bars, device)
+    jobs = [
+        (run.arm, comparison.run_flags(run, folder_of(out, run), features.get(run.name)))
+        for run in comparison.runs()
+    ]
+    bar = bars.add_task("looking at every arm", total=len(jobs))
+    try:
+        run_jobs(
+            partial(look, out=out),
+            [deque(jobs)],
+            poll=lambda: bars.update(bar, completed=len(list(out.glob("*.found.json")))),
+        )
+    except JobFailed as failed:
+        raise CompareError(f"The arm {failed.job[0].name!r}: {failed.error}") from failed.error
+    found = {arm.name: read_json(out / f"{arm.name}.found.json") for arm, _ in jobs}
+    wrong = {name: one["wrong"] for name, one in found.items() if one["wrong"]}
+    if wrong:
+        name, messages = next(iter(wrong.items()))
+        raise CompareError(
+            f"The arm {name!r} would not train as it should: {' '.join(messages)} (spatial-forcing doctor says "
+            "more.)"
+        )
+    check_shared({arm.name: arm for arm, _ in jobs}, {name: one["config"] for name, one in found.items()})
+    return {name: one["odd"] for name, one in found.items()}
+
+
+def look(job: tuple[Arm, list[str]], out: Path) -> None:
+    """Takes one arm to its first step and writes what was found."""
+    from spatial_forcing.doctor import diagnose
+    from spatial_forcing.flags import read_config
+    from spatial_forcing.output import output_to
+    from spatial_forcing.rehearsal import first_step
+
+    arm, flags = job
+    with output_to(out / "log.txt"):
+        config = read_config(flags)
+        check_environment(config)
+        step = first_step(config, flags, forced=arm.forcing is not None)
+        said: dict[str, Any] = {"wrong": [], "odd": []}
+        if arm.forcing is not None:
+            findings = diagnose(step)
+            said = {"wrong": findings.wrong, "odd": findings.odd}
+    shared = {name: value for name, value in flat(config.to_dict()) if not _aside(name)}
+    write_json(out / f"{arm.name}.found.json", json.loads(json.dumps(said | {"config": shared}, default=str)))
+
+
+def check_environment(config: Any) -> None:
+    """Raises :class:`~spatial_forcing.evaluate.PolicyError` if a command's environment cannot be made."""
+    if config.env is None:
+        return
+    from lerobot.envs import close_envs
+
+    from spatial_forcing.evaluate import made_env
+
+    close_envs(made_env(config.env, 1))
+
+
+def check_shared(arms: Mapping[str, Arm], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises :class:`CompareError` if an arm differs from another in something that all share.
+
+    Args:
+        arms: by name.
+        configs: of training, flat, without what an arm may say.
+    """
+    first = min(arms, key=lambda name: arms[name].role == "reference")
+    expected = configs[first]
+    for name, found in configs.items():
+        for key in sorted({*expected, *found}):
+            its_own = arms[name].role == "reference" and key.partition(".")[0] in OF_POLICY
+            if expected.get(key) == found.get(key) or its_own:
+                continue
+            raise CompareError(
+                f"The arms {first!r} and {name!r} differ in {key}: {expected.get(key)!r} against "
+                f"{found.get(key)!r}. That is for all arms: say it after --, or nowhere."
+            )
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested mappings."""
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+def _aside(name: str) -> bool:
+    return any(name == aside or name.startswith(f"{aside}.") for aside in ASIDE)
+
+
+def what_differs(comparison: Comparison) -> list[tuple[str, str]]:
+    """(arm, its flags beside the shared ones) for people."""
+    return [(arm.name, " ".join(arm.differs) or "nothing added") for arm in comparison.arms]

@@ -1,0 +1,157 @@
+"""One run of a comparison: training and the evaluation of its checkpoints.
+
+    run.json           the specification
+    start.json         checksums of what it began with
+    train/             LeRobot's run: checkpoints, metrics.jsonl
+    eval/000500.json   Evaluation of the checkpoint at step 500
+    cost.json          peak memory
+    log.txt            what was printed
+
+    python -m spatial_forcing.compare.run <folder>
+
+Finished evaluations are not made again and an interrupted training continues from its last checkpoint.
+Several processes (``accelerate launch``) train together; the first of them evaluates.
+"""
+
+import os
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.files import read_json, write_json
+
+SPEC = "run.json"
+COST = "cost.json"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run does.
+
+    Attributes:
+        flags: of ``spatial-forcing train``.
+        steps: whose checkpoints are evaluated.
+        heldout: episodes of the held-out error.
+        heldout_frames, episodes, eval_seed, videos: see ``plan.Measures``.
+        siblings: names of the runs that must begin with the same weights and batches.
+    """
+
+    flags: tuple[str, ...]
+    steps: tuple[int, ...]
+    heldout: tuple[int, ...]
+    heldout_frames: int
+    episodes: int
+    eval_seed: int
+    videos: int
+    siblings: tuple[str, ...]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SPEC, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunSpec":
+        saved = read_json(folder / SPEC, "Start the comparison again; it writes this file.", CompareError)
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+        return cls(**given)
+
+
+def evaluation_path(folder: Path, step: int) -> Path:
+    return folder / "eval" / f"{step:06d}.json"
+
+
+def is_complete(folder: Path, steps: tuple[int, ...] | list[int]) -> bool:
+    """Whether every checkpoint of a run has been evaluated."""
+    return all(evaluation_path(folder, step).is_file() for step in steps)
+
+
+def run(folder: Path) -> None:
+    """Trains and evaluates; what is there already is not done again.
+
+    Raises:
+        SpatialForcingError: the run cannot be made, with the reason.
+    """
+    from spatial_forcing.flags import read_config
+    from spatial_forcing.train import checkpoints
+
+    spec = RunSpec.read(folder)
+    config = read_config(list(spec.flags))
+    # Training asks for it only to log its name, and the environment may need what this machine lacks.
+    env, config.env = config.env, None
+    train(config, spec, folder)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    found = checkpoints(folder / "train")
+    for step in spec.steps:
+        if step not in found:
+            raise CompareError(
+                f"{folder / 'train'} has no checkpoint of step {step}. Remove {folder} to train again."
+            )
+        if not evaluation_path(folder, step).is_file():
+            evaluate(spec, config, env, step, found[step], folder)
+
+
+def train(config: Any, spec: RunSpec, folder: Path) -> None:
+    """Trains, or continues, or does nothing if training is complete; notes start and peak memory."""
+    from spatial_forcing.compare.start import Start
+    from spatial_forcing.train import checkpoint_step, train_or_continue
+
+    last = folder / "train" / "checkpoints" / "last"
+    if (last / "training_state").is_dir() and checkpoint_step(last) >= config.steps:
+        return
+    siblings = [folder.parent / name for name in spec.siblings]
+    if last.exists():  # it is past its first steps
+        train_or_continue(config, list(spec.flags))
+    else:
+        with Start(folder, siblings).noted():
+            train_or_continue(config, list(spec.flags))
+    if os.environ.get("RANK", "0") == "0":
+        write_json(folder / COST, {"peak_memory_mb": round(peak_memory_mb())})
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process had: on the GPU if it used one, else on the host. Megabytes."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform == "linux" else peak / 2**20  # macOS counts bytes
+
+
+def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, folder: Path) -> None:
+    """Evaluates one checkpoint and writes its file. The last one is filmed."""
+    from spatial_forcing.evaluate import LoadedPolicy, heldout_measures, roll_out
+    from spatial_forcing.results import Evaluation
+
+    loaded = LoadedPolicy(checkpoint, config.policy.device)
+    frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
+    error, loss = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
+    found = Evaluation(step=step, heldout_error=error, heldout_loss=loss, episodes=[])
+    if env is not None:
+        film = folder / "videos" if step == max(spec.steps) and spec.videos else None
+        rolled = roll_out(
+            loaded, env, episodes=spec.episodes, seed=spec.eval_seed, videos=film, video_count=spec.videos
+        )
+        videos = [str(Path(video).relative_to(folder)) for video in rolled.videos]
+        found = rolled.model_copy(
+            update={"step": step, "heldout_error": error, "heldout_loss": loss, "videos": videos}
+        )
+    found.save(evaluation_path(folder, step))
+
+
+def main() -> None:
+    from spatial_forcing.guard import guarded
+    from spatial_forcing.processes import end_with_parent
+    from spatial_forcing.threads import waiting_threads_sleep
+
+    waiting_threads_sleep()
+    end_with_parent()
+    guarded(lambda: run(Path(sys.argv[1])), lambda: "What is finished is kept.")
+
+
+if __name__ == "__main__":
+    main()

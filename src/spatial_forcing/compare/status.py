@@ -1,0 +1,115 @@
+"""How far a comparison is, from its files: a row per run, and the time that is left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from spatial_forcing.compare.plan import Comparison, folder_of
+from spatial_forcing.console import duration
+
+if TYPE_CHECKING:
+    from spatial_forcing.run_results import Evaluation
+
+# Steps that tell how long one takes now.
+RECENT = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run so far.
+
+    Attributes:
+        name: of the run.
+        step, steps: trained, and to train.
+        evaluations: of checkpoints, finished.
+        to_evaluate: how many checkpoints there will be.
+        seconds_per_step: of late, waiting for data included; None before anything was logged.
+        failed: whether its log ends with an error of ours.
+    """
+
+    name: str
+    step: int
+    steps: int
+    evaluations: "list[Evaluation]"
+    to_evaluate: int
+    seconds_per_step: float | None
+    failed: bool
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        if len(self.evaluations) >= self.to_evaluate:
+            return "finished"
+        if self.failed:
+            return "failed"
+        if self.step >= self.steps:
+            return "evaluating"
+        return f"step {self.step} of {self.steps}" if self.step else "waiting"
+
+
+def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
+    """Every run so far."""
+    from spatial_forcing.compare.gather import evaluations_of
+    from spatial_forcing.compare.launch import LOG, last_words
+    from spatial_forcing.train import read_metrics
+
+    found = []
+    for run in comparison.runs():
+        folder = folder_of(out, run)
+        rows = [row for row in read_metrics(folder / "train") if "update_s" in row]
+        seconds = [row["update_s"] + row.get("dataloading_s", 0.0) for row in rows[-RECENT:]]
+        log = folder / LOG
+        ended = log.is_file() and "\nspatial-forcing: " in f"\n{log.read_text(errors='replace')[-2000:]}"
+        found.append(
+            Progress(
+                name=run.name,
+                step=rows[-1]["step"] if rows else 0,
+                steps=comparison.steps,
+                evaluations=evaluations_of(folder),
+                to_evaluate=len(comparison.evaluated_steps),
+                seconds_per_step=median(seconds) if seconds else None,
+                failed=ended and bool(last_words(folder)),
+            )
+        )
+    return found
+
+
+def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
+    """Until all runs are finished, as the ones so far went; None before any has logged a step."""
+    paces = [one.seconds_per_step for one in found if one.seconds_per_step is not None]
+    if not paces:
+        return None
+    rolled = [e.seconds or 0.0 for one in found for e in one.evaluations]
+    per_evaluation = median(rolled) if rolled else 0.0
+    total = sum(
+        (one.steps - min(one.step, one.steps)) * (one.seconds_per_step or median(paces))
+        + (one.to_evaluate - len(one.evaluations)) * per_evaluation
+        for one in found
+    )
+    return total / max(1, workers)
+
+
+def status_table(found: Sequence[Progress], workers: int) -> Any:
+    """A table for the console."""
+    from rich.table import Table
+
+    left = seconds_left(found, workers)
+    done = sum(one.state == "finished" for one in found)
+    title = f"{done} of {len(found)} runs finished"
+    if done < len(found):
+        title += "" if left is None else f", about {duration(left)} left with {workers} at a time"
+    table = Table("run", "state", "s per step", "evaluated", "held-out error", "success", title=title)
+    for one in found:
+        last = one.evaluations[-1] if one.evaluations else None
+        solved = [episode.success for episode in last.episodes] if last else []
+        table.add_row(
+            one.name,
+            one.state,
+            "" if one.seconds_per_step is None else f"{one.seconds_per_step:.3g}",
+            f"{len(one.evaluations)} of {one.to_evaluate}",
+            "" if last is None or last.heldout_error is None else f"{last.heldout_error:.3f}",
+            f"{sum(solved)}/{len(solved)}" if solved else "",
+        )
+    return table
