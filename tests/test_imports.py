@@ -28,6 +28,7 @@ ORDER = (
         "files",
         "guard",
         "listed",
+        "output",
         "locks",
         "threads",
         "processes",
@@ -44,7 +45,9 @@ ORDER = (
     ("json_record", "run_results", "results", "stats", "bootstrap", "provenance"),
     ("sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
-    ("report", "evidence", "demo_settings", "demo", "doctor", "command_names", "cli"),
+    ("report", "doctor"),
+    ("compare",),
+    ("evidence", "demo_settings", "demo", "command_names", "cli"),
     (PLUGIN.name,),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}

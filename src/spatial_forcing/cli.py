@@ -1,4 +1,4 @@
-"""The command line: ``spatial-forcing demo | collect | cache | train | eval | probe | report | doctor``.
+"""The command line: ``spatial-forcing demo | collect | cache | train | compare | eval | probe | ...``.
 
 Each command is a dataclass of options with a ``run`` method, except ``train``, whose options are LeRobot's;
 heavy imports wait until the command is known.
@@ -17,7 +17,9 @@ from statistics import fmean
 from typing import Literal
 
 from spatial_forcing import __version__
-from spatial_forcing.command_names import check_names, words
+from spatial_forcing.cache.options import Cache, CacheVerify
+from spatial_forcing.command_names import check_names, parted, words
+from spatial_forcing.compare.command import Compare, CompareStatus
 from spatial_forcing.demo_settings import EVAL_SEED, DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
@@ -61,72 +63,6 @@ class Collect(DemoSpec):
             bar = bars.add_task("demonstrations", total=self.episodes * len(self.tasks))
             root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
         print(f"Wrote {root}")
-
-
-@dataclass
-class _Cached:
-    """What writing and verifying a cache have in common."""
-
-    out: Path = Path("features")
-    """Folder of the features. An interrupted extraction continues."""
-    dataset: str | None = None
-    """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
-    teacher: str | None = None
-    """A registered teacher (vggt-1b for images of the real world, vggt-tiny-sim for the embedded one), or a
-    local file or folder. To verify: the cache's if None."""
-    teacher_checkpoint: Path | None = None
-    """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
-    layer: int | None = None
-    """Layer of the teacher, negative from the end; the last if None. To verify: the cache's, all, if None."""
-    resolution: int | None = None
-    """Image size the teacher sees; its own if None. To verify: the cache's if None."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the teacher's matrix products, bfloat16 on GPUs; float32 if None. To verify: the cache's if None."""
-    decoders: int = 2
-    """Threads that decode images while the teacher works."""
-    device: str = "cpu"
-    """Where the teacher runs."""
-
-
-@dataclass
-class Cache(_Cached):
-    """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
-
-    layers: tuple[int, ...] = ()
-    """Several layers of the teacher in one pass, each to be read alone; instead of --layer. Layers that are
-    there already stay."""
-    cameras: tuple[str, ...] = ()
-    """Camera keys in the policy's order; all of the data set if empty."""
-    episodes: tuple[int, ...] = ()
-    """Episodes to store; all of the data set if empty. To train on them alone: --dataset.episodes='[...]'."""
-    codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"
-    """How tokens are stored; raw (float32) is for checks."""
-    fidelity: float = 0.99
-    """pca-int8: mean cosine to keep between stored and raw tokens."""
-    components: int | None = None
-    """pca-int8: numbers per token, instead of those that --fidelity asks for."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns to pool the teacher's grid to; kept if None."""
-    batch: int = 32
-    """Frames at a time."""
-
-    def run(self) -> None:
-        from spatial_forcing.cache.command import write_cache
-
-        write_cache(self)
-
-
-@dataclass
-class CacheVerify(_Cached):
-    """Compare every file of a cache with the sums in its manifest; with --dataset, compute a sample again."""
-
-    repair: bool = False
-    """Write exactly the broken files again (needs --dataset)."""
-
-    def run(self) -> None:
-        from spatial_forcing.cache.command import verify_cache
-
-        verify_cache(self)
 
 
 @dataclass
@@ -271,6 +207,7 @@ COMMANDS = {
     "collect": Collect,
     "cache": Cache,
     "train": Train,
+    "compare": Compare,
     "eval": Eval,
     "probe": Probe,
     "report": Report,
@@ -278,6 +215,7 @@ COMMANDS = {
 }
 
 
+SUBCOMMANDS = {"cache verify": CacheVerify, "compare status": CompareStatus}
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C; `train` looks at its folder.
 KEPT = {
@@ -285,6 +223,7 @@ KEPT = {
     "collect": AGAIN,
     "cache": AGAIN,
     "cache verify": "The cache is as it was.",
+    "compare": AGAIN,
     "eval": "No result was written: run the same command again.",
 }
 
@@ -313,8 +252,11 @@ def _command(name: str) -> Callable[[], None]:
         import tyro
     except ImportError as error:
         raise MissingDependencyError("tyro", "lerobot") from error
-    if name == "cache verify":
-        return tyro.cli(CacheVerify, args=sys.argv[3:], prog=f"spatial-forcing {name}").run
+    if name in SUBCOMMANDS:
+        return tyro.cli(SUBCOMMANDS[name], args=sys.argv[3:], prog=f"spatial-forcing {name}").run
+    if name == "compare":
+        ours, lerobot = parted(sys.argv[2:])
+        return partial(tyro.cli(Compare, args=ours, prog="spatial-forcing compare").run, lerobot)
     if sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
         doctor, lerobot = tyro.cli(
             Doctor, args=sys.argv[2:], prog="spatial-forcing doctor", return_unknown_args=True

@@ -5,7 +5,7 @@ from itertools import takewhile
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
-SUBCOMMANDS = {"cache": ("verify",)}
+SUBCOMMANDS = {"cache": ("verify",), "compare": ("status",)}
 # What was called otherwise before 0.1: commands, and options by command.
 RENAMED_COMMANDS = {"demos": "collect"}
 RENAMED_OPTIONS = {
@@ -33,7 +33,7 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
         raise UnknownNameError("command", name, commands)
     if second and name in SUBCOMMANDS and second[0] not in SUBCOMMANDS[name]:
         raise UnknownNameError(f"subcommand of {name}", second[0], SUBCOMMANDS[name])
-    for option in (argument.partition("=")[0] for argument in arguments):
+    for option in (argument.partition("=")[0] for argument in parted(arguments)[0]):
         if name is not None and (new := RENAMED_OPTIONS.get(name, {}).get(option)):
             raise SpatialForcingError(f"The option {option} of {name} is called {new} now.")
 
@@ -41,3 +41,9 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
 def words(arguments: list[str]) -> list[str]:
     """The names that stand before the first option: of a command, and of what in it."""
     return list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
+
+
+def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and what follows it."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]

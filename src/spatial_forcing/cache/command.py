@@ -1,4 +1,4 @@
-"""What ``spatial-forcing cache`` does and prints. Its options are ``cli.Cache`` and ``cli.CacheVerify``."""
+"""What ``spatial-forcing cache`` does and prints. Its options are in ``options.py``."""
 
 import os
 from collections.abc import Mapping

@@ -1,0 +1,71 @@
+"""The options of ``spatial-forcing cache`` and ``cache verify``; ``command.py`` does what they ask for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass
+class Cached:
+    """What writing and verifying a cache have in common."""
+
+    out: Path = Path("features")
+    """Folder of the features. An interrupted extraction continues."""
+    dataset: str | None = None
+    """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
+    teacher: str | None = None
+    """A registered teacher (vggt-1b for images of the real world, vggt-tiny-sim for the embedded one), or a
+    local file or folder. To verify: the cache's if None."""
+    teacher_checkpoint: Path | None = None
+    """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
+    layer: int | None = None
+    """Layer of the teacher, negative from the end; the last if None. To verify: the cache's, all, if None."""
+    resolution: int | None = None
+    """Image size the teacher sees; its own if None. To verify: the cache's if None."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the teacher's matrix products, bfloat16 on GPUs; float32 if None. To verify: the cache's if None."""
+    decoders: int = 2
+    """Threads that decode images while the teacher works."""
+    device: str = "cpu"
+    """Where the teacher runs."""
+
+
+@dataclass
+class Cache(Cached):
+    """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
+
+    layers: tuple[int, ...] = ()
+    """Several layers of the teacher in one pass, each to be read alone; instead of --layer. Layers that are
+    there already stay."""
+    cameras: tuple[str, ...] = ()
+    """Camera keys in the policy's order; all of the data set if empty."""
+    episodes: tuple[int, ...] = ()
+    """Episodes to store; all of the data set if empty. To train on them alone: --dataset.episodes='[...]'."""
+    codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"
+    """How tokens are stored; raw (float32) is for checks."""
+    fidelity: float = 0.99
+    """pca-int8: mean cosine to keep between stored and raw tokens."""
+    components: int | None = None
+    """pca-int8: numbers per token, instead of those that --fidelity asks for."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns to pool the teacher's grid to; kept if None."""
+    batch: int = 32
+    """Frames at a time."""
+
+    def run(self) -> None:
+        from spatial_forcing.cache.command import write_cache
+
+        write_cache(self)
+
+
+@dataclass
+class CacheVerify(Cached):
+    """Compare every file of a cache with the sums in its manifest; with --dataset, compute a sample again."""
+
+    repair: bool = False
+    """Write exactly the broken files again (needs --dataset)."""
+
+    def run(self) -> None:
+        from spatial_forcing.cache.command import verify_cache
+
+        verify_cache(self)
