@@ -90,8 +90,8 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
     if wrong:
         name, messages = next(iter(wrong.items()))
         raise CompareError(
-            f"The arm {name!r} would not train as it should: {' '.join(messages)} (spatial-forcing doctor says "
-            "more.)"
+            f"The arm {name!r} would not train as it should: {' '.join(messages)} (spatial-forcing doctor "
+            "says more.)"
         )
     check_shared({arm.name: arm for arm, _ in jobs}, {name: one["config"] for name, one in found.items()})
     return {name: one["odd"] for name, one in found.items()}
