@@ -42,7 +42,7 @@ ORDER = (
     ("align",),
     ("teachers", "hosts"),
     ("cache", "chunks", "patches"),
-    ("json_record", "run_results", "results", "stats", "bootstrap", "provenance"),
+    ("json_record", "run_results", "results", "stats", "bootstrap", "reach", "power", "provenance"),
     ("sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
     ("report", "doctor"),

@@ -1,19 +1,15 @@
 """Intervals and tests against published values, independent implementations, and the laws they must obey."""
 
 import math
+from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_forcing.bootstrap import (
-    bootstrap_difference,
-    bootstrap_ratio,
-    percentile_interval,
-    pooled_resamples,
-)
-from spatial_forcing.stats import Curve, StatsError, mcnemar, steps_to_target, wilson
+from spatial_forcing.stats import StatsError, holm, mcnemar, paired_t_test, stratified_mcnemar, wilson
 
 counts = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -132,161 +128,62 @@ def test_mcnemar_refuses_what_is_not_paired():
         mcnemar([1, 0], [1, 1], a_episodes=[7, 8])
 
 
-# ---- steps to target ---------------------------------------------------------------------------------------
+# ---- several seeds, several arms ---------------------------------------------------------------------------
 
 
-def test_steps_to_target_is_the_first_step_at_the_baselines_last_value():
-    found = steps_to_target(
-        Curve([100, 200, 300, 400], [0.9, 0.8, 0.6, 0.5]), Curve([100, 200, 300], [0.7, 0.5, 0.6])
+def test_the_sum_over_seeds_is_the_exact_test_given_the_discordant_pairs_of_each():
+    strata = [mcnemar([1, 1, 0, 0], [0, 1, 1, 1]), mcnemar([1, 0, 0], [0, 1, 1]), mcnemar([0, 0], [1, 0])]
+    found = stratified_mcnemar(strata)
+    assert (found.both, found.only_a, found.only_b, found.neither) == (1, 2, 5, 1)
+    # Every way in which the discordant pairs of each seed may fall, counted out.
+    ways = Counter(
+        sum(fall)
+        for fall in product(*(range(d + 1) for d in (3, 3, 1)))
+        for _ in range(math.prod(math.comb(d, k) for d, k in zip((3, 3, 1), fall, strict=True)))
     )
-    assert (found.target, found.steps_a, found.steps_b, found.ratio) == (0.5, 400, 200, 2.0)
+    unlikely = sum(count for k, count in ways.items() if ways[k] <= ways[found.only_b])
+    assert found.p_value == pytest.approx(unlikely / ways.total())
+    assert found.difference == pytest.approx(3 / 9)
 
 
-def test_a_target_never_reached_is_none_and_has_no_ratio():
-    found = steps_to_target(Curve([100, 200], [0.9, 0.5]), Curve([100, 200], [0.9, 0.51]))
-    assert (found.steps_a, found.steps_b, found.ratio) == (200, None, None)
+def test_one_stratum_is_mcnemars_test_and_none_is_refused():
+    one = mcnemar([1, 0, 0, 1, 0], [1, 1, 1, 0, 1])
+    assert stratified_mcnemar([one]) == one
+    with pytest.raises(StatsError, match="at least one stratum"):
+        stratified_mcnemar([])
 
 
-def test_a_plateau_is_judged_by_the_same_rule_for_both():
-    found = steps_to_target(Curve([100, 200, 300], [0.2, 0.3, 0.3]), Curve([100, 200, 300], [0.4, 0.3, 0.2]))
-    assert (found.steps_a, found.steps_b, found.ratio) == (100, 200, 0.5)
+def test_mcnemar_over_seeds_rejects_equal_policies_no_more_often_than_it_says():
+    random, rejected = np.random.default_rng(0), 0
+    for _ in range(300):
+        # Each seed has a success rate of its own, which both arms share.
+        strata = [mcnemar(*(random.random((2, 25)) < random.random())) for _ in range(3)]
+        rejected += stratified_mcnemar(strata).p_value < 0.05
+    assert rejected <= 24  # 15 nominal, two standard deviations above; the exact test stays below
 
 
-curves = st.lists(st.floats(0, 1), min_size=1, max_size=12).map(
-    lambda v: Curve([10 * (i + 1) for i in range(len(v))], v)
-)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_holm_agrees_with_statsmodels(p_values):
+    from statsmodels.stats.multitest import multipletests
+
+    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
 
 
-@given(curves, curves, st.floats(0, 1), st.floats(0, 1))
-def test_easier_targets_are_reached_no_later_and_swapping_inverts(a, b, one, other):
-    hard, easy = sorted([one, other])
-    first, second = steps_to_target(a, b, easy), steps_to_target(a, b, hard)
-    if second.steps_b is not None:
-        assert first.steps_b is not None
-        assert first.steps_b <= second.steps_b
-    swapped = steps_to_target(b, a, easy)
-    assert (swapped.steps_a, swapped.steps_b) == (first.steps_b, first.steps_a)
-    assert (swapped.ratio is None) == (first.ratio is None)
-    assert first.ratio is None or swapped.ratio == pytest.approx(1 / first.ratio)
-
-
-@pytest.mark.parametrize(
-    ("curve", "message"),
-    [
-        (Curve([], []), "at least one step"),
-        (Curve([2, 1], [0.1, 0.2]), "increase"),
-        (Curve([1], [math.nan]), "finite"),
-    ],
-)
-def test_broken_curves_are_refused(curve, message):
-    with pytest.raises(StatsError, match=message):
-        steps_to_target(Curve([1], [1.0]), curve)
-
-
-# ---- bootstrap ---------------------------------------------------------------------------------------------
-
-
-def test_ratio_of_constant_speed_up_is_exact_and_inverts_with_the_arms():
-    found = bootstrap_ratio([200, 400, 600], [100, 200, 300])
-    assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
-    one, other = (
-        bootstrap_ratio([200, 300, 500], [100, 250, 480]),
-        bootstrap_ratio([100, 250, 480], [200, 300, 500]),
-    )
-    assert (one.low, one.value, one.high) == pytest.approx(
-        (1 / other.high, 1 / other.value, 1 / other.low), rel=1e-9
-    )
-
-
-def test_a_seed_that_never_arrived_leaves_no_ratio():
-    found = bootstrap_ratio([200, None, 300], [100, 100, None])
-    assert (found.value, found.low, found.high, found.seeds, found.missing) == (None, None, None, 3, 2)
-
-
-def test_one_seed_has_a_value_but_no_interval():
-    assert bootstrap_ratio([200], [100]).value == pytest.approx(2.0)
-    assert (bootstrap_difference([1.0], [3.0]).value, bootstrap_difference([1.0], [3.0]).low) == (2.0, None)
-
-
-def test_bootstrap_is_seeded_and_shifts_with_the_data():
-    a, b = [0.3, 0.2, 0.5, 0.1], [0.4, 0.4, 0.45, 0.3]
-    found = bootstrap_difference(a, b, seed=3)
-    assert found == bootstrap_difference(a, b, seed=3)
-    assert found.low <= found.value <= found.high
-    moved = bootstrap_difference(a, [x + 1 for x in b], seed=3)
-    assert (moved.low, moved.value, moved.high) == pytest.approx(
-        (found.low + 1, found.value + 1, found.high + 1)
-    )
-
-
-def test_bootstrap_interval_covers_the_true_difference():
-    rng, hits = np.random.default_rng(0), 0
-    for trial in range(200):
-        a = rng.normal(size=20)
-        found = bootstrap_difference(a, a + rng.normal(0.5, 1.0, size=20), resamples=500, seed=trial)
-        hits += found.low <= 0.5 <= found.high
-    assert 175 <= hits <= 198  # 95 % nominal; the percentile interval is a little narrow at 20
-
-
-def test_bootstrap_refuses_unpaired_and_impossible_values():
-    with pytest.raises(StatsError, match="3 and 2"):
-        bootstrap_ratio([1, 2, 3], [1, 2])
-    with pytest.raises(StatsError, match="above zero"):
-        bootstrap_ratio([1, 0], [1, 2])
-    with pytest.raises(StatsError, match="finite"):
-        bootstrap_difference([math.nan], [1.0])
+def test_holm_gives_the_textbook_values_and_keeps_single_tests():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
     with pytest.raises(StatsError, match="between 0 and 1"):
-        bootstrap_difference([1.0, 2.0], [1.0, 2.0], confidence=95)
+        holm([0.5, math.nan])
 
 
-# ---- pooled over episodes ----------------------------------------------------------------------------------
+def test_the_paired_t_test_is_the_formula_and_says_nothing_of_one_seed():
+    from scipy.stats import t
 
-
-def test_pooled_resamples_are_scipys_bootstrap_of_a_ratio_of_sums():
-    from scipy.stats import bootstrap
-
-    rng = np.random.default_rng(1)
-    counts, means = rng.integers(5, 60, size=30), rng.normal(1.0, 0.3, size=30)
-    found = percentile_interval(pooled_resamples((means * counts)[:, None], counts)[:, 0], 0.9)
-    expected = bootstrap(
-        (means * counts, counts),
-        lambda totals, counts, axis: totals.sum(axis) / counts.sum(axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        confidence_level=0.9,
-        rng=np.random.default_rng(2),
-    ).confidence_interval
-    assert found == pytest.approx((expected.low, expected.high), abs=0.005)
-
-
-def test_arms_of_the_same_episodes_are_drawn_together():
-    rng = np.random.default_rng(0)
-    counts = rng.integers(5, 60, size=12)
-    a = rng.normal(size=(12, 1)) * counts[:, None]
-    b = a + 0.25 * counts[:, None]
-    difference = pooled_resamples(b, counts) - pooled_resamples(a, counts)
-    assert difference == pytest.approx(0.25)
-    assert np.ptp(pooled_resamples(a, counts)) > 0.1
-
-
-def test_pooled_intervals_cover_the_true_mean_of_frames_that_are_alike_in_an_episode():
-    rng, hits = np.random.default_rng(0), 0
-    for trial in range(200):
-        frames = rng.normal(size=(25, 1)) + 0.1 * rng.normal(size=(25, 40))
-        draws = pooled_resamples(frames.sum(1, keepdims=True), np.full(25, 40), resamples=500, seed=trial)
-        low, high = percentile_interval(draws[:, 0])
-        hits += low <= 0 <= high
-    assert 178 <= hits <= 198  # frames as if independent would give intervals a sixth as wide
-
-
-def test_pooling_one_episode_says_nothing_and_none_is_an_error():
-    assert pooled_resamples(np.ones((1, 2)), np.ones(1)) is None
-    for totals, counts in (
-        (np.ones((0, 1)), np.ones(0)),
-        (np.ones((2, 1)), np.array([1, 0])),
-        (np.full((2, 1), np.nan), np.ones(2)),
-        (np.ones((3, 1)), np.ones(2)),
-    ):
-        with pytest.raises(StatsError, match="Pooling over episodes"):
-            pooled_resamples(totals, counts)
+    a, b = [0.21, 0.25, 0.19, 0.22], [0.20, 0.22, 0.19, 0.20]
+    d = np.subtract(b, a)
+    statistic = d.mean() / (d.std(ddof=1) / 2)
+    assert paired_t_test(a, b) == pytest.approx(2 * t.sf(abs(statistic), 3))
+    assert paired_t_test([0.2], [0.1]) is None
+    assert paired_t_test([0.25, 0.5], [0.25, 0.5]) is None

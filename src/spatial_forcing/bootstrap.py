@@ -1,7 +1,6 @@
-"""Bootstrap intervals: of ratios and differences over seeds, and of means pooled over episodes.
+"""Bootstrap intervals: over seeds, over seeds and the episodes in each, and of means pooled over episodes.
 
-All are paired: both arms of a seed, or of an episode, are drawn together. What cannot be computed is None: a
-ratio with a seed in it that never reached its target has no value.
+All are paired: both arms of a seed, or of an episode, are drawn together. What cannot be computed is None.
 
 Letters: n seeds or episodes, R resamples, K quantities, a the baseline, b the other arm.
 """
@@ -26,51 +25,45 @@ class Estimate:
     """An estimate over seeds with its bootstrap interval.
 
     Attributes:
-        value: None if a seed has no number.
-        low, high: None if there is no value, or only one seed, which says nothing about the spread.
+        value: the estimate; None for a ratio to zero.
+        low, high: None if one seed, or one episode, says nothing about the spread.
         seeds: how many seeds went in.
-        missing: how many of them have no number (never reached the target).
     """
 
     value: float | None
     low: float | None
     high: float | None
     seeds: int
-    missing: int = 0
 
 
 def bootstrap_ratio(
-    steps_a: Sequence[float | None],
-    steps_b: Sequence[float | None],
+    values_a: Sequence[float],
+    values_b: Sequence[float],
     *,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Geometric mean over seeds of steps_a / steps_b, with a paired percentile bootstrap interval.
+    """Geometric mean over seeds of a / b, such as steps to a target, with a paired percentile interval.
 
         r = exp(mean_i log(a_i / b_i)),    seeds i drawn with replacement, both arms of a seed together
 
-    The geometric mean treats "twice as fast" and "half as fast" alike: swapping the arms gives 1 / r. One
-    seed that never reached the target leaves no value, because leaving it out would flatter the arm that
-    failed. With few seeds the interval is too narrow: read it as a spread (Efron and Tibshirani 1993, An
-    Introduction to the Bootstrap, ch. 13).
-
-    Args:
-        steps_a, steps_b: steps to the target, seed by seed; None where it was never reached.
+    The geometric mean treats "twice as fast" and "half as fast" alike: swapping the arms gives 1 / r. With
+    few seeds the interval is too narrow: read it as a spread (Efron and Tibshirani 1993, An Introduction to
+    the Bootstrap, ch. 13). ``reach.ratio_to_target`` is for seeds that never reached their target.
 
     Raises:
-        StatsError: no seeds, different numbers of them, or steps that are not above zero.
+        StatsError: no seeds, different numbers of them, or values that are not above zero.
     """
-    check_pairs(len(steps_a), len(steps_b), "seeds")
-    pairs = [(a, b) for a, b in zip(steps_a, steps_b, strict=True) if a is not None and b is not None]
-    if any(not (isfinite(x) and x > 0) for pair in pairs for x in pair):
-        raise StatsError(f"A ratio of steps needs steps above zero, got {list(steps_a)} and {list(steps_b)}.")
-    if len(pairs) < len(steps_a):
-        return Estimate(None, None, None, len(steps_a), missing=len(steps_a) - len(pairs))
-    mean, low, high = _bootstrap_mean([log(a / b) for a, b in pairs], confidence, resamples, seed)
+    check_pairs(len(values_a), len(values_b), "seeds")
+    if any(not (isfinite(x) and x > 0) for x in (*values_a, *values_b)):
+        raise StatsError(
+            f"A ratio of steps needs steps above zero, got {list(values_a)} and {list(values_b)}."
+        )
+    logs = [log(a / b) for a, b in zip(values_a, values_b, strict=True)]
+    mean, low, high = _bootstrap_mean(logs, confidence, resamples, seed)
     low, high = (None if x is None else exp(x) for x in (low, high))
-    return Estimate(exp(mean), low, high, len(pairs))
+    return Estimate(exp(mean), low, high, len(logs))
 
 
 def bootstrap_difference(
@@ -110,6 +103,118 @@ def _bootstrap_mean(
         return float(x_n[0]), None, None
     draws_Rn = np.random.default_rng(seed).integers(len(x_n), size=(resamples, len(x_n)))
     return float(x_n.mean()), *percentile_interval(x_n[draws_Rn].mean(1), confidence)
+
+
+# ---- seeds and the episodes in each ------------------------------------------------------------------------
+
+
+def bootstrap_rate(
+    by_seed: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over the episodes of all seeds, such as a success rate, with a two-level percentile interval.
+
+    Seeds are drawn with replacement, then episodes with replacement within each seed drawn (Davison and
+    Hinkley 1997, Bootstrap Methods and their Application, ch. 3.8), so that the interval tells what other
+    seeds and other episodes would change. With one seed episodes alone are drawn.
+
+    Args:
+        by_seed: a value for each episode (0 or 1 for success), for each seed.
+
+    Raises:
+        StatsError: no seeds, a seed without episodes, or a value that is not finite.
+    """
+    totals_nK, means_RK = _two_levels([[(x,) for x in of] for of in by_seed], resamples, seed)
+    return _estimate(totals_nK[:, 0].sum() / totals_nK[:, -1].sum(), means_RK[:, 0], by_seed, confidence)
+
+
+def bootstrap_rate_difference(
+    by_seed_a: Sequence[Sequence[float]],
+    by_seed_b: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of b less mean of a over the episodes of all seeds; two levels as in :func:`bootstrap_rate`, both
+    arms of an episode drawn together.
+
+    Raises:
+        StatsError: as there, or arms with different seeds or episodes.
+    """
+    pairs = _paired(by_seed_a, by_seed_b)
+    return bootstrap_rate(
+        [[b - a for a, b in of] for of in pairs], confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+def bootstrap_rate_ratio(
+    by_seed_a: Sequence[Sequence[float]],
+    by_seed_b: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of b over mean of a over the episodes of all seeds; drawn as in :func:`bootstrap_rate_difference`.
+
+    It has no value where a is 0, and no interval if a is 0 in a resample.
+
+    Raises:
+        StatsError: as there.
+    """
+    pairs = _paired(by_seed_a, by_seed_b)
+    totals_nK, means_RK = _two_levels(pairs, resamples, seed)
+    a, b = totals_nK[:, 0].sum(), totals_nK[:, 1].sum()
+    if a <= 0 or (means_RK[:, 0] <= 0).any():
+        return Estimate(b / a if a > 0 else None, None, None, len(by_seed_a))
+    return _estimate(b / a, means_RK[:, 1] / means_RK[:, 0], by_seed_a, confidence)
+
+
+def _paired(
+    by_seed_a: Sequence[Sequence[float]], by_seed_b: Sequence[Sequence[float]]
+) -> list[list[tuple[float, float]]]:
+    check_pairs(len(by_seed_a), len(by_seed_b), "seeds")
+    for a, b in zip(by_seed_a, by_seed_b, strict=True):
+        check_pairs(len(a), len(b), "episodes")
+    return [
+        [(float(x), float(y)) for x, y in zip(a, b, strict=True)]
+        for a, b in zip(by_seed_a, by_seed_b, strict=True)
+    ]
+
+
+def _two_levels(
+    by_seed: Sequence[Sequence[tuple[float, ...]]], resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of each seed with its number of episodes last (n, K + 1), and resampled means (R, K)."""
+    if resamples < 1:
+        raise StatsError(f"A bootstrap needs at least one resample, got {resamples}.")
+    values = [np.asarray(of, np.float64) for of in by_seed]
+    if not values or not all(len(x_mK) and np.isfinite(x_mK).all() for x_mK in values):
+        raise StatsError(
+            "A bootstrap over seeds and episodes needs finite values, at least one for each seed."
+        )
+    random, n = np.random.default_rng(seed), len(values)
+    drawn_Rn = random.multinomial(n, np.full(n, 1 / n), size=resamples)
+    sums_RK, counts_R = 0.0, np.zeros(resamples)
+    for i, x_mK in enumerate(values):
+        # A seed drawn c times has its m episodes drawn c times over: c · m draws.
+        draws_R, m = drawn_Rn[:, i] * len(x_mK), len(x_mK)
+        sums_RK = sums_RK + random.multinomial(draws_R, np.full(m, 1 / m)) @ x_mK
+        counts_R += draws_R
+    totals_nK = np.array([[*x_mK.sum(0), len(x_mK)] for x_mK in values])
+    return totals_nK, sums_RK / counts_R[:, None]
+
+
+def _estimate(
+    value: float, draws_R: np.ndarray, by_seed: Sequence[Sequence[float]], confidence: float
+) -> Estimate:
+    low, high = percentile_interval(draws_R, confidence)
+    spread = len(by_seed) > 1 or len(by_seed[0]) > 1
+    return Estimate(float(value), low if spread else None, high if spread else None, len(by_seed))
 
 
 # ---- pooled over episodes ----------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Statistics of a comparison of policies: intervals of success rates, paired tests, steps to a target.
+"""Statistics of a comparison of policies: intervals of success rates, paired tests, correction for several.
 
 Two policies are compared on the *same* evaluation episodes, and several seeds share everything but the arm,
-so all tests here and in ``bootstrap`` are paired. What cannot be computed is None: a target that was never
-reached has no step.
+so all tests here and in ``bootstrap`` are paired. What cannot be computed is None.
 
 Letters: n episodes, k successes, p̂ = k / n, z the normal quantile of the confidence level, a the baseline, b
 the other arm.
@@ -10,11 +9,9 @@ the other arm.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import isfinite
 from numbers import Integral
 from types import ModuleType
-from typing import NamedTuple
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
@@ -55,7 +52,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
             f"{successes!r} of {episodes!r}."
         )
     check_confidence(confidence)
-    found = _scipy_stats().binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")
+    found = scipy_stats().binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")
     return Interval(successes / episodes, float(found.low), float(found.high), int(successes), int(episodes))
 
 
@@ -109,77 +106,76 @@ def mcnemar(
     _check_same_episodes(a_episodes, b_episodes, len(a))
     both = sum(x and y for x, y in zip(a, b, strict=True))
     only_a, only_b = sum(a) - both, sum(b) - both
-    discordant = only_a + only_b
-    p_value = float(_scipy_stats().binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
-    return Paired(both, only_a, only_b, len(a) - both - discordant, p_value)
+    neither = len(a) - both - only_a - only_b
+    return Paired(both, only_a, only_b, neither, _sign_test(only_a, only_b))
 
 
-# ---- steps to a target -------------------------------------------------------------------------------------
+def stratified_mcnemar(strata: Sequence[Paired]) -> Paired:
+    """McNemar's exact test over several strata, such as training seeds: the tables are added up.
 
-
-class Curve(NamedTuple):
-    """A value measured at some training steps; lower is better."""
-
-    steps: Sequence[int]
-    values: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Reach:
-    """When two curves reached a target.
-
-    Attributes:
-        target: the value to reach.
-        steps_a, steps_b: the first measured step at which each was at the target or below, None if never.
-        ratio: steps_a / steps_b, how many times fewer steps b needed; None unless both reached the target
-            after step 0.
-    """
-
-    target: float
-    steps_a: int | None
-    steps_b: int | None
-    ratio: float | None
-
-
-def steps_to_target(curve_a: Curve, curve_b: Curve, target: float | None = None) -> Reach:
-    """The first step at which each curve reaches a target: by default the last value of a, the baseline.
-
-    Only measured points count: nothing is interpolated between them or extrapolated beyond, so a step is late
-    by up to the distance between two measurements. The same rule holds for both curves: on a plateau the
-    baseline may meet its own last value long before the end. A curve that never reaches the target gives
-    None, not its last step.
+    In stratum s, given its D_s discordant pairs, ``only_b`` ~ Binomial(D_s, 1/2) under the null hypothesis
+    that there the two policies are equally good. The strata are independent and share the 1/2, so the sum of
+    ``only_b`` is Binomial(sum of D_s, 1/2): the test of the sums is the exact test conditional on every D_s,
+    not an approximation by pooling. It is about these trained policies; whether other seeds would do the
+    same, the bootstrap over seeds asks.
 
     Raises:
-        StatsError: a curve is empty, has a value that is not finite, or steps that do not increase; or the
-            target is not finite.
+        StatsError: no strata.
     """
-    a, b = _checked_curve(curve_a), _checked_curve(curve_b)
-    target = float(a.values[-1] if target is None else target)
-    if not isfinite(target):
-        raise StatsError(f"The target must be a finite number, got {target}.")
-    steps_a, steps_b = _first_at_or_below(a, target), _first_at_or_below(b, target)
-    ratio = steps_a / steps_b if steps_a and steps_b else None
-    return Reach(target, steps_a, steps_b, ratio)
+    if not strata:
+        raise StatsError("A stratified test needs at least one stratum, got none.")
+    both, only_a, only_b, neither = (
+        sum(getattr(one, cell) for one in strata) for cell in ("both", "only_a", "only_b", "neither")
+    )
+    return Paired(both, only_a, only_b, neither, _sign_test(only_a, only_b))
+
+
+def _sign_test(only_a: int, only_b: int) -> float:
+    discordant = only_a + only_b
+    return float(scipy_stats().binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+# ---- several seeds, several arms ---------------------------------------------------------------------------
+
+
+def paired_t_test(values_a: Sequence[float], values_b: Sequence[float]) -> float | None:
+    """Two-sided p-value of the paired t-test over seeds: is the mean of b - a zero?
+
+    Returns:
+        None for one seed, which has no spread, and for equal differences in all seeds.
+
+    Raises:
+        StatsError: no seeds, different numbers of them, or a value that is not finite.
+    """
+    check_pairs(len(values_a), len(values_b), "seeds")
+    if not all(map(isfinite, [*values_a, *values_b])):
+        raise StatsError(f"A paired test needs finite values, got {list(values_a)} and {list(values_b)}.")
+    if len({b - a for a, b in zip(values_a, values_b, strict=True)}) < 2:
+        return None
+    return float(scipy_stats().ttest_rel(values_b, values_a).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for several tests (Holm 1979, Scand. J. Stat. 6:65), in the order given.
+
+        p'_(i) = max_{j <= i} min(1, (m - j + 1) · p_(j)),    p_(1) <= ... <= p_(m)
+
+    Rejecting where p' < alpha makes one false finding or more with probability alpha at most, however the
+    tests depend on each other.
+
+    Raises:
+        StatsError: a p-value outside [0, 1].
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise StatsError(f"P-values are between 0 and 1, got {list(p_values)}.")
+    corrected, largest, m = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, i in enumerate(sorted(range(m), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (m - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 # ---- checks ------------------------------------------------------------------------------------------------
-
-
-def _first_at_or_below(curve: Curve, target: float) -> int | None:
-    return next((int(s) for s, v in zip(curve.steps, curve.values, strict=True) if v <= target), None)
-
-
-def _checked_curve(curve: Curve) -> Curve:
-    steps, values = curve
-    if not len(steps) or len(steps) != len(values):
-        raise StatsError(
-            f"A curve needs at least one step and a value for each, got {len(steps)} and {len(values)}."
-        )
-    if any(later <= earlier for earlier, later in pairwise(steps)):
-        raise StatsError(f"The steps of a curve must increase, got {list(steps)}.")
-    if not all(isfinite(v) for v in values):
-        raise StatsError(f"The values of a curve must be finite, got {list(values)}.")
-    return Curve(steps, values)
 
 
 def check_pairs(a: int, b: int, what: str) -> None:
@@ -212,7 +208,8 @@ def check_confidence(confidence: float) -> None:
         raise StatsError(f"The confidence level must be between 0 and 1, got {confidence}.")
 
 
-def _scipy_stats() -> ModuleType:
+def scipy_stats() -> ModuleType:
+    """``scipy.stats``, or an error that says how to get it."""
     try:
         import scipy.stats
     except ImportError as error:

@@ -24,16 +24,18 @@ from spatial_forcing import (
     load_teacher,
     resample,
 )
-from spatial_forcing.bootstrap import bootstrap_difference, bootstrap_ratio
+from spatial_forcing.bootstrap import bootstrap_difference, bootstrap_rate, bootstrap_ratio
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import Extraction, extract
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import Share, write_features
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
+from spatial_forcing.power import detectable_difference
 from spatial_forcing.probe import DepthProbe, Frames, run_probe, tapped_tokens
+from spatial_forcing.reach import Curve, steps_to_target
 from spatial_forcing.report import write_report
-from spatial_forcing.stats import Curve, mcnemar, steps_to_target, wilson
+from spatial_forcing.stats import holm, mcnemar, stratified_mcnemar, wilson
 from spatial_forcing.uv import uv_position_embedding
 
 TEACHER = "untrained-tiny"
@@ -540,6 +542,16 @@ STATISTICS = [
         ("number", "steps back", lambda: steps_to_target(Curve([2, 1], [1, 1]), Curve([1], [1])), "increase"),
         ("number", "ratio of zero", lambda: bootstrap_ratio([0], [1]), "steps above zero"),
         ("number", "no resamples", lambda: bootstrap_difference([1, 2], [1, 2], resamples=0), "resample"),
+        ("number", "p-value 2", lambda: holm([0.1, 2.0]), "between 0 and 1"),
+        ("size", "no strata", lambda: stratified_mcnemar([]), "at least one stratum"),
+        (
+            "size",
+            "empty seed",
+            lambda: bootstrap_rate([[1.0], []]),
+            "at least one for each",
+        ),
+        ("number", "share 2", lambda: detectable_difference(50, discordant=2), "between 0 and 1, got 2"),
+        ("number", "-3 seeds", lambda: detectable_difference(50, -3), "at least 0, got -150"),
         ("number", "difference of NaN", lambda: bootstrap_difference([1], [math.nan]), "finite"),
     )
 ]

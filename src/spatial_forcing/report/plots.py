@@ -1,126 +1,122 @@
-"""The report's plots, as SVG: one quantity each, one colour and marker an arm.
+"""The report's curves, as SVG: one quantity each, one colour and marker per arm.
 
+With several seeds a line is their mean and the band around it runs from the lowest seed to the highest.
 Controls are dotted, references dashed.
 """
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import fmean
 
-from spatial_forcing.errors import MissingDependencyError
-from spatial_forcing.report.records import ArmSummary, RatePoint, Summary
+from spatial_forcing.report.figure import DASHES, axes, colours, markers, style, svg
+from spatial_forcing.report.forest import draw_forest
+from spatial_forcing.report.records import ArmSummary, Points, Series, Summary
+from spatial_forcing.stats import wilson
 
-# Okabe and Ito's palette, which readers with any colour vision can tell apart.
-KNOWN_COLOURS = {
-    "baseline": "#D55E00",
-    "forced": "#0072B2",
-    "shuffled": "#CC79A7",
-    "place": "#E69F00",
-    "blind": "#6B6B6B",
-    "state": "#009E73",
-}
-OTHER_COLOURS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99")
-DASHES = {"arm": "-", "control": ":", "reference": "--"}
-MARKERS = "osD^vPX*"
-# A running mean over this share of the points is drawn over the points themselves.
+# Curves are smoothed by a running mean over this share of their points.
 SMOOTHING = 0.08
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "spatial-forcing",
+LABELS = {
+    "action_loss": "training action loss",
+    "cosine": "cosine with the teacher",
+    "gradient_ratio": "gradient norm, alignment : action",
+    "gradient_cosine": "cosine of the two gradients",
+    "cka": "CKA of host and teacher",
+    "effective_rank": "effective rank of the tokens",
+    "heldout_error": "held-out action error",
+    "heldout_loss": "held-out loss",
+    "success": "success (%)",
+    "closest_distance_cm": "closest distance (cm)",
 }
-SIZE = (5.2, 3.1)
-
-Points = Sequence[tuple[float, float]]
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A fixed colour for each arm; the usual arms always have their own."""
-    others = [name for name in names if name not in KNOWN_COLOURS]
-    mixed = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
-    return {name: KNOWN_COLOURS.get(name) or mixed[name] for name in names}
+# Drawn whether measured or not; others only if they are.
+ALWAYS = ("heldout_error", "success", "action_loss")
+FROM_ZERO = ("action_loss", "heldout_error", "closest_distance_cm")
 
 
 def draw_plots(summary: Summary) -> dict[str, str | None]:
-    """All plots as SVG text by name; None where no arm has a point."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "report") from error
+    """All figures as SVG text by name; None for one of the usual ones that nothing was measured for."""
     arms, data = summary.arms, summary.plots
-    with matplotlib.rc_context(STYLE):
-        return {
-            "action_loss": draw_curves(arms, data.action_loss, "training action loss", from_zero=True),
-            "heldout_error": draw_measured(arms, data.heldout_error, "held-out action error"),
-            "success": draw_success(arms, data.success),
-            "closest_distance": draw_measured(arms, data.closest_distance_cm, "closest distance (cm)"),
-            "cosine": draw_curves(arms, data.cosine, "cosine with the teacher"),
-            "gradient_ratio": draw_curves(arms, data.gradient_ratio, "gradient norm, alignment : action"),
-        }
+    with style():
+        found = {"forest": draw_forest(summary)}
+        found |= {name: draw_measured(arms, name, series, summary) for name, series in data.measured.items()}
+        found |= {name: draw_logged(arms, name, series) for name, series in data.logged.items()}
+        for name, series in data.by_data.items():
+            found[f"data_{name}"] = draw_by_data(arms, name, series, data.data_unit or "")
+    usual = dict.fromkeys(("forest", *ALWAYS))
+    return usual | {name: text for name, text in found.items() if text is not None}
 
 
-def draw_curves(
-    arms: Mapping[str, ArmSummary], curves: Mapping[str, Points], label: str, from_zero: bool = False
-) -> str | None:
-    """Quantities logged during training: thin as logged, thick as a running mean."""
-    if not any(curves.values()):
+def label_of(name: str) -> str:
+    """What an axis says of a quantity."""
+    return LABELS.get(name) or name.replace("_", " ")
+
+
+def draw_logged(arms: Mapping[str, ArmSummary], name: str, series: Series) -> str | None:
+    """Quantities logged during training, smoothed; with one seed the values as logged behind them."""
+    if not any(series.values()):
         return None
-    axis = _axis(arms, label)
-    for name, points in curves.items():
-        if points:
-            steps, values = zip(*points, strict=True)
-            look = {"color": colours(list(arms))[name]}
-            axis.plot(steps, values, linewidth=0.6, alpha=0.3, **look)
-            axis.plot(steps, running_mean(values), DASHES[arms[name].role], linewidth=1.6, label=name, **look)
-    if from_zero:
-        axis.set_ylim(bottom=0)
-    return _svg(axis)
+    axis = axes()[0]
+    for arm, by_seed in series.items():
+        look = {"color": colours(list(arms))[arm], "linewidth": 1.6, "linestyle": DASHES[arms[arm].role]}
+        if len(by_seed) == 1:
+            steps, values = zip(*next(iter(by_seed.values())), strict=True)
+            axis.plot(steps, values, linewidth=0.6, alpha=0.3, color=look["color"])
+        _band(axis, {seed: smooth(points) for seed, points in by_seed.items()}, label=arm, **look)
+    _over_steps(axis, arms, name)
+    return svg(axis)
 
 
-def draw_measured(arms: Mapping[str, ArmSummary], curves: Mapping[str, Points], label: str) -> str | None:
+def draw_measured(arms: Mapping[str, ArmSummary], name: str, series: Series, summary: Summary) -> str | None:
     """Quantities measured at some steps; references as horizontal lines at their last value."""
-    if not any(curves.values()):
+    if not any(series.values()):
         return None
-    axis = _axis(arms, label)
-    for i, (name, points) in enumerate(curves.items()):
-        colour = colours(list(arms))[name]
-        if points and arms[name].role == "reference":
-            axis.axhline(points[-1][1], color=colour, linestyle="--", linewidth=1.3, label=name)
-        elif points:
-            steps, values = zip(*points, strict=True)
-            look = {"linestyle": DASHES[arms[name].role], "color": colour}
-            axis.plot(steps, values, marker=MARKERS[i % len(MARKERS)], markersize=5, label=name, **look)
-    axis.set_ylim(bottom=0)
-    return _svg(axis)
+    axis, colour = axes()[0], colours(list(arms))
+    moving = [arm for arm, by_seed in series.items() if by_seed and arms[arm].role != "reference"]
+    for arm, by_seed in series.items():
+        if by_seed and arms[arm].role == "reference":
+            last = fmean(points[-1][1] for points in by_seed.values())
+            axis.axhline(last, color=colour[arm], linestyle="--", linewidth=1.3, label=arm)
+        elif by_seed:
+            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 5}
+            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], **look)
+            if name == "success" and len(by_seed) == 1:
+                apart = 0.008 * summary.arms[arm].steps * (moving.index(arm) - (len(moving) - 1) / 2)
+                _wilson_bars(axis, next(iter(by_seed.values())), summary.arms[arm], apart, colour[arm])
+    _over_steps(axis, arms, name)
+    if name == "success":
+        axis.set_ylim(-3, 103)
+    return svg(axis)
 
 
-def draw_success(arms: Mapping[str, ArmSummary], rates: Mapping[str, Sequence[RatePoint]]) -> str | None:
-    """Success rates with Wilson intervals, the arms set slightly apart; references as horizontal lines."""
-    if not any(rates.values()):
+def draw_by_data(arms: Mapping[str, ArmSummary], name: str, series: Series, unit: str) -> str | None:
+    """A quantity at the end of training over the amount of data."""
+    if not any(series.values()):
         return None
-    moving = [name for name, points in rates.items() if points and arms[name].role != "reference"]
-    axis = _axis(arms, "success (%)")
-    for i, (name, points) in enumerate(rates.items()):
-        colour = colours(list(arms))[name]
-        if points and arms[name].role == "reference":
-            axis.axhline(100 * points[-1].rate, color=colour, linestyle="--", linewidth=1.3, label=name)
-        elif points:
-            apart = 0.008 * axis.get_xlim()[1] * (moving.index(name) - (len(moving) - 1) / 2)
-            steps = [p.step + apart for p in points]
-            rate = [100 * p.rate for p in points]
-            below = [100 * (p.rate - p.low) for p in points]
-            above = [100 * (p.high - p.rate) for p in points]
-            look = {"linestyle": DASHES[arms[name].role], "color": colour}
-            axis.plot(steps, rate, marker=MARKERS[i % len(MARKERS)], markersize=5, label=name, **look)
-            axis.errorbar(steps, rate, [below, above], fmt="none", capsize=3, elinewidth=1, ecolor=colour)
-    axis.set_ylim(-3, 103)
-    return _svg(axis)
+    axis, colour = axes()[0], colours(list(arms))
+    for arm, by_seed in series.items():
+        if by_seed:
+            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 5}
+            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], **look)
+    amounts = sorted({x for of in series.values() for points in of.values() for x, _ in points})
+    axis.set(xlabel=f"training {unit}" if unit == "episodes" else unit, ylabel=label_of(name), xscale="log")
+    axis.set_xticks(amounts, [f"{x:g}" for x in amounts])
+    axis.minorticks_off()
+    axis.legend()
+    if name in FROM_ZERO:
+        axis.set_ylim(bottom=0)
+    return svg(axis)
+
+
+def band(by_seed: Mapping[int, Points]) -> list[tuple[float, float, float, float]]:
+    """(x, mean, lowest, highest) over the seeds that have a value at x."""
+    values: dict[float, list[float]] = {}
+    for points in by_seed.values():
+        for x, y in points:
+            values.setdefault(x, []).append(y)
+    return [(x, fmean(of), min(of), max(of)) for x, of in sorted(values.items())]
+
+
+def smooth(points: Points) -> Points:
+    """The same points with running means for values."""
+    return [(x, y) for (x, _), y in zip(points, running_mean([y for _, y in points]), strict=True)]
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -130,22 +126,32 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _axis(arms: Mapping[str, ArmSummary], label: str) -> Any:
-    """An axis over the training steps, the same for all plots."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # Made by hand and not through pyplot, so that nobody's backend or open figures are touched.
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasSVG(figure)
-    axis = figure.subplots()
-    axis.set(xlabel="training step", ylabel=label, xlim=(0, 1.02 * max(arm.steps for arm in arms.values())))
-    return axis
+def _band(axis, by_seed: Mapping[int, Points], **look) -> None:
+    rows = band(by_seed)
+    if rows:
+        x, mean, low, high = zip(*rows, strict=True)
+        axis.plot(x, mean, **look)
+        if len(by_seed) > 1:
+            axis.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def _svg(axis: Any) -> str:
+def _wilson_bars(axis, points: Points, arm: ArmSummary, apart: float, colour: str) -> None:
+    """Wilson's intervals of the rates of one seed, set slightly apart so that bars can be seen."""
+    if arm.success is None:
+        return
+    rates = [
+        wilson(round(percent * arm.success.episodes / 100), arm.success.episodes) for _, percent in points
+    ]
+    below, above = [100 * (r.rate - r.low) for r in rates], [100 * (r.high - r.rate) for r in rates]
+    steps = [step + apart for step, _ in points]
+    look = {"fmt": "none", "capsize": 3, "elinewidth": 1, "ecolor": colour}
+    axis.errorbar(steps, [100 * r.rate for r in rates], [below, above], **look)
+
+
+def _over_steps(axis, arms: Mapping[str, ArmSummary], name: str) -> None:
+    """The same range of steps in all plots, a legend, and zero in sight where it means something."""
+    axis.set(xlabel="training step", ylabel=label_of(name))
+    axis.set_xlim(0, 1.02 * max(arm.steps for arm in arms.values()))
     axis.legend()
-    text = io.StringIO()
-    # Without date and version, equal results give equal files.
-    axis.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+    if name in FROM_ZERO:
+        axis.set_ylim(bottom=0)

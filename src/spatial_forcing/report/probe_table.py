@@ -2,8 +2,8 @@
 
 from rich.table import Table
 
-from spatial_forcing.report.findings import difference_text, with_interval
 from spatial_forcing.report.summary import compared_with
+from spatial_forcing.report.wording import difference_text, with_interval
 from spatial_forcing.results import Probe
 
 

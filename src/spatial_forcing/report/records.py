@@ -1,72 +1,150 @@
 """What a report says, as records: ``report.json`` is a :class:`Summary`."""
 
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from spatial_forcing.json_record import Record
 from spatial_forcing.results import ArmHead, ProbeRow, Provenance
-from spatial_forcing.stats import Interval, Reach
+from spatial_forcing.stats import Interval
 
-Points = list[tuple[int, float]]
+Points = list[tuple[float, float]]
+# Points of each seed of each arm.
+Series = dict[str, dict[int, Points]]
+
+
+class Spread(Record):
+    """An estimate with its 95 % bootstrap interval; without one where there is only one seed or episode."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Cost(Record):
+    """What training an arm took; None where nothing was measured.
+
+    Attributes:
+        update_ms, dataloading_ms: per step, mean over seeds of the medians, milliseconds.
+        peak_memory_mb: the most of its seeds.
+        update_ratio, dataloading_ratio, peak_memory_ratio: to the plain arm's, geometric means over the seeds
+            that both have.
+    """
+
+    update_ms: float | None
+    dataloading_ms: float | None
+    peak_memory_mb: float | None
+    update_ratio: Spread | None = None
+    dataloading_ratio: Spread | None = None
+    peak_memory_ratio: Spread | None = None
 
 
 class ArmSummary(ArmHead):
-    """The state of an arm at its last evaluation; None where nothing was measured.
+    """An arm at its last evaluation, on all of the data; None where nothing was measured.
 
     Attributes:
-        trained_steps, evaluated_step, finished: how far it got.
-        success, tasks: rates of its last evaluation, over all and by task.
-        final_distance_cm, closest_distance_cm: means over its episodes, centimetres.
-        heldout_error: see ``results.Evaluation``.
+        seeds: that were evaluated at that step.
+        seeds_planned: of which there are runs.
+        steps: training steps asked for.
+        parameters: of the policy.
+        evaluated_step: of the last evaluation.
+        finished: whether all its runs were evaluated after their last step.
+        success: over all seeds and episodes, with Wilson's interval.
+        over_seeds: the same rate with a two-level interval, over seeds and episodes.
+        tasks: success by task.
+        final_distance_cm, closest_distance_cm: means over episodes, centimetres.
+        heldout_error, heldout_loss: means over seeds; see ``results.Evaluation``.
+        error_by_seed: held-out errors.
         action_loss: mean over the last tenth of the steps.
-        update_ms, dataloading_ms: medians over training, milliseconds per step.
     """
 
-    seed: int
+    seeds: list[int]
+    seeds_planned: list[int]
     steps: int
     parameters: int
-    trained_steps: int
     evaluated_step: int | None
     finished: bool
     success: Interval | None
+    over_seeds: Spread | None
     tasks: dict[str, Interval | None]
     final_distance_cm: float | None
     closest_distance_cm: float | None
     heldout_error: float | None
+    heldout_loss: float | None
+    error_by_seed: dict[int, float]
     action_loss: float | None
-    update_ms: float | None
-    dataloading_ms: float | None
+    cost: Cost
 
 
 class Errors(Record):
-    """Held-out errors of a and b at the last step at which both have one."""
+    """Held-out errors of a and b at the last step at which a seed of both has one.
+
+    Attributes:
+        step, seeds: that step, and the seeds that have it.
+        a, b: means over these seeds.
+        difference: mean of b - a with its bootstrap interval over seeds.
+        by_seed: b - a.
+        p_value: of the paired t-test over seeds; None for one seed.
+        p_holm: corrected for the arms that were compared with a.
+        detectable: the smallest difference that so many seeds show with power 0.8; None for one.
+    """
 
     step: int
+    seeds: list[int]
     a: float
     b: float
+    difference: Spread
+    by_seed: dict[int, float]
+    p_value: float | None = None
+    p_holm: float | None = None
+    detectable: float | None = None
+
+
+class ToTarget(Record):
+    """What a and b took to the last held-out error of a.
+
+    Attributes:
+        unit: of a and b.
+        target: mean over seeds of the error to reach.
+        a, b: by seed, as text: "400", "> 400" for not by then, "<= 100" for at the first already.
+        ratio: geometric mean over seeds of a / b, as text: "1.3 (1.1 to 1.6)", "> 2.0", "< 1.3" or "unknown".
+        bounds: how many seeds are bounds.
+    """
+
+    unit: Literal["steps", "episodes", "% of the data"]
+    target: float
+    a: dict[int, str]
+    b: dict[int, str]
+    ratio: str
+    bounds: int
 
 
 class Comparison(Record):
-    """Two arms on the same episodes, at the last step at which both were evaluated.
+    """Two arms on the same episodes and seeds, at the last step at which a seed of both was evaluated.
 
     Attributes:
         a, b: names; b is the arm under test.
         step: that step, None if there is none.
-        problem: why there is no test, None if there is one.
-        success_a, success_b: at that step.
-        both, only_a, only_b, neither: episodes by who solved them.
-        p_value: see ``stats.mcnemar``.
-        difference_points: success rate of b less that of a, percentage points.
-        reach: when both reached the last held-out error of a.
-        heldout: held-out errors.
-        first_step: of the first evaluation of a.
+        seeds: that were evaluated at it.
+        problem: why success was not compared, None if it was.
+        success_a, success_b: over these seeds, with Wilson's intervals.
+        both, only_a, only_b, neither: episodes by who solved them, over these seeds.
+        p_value: of McNemar's exact test, stratified over seeds.
+        p_holm: corrected for the arms that were compared with a.
+        difference: success rate of b less that of a in percentage points, two-level bootstrap interval.
+        ratio: success rate of b over that of a, two-level bootstrap interval.
+        by_seed: differences in points.
+        detectable: the smallest difference in points that these episodes and seeds show with power 0.8, given
+            the share of them that only one of the two solved.
+        errors: held-out errors.
+        steps_to_target, data_to_target: how soon both were at the last held-out error of a.
     """
 
     a: str
     b: str
     step: int | None = None
+    seeds: list[int] = Field(default_factory=list)
     problem: str | None = None
     success_a: Interval | None = None
     success_b: Interval | None = None
@@ -75,10 +153,27 @@ class Comparison(Record):
     only_b: int | None = None
     neither: int | None = None
     p_value: float | None = None
-    difference_points: float | None = None
-    reach: Reach | None = None
-    heldout: Errors | None = None
-    first_step: int | None = None
+    p_holm: float | None = None
+    difference: Spread | None = None
+    ratio: Spread | None = None
+    by_seed: dict[int, float] = Field(default_factory=dict)
+    detectable: float | None = None
+    errors: Errors | None = None
+    steps_to_target: ToTarget | None = None
+    data_to_target: ToTarget | None = None
+
+
+class RunState(Record):
+    """How far a run is."""
+
+    arm: str
+    seed: int
+    fraction: float
+    train_episodes: int | None
+    trained_steps: int
+    evaluated_step: int | None
+    steps: int
+    finished: bool
 
 
 class ProbeSummary(Record):
@@ -91,36 +186,47 @@ class ProbeSummary(Record):
     test_episodes: int | None
 
 
-class RatePoint(Record):
-    """A success rate at a step."""
-
-    step: int
-    rate: float
-    low: float
-    high: float
-    successes: int
-    episodes: int
-
-
 class Plots(Record):
-    """What the plots draw, by arm."""
+    """What the plots draw.
 
-    success: dict[str, list[RatePoint]]
-    heldout_error: dict[str, Points]
-    closest_distance_cm: dict[str, Points]
-    action_loss: dict[str, Points]
-    cosine: dict[str, Points]
-    gradient_ratio: dict[str, Points]
+    Attributes:
+        logged: during training, by name of the quantity; on all of the data.
+        measured: at evaluations, by name; on all of the data.
+        by_data: at the last step, by name, over the unit of ``data_unit``.
+        data_unit: of the amount of data; None if there is one amount only.
+    """
+
+    logged: dict[str, Series]
+    measured: dict[str, Series]
+    by_data: dict[str, Series]
+    data_unit: str | None = None
+
+
+class Verdict(Record):
+    """What a comparison says, in sentences: in one, what it shows, what it does not, what it would take."""
+
+    headline: str
+    shown: list[str]
+    not_shown: list[str]
+    takes: list[str]
 
 
 class Summary(Provenance):
-    """Every number of a report, and what it says of them."""
+    """Every number of a report, and what it says of them.
 
+    Attributes:
+        plain_arm: that others are measured against.
+        against_plain: every arm and control with the plain arm; ``comparisons`` has the pairs that count.
+    """
+
+    plain_arm: str | None
     arms: dict[str, ArmSummary]
+    runs: list[RunState]
     comparisons: list[Comparison]
+    against_plain: list[Comparison]
     probe: ProbeSummary | None
     plots: Plots
-    headline: str = ""
+    verdict: Verdict | None = None
     notes: list[str] = Field(default_factory=list)
 
     def json_data(self) -> dict[str, Any]:

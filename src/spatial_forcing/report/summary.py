@@ -1,131 +1,199 @@
 """Every number the report shows, computed from the results. ``report.json`` is a :class:`Summary`."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from math import isfinite
-from statistics import fmean, median
+from collections.abc import Sequence
 from typing import Any
 
-from spatial_forcing.report.findings import headline, notes
+from spatial_forcing.bootstrap import bootstrap_rate, bootstrap_ratio
+from spatial_forcing.report.comparisons import compare, correct
+from spatial_forcing.report.measures import (
+    amount_of_data,
+    data_unit,
+    finite,
+    known_points,
+    mean_of_known,
+    median_of_known,
+    spread,
+    success,
+)
+from spatial_forcing.report.notes import notes
 from spatial_forcing.report.records import (
     ArmSummary,
-    Comparison,
-    Errors,
+    Cost,
     Plots,
+    Points,
     ProbeSummary,
-    RatePoint,
+    RunState,
+    Series,
+    Spread,
     Summary,
 )
-from spatial_forcing.results import (
-    ArmHead,
-    CurveRow,
-    Episode,
-    Evaluation,
-    Probe,
-    Provenance,
-    Results,
-    RunResults,
-)
-from spatial_forcing.stats import Curve, Interval, StatsError, mcnemar, steps_to_target, wilson
+from spatial_forcing.report.verdict import verdict
+from spatial_forcing.results import Evaluation, Probe, Provenance, Results, RunResults
 
 CM = 100
-
-
-class ArmResults(ArmHead, RunResults):
-    """An arm with its first run."""
-
-
-def first_runs(results: Results) -> dict[str, ArmResults]:
-    """Each arm with its first run on the most data."""
-    found = {name: results.runs_of(name) for name in results.arms}
-    return {
-        name: ArmResults(**dict(results.arms[name]), **dict(runs[0])) for name, runs in found.items() if runs
-    }
+# What is drawn of the training log, by what a quantity's name begins with.
+LOGGED = ("action_loss", "cosine", "gradient_ratio", "gradient_cosine", "cka", "effective_rank")
 
 
 def summarise(results: Results) -> Summary:
     """Computes the report's numbers."""
-    arms = first_runs(results)
+    plain = results.plain_arm
+    others = [name for name in (*results.named("arm"), *results.named("control")) if name != plain]
+    pairs = results.pairs()
+    against_plain = [(plain, name) for name in others] if plain else []
+    compared = {pair: compare(results, *pair) for pair in dict.fromkeys([*pairs, *against_plain])}
     summary = Summary(
-        **_shared(results, Provenance),
-        arms={name: summarise_arm(arm) for name, arm in arms.items()},
-        comparisons=[compare(arms, a, b) for a, b in results.pairs()],
+        **{name: getattr(results, name) for name in Provenance.model_fields},
+        plain_arm=plain,
+        arms={name: summarise_arm(results, name) for name in results.arms},
+        runs=[run_state(run) for run in results.runs],
+        comparisons=correct([compared[pair] for pair in pairs]),
+        against_plain=[compared[pair] for pair in against_plain],
         probe=probe_summary(results.probe),
-        plots=points(arms),
+        plots=plots(results),
     )
-    summary.headline, summary.notes = headline(summary), notes(summary)
+    summary.verdict, summary.notes = verdict(summary), notes(summary)
     return summary
-
-
-def _shared(record: Any, kind: type) -> dict[str, Any]:
-    """The fields of a record that are those of a class it derives from."""
-    return {name: getattr(record, name) for name in kind.model_fields}
 
 
 # ---- arms --------------------------------------------------------------------------------------------------
 
 
-def summarise_arm(arm: ArmResults) -> ArmSummary:
-    """The state of one run at its last evaluation."""
-    last = arm.evaluations[-1] if arm.evaluations else None
-    episodes = last.episodes if last else []
-    evaluated = last.step if last else None
-    tasks = dict.fromkeys(episode.task for episode in episodes)
+def summarise_arm(results: Results, name: str) -> ArmSummary:
+    """An arm at its last evaluation, over the seeds that have it."""
+    head, runs = results.arms[name], results.runs_of(name)
+    step = max((run.evaluations[-1].step for run in runs if run.evaluations), default=None)
+    last = {run.seed: e for run in runs for e in run.evaluations if e.step == step}
+    episodes = [episode for e in last.values() for episode in e.episodes]
+    errors = {seed: error for seed, e in last.items() if (error := finite(e.heldout_error)) is not None}
+    by_seed = [[one.success for one in e.episodes] for e in last.values() if e.episodes]
     return ArmSummary(
-        **_shared(arm, ArmHead),
-        seed=arm.seed,
-        steps=arm.steps,
-        parameters=arm.parameters,
-        trained_steps=max([row.step for row in arm.curves] + [evaluated or 0]),
-        evaluated_step=evaluated,
-        finished=(evaluated or 0) >= arm.steps,
+        **dict(head),
+        seeds=list(last),
+        seeds_planned=[run.seed for run in runs],
+        steps=max((run.steps for run in runs), default=0),
+        parameters=max((run.parameters for run in runs), default=0),
+        evaluated_step=step,
+        finished=bool(runs) and all(run.finished for run in runs),
         success=success(episodes),
-        tasks={task: success([e for e in episodes if e.task == task]) for task in tasks},
-        final_distance_cm=_mean((e.final_distance for e in episodes), CM),
-        closest_distance_cm=_mean((e.closest_distance for e in episodes), CM),
-        heldout_error=_finite(last.heldout_error if last else None),
-        action_loss=last_tenth(arm.curves),
-        update_ms=_median((row.update_s for row in arm.curves), 1000),
-        dataloading_ms=_median((row.dataloading_s for row in arm.curves), 1000),
+        over_seeds=spread(bootstrap_rate(by_seed)) if by_seed else None,
+        tasks={
+            task: success([e for e in episodes if e.task == task])
+            for task in dict.fromkeys(episode.task for episode in episodes)
+        },
+        final_distance_cm=mean_of_known((e.final_distance for e in episodes), CM),
+        closest_distance_cm=mean_of_known((e.closest_distance for e in episodes), CM),
+        heldout_error=mean_of_known(errors.values()),
+        heldout_loss=mean_of_known(e.heldout_loss for e in last.values()),
+        error_by_seed=errors,
+        action_loss=mean_of_known(last_tenth(run) for run in runs),
+        cost=cost(results, name),
     )
 
 
-def success(episodes: Sequence[Episode]) -> Interval | None:
-    """Success rate with Wilson's interval; None without episodes."""
-    return wilson(sum(e.success for e in episodes), len(episodes)) if episodes else None
-
-
-def last_tenth(curves: Sequence[CurveRow]) -> float | None:
+def last_tenth(run: RunResults) -> float | None:
     """Mean action loss in the last tenth of the steps so far: one batch alone is noise."""
-    return _mean(row.action_loss for row in curves if row.step > 0.9 * curves[-1].step)
+    return mean_of_known(row.action_loss for row in run.curves if row.step > 0.9 * run.curves[-1].step)
 
 
-def points(arms: Mapping[str, ArmResults]) -> Plots:
-    """What the plots draw: for each quantity and arm, the points that exist."""
+def cost(results: Results, name: str) -> Cost:
+    """What an arm's training took, and that over what the plain arm's took in the same seeds."""
+    plain = {run.seed: run for run in results.runs_of(results.plain_arm)} if results.plain_arm else {}
+    runs = results.runs_of(name)
+    memory = [run.peak_memory_mb for run in runs if run.peak_memory_mb is not None]
 
-    def logged(quantity: str) -> dict[str, list[tuple[int, float]]]:
-        return {name: _points(arm.curves, quantity) for name, arm in arms.items()}
+    def ratio(quantity: Any) -> Spread | None:
+        pairs = [(quantity(run), quantity(plain[run.seed])) for run in runs if run.seed in plain]
+        pairs = [(x, y) for x, y in pairs if x and y]
+        return spread(bootstrap_ratio(*zip(*pairs, strict=True))) if pairs else None
 
-    return Plots(
-        success={name: rates(arm.evaluations) for name, arm in arms.items()},
-        heldout_error={name: _points(arm.evaluations, "heldout_error") for name, arm in arms.items()},
-        closest_distance_cm={name: distances(arm.evaluations) for name, arm in arms.items()},
-        action_loss=logged("action_loss"),
-        cosine=logged("cosine"),
-        gradient_ratio=logged("gradient_ratio"),
+    return Cost(
+        update_ms=mean_of_known((update_seconds(run) for run in runs), 1000),
+        dataloading_ms=mean_of_known((dataloading_seconds(run) for run in runs), 1000),
+        peak_memory_mb=max(memory, default=None),
+        update_ratio=ratio(update_seconds),
+        dataloading_ratio=ratio(dataloading_seconds),
+        peak_memory_ratio=ratio(lambda run: run.peak_memory_mb),
     )
 
 
-def rates(evaluations: Sequence[Evaluation]) -> list[RatePoint]:
-    """Success at each evaluation that has episodes."""
-    found = [(e.step, success(e.episodes)) for e in evaluations]
-    return [RatePoint(**asdict(rate), step=step) for step, rate in found if rate]
+def update_seconds(run: RunResults) -> float | None:
+    """Seconds per update, as measured, or the median of what was logged."""
+    return run.seconds_per_step or median_of_known(row.update_s for row in run.curves)
 
 
-def distances(evaluations: Sequence[Evaluation]) -> list[tuple[int, float]]:
-    """Mean closest distance to the goal at each evaluation that measured it, centimetres."""
-    found = [(e.step, _mean((one.closest_distance for one in e.episodes), CM)) for e in evaluations]
-    return [(step, cm) for step, cm in found if cm is not None]
+def dataloading_seconds(run: RunResults) -> float | None:
+    """Seconds of waiting for data per step, as measured, or the median of what was logged."""
+    return run.dataloading_seconds or median_of_known(row.dataloading_s for row in run.curves)
+
+
+def run_state(run: RunResults) -> RunState:
+    return RunState(
+        arm=run.arm,
+        seed=run.seed,
+        fraction=run.fraction,
+        train_episodes=run.train_episodes,
+        trained_steps=run.trained_steps,
+        evaluated_step=run.evaluations[-1].step if run.evaluations else None,
+        steps=run.steps,
+        finished=run.finished,
+    )
+
+
+# ---- plots -------------------------------------------------------------------------------------------------
+
+MEASURED = {
+    "heldout_error": lambda e: e.heldout_error,
+    "heldout_loss": lambda e: e.heldout_loss,
+    "success": lambda e: mean_of_known((one.success for one in e.episodes), 100),
+    "closest_distance_cm": lambda e: mean_of_known((one.closest_distance for one in e.episodes), CM),
+}
+
+
+def plots(results: Results) -> Plots:
+    """What the plots draw: for each quantity, arm and seed, the points that exist."""
+    rows = [row for run in results.runs for row in run.curves]
+    logged = [
+        key for key in dict.fromkeys(key for row in rows for key in row.plain()) if key.startswith(LOGGED)
+    ]
+    unit, by_data = None, {}
+    if len(results.fractions()) > 1:
+        unit = data_unit(results.runs)
+        by_data = {name: _by_data(results, unit, of) for name, of in MEASURED.items()}
+    return Plots(
+        logged={name: _series(results, lambda run, name=name: _logged(run, name)) for name in logged},
+        measured={
+            name: _series(results, lambda run, of=of: _evaluated(run.evaluations, of))
+            for name, of in MEASURED.items()
+        },
+        by_data=by_data,
+        data_unit=unit,
+    )
+
+
+def _series(results: Results, points: Any) -> Series:
+    found = {name: {run.seed: points(run) for run in results.runs_of(name)} for name in results.arms}
+    return {name: {seed: of for seed, of in by_seed.items() if of} for name, by_seed in found.items()}
+
+
+def _logged(run: RunResults, name: str) -> Points:
+    return known_points((row.step, getattr(row, name, None)) for row in run.curves)
+
+
+def _evaluated(evaluations: Sequence[Evaluation], quantity: Any) -> Points:
+    return known_points((e.step, quantity(e)) for e in evaluations)
+
+
+def _by_data(results: Results, unit: str, quantity: Any) -> Series:
+    found: Series = {name: {} for name in results.arms}
+    for run in sorted(results.runs, key=lambda run: run.fraction):
+        if run.finished:
+            points = known_points([(amount_of_data(run, unit), quantity(run.evaluations[-1]))])
+            found[run.arm].setdefault(run.seed, []).extend(points)
+    return {name: {seed: of for seed, of in by_seed.items() if of} for name, by_seed in found.items()}
+
+
+# ---- the probe ---------------------------------------------------------------------------------------------
 
 
 def probe_summary(probe: Probe | None) -> ProbeSummary | None:
@@ -144,70 +212,3 @@ def probe_summary(probe: Probe | None) -> ProbeSummary | None:
 def compared_with(probe: Probe) -> list[str]:
     """The rows that other rows are compared with."""
     return list(dict.fromkeys(other for row in probe.rows for other in row.differences or {}))
-
-
-# ---- comparisons -------------------------------------------------------------------------------------------
-
-
-def compare(arms: Mapping[str, ArmResults], a: str, b: str) -> Comparison:
-    """Two arms at the last step at which both were evaluated; ``problem`` says why if there is no test."""
-    found = Comparison(a=a, b=b, **speed(arms[a], arms[b]))
-    by_step = [{e.step: e for e in arms[name].evaluations if e.episodes} for name in (a, b)]
-    found.step = max(by_step[0].keys() & by_step[1].keys(), default=None)
-    if found.step is None:
-        found.problem = "there is no step at which both were evaluated"
-        return found
-    episodes = [sorted(of[found.step].episodes, key=_episode) for of in by_step]
-    found.success_a, found.success_b = success(episodes[0]), success(episodes[1])
-    try:
-        paired = mcnemar(
-            *([e.success for e in of] for of in episodes),
-            a_episodes=[_episode(e) for e in episodes[0]],
-            b_episodes=[_episode(e) for e in episodes[1]],
-        )
-    except StatsError as error:
-        found.problem = str(error)
-        return found
-    tested = asdict(paired) | {"difference_points": 100 * paired.difference}
-    return found.model_copy(update=tested)
-
-
-def speed(arm_a: ArmResults, arm_b: ArmResults) -> dict[str, Any]:
-    """Held-out errors at the last common step, and steps to the baseline's last one; None if unknown."""
-    curves = [dict(_points(arm.evaluations, "heldout_error")) for arm in (arm_a, arm_b)]
-    common = max(curves[0].keys() & curves[1].keys(), default=None)
-    errors = None if common is None else Errors(step=common, a=curves[0][common], b=curves[1][common])
-    if not all(curves):
-        return {"heldout": errors}
-    a, b = (Curve(list(of), list(of.values())) for of in curves)
-    return {"reach": steps_to_target(a, b), "heldout": errors, "first_step": min(curves[0])}
-
-
-# ---- small things ------------------------------------------------------------------------------------------
-
-
-def _points(rows: Sequence[Any], name: str) -> list[tuple[int, float]]:
-    values = [(row.step, _finite(getattr(row, name))) for row in rows]
-    return [(step, value) for step, value in values if value is not None]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) else None
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and isfinite(value)]
-
-
-def _mean(values: Iterable[float | None], unit: float = 1) -> float | None:
-    known = _known(values)
-    return unit * fmean(known) if known else None
-
-
-def _median(values: Iterable[float | None], unit: float = 1) -> float | None:
-    known = _known(values)
-    return unit * median(known) if known else None
-
-
-def _episode(episode: Episode) -> tuple[str, int]:
-    return episode.task, episode.seed

@@ -1,0 +1,195 @@
+"""Statistical power: the smallest difference that a comparison shows, and what it takes to show one.
+
+Of success rates by McNemar's exact test on paired episodes, and of a mean over seeds by the paired t-test.
+
+Letters: n pairs of episodes, ψ the share of them that only one arm solves (discordant), d the difference of
+success rates, D the number of discordant pairs, alpha the two-sided level.
+"""
+
+from bisect import bisect_left
+from math import isfinite
+
+import numpy as np
+
+from spatial_forcing.stats import StatsError, check_confidence, scipy_stats
+
+# Two policies that have nothing in common and succeed half of the time differ on every second episode.
+# Policies of one comparison usually agree more often than that, which shows smaller differences.
+UNRELATED = 0.5
+POWER, ALPHA = 0.8, 0.05
+MOST_PAIRS, MOST_SEEDS = 1_000_000, 1_000
+
+
+def mcnemar_power(
+    pairs: int, difference: float, *, discordant: float = UNRELATED, alpha: float = ALPHA
+) -> float:
+    """How likely McNemar's exact test finds a difference of success rates.
+
+        D ~ Binomial(n, ψ),  b's share of D ~ Binomial(D, (1 + d/ψ) / 2),  ψ = max(discordant, d)
+
+    Args:
+        pairs: n, episodes that both arms ran, over all seeds.
+        difference: d, in [0, 1].
+        discordant: ψ, the share of episodes that only one arm solves; it is at least d.
+        alpha: two-sided level.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    _check(pairs, discordant, POWER, alpha)
+    if not 0 <= difference <= 1:
+        raise StatsError(f"A difference of success rates is between 0 and 1, got {difference}.")
+    psi = max(discordant, difference)
+    if pairs == 0 or psi == 0:
+        return 0.0
+    binom = scipy_stats().binom
+    # Fewer or more discordant pairs than these come once in 10^10 times.
+    D = np.arange(binom.ppf(1e-10, pairs, psi), binom.ppf(1 - 1e-10, pairs, psi) + 1)
+    # The test rejects where the smaller count is at most c: P(X <= c) <= alpha / 2 for X ~ Binomial(D, 1/2).
+    c = binom.ppf(alpha / 2, D, 0.5)
+    c -= binom.cdf(c, D, 0.5) > alpha / 2
+    share = (1 + difference / psi) / 2
+    rejects = binom.cdf(c, D, share) + binom.sf(D - c - 1, D, share)
+    return float((binom.pmf(D, pairs, psi) * np.where(c < 0, 0.0, rejects)).sum())
+
+
+def detectable_difference(
+    episodes: int,
+    seeds: int = 1,
+    *,
+    discordant: float = UNRELATED,
+    power: float = POWER,
+    alpha: float = ALPHA,
+) -> float | None:
+    """The smallest difference of success rates that so many paired episodes and seeds show.
+
+    The test is McNemar's exact one over the pairs of all seeds: it tells these trained policies apart. How
+    much other seeds would change them, it does not know; for that see :func:`detectable_mean_difference`.
+
+    Args:
+        episodes: of one evaluation, the same for both arms.
+        seeds: training seeds, each evaluated so.
+        discordant: the share of episodes that only one arm solves. The default is the most that policies
+            with equal success show by chance: unrelated, at a success rate of one half. An observed share
+            gives a smaller difference.
+        power: how likely the difference is found.
+        alpha: two-sided level; divide it by the number of arms for the worst that Holm's correction does.
+
+    Returns:
+        A difference in (0, 1], or None if no difference would do: fewer than 6 pairs at alpha 0.05.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    pairs = episodes * seeds
+    _check(pairs, discordant, power, alpha)
+    if mcnemar_power(pairs, 1.0, discordant=discordant, alpha=alpha) < power:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        enough = mcnemar_power(pairs, middle, discordant=discordant, alpha=alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def pairs_needed(
+    difference: float, *, discordant: float = UNRELATED, power: float = POWER, alpha: float = ALPHA
+) -> int | None:
+    """About how many paired episodes, over all seeds, show a difference of success rates.
+
+    The power of an exact test goes up in a saw-tooth; this is where it first passes, found by bisection.
+
+    Returns:
+        None for more than a million.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    _check(1, discordant, power, alpha)
+
+    def enough(n: int) -> bool:
+        return mcnemar_power(n, difference, discordant=discordant, alpha=alpha) >= power
+
+    high = 8
+    while not enough(high):
+        high *= 2
+        if high > MOST_PAIRS:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def detectable_mean_difference(
+    seeds: int, spread: float = 1.0, *, power: float = POWER, alpha: float = ALPHA
+) -> float | None:
+    """The smallest mean difference over seeds, such as of held-out errors, that the paired t-test shows.
+
+    Under a true difference δ the test's t has the noncentral t distribution with noncentrality
+    sqrt(seeds) · δ / spread.
+
+    Args:
+        seeds: training seeds.
+        spread: standard deviation over seeds of the paired difference; the result is in its unit.
+
+    Returns:
+        None for one seed, which has no spread.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    _check(seeds, UNRELATED, power, alpha)
+    if not (isfinite(spread) and spread >= 0):
+        raise StatsError(f"The spread over seeds must be finite and at least 0, got {spread}.")
+    if seeds < 2:
+        return None
+    low, high = 0.0, 1.0
+    while _t_power(seeds, high, alpha) < power:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _t_power(seeds, middle, alpha) >= power else (middle, high)
+    return high * spread
+
+
+def seeds_needed(
+    difference: float, spread: float, *, power: float = POWER, alpha: float = ALPHA
+) -> int | None:
+    """How many seeds show a mean difference by the paired t-test.
+
+    Returns:
+        None for a difference of 0, and for more than a thousand.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    if not isfinite(difference):
+        raise StatsError(f"A mean difference must be finite, got {difference}.")
+    _check(1, UNRELATED, power, alpha)
+    if spread == 0 or difference == 0:
+        return 2 if difference else None
+    effect = abs(difference) / spread
+    if _t_power(MOST_SEEDS, effect, alpha) < power:
+        return None
+    return 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=lambda seeds: _t_power(seeds, effect, alpha))
+
+
+def _t_power(seeds: int, effect: float, alpha: float) -> float:
+    """Power of the two-sided paired t-test at a difference of ``effect`` standard deviations."""
+    stats = scipy_stats()
+    critical = stats.t.ppf(1 - alpha / 2, seeds - 1)
+    noncentral = stats.nct(seeds - 1, np.sqrt(seeds) * effect)
+    # Far out scipy gives NaN for the tail on the other side, which is as good as empty there.
+    return float(noncentral.sf(critical) + np.nan_to_num(noncentral.cdf(-critical)))
+
+
+def _check(count: int, discordant: float, power: float, alpha: float) -> None:
+    if count < 0:
+        raise StatsError(f"The number of episodes and seeds must be at least 0, got {count}.")
+    if not 0 <= discordant <= 1:
+        raise StatsError(f"The share of discordant episodes must be between 0 and 1, got {discordant}.")
+    check_confidence(power)
+    check_confidence(alpha)

@@ -1,0 +1,52 @@
+"""Numbers of runs and episodes that may be missing: means, rates, amounts of data."""
+
+from collections.abc import Iterable, Sequence
+from math import isfinite
+from statistics import fmean, median
+from typing import Literal
+
+from spatial_forcing.bootstrap import Estimate
+from spatial_forcing.report.records import Points, Spread
+from spatial_forcing.results import Episode, RunResults
+from spatial_forcing.stats import Interval, wilson
+
+
+def finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
+
+
+def mean_of_known(values: Iterable[float | None], unit: float = 1) -> float | None:
+    """Mean of what was measured, in another unit; None if nothing was."""
+    known = [value for value in values if value is not None and isfinite(value)]
+    return unit * fmean(known) if known else None
+
+
+def median_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and isfinite(value)]
+    return median(known) if known else None
+
+
+def known_points(points: Iterable[tuple[float, float | None]]) -> Points:
+    """The points that have a value."""
+    return [(x, y) for x, y in points if y is not None and isfinite(y)]
+
+
+def success(episodes: Sequence[Episode]) -> Interval | None:
+    """Success rate with Wilson's interval; None without episodes."""
+    return wilson(sum(e.success for e in episodes), len(episodes)) if episodes else None
+
+
+def spread(found: Estimate, unit: float = 1) -> Spread:
+    """An estimate as a record, in another unit."""
+    value, low, high = (None if x is None else unit * x for x in (found.value, found.low, found.high))
+    return Spread(value=value, low=low, high=high)
+
+
+def data_unit(runs: Sequence[RunResults]) -> Literal["episodes", "% of the data"]:
+    """In what the amount of data is told: episodes where all runs say how many."""
+    return "episodes" if all(run.train_episodes for run in runs) else "% of the data"
+
+
+def amount_of_data(run: RunResults, unit: str) -> int:
+    """What a run was trained on."""
+    return run.train_episodes or 0 if unit == "episodes" else round(100 * run.fraction)

@@ -1,0 +1,175 @@
+"""Sentences below the verdict: what is unfinished, how soon errors were reached, references, the probe."""
+
+from collections.abc import Mapping, Sequence
+
+from spatial_forcing.report.records import ArmSummary, Comparison, Summary, ToTarget
+from spatial_forcing.report.wording import difference_text, listed, number, upper
+from spatial_forcing.results import ProbeRow
+
+# A policy whose held-out error is within this factor of the blind policy's has not learned to look.
+BLIND_FACTOR = 0.95
+# Where knowing the state leaves more than this share of the blind policy's error, eyes cannot save much
+# either.
+STATE_FACTOR = 0.7
+
+
+def notes(summary: Summary) -> list[str]:
+    """Sentences below the verdict."""
+    return [
+        *unfinished(summary),
+        *earlier_steps(summary),
+        *unsolved(summary.comparisons),
+        *error_notes(summary.comparisons),
+        *reference_notes(summary.arms),
+        *_probe_without_depth(summary.probe.rows if summary.probe else [], summary),
+    ]
+
+
+def unfinished(summary: Summary) -> list[str]:
+    """A sentence for each arm with a run that has not reached its last step or was not evaluated there."""
+    found = []
+    for name in summary.arms:
+        runs = [run for run in summary.runs if run.arm == name]
+        late = [run for run in runs if not run.finished]
+        if not runs:
+            found.append(f"{upper(name)} has no run yet.")
+        elif late and len(runs) == 1:
+            at = late[0].evaluated_step
+            evaluated = "has not been evaluated" if at is None else f"was last evaluated at step {at}"
+            trained = f"was trained for {late[0].trained_steps} of {late[0].steps} steps"
+            found.append(f"{upper(name)} is unfinished: it {trained} and {evaluated}.")
+        elif late:
+            found.append(f"{upper(name)} is unfinished: {len(late)} of its {len(runs)} runs are.")
+    return found
+
+
+def earlier_steps(summary: Summary) -> list[str]:
+    """Which arms are compared before their last step, or in some of their seeds only."""
+    found = []
+    for c in summary.comparisons:
+        ends = min(summary.arms[name].steps for name in (c.a, c.b))
+        planned = set(summary.arms[c.a].seeds_planned) & set(summary.arms[c.b].seeds_planned)
+        if c.step is not None and c.step < ends:
+            found.append(
+                f"{upper(c.b)} and {c.a} are compared at step {c.step}, the last at which both were "
+                "evaluated, not at the end."
+            )
+        if c.step is not None and len(c.seeds) < len(planned):
+            found.append(
+                f"{upper(c.b)} and {c.a} are compared in {len(c.seeds)} of {len(planned)} seeds so far."
+            )
+    return found
+
+
+def unsolved(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence that names the arms without any success."""
+    none = [c for c in comparisons if not c.problem and not (c.both or c.only_a or c.only_b)]
+    names = list(dict.fromkeys([*(c.b for c in none), *(c.a for c in none)]))
+    if not names:
+        return []
+    who = f"Neither {names[0]} nor {names[1]}" if len(names) == 2 else f"None of {listed(names)}"
+    return [f"{who} solved an episode."]
+
+
+def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """For each arm under test: how soon it reached the last errors of the others, and with how much data."""
+    found = []
+    for b in dict.fromkeys(c.b for c in comparisons):
+        of = [c for c in comparisons if c.b == b]
+        steps = [(c.a, c.steps_to_target) for c in of if c.steps_to_target]
+        data = [(c.a, c.data_to_target) for c in of if c.data_to_target]
+        found += [f"{upper(b)}: {_soon(steps, 'times fewer steps')}."] if steps else []
+        found += [f"{upper(b)}: {_soon(data, 'times less data')}."] if data else []
+    return found
+
+
+def _soon(reached: Sequence[tuple[str, ToTarget]], unit: str) -> str:
+    """Ratios to several targets; a bound is where a seed was never there, or was at its first evaluation."""
+    ratios = "; ".join(f"{a} ({number(to.target)}) {to.ratio}" for a, to in reached)
+    text = f"{unit} to the last held-out error of {ratios}"
+    if any(to.bounds for _, to in reached):
+        text += " (a bound where a seed was never at the target, or at its first measurement already)"
+    return text
+
+
+def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
+    """What the blind and the state references say about the others."""
+    blind, state = (arms[name].heldout_error if name in arms else None for name in ("blind", "state"))
+    if blind is None:
+        return []
+    found = []
+    level = {
+        name: arm
+        for name, arm in arms.items()
+        if arm.role != "reference" and (arm.heldout_error or 0) >= BLIND_FACTOR * blind
+    }
+    if level:
+        found.append(_blind_note(level, blind))
+    if state is not None and state > STATE_FACTOR * blind:
+        helps = "helps little" if state < blind else "does not help"
+        found.append(
+            f"Knowing the true state {helps} ({number(state)} against {number(blind)} blind): the action "
+            "error of this task, after so many steps, says little about seeing."
+        )
+    return found
+
+
+def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
+    """Arms that are no better than the blind policy, and what that means."""
+    steps = sorted(arm.evaluated_step or 0 for arm in level.values())
+    span = " to ".join(map(str, dict.fromkeys([steps[0], steps[-1]])))
+    errors = f"{', '.join(number(arm.heldout_error) for arm in level.values())} against {number(blind)}"
+    be, its, it, has = ("is", "its", "it", "has") if len(level) == 1 else ("are", "their", "they", "have")
+    better = (
+        "hardly better" if any((arm.heldout_error or 0) < blind for arm in level.values()) else "no better"
+    )
+    return (
+        f"{upper(listed(level))} {be} {better} than the blind policy by {its} action error ({errors}): "
+        f"in {span} steps {it} {has} not learned to use {its} images. How {it} would do with more steps, "
+        "this run cannot say."
+    )
+
+
+def probe_gains(summary: Summary) -> list[str]:
+    """A sentence for every arm from whose tokens depth is read better than from the plain arm's."""
+    arms, plain = summary.arms, summary.plain_arm or ""
+    rows = summary.probe.rows if summary.probe else []
+    differ = {row.name: to[plain] for row in rows if plain in (to := row.differences or {})}
+    gained = [name for name, one in differ.items() if one.high is not None and one.high < 0]
+    controls = [name for name in differ if name in arms and arms[name].role == "control"]
+    found = []
+    for name in (one for one in gained if one in arms and arms[one].role == "arm"):
+        text = (
+            f"Depth probe: depth is read better from the tokens of {name} than from those of {plain} "
+            f"(AbsRel {difference_text(differ[name])})"
+        )
+        if controls:
+            theirs = ", ".join(f"{one} {difference_text(differ[one])}" for one in controls)
+            also = [one for one in controls if one in gained]
+            content = "so do those of a control" if also else "not so from those of the controls"
+            text += f"; {content} ({theirs})"
+        found.append(f"{text}. The intervals are over held-out episodes of one training.")
+    return found
+
+
+def _probe_without_depth(rows: Sequence[ProbeRow], summary: Summary) -> list[str]:
+    """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
+    mean = next((row.absrel for row in rows if row.name == "mean depth"), None)
+    if mean is None:
+        return []
+    below = [row for row in rows if row.name in summary.arms and not _beats_mean(row, mean)]
+    if not below:
+        return []
+    names = ", ".join(f"{row.name} {number(row.absrel)}" for row in below)
+    return [
+        f"Depth probe: no better than the mean depth of each place (AbsRel {number(mean)}), which is the "
+        f"same probe without tokens, or not by more than other held-out episodes could change: {names}. A "
+        "linear map finds no depth in these tokens, or too little to tell."
+    ]
+
+
+def _beats_mean(row: ProbeRow, mean: float) -> bool:
+    """Whether AbsRel is below that of the mean depth, and so is its interval if there is one."""
+    difference = (row.differences or {}).get("mean depth")
+    high = None if difference is None else difference.high
+    return row.absrel < mean and (high is None or high < 0)

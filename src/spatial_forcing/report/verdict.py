@@ -1,0 +1,239 @@
+"""The verdict of a comparison: what is shown, what is not, and what it would take.
+
+A gain of an arm counts if it holds against the plain arm *and* against every control, whose targets know
+nothing of the image: what a control gains as well, the teacher's content did not bring.
+"""
+
+from collections.abc import Sequence
+
+from spatial_forcing.power import POWER, pairs_needed, seeds_needed
+from spatial_forcing.report.notes import probe_gains
+from spatial_forcing.report.records import Comparison, Errors, Summary, Verdict
+from spatial_forcing.report.wording import (
+    corrected_text,
+    listed,
+    number,
+    rate_text,
+    signed,
+    spread_text,
+    upper,
+)
+
+ALPHA = 0.05
+
+
+def verdict(summary: Summary) -> Verdict:
+    """What was found, in plain sentences with their numbers."""
+    compared = summary.comparisons
+    if not compared:
+        text = "There is nothing to compare: the results hold no second arm."
+        return Verdict(headline=f"{text} {seeds_note(summary)}", shown=[], not_shown=[], takes=[])
+    arms = [[c for c in compared if c.b == b] for b in dict.fromkeys(c.b for c in compared)]
+    lines = [(better(c, by) or worse(c, by), claim(c, by)) for of in arms for by in [measure(of)] for c in of]
+    by_success = [c for of in arms if measure(of) == "success" for c in of]
+    lines += [(True, claim(c, "error")) for c in by_success if better(c, "error") or worse(c, "error")]
+    return Verdict(
+        headline=" ".join([*(headline(of, summary) for of in arms), seeds_note(summary)]),
+        shown=[text for shown, text in lines if shown] + probe_gains(summary),
+        not_shown=[text for shown, text in lines if not shown] + no_control(summary),
+        takes=[text for of in arms for text in what_it_takes(of)],
+    )
+
+
+# ---- one comparison ----------------------------------------------------------------------------------------
+
+
+def measure(compared: Sequence[Comparison]) -> str:
+    """By what an arm is judged: success, or held-out errors where nothing was solved or no rollout ran."""
+    return "success" if any(c.both or c.only_a or c.only_b for c in compared) else "error"
+
+
+def different(c: Comparison, by: str) -> bool:
+    """Whether two arms differ significantly, after Holm's correction.
+
+    McNemar's test is about these trained policies. With several seeds the interval over seeds must agree.
+    """
+    if by == "error":
+        return c.errors is not None and c.errors.p_holm is not None and c.errors.p_holm < ALPHA
+    if c.p_holm is None or c.difference is None or c.p_holm >= ALPHA:
+        return False
+    low, high = c.difference.low, c.difference.high
+    return len(c.seeds) < 2 or low is None or high is None or low > 0 or high < 0
+
+
+def gain(c: Comparison, by: str) -> float:
+    """What b gained over a, above zero if b is better."""
+    if by == "error":
+        return 0.0 if c.errors is None else -(c.errors.difference.value or 0)
+    return 0.0 if c.difference is None else c.difference.value or 0
+
+
+def better(c: Comparison, by: str) -> bool:
+    return different(c, by) and gain(c, by) > 0
+
+
+def worse(c: Comparison, by: str) -> bool:
+    return different(c, by) and gain(c, by) < 0
+
+
+def claim(c: Comparison, by: str) -> str:
+    """One comparison in a sentence, with its numbers."""
+    if by == "error":
+        return _error_claim(c, c.errors) if c.errors else _no_claim(c)
+    if c.problem or c.success_a is None or c.success_b is None:
+        return _no_claim(c)
+    numbers = (
+        f"{rate_text(c.success_b)} against {rate_text(c.success_a, level='')}, difference "
+        f"{spread_text(c.difference, 0)} points, {corrected_text(c.p_value, c.p_holm)}"
+    )
+    if different(c, by):
+        return f"{upper(c.b)} succeeded {'more' if better(c, by) else 'less'} often than {c.a}: {numbers}."
+    if c.p_holm is not None and c.p_holm < ALPHA:
+        numbers += "; the interval over seeds includes zero, so other seeds may undo it"
+    return f"That {c.b} succeeds more often than {c.a}: {numbers}."
+
+
+def _error_claim(c: Comparison, errors: Errors) -> str:
+    numbers = f"{number(errors.b)} against {number(errors.a)}, difference {spread_text(errors.difference)}"
+    if errors.p_value is None:
+        numbers += ", no test over one seed" if len(errors.seeds) == 1 else ", not tested"
+    else:
+        test = f"paired t-test over {len(errors.seeds)} seeds"
+        numbers += f", {corrected_text(errors.p_value, errors.p_holm)} ({test})"
+    if different(c, "error"):
+        which = "lower" if better(c, "error") else "higher"
+        return f"{upper(c.b)} had a {which} action error on held-out demonstrations than {c.a}: {numbers}."
+    return f"That {c.b} has a lower action error on held-out demonstrations than {c.a}: {numbers}."
+
+
+def _no_claim(c: Comparison) -> str:
+    problem = (c.problem or "nothing was measured").rstrip(".")
+    return f"{upper(c.b)} and {c.a} cannot be compared: {problem}."
+
+
+# ---- the headline ------------------------------------------------------------------------------------------
+
+
+def headline(compared: Sequence[Comparison], summary: Summary) -> str:
+    """What is shown of one arm, against all that it was compared with."""
+    b, by = compared[0].b, measure(compared)
+    verb = "succeeded more often" if by == "success" else "had a lower held-out action error"
+    controls = [c for c in compared if summary.arms[c.a].role == "control"]
+    rivals = [c for c in compared if c not in controls]
+    level = [c.a for c in controls if not better(c, by)]
+    if not any(c.errors if by == "error" else not c.problem for c in compared):
+        return _no_claim(compared[0])
+    if not rivals or not all(better(c, by) for c in rivals):
+        return _not_better([c for c in rivals if not better(c, by)], controls, by)
+    ahead = f"{upper(b)} {verb} than {listed(c.a for c in rivals)}"
+    if not controls:
+        return f"{ahead}. Whether a target that knows nothing of the image does as well is not known."
+    if level:
+        return (
+            f"{ahead}, but not significantly more so than {listed(level, 'or')}, whose target knows nothing "
+            "of the image: that the teacher's content brought the gain is not shown."
+        )
+    return (
+        f"{ahead} and than {listed(c.a for c in controls)}, whose targets know nothing of the image: a gain "
+        "that has to do with the teacher's content."
+    )
+
+
+def _not_better(rivals: Sequence[Comparison], controls: Sequence[Comparison], by: str) -> str:
+    compared = rivals or controls
+    b, names = compared[0].b, listed((c.a for c in compared), "or")
+    if any(worse(c, by) for c in compared):
+        names = listed(c.a for c in compared if worse(c, by))
+        how = "succeeded less often" if by == "success" else "had a higher held-out action error"
+        return f"{upper(b)} {how} than {names}."
+    what = "more success" if by == "success" else "a lower held-out action error"
+    text = f"That {b} helps is not shown: no significant sign of {what} than {names}"
+    ahead = [c.a for c in controls if better(c, by)] if rivals else []
+    return f"{text}, though it did better than {listed(ahead)}." if ahead else f"{text}."
+
+
+def seeds_note(summary: Summary) -> str:
+    """How much the number of seeds allows to say."""
+    arms = [arm for arm in summary.arms.values() if arm.role != "reference"]
+    seeds = sorted({seed for arm in arms for seed in arm.seeds_planned})
+    if len(seeds) == 1:
+        return f"One seed ({seeds[0]}): a demonstration, not evidence."
+    if any(arm.seeds_planned != seeds for arm in arms):
+        return "The arms have different seeds; only those that two arms share are compared."
+    return f"{len(seeds)} seeds each."
+
+
+def no_control(summary: Summary) -> list[str]:
+    """What is not known without controls."""
+    if any(summary.arms[c.a].role == "control" for c in summary.comparisons):
+        return []
+    return ["That the teacher's content matters: no control was compared."]
+
+
+# ---- what it would take ------------------------------------------------------------------------------------
+
+
+def what_it_takes(compared: Sequence[Comparison]) -> list[str]:
+    """How many episodes or seeds would show what one arm did not show."""
+    by, found = measure(compared), []
+    level = [c for c in compared if not better(c, by)]
+    if by == "success":
+        found += _episodes([c for c in level if c.p_value is not None])
+    elif compared[0].p_value is not None:
+        found.append("More steps, or an easier task: no episode was solved.")
+    found += _seeds([c for c in (level if by == "error" else compared) if c.errors])
+    return found
+
+
+def _episodes(level: Sequence[Comparison]) -> list[str]:
+    """What these episodes can show, and how many more it takes to show what was seen."""
+    found = []
+    for c in level:
+        pairs = sum(x or 0 for x in (c.both, c.only_a, c.only_b, c.neither))
+        share = ((c.only_a or 0) + (c.only_b or 0)) / pairs
+        least = "no difference at all" if c.detectable is None else f"{c.detectable:.0f} points or more"
+        text = (
+            f"{upper(c.b)} against {c.a}: {pairs} pairs of episodes, {100 * share:.0f} % of them solved by "
+            f"one of the two alone, show a difference of {least} (power {POWER})"
+        )
+        seen = gain(c, "success")
+        needed = pairs_needed(seen / 100, discordant=share) if seen > 0 else None
+        if seen <= 0:
+            text += f". What was seen, {seen:+.0f} points, is no gain; more episodes would not show one"
+        elif needed:
+            per_seed = pairs // len(c.seeds)
+            text += (
+                f"; to show the {seen:+.0f} points that were seen takes about {needed} pairs: "
+                f"{-(-needed // per_seed)} seeds of {per_seed} episodes"
+            )
+        found.append(f"{text}.")
+    return found
+
+
+def _seeds(compared: Sequence[Comparison]) -> list[str]:
+    """How many seeds would show a lower error, or any other seeds' verdict."""
+    if not compared:
+        return []
+    if len(compared[0].errors.seeds if compared[0].errors else []) == 1:
+        return ["More seeds, three at least: one says nothing about other trainings."]
+    found = []
+    for c in compared:
+        e = c.errors
+        if e is None or e.detectable is None or better(c, "error"):
+            continue
+        text = (
+            f"{upper(c.b)} against {c.a}: {len(e.seeds)} seeds that vary as these show a difference in "
+            f"action error of {number(e.detectable)} or more (power {POWER})"
+        )
+        seen = e.difference.value or 0
+        needed = seeds_needed(seen, _deviation(e)) if seen < 0 else None
+        if needed:
+            text += f"; to show the {signed(seen)} that was seen takes {needed} seeds"
+        found.append(f"{text}.")
+    return found
+
+
+def _deviation(errors: Errors) -> float:
+    values = list(errors.by_seed.values())
+    centre = sum(values) / len(values)
+    return (sum((x - centre) ** 2 for x in values) / (len(values) - 1)) ** 0.5
