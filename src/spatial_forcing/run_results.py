@@ -51,6 +51,7 @@ class Evaluation(Record):
         episodes: in the order of the seeds; none without an environment.
         videos: files of the first few episodes, relative to the folder of the run.
         seconds: wall time of the rollouts.
+        heldout_seconds: of the held-out error and loss.
     """
 
     step: int
@@ -59,6 +60,7 @@ class Evaluation(Record):
     episodes: list[Episode]
     videos: list[str] = Field(default_factory=list)
     seconds: float | None = None
+    heldout_seconds: float | None = None
 
     @field_validator("episodes")
     @classmethod

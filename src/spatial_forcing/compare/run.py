@@ -16,6 +16,7 @@ Several processes (``accelerate launch``) train together; the first of them eval
 import os
 import resource
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,17 +130,23 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
 
     loaded = LoadedPolicy(checkpoint, config.policy.device)
     frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
+    start = time.perf_counter()
     error, loss = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
-    found = Evaluation(step=step, heldout_error=error, heldout_loss=loss, episodes=[])
+    heldout = {
+        "step": step,
+        "heldout_error": error,
+        "heldout_loss": loss,
+        "heldout_seconds": time.perf_counter() - start,
+    }
+    found = Evaluation(step=step, episodes=[])
     if env is not None:
         film = folder / "videos" if step == max(spec.steps) and spec.videos else None
         rolled = roll_out(
             loaded, env, episodes=spec.episodes, seed=spec.eval_seed, videos=film, video_count=spec.videos
         )
         videos = [str(Path(video).relative_to(folder)) for video in rolled.videos]
-        found = rolled.model_copy(
-            update={"step": step, "heldout_error": error, "heldout_loss": loss, "videos": videos}
-        )
+        found = rolled.model_copy(update={"videos": videos})
+    found = found.model_copy(update=heldout)
     found.save(evaluation_path(folder, step))
 
 

@@ -1,0 +1,148 @@
+"""What a comparison would do, cost and be able to show, found out by making every arm's first steps."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spatial_forcing.compare.command import device_of
+from spatial_forcing.compare.features import dataset_of, stored_features
+from spatial_forcing.compare.gather import run_results
+from spatial_forcing.compare.launch import Launch, gpu_count, launch, prepare
+from spatial_forcing.compare.plan import Comparison, folder_of
+from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
+from spatial_forcing.console import duration, stages
+from spatial_forcing.files import size_text
+from spatial_forcing.power import detectable_difference, detectable_mean_difference
+
+# Steps that are timed; the first ones load and compile.
+TIMED, WARM = 6, 2
+FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of an arm cost, measured on its first steps.
+
+    Attributes:
+        step: seconds of one, waiting for data included.
+        heldout: seconds per held-out frame.
+        rollout: seconds of one rollout per task; 0 without an environment.
+        checkpoint: bytes.
+    """
+
+    step: float
+    heldout: float
+    rollout: float
+    checkpoint: int
+
+
+def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
+    """Prints what a comparison would do, cost and be able to show; keeps nothing.
+
+    Raises:
+        CompareError: an arm would not train, or looks wrong.
+    """
+    with tempfile.TemporaryDirectory() as folder, stages(console) as bars:
+        device, out = device_of(comparison), Path(folder)
+        small = small_version(comparison, steps=TIMED, frames=FRAMES)
+        odd = check_arms(small, out / "check", bars, device)
+        start = time.perf_counter()
+        features = stored_features(small, out, bars, device)
+        storing = time.perf_counter() - start
+        bar = bars.add_task("first steps of every arm", total=len(small.arms))
+        alone = replace(how, workers=1, cluster=None)
+        launch(prepare(small, out, features), out, alone, lambda: None)
+        bars.update(bar, completed=len(small.arms))
+        costs = {run.arm.name: cost_of(small, run, out) for run in small.runs()}
+        frames = frames_of(small, small.split.train)
+        stored = sum(path.stat().st_size for path in (out / "features").rglob("*") if path.is_file())
+    workers = how.workers or gpu_count() or 2
+    whole = frames_of(comparison, comparison.split.train) * sum(comparison.fractions)
+    for line in lines(comparison, costs, workers, storing * whole / frames, stored * whole / frames):
+        console.print(line, highlight=False, markup=False)
+    for name, messages in odd.items():
+        for message in messages:
+            console.print(f"{name}: {message}", highlight=False, markup=False)
+
+
+def frames_of(comparison: Comparison, episodes: Sequence[int]) -> int:
+    """Frames of some episodes."""
+    meta = dataset_of(comparison).meta
+    return sum(int(meta.episodes[episode]["length"]) for episode in episodes)
+
+
+def cost_of(small: Comparison, run: Any, out: Path) -> Cost:
+    """What the run of a small version cost."""
+    found = run_results(small, run, out)
+    steps = [(row.update_s or 0.0) + (row.dataloading_s or 0.0) for row in found.curves if row.step > WARM]
+    last = found.evaluations[-1]
+    looked_at = min(small.measures.heldout_frames, frames_of(small, small.split.heldout))
+    checkpoints = folder_of(out, run) / "train" / "checkpoints"
+    return Cost(
+        step=sum(steps) / len(steps),
+        heldout=(last.heldout_seconds or 0.0) / looked_at,
+        rollout=(last.seconds or 0.0) / small.measures.episodes,
+        checkpoint=sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file()),
+    )
+
+
+def lines(
+    comparison: Comparison, costs: dict[str, Cost], workers: int, storing: float, stored: float
+) -> list[str]:
+    """What a dry run prints.
+
+    Args:
+        comparison: the whole.
+        costs: by arm.
+        workers: runs at a time.
+        storing, stored: seconds and bytes that the teachers' features take.
+    """
+    measures, evaluations = comparison.measures, len(comparison.evaluated_steps)
+    each = len(comparison.seeds) * len(comparison.fractions)
+    looked_at = min(measures.heldout_frames, frames_of(comparison, comparison.split.heldout))
+    seconds = {
+        name: comparison.steps * one.step
+        + evaluations * (looked_at * one.heldout + measures.episodes * one.rollout)
+        for name, one in costs.items()
+    }
+    said = [
+        f"{len(comparison.runs())} runs: {len(comparison.arms)} arms x {len(comparison.seeds)} seeds x "
+        f"{len(comparison.fractions)} fractions, {comparison.steps} steps each; trained on "
+        f"{len(comparison.split.train)} episodes, {len(comparison.split.heldout)} held out."
+    ]
+    for name, differs in what_differs(comparison):
+        said.append(
+            f"  {name:<12} {costs[name].step:.3g} s per step, {duration(seconds[name])} a run: {differs}"
+        )
+    total = each * sum(seconds.values()) / workers + storing
+    disk = stored + each * evaluations * sum(one.checkpoint for one in costs.values())
+    said.append(
+        f"About {duration(total)} with {workers} at a time, {duration(storing)} of it for the teachers' features; "
+        f"{size_text(round(disk))} on disk."
+    )
+    return [*said, *what_it_can_show(comparison, rolled=any(one.rollout for one in costs.values()))]
+
+
+def what_it_can_show(comparison: Comparison, *, rolled: bool) -> list[str]:
+    """The smallest differences that so many episodes and seeds show with power 0.8."""
+    seeds, episodes = len(comparison.seeds), comparison.measures.episodes
+    others = max(1, sum(arm.role != "reference" for arm in comparison.arms) - 1)
+    said = []
+    if rolled:
+        smallest = detectable_difference(episodes, seeds, alpha=0.05 / others)
+        what = "none at all" if smallest is None else f"{100 * smallest:.0f} points or more"
+        said.append(
+            f"Success, {episodes} paired episodes per task x {seeds} seeds: a difference of {what} would be found "
+            f"four times in five (McNemar's exact test at 0.05 / {others} comparisons, for policies that solve "
+            "half of the episodes; fewer points where they solve most or few)."
+        )
+    smallest = detectable_mean_difference(seeds, alpha=0.05 / others)
+    said.append(
+        "Held-out error: one seed says nothing about the spread."
+        if smallest is None
+        else f"Held-out error, {seeds} seeds: a difference of {smallest:.1f} times its deviation over seeds."
+    )
+    return said
