@@ -120,8 +120,8 @@ def lines(
     total = each * sum(seconds.values()) / workers + storing
     disk = stored + each * evaluations * sum(one.checkpoint for one in costs.values())
     said.append(
-        f"About {duration(total)} with {workers} at a time, {duration(storing)} of it for the teachers' features; "
-        f"{size_text(round(disk))} on disk."
+        f"About {duration(total)} with {workers} at a time, {duration(storing)} of it for the teachers' "
+        f"features; {size_text(round(disk))} on disk."
     )
     return [*said, *what_it_can_show(comparison, rolled=any(one.rollout for one in costs.values()))]
 
@@ -135,9 +135,9 @@ def what_it_can_show(comparison: Comparison, *, rolled: bool) -> list[str]:
         smallest = detectable_difference(episodes, seeds, alpha=0.05 / others)
         what = "none at all" if smallest is None else f"{100 * smallest:.0f} points or more"
         said.append(
-            f"Success, {episodes} paired episodes per task x {seeds} seeds: a difference of {what} would be found "
-            f"four times in five (McNemar's exact test at 0.05 / {others} comparisons, for policies that solve "
-            "half of the episodes; fewer points where they solve most or few)."
+            f"Success, {episodes} paired episodes per task x {seeds} seeds: a difference of {what} would be "
+            f"found four times in five (McNemar's exact test at 0.05 / {others} comparisons, for policies that "
+            "solve half of the episodes; fewer points where they solve most or few)."
         )
     smallest = detectable_mean_difference(seeds, alpha=0.05 / others)
     said.append(
