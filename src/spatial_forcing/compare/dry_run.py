@@ -136,8 +136,8 @@ def what_it_can_show(comparison: Comparison, *, rolled: bool) -> list[str]:
         what = "none at all" if smallest is None else f"{100 * smallest:.0f} points or more"
         said.append(
             f"Success, {episodes} paired episodes per task x {seeds} seeds: a difference of {what} would be "
-            f"found four times in five (McNemar's exact test at 0.05 / {others} comparisons, for policies that "
-            "solve half of the episodes; fewer points where they solve most or few)."
+            f"found four times in five (McNemar's exact test at 0.05 / {others} comparisons, for policies "
+            "that solve half of the episodes; fewer points where they solve most or few)."
         )
     smallest = detectable_mean_difference(seeds, alpha=0.05 / others)
     said.append(

@@ -1,0 +1,240 @@
+"""What a comparison is made of: arms, their training commands, splits of episodes; before anything runs."""
+
+from dataclasses import asdict
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spatial_forcing.compare.arm import Arm, arms_of
+from spatial_forcing.compare.command import job_options
+from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined
+from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, take_folder
+from spatial_forcing.compare.preflight import check_shared
+from spatial_forcing.compare.split import Split, split_episodes
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+
+FLAGS = [
+    "--policy.type=smolvla",
+    "--dataset.repo_id=me/cups",
+    "--steps=1000",
+    "--policy.forcing.loss_weight=2",
+]
+
+
+def names(arms: list[Arm]) -> list[str]:
+    return [arm.name for arm in arms]
+
+
+# ---- arms --------------------------------------------------------------------------------------------------
+
+
+def test_the_controls_are_in_every_comparison_unless_they_are_left_out():
+    assert names(arms_of(["plain", "forced"], None, "vggt-1b")) == ["plain", "forced", "shuffled", "place"]
+    assert names(arms_of(["forced", "place"], None, "vggt-1b")) == ["forced", "place", "shuffled"]
+    assert names(arms_of(["plain", "forced"], None, "vggt-1b", controls=False)) == ["plain", "forced"]
+    roles = {arm.name: arm.role for arm in arms_of(["plain", "forced"], None, "vggt-1b")}
+    assert roles == {"plain": "arm", "forced": "arm", "shuffled": "control", "place": "control"}
+
+
+def test_arms_of_a_file_follow_the_presets(tmp_path):
+    file = tmp_path / "arms.yaml"
+    file.write_text(
+        "- name: strong\n  forcing: {teacher: vggt-1b, loss_weight: 4.0}\n"
+        "- name: blind\n  role: reference\n  policy: {use_images: false}\n"
+    )
+    arms = arms_of(["plain"], str(file), "vggt-1b")
+    assert names(arms) == ["plain", "strong", "blind", "shuffled", "place"]
+    assert arms[1].differs == ["--policy.forcing.teacher=vggt-1b", "--policy.forcing.loss_weight=4.0"]
+    assert arms[2].differs == ["--policy.use_images=false"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- name: a\n  steps: 5\n", r"line 2: .*key of an arm 'steps'.*forcing"),
+        ("- name: a\n  role: judge\n", r"line 2: .*role 'judge'"),
+        ("- name: a b\n", r"line 1: An arm's name has letters"),
+        ("- name: a\n  policy: {chunk_size: 4}\n", r"line 1: .*'a' has options of the policy \(chunk_size\)"),
+        ("- name: a\n  forcing: {cache: x}\n", r"line 2: Features are stored by the comparison itself"),
+        ("- name: a\n  forcing: yes please\n", r"line 2: forcing is a mapping of options"),
+        ("- name: a\n- name: a\n", r"line 2: the name a is taken"),
+        ("- name: plain\n", r"Two arms are called 'plain'"),
+        ("", "is empty"),
+    ],
+)
+def test_arms_that_cannot_be(tmp_path, text, says):
+    (tmp_path / "arms.yaml").write_text(text)
+    with pytest.raises(SpatialForcingError, match=says):
+        arms_of(["plain"], str(tmp_path / "arms.yaml"), "vggt-1b")
+
+
+@pytest.mark.parametrize(
+    ("presets", "says"),
+    [
+        (["plain", "forcd"], r"Unknown arm 'forcd'. Did you mean 'forced'"),
+        (["plain"], "at least two arms; got plain"),
+        (["plain", "plain"], "Two arms are called 'plain'"),
+        (["plain", "untrained"], "No untrained version of the teacher 'vggt-1b'"),
+    ],
+)
+def test_presets_that_cannot_be(presets, says):
+    with pytest.raises((SpatialForcingError, UnknownNameError), match=says):
+        arms_of(presets, None, "vggt-1b")
+
+
+# ---- commands ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_of_an_arm_has_its_type_and_its_options():
+    plain, forced, shuffled, _ = arms_of(["plain", "forced"], None, "vggt-1b")
+    assert arm_flags(FLAGS, plain) == FLAGS[:3]
+    assert arm_flags(FLAGS, forced) == [
+        "--policy.type=sf_smolvla",
+        *FLAGS[1:],
+        "--policy.forcing.teacher=vggt-1b",
+    ]
+    assert "--policy.forcing.control=shuffled" in arm_flags(FLAGS, shuffled)
+    strong = Arm("strong", forcing={"loss_weight": 4.0})
+    assert [flag for flag in arm_flags(FLAGS, strong) if "loss_weight" in flag] == [
+        "--policy.forcing.loss_weight=4.0"
+    ]
+
+
+def test_flags_in_two_words_are_one():
+    assert joined(["--steps", "5", "--policy.path=x", "--flag"]) == ["--steps=5", "--policy.path=x", "--flag"]
+    with pytest.raises(CompareError, match="'stray' is none"):
+        joined(["stray", "--steps=5"])
+
+
+@pytest.mark.parametrize("flag", ["seed=1", "output_dir=x", "resume=true", "policy.forcing.cache=x"])
+def test_flags_that_a_comparison_decides_are_refused(flag):
+    with pytest.raises(CompareError, match=rf"--{flag.partition('=')[0]} is not for the command"):
+        check_flags([f"--{flag}"])
+
+
+def test_options_of_jobs():
+    assert job_options(["timeout_min=60", "slurm_partition=gpu"]) == (
+        ("timeout_min", 60),
+        ("slurm_partition", "gpu"),
+    )
+    with pytest.raises(CompareError, match="name=value"):
+        job_options(["gpu"])
+
+
+# ---- episodes ----------------------------------------------------------------------------------------------
+
+tasks = st.lists(st.sampled_from("abc"), min_size=4, max_size=40).map(lambda names: dict(enumerate(names)))
+
+
+@given(tasks, st.floats(0.05, 0.4), st.integers(0, 9))
+def test_held_out_episodes_are_of_every_task_and_in_no_share(by_episode, holdout, seed):
+    counts = {task: list(by_episode.values()).count(task) for task in by_episode.values()}
+    if min(counts.values()) < 2:
+        return
+    split = split_episodes(by_episode, holdout=holdout, seed=seed)
+    assert {*split.train} | {*split.heldout} == by_episode.keys()
+    assert not {*split.train} & {*split.heldout}
+    assert {by_episode[e] for e in split.heldout} == set(counts)
+    shares = [split.share(fraction) for fraction in (0.1, 0.3, 0.6, 1.0)]
+    for smaller, larger in pairwise(shares):
+        assert {*smaller} <= {*larger}
+    assert shares[-1] == sorted(split.train)
+    assert split == split_episodes(by_episode, holdout=holdout, seed=seed)
+
+
+def test_named_episodes_are_held_out():
+    split = split_episodes(dict.fromkeys(range(6), "reach"), heldout=[4, 1])
+    assert split.heldout == (1, 4)
+    assert sorted(split.train) == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "options", "says"),
+    [
+        (1, {}, "Of 1 episodes 1 would be held out and 0 trained on"),
+        (3, {"heldout": [7]}, r"names 7, which is not among the episodes of the data set \(0 to 2\)"),
+        (3, {"heldout": [0, 1, 2]}, "0 trained on"),
+        (3, {"holdout": 0.0}, "above 0 and below 1; got 0.0"),
+        (3, {"holdout": 1.5}, "got 1.5"),
+    ],
+)
+def test_splits_that_cannot_be(episodes, options, says):
+    with pytest.raises(CompareError, match=says):
+        split_episodes(dict.fromkeys(range(episodes), "reach"), **options)
+
+
+# ---- the whole ---------------------------------------------------------------------------------------------
+
+
+def comparison(**options) -> Comparison:
+    given = {
+        "flags": tuple(FLAGS),
+        "arms": tuple(arms_of(["plain", "forced"], None, "vggt-1b")),
+        "seeds": (0, 1),
+        "fractions": (0.5, 1.0),
+        "split": Split((3, 0, 2, 4), (1,)),
+        "steps": 1000,
+    }
+    return Comparison(**given | options)
+
+
+def test_every_run_differs_from_the_others_of_its_seed_and_data_in_the_arm_alone(tmp_path):
+    one = comparison()
+    runs = one.runs()
+    assert len(runs) == len({run.name for run in runs}) == 4 * 2 * 2
+    flags = {run.name: set(one.run_flags(run, tmp_path / run.name)) for run in runs}
+    for run in runs:
+        plain = flags[Run(one.arms[0], run.seed, run.fraction).name]
+        more = {f for f in flags[run.name] - plain if not f.startswith(("--output_dir", "--policy."))}
+        assert not more
+    half = Run(one.arms[0], 1, 0.5)
+    assert "--dataset.episodes=[0,3]" in flags[half.name]
+    assert {"--seed=1", "--save_freq=250", "--env_eval_freq=0"} <= flags[half.name]
+    assert one.evaluated_steps == [250, 500, 750, 1000]
+
+
+def test_a_folder_is_of_one_comparison(tmp_path):
+    out = tmp_path / "out"
+    take_folder(out, comparison())
+    take_folder(out, comparison())
+    assert comparison_in(out) == comparison()
+    with pytest.raises(CompareError, match=r"another comparison.*seeds"):
+        take_folder(out, comparison(seeds=(5,)))
+    assert asdict(comparison_in(out)) == asdict(comparison())
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("")
+    with pytest.raises(CompareError, match="not empty"):
+        take_folder(tmp_path / "thesis", comparison())
+    with pytest.raises(CompareError, match="holds no comparison"):
+        comparison_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seeds": ()}, "--seeds names at least one"),
+        ({"seeds": (1, 1)}, "none twice; got 1, 1"),
+        ({"seeds": (-1,)}, "whole numbers from 0"),
+        ({"fractions": (0.0,)}, "above 0 and up to 1"),
+        ({"measures": Measures(evaluations=2000)}, "2000 evaluations do not fit into 1000 steps"),
+    ],
+)
+def test_comparisons_that_cannot_be(options, says):
+    with pytest.raises(CompareError, match=says):
+        comparison(**options)
+
+
+def test_arms_that_differ_in_what_they_share_are_refused():
+    arms = {
+        "plain": Arm("plain"),
+        "forced": Arm("forced", forcing={}),
+        "blind": Arm("blind", role="reference"),
+    }
+    config = {"steps": 5, "policy.chunk_size": 8}
+    check_shared(arms, {"plain": config, "forced": config, "blind": config | {"policy.chunk_size": 4}})
+    with pytest.raises(CompareError, match=r"'plain' and 'forced' differ in policy.chunk_size: 8 against 4"):
+        check_shared(arms, {"plain": config, "forced": config | {"policy.chunk_size": 4}, "blind": config})
+    with pytest.raises(CompareError, match=r"'plain' and 'blind' differ in steps"):
+        check_shared(arms, {"blind": config | {"steps": 6}, "plain": config, "forced": config})
