@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.results import Episode, Evaluation
 
 # Frames at a time of the held-out error; fixed, as draws go by batches.
@@ -56,7 +56,11 @@ class LoadedPolicy:
         register_third_party_plugins()
         config = PreTrainedConfig.from_pretrained(checkpoint)
         config.device, config.pretrained_path = device, checkpoint
-        self.policy = get_policy_class(config.type).from_pretrained(checkpoint, config=config)
+        of_type = get_policy_class(config.type)
+        if config.use_peft:
+            self.policy = with_adapter(of_type, checkpoint, config)
+        else:
+            self.policy = of_type.from_pretrained(checkpoint, config=config)
         self.preprocess, self.postprocess = make_pre_post_processors(
             config,
             pretrained_path=str(checkpoint),
@@ -93,6 +97,17 @@ class LoadedPolicy:
             episodes=episodes,
         )
         return read_chunks_alone(frames)
+
+
+def with_adapter(of_type: Any, checkpoint: Path, config: Any) -> Any:
+    """The policy that an adapter (LoRA) was trained on, with the adapter."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise MissingDependencyError("peft", "policies") from error
+    adapter = PeftConfig.from_pretrained(str(checkpoint))
+    base = of_type.from_pretrained(adapter.base_model_name_or_path, config=config, revision=adapter.revision)
+    return PeftModel.from_pretrained(base, str(checkpoint), config=adapter).to(config.device)
 
 
 @contextmanager

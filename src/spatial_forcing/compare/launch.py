@@ -200,20 +200,21 @@ def failure(folder: Path, said: str) -> CompareError:
 def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[], None]) -> None:
     """Makes every run a job of submitit, and waits for all."""
     executor = executor_of(out, how)
-    jobs = {folder: executor.submit(run_logged, folder.resolve(), how.accelerate) for folder in folders}
-    left = dict(jobs)
+    # A cluster has a queue of its own; here everything would start at once.
+    at_once = how.workers or 2 if how.cluster == "local" else len(folders)
+    waiting, running = deque(folders), {}
     try:
-        while left:
-            for folder, job in list(left.items()):
-                if not job.done():
-                    continue
-                del left[folder]
-                if (error := job.exception()) is not None:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                folder = waiting.popleft()
+                running[folder] = executor.submit(run_logged, folder.resolve(), how.accelerate)
+            for folder in [folder for folder, job in running.items() if job.done()]:
+                if (error := running.pop(folder).exception()) is not None:
                     raise failure(folder, _reason(error)) from error
             watch()
             time.sleep(EVERY)
     finally:
-        for job in left.values():
+        for job in running.values():
             job.cancel(check=False)
 
 
@@ -242,6 +243,6 @@ def executor_of(out: Path, how: Launch) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of what submitit says of a failed job that names a reason."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip("- \t")]
+    """The last line of what submitit says of a failed job; before it there is a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip("- \t")]
     return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,153 @@
+"""A comparison from one command to its report: equal starts, resumed, never repeated, looked at first."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_dataset import make_dataset
+
+from spatial_forcing.cache.store import CacheError, FeatureStore
+from spatial_forcing.cli import main
+from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.run import run
+from spatial_forcing.compare.start import BATCHES, NOTE, Start, checksum_of
+from spatial_forcing.results import Results
+
+RUNS = ["forced-f100-s0", "plain-f100-s0"]
+
+
+def command(out: Path, dataset: Path, *options: str, flags: tuple[str, ...] = ()) -> list[str]:
+    words = ["compare", "--out", str(out), "--seeds", "0", "--arms", "plain", "forced", "--no-controls"]
+    words += ["--teacher", "untrained-tiny", "--evaluations", "2", "--holdout", "0.3", *options, "--"]
+    words += ["--policy.type=tiny", "--policy.image_size=28", "--policy.width=32", "--policy.depth=4"]
+    words += ["--policy.heads=2", "--policy.device=cpu", "--steps=4", "--batch_size=2", "--num_workers=0"]
+    return [*words, "--dataset.repo_id=local/small", f"--dataset.root={dataset}", "--log_freq=1", *flags]
+
+
+def status(words: list[str], monkeypatch) -> int:
+    """Exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["spatial-forcing", *words])
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("compare") / "data", episodes=4, frames=6)
+
+
+@pytest.fixture(scope="module")
+def compared(dataset, tmp_path_factory) -> Path:
+    """The folder of a comparison of two arms."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        assert status(command(out, dataset), patch) == 0
+    return out
+
+
+def test_from_one_command_to_the_report(compared):
+    results = Results.read(compared / "results.json")
+    assert {run.arm: run.train_episodes for run in results.runs} == {"plain": 2, "forced": 2}
+    for one in results.runs:
+        assert [evaluation.step for evaluation in one.evaluations] == [2, 4]
+        assert all(evaluation.heldout_error and evaluation.heldout_loss for evaluation in one.evaluations)
+        assert one.seconds_per_step
+        assert one.peak_memory_mb
+        assert one.parameters == results.runs[0].parameters
+    assert (compared / "report.html").stat().st_size > 10_000
+
+
+def test_arms_begin_with_the_same_weights_and_batches(compared):
+    forced, plain = (json.loads((compared / "runs" / name / NOTE).read_text()) for name in RUNS)
+    assert forced == plain
+    assert len(set(plain["batches"])) == BATCHES
+
+
+def test_stored_features_know_nothing_of_held_out_episodes(compared):
+    heldout = json.loads((compared / "comparison.json").read_text())["split"]["heldout"]
+    store = FeatureStore(compared / "features" / "untrained-tiny-f100")
+    assert store.source.frames == 2 * 6
+    with pytest.raises(CacheError, match="which do not have it"):
+        store.read(torch.tensor([6 * heldout[0]]))
+
+
+def test_a_finished_run_is_not_repeated_and_an_interrupted_one_continues(
+    compared, dataset, monkeypatch, tmp_path
+):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    for name in RUNS:  # runs name their folder
+        spec = out / "runs" / name / "run.json"
+        spec.write_text(spec.read_text().replace(str(compared), str(out)))
+    plain = out / "runs" / "plain-f100-s0"
+    last = json.loads((plain / "eval" / "000004.json").read_text())
+    (plain / "eval" / "000004.json").unlink()
+    shutil.rmtree(plain / "train" / "checkpoints" / "000004")
+    (plain / "train" / "checkpoints" / "last").unlink()
+    (plain / "train" / "checkpoints" / "last").symlink_to("000002")
+    kept = (plain / "eval" / "000002.json").stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    run(plain)
+    again = json.loads((plain / "eval" / "000004.json").read_text())
+    assert again["heldout_error"] == last["heldout_error"], "straight through and continued are the same"
+    assert (plain / "eval" / "000002.json").stat().st_mtime_ns == kept
+
+
+def test_how_far_it_is(compared, monkeypatch, capsys):
+    assert status(["compare", "status", "--out", str(compared)], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 runs finished" in said
+    assert said.count("2 of 2") == 3
+
+
+class Policy(torch.nn.Module):
+    def __init__(self, value: float):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((2,), value))
+        self.forcing = torch.nn.Linear(2, 2)
+
+
+def begun(folder: Path, siblings: list[Path], value: float, batches: list[float]) -> None:
+    start = Start(folder, siblings)
+    for number in batches:
+        start.note(Policy(value), {"index": torch.tensor([number]), "task": ["reach"]})
+
+
+def test_a_run_that_begins_otherwise_than_its_siblings_stops(tmp_path):
+    assert checksum_of(Policy(1.0)) == checksum_of(Policy(1.0)), "what forcing adds does not count"
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    a, b, c = (tmp_path / name for name in "abc")
+    begun(a, [], 1.0, [1, 2, 3])
+    begun(b, [a], 1.0, [1, 2, 3])
+    with pytest.raises(CompareError, match="c and a do not begin with the same weights"):
+        begun(c, [a], 2.0, [1, 2, 3])
+    with pytest.raises(CompareError, match="c and a do not begin with the same batches"):
+        begun(c, [a], 1.0, [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "says"),
+    [
+        ((), ("--seed=3",), "--seed is not for the command"),
+        ((), ("--stepz=3",), "Did you mean --steps"),
+        ((), ("--policy.forcing.site=blocks.9",), "blocks.9"),
+        (("--teacher", "vgg"), (), "Unknown teacher"),
+        (("--fractions", "0"), (), "above 0 and up to 1"),
+        (("--holdout-episodes", "9"), (), "names 9"),
+        ((), ("--env.type=libero", "--env.task=libero_10"), "environment libero cannot be made"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_trains(
+    dataset, tmp_path, monkeypatch, capsys, options, flags, says
+):
+    out = tmp_path / "out"
+    assert status(command(out, dataset, *options, flags=flags), monkeypatch) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (out / "runs").exists()
