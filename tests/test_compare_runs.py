@@ -17,6 +17,8 @@ from spatial_forcing.compare.start import BATCHES, NOTE, Start, checksum_of
 from spatial_forcing.results import Results
 
 RUNS = ["forced-f100-s0", "plain-f100-s0"]
+# Each run is a process that imports LeRobot: minutes on a machine that is busy otherwise.
+pytestmark = pytest.mark.timeout(900)
 
 
 def command(out: Path, dataset: Path, *options: str, flags: tuple[str, ...] = ()) -> list[str]:
@@ -81,7 +83,7 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_continues(
     compared, dataset, monkeypatch, tmp_path
 ):
     out = tmp_path / "out"
-    shutil.copytree(compared, out)
+    shutil.copytree(compared, out, symlinks=True)
     for name in RUNS:  # runs name their folder
         spec = out / "runs" / name / "run.json"
         spec.write_text(spec.read_text().replace(str(compared), str(out)))

@@ -81,7 +81,13 @@ class LoadedPolicy:
         from spatial_forcing.patches.versions import renames_before_preprocessing
 
         renamed = rename_map if rename_map and renames_before_preprocessing() else {}
-        loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=0)
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=False,
+            num_workers=0,
+            generator=torch.Generator(),  # for the seed of workers, which would be torch's next number
+        )
         for batch in loader:
             yield self.preprocess({renamed.get(name, name): value for name, value in batch.items()})
 

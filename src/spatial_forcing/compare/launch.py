@@ -210,7 +210,7 @@ def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[],
                 running[folder] = executor.submit(run_logged, folder.resolve(), how.accelerate)
             for folder in [folder for folder, job in running.items() if job.done()]:
                 if (error := running.pop(folder).exception()) is not None:
-                    raise failure(folder, _reason(error)) from error
+                    raise failure(folder, _reason(folder, error)) from error
             watch()
             time.sleep(EVERY)
     finally:
@@ -242,7 +242,7 @@ def executor_of(out: Path, how: Launch) -> Any:
     return executor
 
 
-def _reason(error: Exception) -> str:
-    """The last line of what submitit says of a failed job; before it there is a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip("- \t")]
-    return lines[-1] if lines else type(error).__name__
+def _reason(folder: Path, error: Exception) -> str:
+    """Why a job failed: what the run said last, or what submitit says first; a traceback follows there."""
+    said = last_words(folder) if log_size(folder) else ""
+    return said or next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
