@@ -78,6 +78,12 @@ def decoder() -> Callable[..., torch.nn.Module]:
     return build
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the small policies of a test file have their parts."""
+    return tmp_path_factory.mktemp("policies")
+
+
 @pytest.fixture
 def compiler(monkeypatch) -> Iterator[None]:
     """A fresh torch.compile, before and after, whose trace records stay out of pytest's log."""

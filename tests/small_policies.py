@@ -18,6 +18,9 @@ HOSTS: dict[str, SmallPolicy] = {
     kind: record.small for kind, record in RECORDS.own().items() if record.small is not None
 }
 CAMERAS = ("observation.images.left", "observation.images.right")
+LEFT, RIGHT = CAMERAS
+WRIST = "observation.images.wrist"
+SIZES = {LEFT: (40, 60), RIGHT: (64, 20), WRIST: (50, 50)}  # of three cameras, none like another
 # Neither square nor a multiple of any stride, so that padding, its place and an overhang show.
 SMALL, LARGE = (40, 60), (100, 150)
 PICTURE = {kind: small.image_hw for kind, small in HOSTS.items()}
