@@ -85,6 +85,17 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def tracked(folder):
+    """GR00T's preprocessor says what it cropped, until the test ends."""
+    from small_policies import small_config
+    from small_prompted import tracked_crops
+
+    small_config("groot", folder)  # skips where GR00T cannot be built
+    with tracked_crops() as groot:
+        yield groot
+
+
+@pytest.fixture
 def compiler(monkeypatch) -> Iterator[None]:
     """A fresh torch.compile, before and after, whose trace records stay out of pytest's log."""
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
