@@ -78,6 +78,25 @@ def decoder() -> Callable[..., torch.nn.Module]:
     return build
 
 
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A small data set, only to be read; test files that need another have their own."""
+    from small_dataset import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="session")
+def cache(dataset, tmp_path_factory) -> Path:
+    """Features of ``dataset``, only to be read."""
+    from small_plugin import TEACHER
+
+    from spatial_forcing.cache.extract import extract
+    from spatial_forcing.teachers import load_teacher
+
+    return extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path_factory.mktemp("cache") / "features")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Where the small policies of a test file have their parts."""
