@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -101,6 +102,17 @@ def cache(dataset, tmp_path_factory) -> Path:
 def folder(tmp_path_factory) -> Path:
     """Where the small policies of a test file have their parts."""
     return tmp_path_factory.mktemp("policies")
+
+
+@pytest.fixture
+def groot_untouched() -> Iterator[None]:
+    """The doctor makes GR00T's preprocessor say what it cropped, in its process: not in the other tests'."""
+    groot = sys.modules.get("lerobot.policies.groot.processor_groot")
+    steps = [groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep] if groot else []
+    plain = [step.__call__ for step in steps]
+    yield
+    for step, call in zip(steps, plain, strict=True):
+        step.__call__ = call
 
 
 @pytest.fixture
