@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,7 +20,7 @@ settings.register_profile("laws", deadline=None, derandomize=True, max_examples=
 settings.load_profile("laws")
 
 # Helper modules whose assertions are to say what was compared, as those of test files do.
-pytest.register_assert_rewrite("small_alignment", "small_results")
+pytest.register_assert_rewrite("small_alignment", "small_policies", "small_results", "small_training")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,6 +77,53 @@ def decoder() -> Callable[..., torch.nn.Module]:
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A small data set, only to be read; test files that need another have their own."""
+    from small_dataset import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="session")
+def cache(dataset, tmp_path_factory) -> Path:
+    """Features of ``dataset``, only to be read."""
+    from small_plugin import TEACHER
+
+    from spatial_forcing.cache.extract import extract
+    from spatial_forcing.teachers import load_teacher
+
+    return extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path_factory.mktemp("cache") / "features")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the small policies of a test file have their parts."""
+    return tmp_path_factory.mktemp("policies")
+
+
+@pytest.fixture
+def groot_untouched() -> Iterator[None]:
+    """The doctor makes GR00T's preprocessor say what it cropped, in its process: not in the other tests'."""
+    groot = sys.modules.get("lerobot.policies.groot.processor_groot")
+    steps = [groot.GrootN17PackInputsStep, groot.GrootN17VLMEncodeStep] if groot else []
+    plain = [step.__call__ for step in steps]
+    yield
+    for step, call in zip(steps, plain, strict=True):
+        step.__call__ = call
+
+
+@pytest.fixture
+def tracked(folder):
+    """GR00T's preprocessor says what it cropped, until the test ends."""
+    from small_policies import small_config
+    from small_prompted import tracked_crops
+
+    small_config("groot", folder)  # skips where GR00T cannot be built
+    with tracked_crops() as groot:
+        yield groot
 
 
 @pytest.fixture

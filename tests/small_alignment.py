@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from spatial_forcing.align import SpatialForcing
+from spatial_forcing import Alignment, SpatialForcing
 from spatial_forcing.cache.store import FeatureStore, Source
 from spatial_forcing.cache.write import write_features
 from spatial_forcing.grid import Features
@@ -75,6 +75,24 @@ class Setting:
         modules.zero_grad()
         loss.backward()
         return {name: parameter.grad for name, parameter in modules.named_parameters()}
+
+
+class Several(Setting):
+    """The setting of the other tests with a list of alignments."""
+
+    def __init__(self, *alignments: Alignment):
+        super().__init__()
+        self.sf.detach()
+        torch.manual_seed(5)
+        self.sf = SpatialForcing(self.vla.spatial_forcing_host(), list(alignments))
+
+
+def two(teacher: nn.Module, **second) -> list[Alignment]:
+    options = {"loss": "relations", "weight": 2.0, "name": "early"} | second
+    return [
+        Alignment("blocks.3", teacher, "cosine", 0.5, name="late"),
+        Alignment(options.pop("site", "blocks.1"), teacher, **options),
+    ]
 
 
 def assert_same(a: dict[str, Tensor | None], b: dict[str, Tensor | None], atol: float = 1e-7) -> None:

@@ -1,7 +1,8 @@
-"""A LeRobotDataset of a few small random frames, made with LeRobot's own writer."""
+"""LeRobotDatasets of a few small random frames, made with LeRobot's own writer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +43,16 @@ def make_dataset(
         dataset.save_episode()
     dataset.finalize()
     return root
+
+
+def datasets_of_size(root: Path) -> Callable[[Any], Path]:
+    """size of the images -> folder of a data set, written when first asked for."""
+    made = {}
+
+    def data_of(size: Any) -> Path:
+        key = str(size)
+        if key not in made:
+            made[key] = make_dataset(root / str(len(made)), episodes=2, frames=4, size=size)
+        return made[key]
+
+    return data_of

@@ -18,6 +18,9 @@ HOSTS: dict[str, SmallPolicy] = {
     kind: record.small for kind, record in RECORDS.own().items() if record.small is not None
 }
 CAMERAS = ("observation.images.left", "observation.images.right")
+LEFT, RIGHT = CAMERAS
+WRIST = "observation.images.wrist"
+SIZES = {LEFT: (40, 60), RIGHT: (64, 20), WRIST: (50, 50)}  # of three cameras, none like another
 # Neither square nor a multiple of any stride, so that padding, its place and an overhang show.
 SMALL, LARGE = (40, 60), (100, 150)
 PICTURE = {kind: small.image_hw for kind, small in HOSTS.items()}
@@ -132,3 +135,19 @@ def small_parts(*kinds: str) -> Iterator[None]:
             if kind in HOSTS:
                 stack.enter_context(HOSTS[kind].parts())
         yield
+
+
+def aligned(policy, batch: dict):
+    """(loss, valid_BVhw, |gradient of the alignment| of each visual token, same shape) of one forward."""
+    loss, logs = policy(batch)
+    shown = policy.feature_source.shown(policy, batch, None)
+    how = {"image_hw": shown.sizes, "present_BV": shown.present_BV, "views": shown.view_indices}
+    images = policy.feature_source(batch, shown)
+    _, valid_BN = policy.forcing.target(images, **how)
+    tap = policy.forcing.tap
+    (gradient,) = torch.autograd.grad(policy.forcing(images, **how), tap.hidden_BLD)
+    shape = (tap.layout.views, tap.layout.rows, tap.layout.cols)
+    gradient_BN = tap.visual_of(gradient).norm(dim=-1)
+    assert torch.isfinite(loss)
+    assert logs["valid_fraction"] == pytest.approx(valid_BN.float().mean().item())
+    return loss, valid_BN.unflatten(1, shape), gradient_BN.unflatten(1, shape)

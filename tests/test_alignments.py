@@ -1,39 +1,29 @@
-"""Laws of several alignments: a sum, asked once, named, scheduled and resumed; one is what it always was."""
+"""Laws of several alignments: a sum, asked once, told apart by name; one is what it always was."""
 
 import copy
-import io
-import math
 
 import pytest
 import torch
-from small_alignment import CHANNELS, SIDE, VIEWS, ConvTeacher, Setting, TwoLayers, assert_same, small_store
-from test_site import Colours, Seeing, images
-from torch import Tensor, nn
+from small_alignment import (
+    CHANNELS,
+    SIDE,
+    VIEWS,
+    ConvTeacher,
+    Setting,
+    Several,
+    TwoLayers,
+    assert_same,
+    small_store,
+    two,
+)
+from small_vision import Colours, Seeing, images
+from torch import Tensor
 
-from spatial_forcing import Alignment, Given, SpatialForcing, TapError
+from spatial_forcing import Alignment, Given, SpatialForcing
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features, flip, resample
 from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.losses.relations import relation_distance
-from spatial_forcing.schedules.linear import Linear
-
-
-class Several(Setting):
-    """The setting of the other tests with a list of alignments."""
-
-    def __init__(self, *alignments: Alignment):
-        super().__init__()
-        self.sf.detach()
-        torch.manual_seed(5)
-        self.sf = SpatialForcing(self.vla.spatial_forcing_host(), list(alignments))
-
-
-def two(teacher: nn.Module, **second) -> list[Alignment]:
-    options = {"loss": "relations", "weight": 2.0, "name": "early"} | second
-    return [
-        Alignment("blocks.3", teacher, "cosine", 0.5, name="late"),
-        Alignment(options.pop("site", "blocks.1"), teacher, **options),
-    ]
 
 
 def alone(setting: Several, index: int) -> SpatialForcing:
@@ -210,79 +200,6 @@ def test_frames_of_a_store_are_enough_for_one_alignment(tmp_path):
     assert setting.loss(frames).item() == setting.loss(store.read(frames)).item()
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("alignments", "says"),
-    [
-        (lambda t: [], "holds at least one"),
-        (lambda t: [t], "holds spatial_forcing.Alignment records; got ConvTeacher"),
-        (
-            lambda t: [Alignment("blocks.2", t), Alignment("blocks.2", t)],
-            r"called blocks_2.*Alignment\(..., name=",
-        ),
-        (lambda t: [Alignment("blocks.2", t, name="a.b")], "letters, digits, - and _.*'a.b'"),
-        (lambda t: [Alignment("blocks.2", t, name="values")], "own; got 'values'"),
-        (lambda t: [Alignment("blocks.2", None)], "something that has a width"),
-        (lambda t: [Alignment("blocks.2", t, "cosin")], "Did you mean 'cosine'"),
-        (lambda t: [Alignment("blocks.2", t, weight=-1)], "0 or more, got -1"),
-        (lambda t: [Alignment("blocks.2", t, weight="linear")], "does not say initial"),
-        (lambda t: [Alignment("blocks.9", t)], "no site 'blocks.9'. It has blocks.0 to blocks.4"),
-    ],
-)
-def test_lists_that_cannot_be(alignments, says):
-    setting = Setting()
-    hooks = [dict(module._forward_pre_hooks) for module in setting.vla.modules()]
-    with pytest.raises(SpatialForcingError, match=says):
-        SpatialForcing(setting.vla.spatial_forcing_host(), alignments(setting.teacher))
-    assert hooks == [dict(module._forward_pre_hooks) for module in setting.vla.modules()]
-
-
-def test_what_is_wrong_leaves_no_hook_behind():
-    setting = Setting()
-    setting.sf.detach()
-    host = setting.vla.spatial_forcing_host()
-    for wrong in ({"norm": "group"}, {"standardize": (torch.zeros(4), torch.ones(4))}):
-        with pytest.raises(SpatialForcingError):
-            SpatialForcing(host, setting.teacher, **wrong)
-    assert not any(module._forward_pre_hooks for module in setting.vla.modules())
-
-
-@pytest.mark.parametrize("more", [{"weight": 1.0}, {"site": "blocks.2"}, {"norm": "batch"}])
-def test_a_list_says_everything(more):
-    setting = Setting()
-    with pytest.raises(SpatialForcingError, match="said in each of the alignments"):
-        SpatialForcing(setting.vla.spatial_forcing_host(), two(setting.teacher), **more)
-
-
-def test_features_that_are_no_numbers_are_found_in_any_alignment():
-    setting = Several(*two(ConvTeacher()))
-    features = setting.features()
-    features.tokens_BVHWC[1, 1, 2, 3, 4] = math.nan
-    with pytest.raises(SpatialForcingError, match=r"sample 1, view 1, row 2, column 3"):
-        setting.loss({"late": setting.images_BV3HW, "early": features})
-    with pytest.raises(SpatialForcingError, match=r"sample 1, view 1"):
-        setting.sf.check_loss(math.nan, {"late": setting.images_BV3HW, "early": features})
-
-
-def test_every_alignment_that_pulls_needs_gradient():
-    model, shown = Seeing(), images()
-    model.patches.requires_grad_(False)
-    model.position.requires_grad_(False)
-    model.encoder.requires_grad_(False)
-    for weight in (0.5, 0.0):
-        alignments = [Alignment("vision.-1", Colours(), weight=weight), Alignment("blocks.-1", Colours())]
-        sf = SpatialForcing(model.spatial_forcing_host(), alignments)
-        with sf.watch():
-            model(shown)
-        if weight:
-            with pytest.raises(TapError, match="vision encoder of Seeing carry no gradient"):
-                sf(shown)
-        else:
-            sf(shown).backward()
-
-
 def test_the_gradient_ratio_is_that_of_all_tapped_streams_together():
     model, shown = Seeing(), images()
     sf = SpatialForcing(
@@ -308,90 +225,6 @@ def test_several_alignments_describe_themselves():
         "  late: TinyVLA after block 3 of 4 (8 visual tokens, width 16) -> teacher width 8;"
     )
     assert early.endswith("; loss relations; weight linear:initial=1,final=0,end=10")
-
-
-# ---- steps -------------------------------------------------------------------------------------------------
-
-RAMP = Linear(initial=1.0, final=0.0, end=4)
-
-
-def test_a_scheduled_weight_is_that_of_the_step_and_zero_pulls_no_more():
-    scheduled, constant = Setting(weight=RAMP), Setting(weight=1.0)
-    for step, weight in enumerate((1.0, 0.75, 0.5, 0.25, 0.0, 0.0)):
-        assert scheduled.sf.step == step
-        assert scheduled.sf.weight == weight
-        assert scheduled.loss().item() == pytest.approx(weight * constant.loss().item(), rel=1e-6)
-        assert scheduled.sf.logs["align_weight"] == weight
-        assert list(scheduled.sf.logs) == [*constant.sf.logs, "align_weight"]
-    scheduled.vla.requires_grad_(False)
-    assert scheduled.loss() == 0
-
-
-def test_evaluation_makes_no_steps():
-    setting = Setting(weight=RAMP)
-    setting.loss()
-    with torch.no_grad():
-        setting.loss()
-    setting.sf.eval()
-    setting.loss()
-    assert setting.sf.step == 1
-
-
-def test_the_step_may_be_set_where_a_loop_counts_otherwise():
-    setting = Setting(weight=RAMP)
-    setting.sf.step = 3
-    assert setting.sf.weight == 0.25
-    assert setting.sf.state_dict()["training_step"] == 3
-
-
-def trained(setting: Setting, steps: int) -> Setting:
-    """After some steps of training on batches that depend on the step."""
-    optimizer = torch.optim.SGD([*setting.vla.parameters(), *setting.sf.parameters()], lr=0.1)
-    for _ in range(steps):
-        generator = torch.Generator().manual_seed(setting.sf.step)
-        setting.images_BV3HW = torch.rand(3, VIEWS, 3, 28, 28, generator=generator)
-        setting.inputs = (setting.images_BV3HW, *setting.inputs[1:])
-        optimizer.zero_grad()
-        (setting.act() + setting.sf(setting.images_BV3HW)).backward()
-        optimizer.step()
-    return setting
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_a_resumed_run_continues_its_schedule(several):
-    teacher = ConvTeacher()
-
-    def fresh() -> Setting:
-        return Several(*two(teacher, weight=RAMP)) if several else Setting(weight=RAMP)
-
-    straight, stopped, resumed = trained(fresh(), 5), trained(fresh(), 2), fresh()
-    saved = io.BytesIO()
-    torch.save({"vla": stopped.vla.state_dict(), "sf": stopped.sf.state_dict()}, saved)
-    saved.seek(0)
-    state = torch.load(saved)
-    resumed.vla.load_state_dict(state["vla"])
-    resumed.sf.load_state_dict(state["sf"])
-    resumed.inputs = stopped.inputs
-    assert resumed.sf.step == 2
-    trained(resumed, 3)
-    assert resumed.sf.step == straight.sf.step == 5
-    for of in ("vla", "sf"):
-        a, b = getattr(straight, of).state_dict(), getattr(resumed, of).state_dict()
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_states_of_before_there_were_schedules_load_and_the_other_way_round():
-    constant, scheduled = Setting(), Setting(weight=RAMP)
-    assert "training_step" not in constant.sf.state_dict()
-    old = {name: value + 1 for name, value in constant.sf.state_dict().items()}
-    scheduled.loss()
-    scheduled.sf.load_state_dict(old)
-    assert torch.equal(scheduled.sf.projector.fc1.weight, old["projector.fc1.weight"])
-    assert scheduled.sf.step == 1, "nothing is known of steps: those that were made stay"
-    scheduled.loss()
-    constant.sf.load_state_dict(scheduled.sf.state_dict())
-    assert constant.sf.step == 2
 
 
 def test_the_names_in_a_state_dict_are_the_alignments():

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_dataset import make_dataset
-from test_plugin import SMALL, TEACHER, SfTinyConfig, interrupted_after, prepared, train
+from small_plugin import SMALL, TEACHER, SfTinyConfig, interrupted_after, prepared, train
 
 from lerobot_policy_spatial_forcing.forcing_config import ForcingConfig
-from spatial_forcing.cache.extract import extract
 from spatial_forcing.doctor import diagnose
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.flags import read_config
@@ -20,16 +18,6 @@ from spatial_forcing.teachers import load_teacher
 from spatial_forcing.train import checkpoints, read_metrics, train_config
 
 RAMP = "linear:initial=1,final=0,end=4"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "small")
-
-
-@pytest.fixture(scope="module")
-def cache(dataset, tmp_path_factory) -> Path:
-    return extract(dataset, load_teacher(TEACHER), TEACHER, tmp_path_factory.mktemp("cache") / "features")
 
 
 @pytest.fixture(scope="module")

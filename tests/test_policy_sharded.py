@@ -15,6 +15,7 @@ import torch
 from ranks import in_ranks
 from safetensors.torch import load_file
 from small_dataset import make_dataset
+from small_plugin import SMALL, TEACHER
 
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.hosts.tiny_policy import TinyConfig
@@ -30,18 +31,8 @@ IMPORTED = (
     "lerobot_policy_spatial_forcing",
     "torch.distributed.fsdp",
 )
-SMALL = {
-    "image_size": 28,
-    "width": 32,
-    "depth": 4,
-    "heads": 2,
-    "device": "cpu",
-    "warmup_steps": 1,
-    "decay_steps": 4,
-}
 # Without padded actions the halves of a batch weigh the same.
-SMALL |= {"chunk_size": 1, "n_action_steps": 1}
-TEACHER = "untrained-tiny"
+UNPADDED = SMALL | {"chunk_size": 1, "n_action_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +63,7 @@ def train(
         return
     forcing = {"cache": str(folder / "features"), "ratio_every": 2} if forced else None
     config = train_config(
-        policy_config("tiny", forcing, **SMALL),
+        policy_config("tiny", forcing, **UNPADDED),
         folder / "small",
         out,
         steps=4,

@@ -2,10 +2,8 @@
 
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
-from small_dataset import make_dataset
 
 from spatial_forcing.cli import main
 from spatial_forcing.hosts.tiny_policy import TinyPolicy
@@ -13,11 +11,6 @@ from spatial_forcing.train import checkpoints
 
 SMALL = ["--policy.type=tiny", "--policy.push_to_hub=false", "--policy.image_size=28", "--policy.width=32"]
 SMALL += ["--policy.heads=2", "--dataset.repo_id=local/small", "--num_workers=0", "--batch_size=4"]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "small")
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
