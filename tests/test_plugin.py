@@ -57,7 +57,9 @@ def stored_in(components: int) -> Extraction:
 
 
 def forced_config(**forcing) -> SfTinyConfig:
-    return SfTinyConfig(**SMALL, forcing=ForcingConfig(**{"teacher": TEACHER, "ratio_every": 2} | forcing))
+    return SfTinyConfig(
+        **SMALL, forcing=ForcingConfig(**{"teacher": TEACHER, "diagnostics_every": 2} | forcing)
+    )
 
 
 def train(config, dataset: Path, out: Path, steps: int = 4, save_every: int = 2) -> Path:
@@ -219,7 +221,7 @@ def test_frozen_host_stops_before_the_first_step(dataset, cache):
         ({"loss_weight": -1.0}, "0 or more"),
         ({"loss_weight": float("nan")}, "finite number, 0 or more, got nan"),
         ({"position_embedding": 5.0}, r"0 \(none\) to 1.*got 5.0"),
-        ({"ratio_every": -3}, r"ratio_every.*0 or more.*got -3"),
+        ({"diagnostics_every": -3}, r"diagnostics_every.*0 or more.*got -3"),
         ({"site": "blocks.5"}, "has no site 'blocks.5'"),
         ({"norm": "instance"}, "'layer' or 'batch'"),
     ],
