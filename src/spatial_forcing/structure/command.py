@@ -60,6 +60,8 @@ def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
     for name in options.teachers:
         find_teacher(name)
     if options.out is not None:
+        if options.out.is_dir():
+            raise StructureError(f"{options.out} is a folder; --out names the JSON file for the scores.")
         check_folder(options.out.parent)
     sample = sample_of(options.dataset, options.frames, options.grid, options.cameras or None)
     teachers, left_out = loaded(options, sample)

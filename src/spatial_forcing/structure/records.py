@@ -91,5 +91,6 @@ class TeacherScores(Record):
     hardware: Any
 
     def save(self, path: Path) -> Path:
-        """Writes it as JSON."""
+        """Writes it as JSON, into a folder that is made if it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         return write_json(path, self.plain())
