@@ -210,3 +210,35 @@ def test_gradients_of_nothing_have_no_cosine():
     assert sf.pull(action, torch.ones((), requires_grad=True) * 2).cosine.isnan()
     assert sf.pull(action, 0 * align).cosine.isnan()
     assert sf.pull(action, 0 * align).ratio == 0
+
+
+def test_under_ddp_gradients_are_the_same_with_and_without():
+    """The second backward, down to the tap, must not count as the one that DDP waits for."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    class Both(nn.Module):
+        def __init__(self, vla: TinyVLA, sf: SpatialForcing):
+            super().__init__()
+            self.vla, self.sf = vla, sf
+
+        def forward(self, images: Tensor, words: Tensor, state: Tensor, diagnose: bool) -> Tensor:
+            with self.sf.watch():
+                action = self.vla(images, words, state).square().mean()
+            align = self.sf(images, diagnose=diagnose)
+            if diagnose:
+                self.sf.pull(action, align)
+            return action + align
+
+    vla, sf, _, images = small_step("blocks.3")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model, found = DistributedDataParallel(Both(vla, sf), find_unused_parameters=True), {}
+        for diagnose in (False, True, True):
+            model.zero_grad()
+            model(images, torch.ones(3, 3, dtype=torch.long), torch.ones(3, 4), diagnose).backward()
+            found[diagnose] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    finally:
+        dist.destroy_process_group()
+    assert len(found[True]) == len(found[False]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(found[True], found[False], strict=True))
