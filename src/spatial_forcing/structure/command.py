@@ -201,7 +201,7 @@ def print_scores(found: TeacherScores, console: Console) -> None:
 
 def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], title: str) -> Table:
     """A row per teacher and layer."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("teacher", no_wrap=True)
     table.add_column("layer", justify="right", min_width=5)
     for name, _ in columns.values():
