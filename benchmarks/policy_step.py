@@ -160,7 +160,7 @@ def build_policy(args: Args, folder: Path) -> Any:
     config = CLASSES[args.host](
         **options(args.host, folder),
         device=args.device,
-        forcing=ForcingConfig(cache=str(cache), coefficients=args.coefficients, ratio_every=0),
+        forcing=ForcingConfig(cache=str(cache), pca_targets=args.coefficients, diagnostics_every=0),
     )
     config.input_features = {key: PolicyFeature(FeatureType.VISUAL, (3, 480, 640)) for key in CAMERAS}
     config.input_features["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))

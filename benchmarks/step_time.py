@@ -1,9 +1,10 @@
-"""What Spatial Forcing costs a training step: plain, with stored features, with the teacher online.
+"""What Spatial Forcing costs a training step: stored features, diagnostics, the teacher online.
 
     make bench    # python benchmarks/step_time.py --batch 16 --rounds 20
 
-The three kinds of step take turns in one process, so that whatever else the machine does hits all alike;
-reported are median and quartiles of the step times, and of the ratios to the plain step of the same round.
+The kinds of step take turns in one process, so that whatever else the machine does hits all alike;
+reported are median and quartiles of the step times, and of the ratios to the plain step of the same round;
+of diagnostics also the mean cost where one step in 50 has them, the default, as a ratio to stored features.
 Writes benchmarks/step_time.json.
 """
 
@@ -38,7 +39,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Times the three kinds of step and writes the numbers."""
+    """Times all kinds of step and writes the numbers."""
     made = made_with(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -56,6 +57,9 @@ def main(args: Args) -> None:
             name: quartiles([a / b for a, b in zip(values, times["plain"], strict=True)])
             for name, values in times.items()
         },
+        "diagnosed_one_in_50_to_stored": quartiles(
+            [1 + (a / b - 1) / 50 for a, b in zip(times["diagnosed"], times["stored features"], strict=True)]
+        ),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for name in steps:
@@ -64,11 +68,13 @@ def main(args: Args) -> None:
             f"{name:<16}{seconds['median']:.3f} s a step   {ratio['median']:.2f} x plain"
             f"   (quartiles {ratio['low']:.2f} to {ratio['high']:.2f})"
         )
+    mean = result["diagnosed_one_in_50_to_stored"]
+    print(f"diagnosed one step in 50: {mean['median']} x stored ({mean['low']} to {mean['high']})")
     print(args.out)
 
 
 def build_steps(args: Args) -> dict[str, Callable[[], None]]:
-    """The three kinds of step, on the same host and batch."""
+    """The kinds of step, on the same host and batch."""
     vla = TinyVLA()
     teacher = load_teacher(args.teacher)
     images, state = torch.rand(args.batch, 2, 3, 112, 112), torch.randn(args.batch, 4)
@@ -78,11 +84,14 @@ def build_steps(args: Args) -> dict[str, Callable[[], None]]:
     optimizer = torch.optim.AdamW([*vla.parameters(), *sf.parameters()], lr=1e-3)
     features = teacher(images)
 
-    def step(target: object) -> None:
+    def step(target: object, diagnose: bool = False) -> None:
         with sf.watch():
             loss = (vla(images, words, state) - actions).abs().mean()
         if target is not None:
-            loss = loss + sf(target)
+            align = sf(target, diagnose=diagnose)
+            if diagnose:
+                sf.pull(loss, align)
+            loss = loss + align
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -90,6 +99,7 @@ def build_steps(args: Args) -> dict[str, Callable[[], None]]:
     return {
         "plain": lambda: step(None),
         "stored features": lambda: step(features),
+        "diagnosed": lambda: step(features, diagnose=True),
         "teacher online": lambda: step(images),
     }
 

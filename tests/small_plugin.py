@@ -33,7 +33,9 @@ def stored_in(components: int) -> Extraction:
 
 
 def forced_config(**forcing) -> SfTinyConfig:
-    return SfTinyConfig(**SMALL, forcing=ForcingConfig(**{"teacher": TEACHER, "ratio_every": 2} | forcing))
+    return SfTinyConfig(
+        **SMALL, forcing=ForcingConfig(**{"teacher": TEACHER, "diagnostics_every": 2} | forcing)
+    )
 
 
 def train(config, dataset: Path, out: Path, steps: int = 4, save_every: int = 2) -> Path:

@@ -44,7 +44,7 @@ def test_gradient_ratio_under_checkpointing_is_the_same_or_refused_in_words(monk
     action = setting.act()
     align = setting.sf(setting.images_BV3HW)
     if reentrant:
-        with pytest.raises(TapError, match=r"use_reentrant=False, .*ratio_every=0"):
+        with pytest.raises(TapError, match=r"use_reentrant=False"):
             setting.sf.gradient_ratio(action, align)
     else:
         assert setting.sf.gradient_ratio(action, align).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -37,13 +37,13 @@ ORDER = (
     ("site", "control", "target", "losses", "schedules"),
     ("tap",),
     ("check",),
-    ("projector", "on_grid", "pull"),
+    ("projector", "on_grid", "pull", "diagnostics"),
     ("alignment",),
     ("align",),
     ("teachers", "hosts"),
     ("cache", "chunks", "patches"),
     ("json_record", "run_results", "results", "stats", "bootstrap", "reach", "power", "provenance"),
-    ("sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
+    ("sim", "probe", "structure", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
     ("report", "doctor"),
     ("compare",),
@@ -83,9 +83,10 @@ def test_the_core_imports_torch_and_nothing_else():
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
-    objective = {"align", "alignment", "losses", "on_grid", "projector", "pull", "schedules", "target"}
+    objective = {"align", "alignment", "diagnostics", "losses", "on_grid", "projector", "pull", "schedules"}
     assert parts == objective | {
-        *("check", "control", "errors", "grid", "hosts", "ranges", "registry", "site", "tap", "uv")
+        *("check", "control", "errors", "grid", "hosts", "ranges", "registry", "site", "tap"),
+        *("target", "uv"),
     }
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}

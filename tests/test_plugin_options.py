@@ -25,7 +25,7 @@ from spatial_forcing.train import checkpoints, read_metrics
         ({"loss_weight": -1.0}, "0 or more"),
         ({"loss_weight": float("nan")}, "finite number, 0 or more, got nan"),
         ({"position_embedding": 5.0}, r"0 \(none\) to 1.*got 5.0"),
-        ({"ratio_every": -3}, r"ratio_every.*0 or more.*got -3"),
+        ({"diagnostics_every": -3}, r"diagnostics_every.*0 or more.*got -3"),
         ({"site": "blocks.5"}, "has no site 'blocks.5'"),
         ({"norm": "instance"}, "'layer' or 'batch'"),
     ],

@@ -32,7 +32,9 @@ def listed(cache, tmp_path_factory) -> Path:
 
 
 def config_of(alignments: Any, **forcing: Any) -> SfTinyConfig:
-    return SfTinyConfig(**SMALL, forcing=ForcingConfig(alignments=alignments, **{"ratio_every": 2} | forcing))
+    return SfTinyConfig(
+        **SMALL, forcing=ForcingConfig(alignments=alignments, **{"diagnostics_every": 2} | forcing)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,9 @@ def test_resume_equals_straight_through(run, dataset, listed, tmp_path):
 
 def test_one_with_a_schedule_resumes_too(dataset, cache, tmp_path):
     def config() -> SfTinyConfig:
-        return SfTinyConfig(**SMALL, forcing=ForcingConfig(cache=str(cache), loss_weight=RAMP, ratio_every=0))
+        return SfTinyConfig(
+            **SMALL, forcing=ForcingConfig(cache=str(cache), loss_weight=RAMP, diagnostics_every=0)
+        )
 
     out = train(config(), dataset, tmp_path / "run")
     straight = read_metrics(out)
@@ -173,7 +177,7 @@ def test_projectors_continue_by_name_and_others_need_a_word(run, dataset, cache)
 
 
 def test_one_alignment_becomes_two(dataset, cache, tmp_path):
-    config = SfTinyConfig(**SMALL, forcing=ForcingConfig(cache=str(cache), ratio_every=0))
+    config = SfTinyConfig(**SMALL, forcing=ForcingConfig(cache=str(cache), diagnostics_every=0))
     at = checkpoints(train(config, dataset, tmp_path / "run", steps=2))[2]
     saved = load_file(at / "spatial_forcing" / "projector.safetensors")
     entries = [{"cache": str(cache)}, {"cache": str(cache), "site": "blocks.1"}]

@@ -61,7 +61,7 @@ def train(
             config.policy.forcing.site = extra.get("site", config.policy.forcing.site)
             lerobot_train.train(config)
         return
-    forcing = {"cache": str(folder / "features"), "ratio_every": 2} if forced else None
+    forcing = {"cache": str(folder / "features"), "diagnostics_every": 2} if forced else None
     config = train_config(
         policy_config("tiny", forcing, **UNPADDED),
         folder / "small",

@@ -90,7 +90,9 @@ class ForcedPolicy:
             torch.manual_seed(PROJECTOR_SEED)
             self.forcing = self._build_forcing(config.forcing, cameras, meta)
         self._forward_count, self._projector_ready = 0, False
-        self._ratio: Tensor | None = None
+        # Of the last measurement, logged until the next: LeRobot averages over a window.
+        self._diagnostics: dict[str, Tensor] = {}
+        self._warned_of_pull = False
         config.trains = weakref.ref(self)
         if config.use_peft:
             # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector
@@ -148,8 +150,12 @@ class ForcedPolicy:
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
         given = self.given(batch, shown)
-        align_loss = self.forcing(given)
-        logs = {**(logs or {}), **self._scalars(action_loss.mean(), align_loss)}
+        every = self.config.forcing.diagnostics_every
+        due = every > 0 and self._forward_count % every == 0
+        align_loss = self.forcing(given, diagnose=due)
+        if due:
+            self._diagnostics = self.forcing.diagnostics | self._pull(action_loss.mean(), align_loss)
+        logs = {**(logs or {}), **self._scalars(action_loss.mean())}
         self.forcing.check_loss(logs["align_loss"], given)
         self._forward_count += 1
         return action_loss + align_loss, logs
@@ -160,18 +166,28 @@ class ForcedPolicy:
         names = [part.name for part in self.forcing.parts]
         return {name: by_source[id(s)] for name, s in zip(names, self.feature_sources, strict=True)}
 
-    def _scalars(self, action_loss: Tensor, align_loss: Tensor) -> dict[str, float]:
+    def _scalars(self, action_loss: Tensor) -> dict[str, float]:
         """What is logged of this step, read from the device in one go."""
-        values = {"action_loss": action_loss.detach(), **self.forcing.logs}
-        every = self.config.forcing.ratio_every
-        due = every and self._forward_count % every == 0 and self.forcing.acts
-        # FSDP2 takes gathered weights away after a backward, and this one would be inside the forward.
-        if due and not is_sharded(self):  # type: ignore[arg-type]
-            self._ratio = self.forcing.gradient_ratio(action_loss, align_loss).detach()
-        if self._ratio is not None:
-            values["gradient_ratio"] = self._ratio  # of the last measurement: LeRobot averages over a window
-        numbers = torch.stack([value.float() for value in values.values()]).tolist()
+        values = {"action_loss": action_loss.detach(), **self.forcing.logs, **self._diagnostics}
+        # Gradients at no tap are NaN on the CPU.
+        numbers = torch.stack([value.float().to(action_loss.device) for value in values.values()]).tolist()
         return dict(zip(values, numbers, strict=True))
+
+    def _pull(self, action_loss: Tensor, align_loss: Tensor) -> dict[str, Tensor]:
+        """Gradients of both losses at the taps compared; nothing where they cannot be measured."""
+        # FSDP2 takes gathered weights away after a backward, and this one would be inside the forward.
+        if not self.forcing.acts or is_sharded(self):  # type: ignore[arg-type]
+            return {}
+        try:
+            ratio, cosine = self.forcing.pull(action_loss, align_loss)
+        except TapError as error:
+            if not self._warned_of_pull:
+                logging.getLogger(__name__).warning(
+                    "%s gradient_ratio and gradient_cosine are left out.", error
+                )
+            self._warned_of_pull = True
+            return {}
+        return {"gradient_ratio": ratio, "gradient_cosine": cosine}
 
     def _check_what_trains(self) -> None:
         """Before the first step: something that shapes the tapped tokens must train.

@@ -23,6 +23,7 @@ RENAMED = {
     "weights": "teacher_checkpoint",
     "coefficients": "pca_targets",
     "depth": "site",
+    "ratio_every": "diagnostics_every",
 }
 LISTING = Listing("--policy.forcing.alignments", "alignment")
 
@@ -92,8 +93,9 @@ class ForcingConfig(AlignmentConfig):
     """Several alignments instead of one: a YAML or JSON file, or a JSON list, of entries as above."""
     new_projector: bool = False
     """Start a new projector where the checkpoint's was for other features or another site; else an error."""
-    ratio_every: int = 50
-    """Steps between measurements of the gradient-norm ratio (a second backward down to the tap); 0 never."""
+    diagnostics_every: int = 50
+    """Steps between diagnostics, 0 never: gradient ratio and cosine (a second backward down to the tap), CKA,
+    effective rank, cosine of each view."""
     weight: Any = None
     """Called loss_weight now."""
     weights: Any = None
@@ -102,15 +104,17 @@ class ForcingConfig(AlignmentConfig):
     """Called pca_targets now."""
     depth: Any = None
     """Called site now: site=blocks.12 for depth=12."""
+    ratio_every: Any = None
+    """Called diagnostics_every now."""
 
     def _check(self) -> None:
         for name in RENAMED:
             check_not_renamed(name, getattr(self, name))
         super()._check()
-        if self.ratio_every < 0:
+        if self.diagnostics_every < 0:
             raise SpatialForcingError(
-                "forcing.ratio_every is the number of steps between measurements of the gradient ratio, 0 or "
-                f"more (0: none); got {self.ratio_every}."
+                "forcing.diagnostics_every is the number of steps between diagnostics, 0 or more (0: none); "
+                f"got {self.diagnostics_every}."
             )
         check_cameras(self.cameras)
         if self.alignments is None:

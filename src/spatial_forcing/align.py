@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from spatial_forcing.alignment import Alignment, AlignmentOptions, Part, features_of, parts_of
+from spatial_forcing.diagnostics import compare_tokens
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
 from spatial_forcing.on_grid import Given, ImageSize
-from spatial_forcing.pull import gradient_ratio
+from spatial_forcing.pull import Pull, pull
 from spatial_forcing.schedules import Weight
 from spatial_forcing.site import Host
 from spatial_forcing.tap import Tap
@@ -63,6 +64,8 @@ class SpatialForcing(nn.Module):
         logs: numbers of the last step, detached: of one alignment ``align_loss`` (without the weight),
             ``cosine``, ``valid_fraction`` and, with a schedule, ``align_weight``; of several these as
             ``<name>/<number>``, and ``align_loss``, their sum, and ``weighted_align_loss``, what is returned.
+        diagnostics: numbers of the last step with ``diagnose=True``, under names made the same way: see
+            :func:`spatial_forcing.diagnostics.compare_tokens`.
 
     Raises:
         SpatialForcingError: a number out of its range, a norm or loss that does not exist, statistics that do
@@ -103,6 +106,7 @@ class SpatialForcing(nn.Module):
             self.register_buffer(STEP_KEY, torch.zeros((), dtype=torch.long))
         self._step: int | None = 0  # None: the buffer knows
         self.logs: dict[str, Tensor] = {}
+        self.diagnostics: dict[str, Tensor] = {}
         self._looked_at_features = False
 
     # ---- what it consists of ---------------------------------------------------------------------------
@@ -175,6 +179,7 @@ class SpatialForcing(nn.Module):
         image_hw: ImageSize | None = None,
         present_BV: Tensor | None = None,
         views: Sequence[int] | None = None,
+        diagnose: bool = False,
     ) -> Tensor:
         """The sum of w * L_align for the watched forward.
 
@@ -192,6 +197,7 @@ class SpatialForcing(nn.Module):
             present_BV: bool, False where a sample lacks a view; all are there if None.
             views: which of the host's views ``images`` shows, in the order in which it shows them, counted
                 from 0; the first ones if None. The others are left out of the loss.
+            diagnose: whether to compute :attr:`diagnostics`, which takes time, in this step.
 
         Returns:
             A scalar in float32 with gradient to the projectors and the host; :attr:`logs` holds its parts.
@@ -210,7 +216,7 @@ class SpatialForcing(nn.Module):
             if weight > 0:
                 part.tap.require_gradient()
         features = features_of(self.parts, given)
-        terms, logs = [], []
+        terms, logs, diagnostics = [], [], []
         for part, weight, visual_BND in zip(self.parts, weights, visual, strict=True):
             target_BNC, valid_BN = self._on_grid(part, features, given, batch=len(visual_BND))
             compared = (self.projector_of(part.name)(visual_BND, valid_BN), target_BNC, valid_BN)
@@ -220,9 +226,16 @@ class SpatialForcing(nn.Module):
                 features[part.name].check_finite()
             terms.append(weight * align)
             logs.append(part.numbers(align, compared, weight))
+            if diagnose:
+                diagnostics.append(compare_tokens(visual_BND, *compared, part.tap.layout.views))
         self._looked_at_features = True
         total = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
-        self.logs = self._joined(logs, total)
+        self.logs = self._named(logs)
+        if len(logs) > 1:
+            self.logs["align_loss"] = torch.stack([numbers["align_loss"] for numbers in logs]).sum()
+            self.logs["weighted_align_loss"] = total.detach()
+        if diagnose:
+            self.diagnostics = self._named(diagnostics)
         if self.training and torch.is_grad_enabled():
             self.step += 1
         return total
@@ -261,12 +274,17 @@ class SpatialForcing(nn.Module):
             for features in features_of(self.parts, self._given(images)).values():
                 features.check_finite()
 
-    def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
-        """|d(align) / dx| / |d(action) / dx| at the tapped streams, of all sites together: who pulls harder.
+    def pull(self, action_loss: Tensor, align_loss: Tensor) -> Pull:
+        """Gradients of both losses at the tapped streams of all sites together: who pulls harder, and whether
+        they pull the same way.
 
-        Call it every so many steps, before ``backward()``; see :func:`spatial_forcing.pull.gradient_ratio`.
+        Call it every so many steps, before ``backward()``; see :func:`spatial_forcing.pull.pull`.
         """
-        return gradient_ratio(action_loss, align_loss, self.taps)
+        return pull(action_loss, align_loss, self.taps)
+
+    def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
+        """The ratio of :meth:`pull`."""
+        return self.pull(action_loss, align_loss).ratio
 
     def detach(self) -> None:
         """Removes the taps: the host's modules and hooks are what they were. Call it when training ends."""
@@ -312,16 +330,12 @@ class SpatialForcing(nn.Module):
             batch=batch,
         )
 
-    def _joined(self, logs: list[dict[str, Tensor]], total: Tensor) -> dict[str, Tensor]:
-        if len(logs) == 1:
-            return logs[0]
-        each = {
-            f"{part.name}/{key}": value
-            for part, numbers in zip(self.parts, logs, strict=True)
-            for key, value in numbers.items()
-        }
-        together = torch.stack([numbers["align_loss"] for numbers in logs]).sum()
-        return each | {"align_loss": together, "weighted_align_loss": total.detach()}
+    def _named(self, numbers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Numbers of every alignment under one name each: of several with the alignment's."""
+        if len(numbers) == 1:
+            return numbers[0]
+        pairs = zip(self.parts, numbers, strict=True)
+        return {f"{part.name}/{key}": value for part, of_part in pairs for key, value in of_part.items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A state may lack the step (none was saved), or have one where there is no schedule (any more)."""

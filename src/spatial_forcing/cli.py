@@ -25,6 +25,7 @@ from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.guard import guarded
 from spatial_forcing.sim.spec import DemoSpec
+from spatial_forcing.structure.options import Teachers
 from spatial_forcing.threads import waiting_threads_sleep
 
 
@@ -205,6 +206,7 @@ def train(arguments: list[str]) -> None:
 COMMANDS = {
     "demo": Demo,
     "collect": Collect,
+    "teachers": Teachers,
     "cache": Cache,
     "train": Train,
     "compare": Compare,

@@ -169,11 +169,11 @@ def _features(step: FirstStep) -> dict[str, Features]:
 
 def _look_at_step(found: Findings, step: FirstStep) -> None:
     policy = step.policy
-    policy.config.forcing.ratio_every = 1
+    policy.config.forcing.diagnostics_every = 1
     with step.autocast():
         loss, logs = policy.forward(step.batch)
     loss.mean().backward()
-    policy.config.forcing.ratio_every = 0  # it is no part of what a step costs
+    policy.config.forcing.diagnostics_every = 0  # it is no part of what a step costs
     parts, ratio = policy.forcing.parts, logs.get("gradient_ratio")
     for part in parts:
         prefix = "" if len(parts) == 1 else f"{part.name}/"

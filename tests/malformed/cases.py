@@ -1,5 +1,5 @@
 """All cases."""
 
-from malformed import api_cases, cache_cases, run_cases, train_cases
+from malformed import api_cases, cache_cases, run_cases, teacher_cases, train_cases
 
-CASES = [*cache_cases.CASES, *train_cases.CASES, *run_cases.CASES, *api_cases.CASES]
+CASES = [*cache_cases.CASES, *train_cases.CASES, *run_cases.CASES, *teacher_cases.CASES, *api_cases.CASES]

@@ -231,6 +231,8 @@ def record_of_folder(path: Path) -> TransformersRecord:
 def _control(name: str, repo: str, what: str, types: tuple[str, ...], width: int, **more: Any) -> Any:
     """The record of a 2D control on the Hub."""
     said = {
+        "width": width,
+        "layers": 12,
         "loader": load_transformers,
         "licence": "Apache-2.0",
         "terms": f"https://huggingface.co/{repo}",
@@ -251,6 +253,7 @@ RECORDS: tuple[TransformersRecord, ...] = (
         "DINOv2 ViT-L/14, the encoder VGGT starts from",
         ("dinov2",),
         1024,
+        layers=24,
     ),
     _control(
         "siglip-base",

@@ -50,3 +50,16 @@ def fetch(record: TeacherRecord) -> Path:
         except (HfHubHTTPError, OSError) as error:
             raise TeacherUnavailableError(record, error) from error
     raise TeacherUnavailableError(record, reason) from reason
+
+
+def is_here(record: TeacherRecord) -> bool:
+    """Whether a teacher can be loaded without a download: it needs no weights from the Hub, or they are in
+    the Hub's cache on this machine."""
+    if record.repo is None:
+        return True
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    files = record.files or ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(record.repo, name), str) for name in files)

@@ -12,12 +12,14 @@ from spatial_forcing.teachers.base import FrozenTeacher, TeacherInputError
 from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
 
+PATCH = 14
+
 
 class PixelTeacher(FrozenTeacher):
     """Normalised RGB values of each patch, 3 x patch x patch channels. Arguments as for `FrozenTeacher`."""
 
     def __init__(
-        self, *, name: str, resolution: int | tuple[int, int], patch: int = 14, batch_size: int = 32
+        self, *, name: str, resolution: int | tuple[int, int], patch: int = PATCH, batch_size: int = 32
     ):
         super().__init__(
             name=name,
@@ -57,6 +59,7 @@ RECORDS = (
         resolution=112,
         takes_weights=False,
         control=True,
+        width=3 * PATCH**2,
         note="Control: the pixels of each patch.",
     ),
 )

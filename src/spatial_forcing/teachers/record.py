@@ -33,6 +33,8 @@ class TeacherRecord:
         resolution: default resolution in pixels.
         multi_view: whether the views of a scene see each other.
         control: whether it is there to compare with.
+        width, layers: of its features, and how many layers there are to choose from, for tables; None if
+            not said, or if there is no choice.
         note: one sentence for a table.
     """
 
@@ -51,6 +53,8 @@ class TeacherRecord:
     path: Path | None = None
     multi_view: bool = False
     control: bool = False
+    width: int | None = None
+    layers: int | None = None
 
     @property
     def slug(self) -> str:

@@ -1,0 +1,1 @@
+"""Scores of the spatial structure of teachers' features on a data set, to rank teachers before training."""

@@ -1,0 +1,225 @@
+"""What ``spatial-forcing teachers`` does and prints. Its options are in ``options.py``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from spatial_forcing.console import stages
+from spatial_forcing.device import checked_device
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import check_folder
+from spatial_forcing.provenance import made_with
+from spatial_forcing.structure.options import Teachers
+from spatial_forcing.structure.rank import (
+    Sample,
+    StructureError,
+    check_grid,
+    layer_scores,
+    layers_of,
+    sample_of,
+)
+from spatial_forcing.structure.records import LayerScores, LeftOut, Score, TeacherScores
+from spatial_forcing.teachers import RECORDS, find_teacher, load_teacher
+from spatial_forcing.teachers.base import FrozenTeacher, named_dtype
+from spatial_forcing.teachers.hub import is_here
+from spatial_forcing.teachers.record import TeacherRecord
+
+
+def list_or_score(options: Teachers) -> None:
+    """Lists the registered teachers, or scores some on a data set; see the options.
+
+    Raises:
+        SpatialForcingError: options without a data set that only make sense with one.
+        UnknownNameError: no such teacher, or camera.
+        NoSuchLayerError: a teacher does not have a layer.
+        StructureError: too few frames, or a grid that does not fit.
+    """
+    console = Console()
+    if options.dataset is not None:
+        found = score(options, made_with())
+        print_scores(found, console)
+        if options.out is not None:
+            print(found.save(options.out))
+        return
+    if said := [name for name, value in vars(options).items() if value != getattr(Teachers, name)]:
+        flags = ", ".join(f"--{name}" for name in said)
+        raise SpatialForcingError(f"{flags}: say of which data set, --dataset <folder, or owner/name>.")
+    console.print(teacher_table({name: RECORDS[name] for name in RECORDS}))
+
+
+def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
+    """Scores of the teachers that options name, or of all whose weights are on this machine.
+
+    Everything that can be wrong is checked, and every teacher loaded, before the first looks at a frame.
+    """
+    assert options.dataset is not None
+    checked_device(options.device)
+    for name in options.teachers:
+        find_teacher(name)
+    if options.out is not None:
+        if options.out.is_dir():
+            raise StructureError(f"{options.out} is a folder; --out names the JSON file for the scores.")
+        check_folder(options.out.parent)
+    sample = sample_of(options.dataset, options.frames, options.grid, options.cameras or None)
+    teachers, left_out = loaded(options, sample)
+    scores = list[LayerScores]()
+    with stages(Console(stderr=True)) as bars:
+        for name, teacher in teachers.items():
+            bar = bars.add_task(name, total=len(sample.indices))
+            scores += layer_scores(
+                teacher,
+                name,
+                sample,
+                options.layers,
+                control=find_teacher(name).control,
+                progress=lambda n, bar=bar: bars.advance(bar, n),
+            )
+    scores.sort(key=lambda one: -(one.local_distant.value or 0))
+    return _gathered(options, sample, scores, left_out, made)
+
+
+def loaded(options: Teachers, sample: Sample) -> tuple[dict[str, FrozenTeacher], list[LeftOut]]:
+    """The teachers that options name; or all that can be loaded without a download, and why not the others.
+
+    Raises:
+        SpatialForcingError: one that was named cannot be loaded, or none can.
+    """
+    reasons = {} if options.teachers else not_here()
+    found: dict[str, FrozenTeacher] = {}
+    for name in options.teachers or [name for name in RECORDS if name not in reasons]:
+        try:
+            teacher = load_teacher(name, dtype=named_dtype(options.dtype), device=options.device)
+            layers_of(teacher, options.layers)
+            check_grid(teacher, name, sample.grid)
+        except SpatialForcingError as error:
+            if options.teachers:
+                raise
+            reasons[name] = str(error)
+        else:
+            found[name] = teacher
+    if not found:
+        said = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+        raise StructureError(f"No teacher can be scored:{said}")
+    return found, [LeftOut(teacher=name, reason=reason) for name, reason in reasons.items()]
+
+
+def _gathered(
+    options: Teachers,
+    sample: Sample,
+    scores: list[LayerScores],
+    left_out: list[LeftOut],
+    made: Mapping[str, Any],
+) -> TeacherScores:
+    return TeacherScores(
+        dataset=str(options.dataset),
+        cameras=list(sample.cameras),
+        episodes=len(set(sample.episodes)),
+        frames=len(sample.indices),
+        frame_indices=list(sample.indices),
+        grid=list(sample.grid),
+        scores=scores,
+        left_out=left_out,
+        **made,
+    )
+
+
+def not_here() -> dict[str, str]:
+    """Registered teachers whose weights are not on this machine, and what to do."""
+    reasons = {}
+    for name in RECORDS:
+        record = RECORDS[name]
+        if not is_here(record):
+            gate = (
+                f"gated: accept its terms at {record.terms} and run `hf auth login`; " if record.gated else ""
+            )
+            reasons[name] = f"{gate}not downloaded, --teachers {name} does ({record.licence})."
+    return reasons
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def teacher_table(records: Mapping[str, TeacherRecord]) -> Table:
+    """Registered teachers with what is known of them without loading them."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("teacher", no_wrap=True)
+    for name in ("licence", "width", "layers", "weights", "what"):
+        table.add_column(name)
+    for name, record in sorted(records.items()):
+        here = "none needed" if not record.takes_weights else "packaged" if record.packaged else "downloaded"
+        there = "on the Hub, gated" if record.gated else "on the Hub"
+        table.add_row(
+            name,
+            licence_text(record.licence, record.non_commercial),
+            "?" if record.width is None else str(record.width),
+            "1" if record.layers is None else str(record.layers),
+            here if is_here(record) else there,
+            record.note,
+        )
+    return table
+
+
+def licence_text(licence: str, non_commercial: bool) -> str:
+    """A licence, and whether it forbids commercial use."""
+    return licence + (", not commercial" if non_commercial else "")
+
+
+# Name and digits of each score, by table.
+STRUCTURE = {
+    "local_distant": ("near - far", 3),
+    "decay": ("decay", 3),
+    "contrast": ("contrast", 3),
+    "effective_rank": ("eff. rank", 1),
+}
+SHARES = {
+    "common": ("common", 3),
+    "position": ("position", 3),
+    "frame": ("frame", 3),
+    "content": ("content", 3),
+}
+
+
+def print_scores(found: TeacherScores, console: Console) -> None:
+    """Both tables, what they are of, licences, and who was left out."""
+    console.print(score_table(found, STRUCTURE, "Spatial structure"), "")
+    console.print(score_table(found, SHARES, "What tokens consist of"))
+    rows, cols = found.grid
+    lines = [
+        f"\n{found.frames} frames of {found.episodes} episodes of {found.dataset}, {len(found.cameras)} "
+        f"views of {rows} x {cols} tokens. Below each score: its 95 % interval over episodes. *: a control. "
+        "common: share of the mean token in the mean square; position, frame, content: of the variance "
+        "around it.",
+        "Licences: " + ", ".join(sorted({f"{one.teacher} {one.licence}" for one in found.scores})),
+        *(f"Left out: {one.teacher}: {one.reason}" for one in found.left_out),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+
+
+def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], title: str) -> Table:
+    """A row per teacher and layer."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("teacher", no_wrap=True)
+    table.add_column("layer", justify="right", min_width=5)
+    for name, _ in columns.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found.scores:
+        table.add_row(
+            one.teacher + (" *" if one.control else ""),
+            "-" if one.layer is None else str(one.layer),
+            *(score_text(getattr(one, key), digits) for key, (_, digits) in columns.items()),
+        )
+    return table
+
+
+def score_text(score: Score, digits: int) -> str:
+    """A score with its interval on a second line."""
+    if score.value is None:
+        return "-"
+    value = f"{score.value:.{digits}f}"
+    if score.low is None or score.high is None:
+        return value
+    return f"{value}\n[dim]{score.low:.{digits}f}-{score.high:.{digits}f}[/dim]"
