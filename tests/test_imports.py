@@ -41,7 +41,7 @@ ORDER = (
     ("teachers", "hosts"),
     ("cache", "chunks", "patches"),
     ("json_record", "results", "stats", "bootstrap", "provenance"),
-    ("sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
+    ("probe_options", "sim", "probe", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
     ("report", "evidence", "demo_settings", "demo", "doctor", "command_names", "cli"),
     (PLUGIN.name,),
