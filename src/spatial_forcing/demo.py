@@ -22,6 +22,7 @@ from spatial_forcing.demo_settings import (
     DemoSettings,
     check_settings,
     features_folder,
+    finished_settings,
     hold,
     take_folder,
 )
@@ -227,6 +228,7 @@ def probe_demo(out: Path, device: str, console: Console) -> None:
     Raises:
         SpatialForcingError: ``out`` holds no finished demo.
     """
+    from spatial_forcing.evidence import probe_policies
     from spatial_forcing.report.probe_table import probe_table
 
     settings, roots = finished_settings(out)

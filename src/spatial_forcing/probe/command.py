@@ -21,7 +21,7 @@ from spatial_forcing.probe.points import columns_of
 from spatial_forcing.probe.policies import ProbedPolicy, check_sites, load_policies, named_policies, untrained
 from spatial_forcing.probe.pseudo import pseudo
 from spatial_forcing.probe.reading import HEADS, HeadSettings
-from spatial_forcing.probe.records import DepthUsed, ProbedHead, ProbeReport
+from spatial_forcing.probe.records import DepthUsed, ProbedHead, ProbeReport, probe_section
 from spatial_forcing.probe.run import Plan, PolicyNumbers, read_policies, tallies_of
 from spatial_forcing.probe.suggest import ranked_sites
 from spatial_forcing.probe_options import ProbeOptions
@@ -223,6 +223,25 @@ def _stages(console: "Console", frames: ProbeFrames) -> Iterator[Callable[[str],
         yield stage
 
 
+def _pictures(report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Path) -> list[Path]:
+    """Figures and the page."""
+    from spatial_forcing.probe.figures import layer_figure, reading_images, token_colours
+    from spatial_forcing.probe.page import write_page
+
+    drawn = {name: of.drawn for name, of in numbers.items()}
+    pictures: dict[str, Path] = {}
+    section = probe_section(report)
+    if section.stacks:
+        pictures["layers"] = out / "layers.svg"
+        layer_figure(section, pictures["layers"], out / "layers.png")
+    unit = report.depth.unit if report.depth.unit == "m" else "medians"
+    unit = f"{unit}, pseudo" if report.depth.kind == "pseudo" else unit
+    pictures |= {path.stem: path for path in reading_images(drawn, out, unit)}
+    pictures["tokens"] = token_colours(drawn, out / "tokens.png")
+    page = write_page(report, drawn, pictures, out / "probe.html")
+    return [*pictures.values(), page]
+
+
 def _write(
     report: ProbeReport,
     numbers: Mapping[str, PolicyNumbers],
@@ -235,7 +254,11 @@ def _write(
     from spatial_forcing.probe.table import report_tables, suggestion_table
 
     out.mkdir(parents=True, exist_ok=True)
-    written = [report.save(out / "probe.json")]
+    written = [report.save(out / "probe.json"), *_pictures(report, numbers, out)]
+    if options.rerun:
+        from spatial_forcing.probe.rerun_log import write_rrd
+
+        written.append(write_rrd({name: of.drawn for name, of in numbers.items()}, report, out / "probe.rrd"))
     for table in report_tables(report):
         console.print(table)
     if report.suggestion is not None:

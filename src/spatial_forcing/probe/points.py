@@ -51,7 +51,7 @@ def columns_of(words: Sequence[str], dataset: Any) -> Columns:
         match = _COLUMN.fullmatch(where)
         if not name or match is None:
             raise ProbeError(
-                f"A position is given as name=column:x,y,z, three numbers of its elements from 0, got {word!r}. "
+                f"A position is given as name=column:x,y,z, numbers of elements from 0, got {word!r}. "
                 "For example: --positions hand=observation.state:0,1,2"
             )
         key, elements = match[1], (int(match[2]), int(match[3]), int(match[4]))

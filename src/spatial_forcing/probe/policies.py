@@ -84,7 +84,7 @@ def named_policies(words: Sequence[str]) -> dict[str, str]:
         name, equals, where = word.partition("=")
         if not (name and equals and where):
             raise ProbeError(
-                f"A policy is given as name=folder or name=owner/name (of the Hub), got {word!r}. For example: "
+                f"A policy is given as name=folder or name=owner/name (of the Hub), got {word!r}: "
                 "--policies plain=runs/a forced=runs/b base=lerobot/smolvla_base"
             )
         if name in found or name == UNTRAINED:

@@ -160,7 +160,7 @@ class Source:
         )
         if (self._linear is not None and linear is None) or (self._dpt and not dpt):
             raise ProbeError(
-                f"No cell of the test episodes has depth between 0 and {self.settings.far:g}: is it in metres?"
+                f"No cell of the test episodes has depth from 0 to {self.settings.far:g}: is it in metres?"
             )
         points = [torch.stack(self._distances[e]).mean(0) for e in sorted(self._distances)]
         return SourceNumbers(

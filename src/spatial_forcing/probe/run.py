@@ -42,7 +42,7 @@ class Drawn:
         images: image_3HW of each camera, in [0, 1].
         depth_Vhw: true depth on the cells.
         predicted_Vhw: what the linear head reads at the policy's aligned site, or the DPT head without one.
-        tokens_VHWC: float16, there.
+        tokens_VHWC, affine_V23, valid_VHW: there, as in ``VisualTokens``; float16.
     """
 
     episode: int
@@ -51,6 +51,8 @@ class Drawn:
     depth_Vhw: Tensor
     predicted_Vhw: Tensor
     tokens_VHWC: Tensor
+    affine_V23: Tensor
+    valid_VHW: Tensor
 
 
 @dataclass
@@ -154,7 +156,7 @@ class PolicyPass:
                 self.cameras = names
             elif names != self.cameras:
                 raise ProbeError(
-                    f"The frames of the data set do not show the same cameras: {', '.join(self.cameras)}, then "
+                    f"The frames do not all show the same cameras: {', '.join(self.cameras)}, then "
                     f"{', '.join(names)}."
                 )
             ours = [self.policy.cameras[name] for name in names]
@@ -199,7 +201,9 @@ class PolicyPass:
                 [image[i].float().cpu() for image in images],
                 cells_FVhw[i],
                 torch.full_like(cells_FVhw[i], torch.nan) if shown is None else shown[i],
-                here.masked(here.valid_FVHW).tokens_FVHWC[i].half(),
+                here.masked(here.valid_FVHW).tokens_FVHWC[i].clamp(-6e4, 6e4).half(),
+                here.affine_FV23[i],
+                here.valid_FVHW[i],
             )
             for i, index in enumerate(batch["index"].tolist())
             if index in wanted

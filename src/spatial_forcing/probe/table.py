@@ -34,8 +34,8 @@ def _depth_table(report: ProbeReport, head: str, rows: Sequence[SourceRow]) -> T
     table = _table(
         f"Depth read by a {HEADS[head]}: {report.depth.name}",
         f"on {report.test_frames} frames of {len(report.test_episodes)} held-out episodes; in brackets 95 % "
-        f"over these. RMSE in {report.depth.unit}. Aligned: AbsRel with scale and shift of each image by least "
-        "squares.",
+        f"over these. RMSE in {report.depth.unit}. Aligned: AbsRel after least squares of scale and shift of "
+        "each image.",
         *("tokens of", "site"),
         *(title for title, _, _ in shown),
     )
