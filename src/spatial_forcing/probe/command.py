@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
-from spatial_forcing.errors import MissingDependencyError, SpatialForcingError, UnknownNameError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.files import check_folder
 from spatial_forcing.probe.assemble import rows_of
 from spatial_forcing.probe.depth import ProbeError
@@ -22,6 +22,7 @@ from spatial_forcing.probe.policies import ProbedPolicy, check_sites, load_polic
 from spatial_forcing.probe.pseudo import pseudo
 from spatial_forcing.probe.reading import HEADS, HeadSettings
 from spatial_forcing.probe.records import DepthUsed, ProbedHead, ProbeReport, probe_section
+from spatial_forcing.probe.rerun_log import rerun_module, write_rrd
 from spatial_forcing.probe.run import Plan, PolicyNumbers, read_policies, tallies_of
 from spatial_forcing.probe.suggest import ranked_sites
 from spatial_forcing.probe_options import ProbeOptions
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OUT = Path("outputs/probe")
-RERUN_INSTALL = 'pip install "lerobot[viz]"'
 
 
 def probe(options: ProbeOptions, console: "Console") -> ProbeReport:
@@ -109,16 +109,9 @@ def _checked(options: ProbeOptions) -> dict[str, str]:
     if options.depth != "recorded" and not (kind == "pseudo" and model):
         raise ProbeError(f"--depth is recorded or pseudo:<model>, got {options.depth!r}.")
     if options.rerun:
-        _check_rerun()
+        rerun_module()
     check_folder(options.out or OUT)
     return named
-
-
-def _check_rerun() -> None:
-    try:
-        import rerun  # noqa: F401  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise MissingDependencyError("rerun-sdk", "viz") from error
 
 
 def _test_episodes(words: Sequence[str]) -> float | list[int]:
@@ -256,8 +249,6 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     written = [report.save(out / "probe.json"), *_pictures(report, numbers, out)]
     if options.rerun:
-        from spatial_forcing.probe.rerun_log import write_rrd
-
         written.append(write_rrd({name: of.drawn for name, of in numbers.items()}, report, out / "probe.rrd"))
     for table in report_tables(report):
         console.print(table)
