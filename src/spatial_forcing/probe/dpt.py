@@ -109,17 +109,17 @@ class DPTProbe(nn.Module):
             D, patch=sub_grid, outputs=2, activation="exp", features=D, channels=(D,) * LAYERS, hidden=D // 2
         )
         self.sub_grid = sub_grid
-        self.register_buffer("scale_L", torch.ones(LAYERS))
-        self.register_buffer("range_2", torch.tensor([0.0, torch.inf]))
+        self.scales = [1.0] * LAYERS
+        self.seen = (0.0, float("inf"))
 
     def forward(self, layers_FVHWC: Sequence[Tensor]) -> Tensor:
         """depth_FVhw on the cells, in metres, kept inside the range seen in training."""
         H, W = layers_FVHWC[0].shape[2:4]
         read = []
-        for x_FVHWC, scale, norm, mlp in zip(layers_FVHWC, self.scale_L, self.norms, self.mlps, strict=True):
+        for x_FVHWC, scale, norm, mlp in zip(layers_FVHWC, self.scales, self.norms, self.mlps, strict=True):
             read.append(mlp(norm(x_FVHWC.flatten(2, 3).float() / scale)))
         value_FVhw1, _ = self.head(read, (H * self.sub_grid, W * self.sub_grid))
-        return value_FVhw1.squeeze(-1).clamp(*self.range_2.tolist())
+        return value_FVhw1.squeeze(-1).clamp(*self.seen)
 
 
 def fit_dpt(sample: TokenSample, sub_grid: int, recipe: Recipe, seed: int, device: str = "cpu") -> DPTProbe:
@@ -142,9 +142,10 @@ def fit_dpt(sample: TokenSample, sub_grid: int, recipe: Recipe, seed: int, devic
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = DPTProbe(sample.layers[0].shape[-1], sub_grid, recipe).to(device)
-    probe.scale_L.copy_(torch.stack([of[usable[:64]].float().std().clamp(min=1e-6) for of in sample.layers]))
-    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    optimizer = torch.optim.AdamW(probe.parameters(), **options)
+    probe.scales = [max(1e-6, float(of[usable[:64]].float().std())) for of in sample.layers]
+    optimizer = torch.optim.AdamW(
+        probe.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     for _ in range(recipe.steps):
         at = usable[torch.randint(len(usable), (recipe.batch_size,), generator=draw)]
@@ -157,5 +158,5 @@ def fit_dpt(sample: TokenSample, sub_grid: int, recipe: Recipe, seed: int, devic
         optimizer.step()
         falling.step()
     seen = sample.cells_FVhw[~sample.cells_FVhw.isnan()]
-    probe.range_2.copy_(torch.stack([seen.min(), seen.max()]))
+    probe.seen = (float(seen.min()), float(seen.max()))
     return probe.cpu().eval().requires_grad_(False)

@@ -147,6 +147,10 @@ def load_policies(
     policies = []
     for name, folder in folders.items():
         loaded = LoadedPolicy(folder, device)
+        if loaded.config.type.removeprefix("sf_") == "groot":  # its preprocessor crops, and must say where
+            from spatial_forcing.patches import track_groot_crops
+
+            track_groot_crops()
         _fit_statistics(loaded, folder, dataset, rename or {}, device)
         cameras = _cameras(name, loaded, dataset, rename or {})
         policies.append(ProbedPolicy(name, loaded, loaded.policy, cameras))
@@ -238,7 +242,7 @@ def _fit_statistics(
     if not fits:
         overrides["normalizer_processor"] = {
             "stats": stats,
-            "features": {**config.input_features, **config.output_features},
+            "features": {**(config.input_features or {}), **(config.output_features or {})},
             "norm_map": config.normalization_mapping,
         }
     if rename:

@@ -142,7 +142,7 @@ class PolicyPass:
             for source in (*self.sources.values(), *self.references.values()):
                 source.fit()
             wanted = _evenly(self.plan.frames.indices["test"], DRAWN)
-            self._over("test", read, lambda *given: found.drawn.extend(self._judge(*given, wanted)))
+            self._over("test", read, lambda *given: found.drawn.extend(self._judge(wanted, *given)))
         found.sites = {site: source.numbers() for site, source in self.sources.items()}
         found.references = {name: source.numbers() for name, source in self.references.items()}
         return found
@@ -178,11 +178,11 @@ class PolicyPass:
 
     def _judge(
         self,
+        wanted: set[int],
         batch: Any,
         tokens: dict[str, VisualTokens],
         known: Known,
         images: list[Tensor],
-        wanted: set[int],
     ) -> list[Drawn]:
         read: dict[str, Tensor] = {}
         for site, source in self.sources.items():
