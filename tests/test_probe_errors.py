@@ -69,13 +69,13 @@ def test_a_wrong_option_is_said_and_nothing_is_written(changed, message, dataset
 
 def test_a_policy_of_an_unknown_type_is_refused_with_those_that_are_known(dataset, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"type": "vqbet"}))
-    with pytest.raises(SpatialForcingError, match="of type 'vqbet'.*records of: act, .*smolvla"):
+    with pytest.raises(SpatialForcingError, match=r"of type 'vqbet'.*records of: act, .*smolvla"):
         load_policies({"mine": str(tmp_path)}, open_dataset(dataset))
 
 
 def test_policies_with_other_cameras_cannot_be_compared(dataset, checkpoint, tmp_path):
     one_eyed = saved_tiny(tmp_path / "one", dataset, cameras=CAMERAS[:1])
-    with pytest.raises(SpatialForcingError, match="see the same cameras.*plain sees.*left sees"):
+    with pytest.raises(SpatialForcingError, match=r"see the same cameras.*plain sees.*left sees"):
         load_policies({"plain": str(checkpoint), "left": str(one_eyed)}, open_dataset(dataset))
 
 
@@ -131,9 +131,9 @@ def test_depth_of_another_aspect_ratio_is_refused_and_of_another_resolution_is_n
 
 def test_positions_that_are_not_there_are_named(dataset):
     frames = open_dataset(dataset)
-    with pytest.raises(SpatialForcingError, match="Unknown column of the data set 'observation.stat'"):
+    with pytest.raises(SpatialForcingError, match=r"Unknown column of the data set 'observation.stat'"):
         columns_of(["hand=observation.stat:0,1,2"], frames)
-    with pytest.raises(SpatialForcingError, match="observation.state has 4 elements"):
+    with pytest.raises(SpatialForcingError, match=r"observation.state has 4 elements"):
         columns_of(["hand=observation.state:2,3,4"], frames)
     assert columns_of([], frames) == {}
 
@@ -141,7 +141,7 @@ def test_positions_that_are_not_there_are_named(dataset):
 def test_depth_of_a_camera_that_has_none_is_named(tmp_path):
     meta = SimpleNamespace(depth_keys=["observation.images.left_depth", "observation.images.top_depth"])
     dataset = SimpleNamespace(root=tmp_path, meta=meta)
-    with pytest.raises(SpatialForcingError, match="no depth of observation.images.right"):
+    with pytest.raises(SpatialForcingError, match=r"no depth of observation.images.right"):
         recorded(dataset, CAMERAS)
 
 
