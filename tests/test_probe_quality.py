@@ -87,14 +87,14 @@ def test_order_is_right_for_any_rising_function_and_wrong_for_a_falling_one():
 def test_every_metric_has_an_interval_over_episodes_around_its_value():
     predicted, true, episodes = maps()
     tallies = judged(predicted, true, episodes)
-    resampled = tallies.resampled()
+    resampled = tallies.resampled
     assert resampled is not None
     assert set(resampled) == set(METRICS)
     for name, value in tallies.values.items():
         low, high = interval(resampled[name])
         assert low <= value <= high, name
     one = judged(predicted[:3], true[:3], episodes[:3])
-    assert one.resampled() is None
+    assert one.resampled is None
 
 
 def test_the_mean_head_of_several_seeds_is_judged_on_the_same_cells():

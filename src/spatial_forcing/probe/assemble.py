@@ -72,7 +72,7 @@ def _row(
     others: Mapping[str, Tallies | None],
     positions: Sequence[str],
 ) -> SourceRow:
-    resampled = tallies.resampled()
+    resampled = tallies.resampled
     spans = {name: interval(values) for name, values in (resampled or {}).items()}
     points, points_spans = _points(of, positions) if head == "linear" else (None, None)
     return SourceRow(
@@ -97,7 +97,7 @@ def _row(
 def difference(of: Tallies, other: Tallies) -> Difference:
     """AbsRel of one less that of the other, with its paired interval."""
     value = of.values["absrel"] - other.values["absrel"]
-    mine, theirs = of.resampled(), other.resampled()
+    mine, theirs = of.resampled, other.resampled
     if mine is None or theirs is None:
         return Difference(absrel=value)
     span = interval(mine["absrel"] - theirs["absrel"])

@@ -38,7 +38,7 @@ class Recipe:
         most_frames: most frames in it.
     """
 
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2

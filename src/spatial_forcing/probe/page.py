@@ -66,6 +66,7 @@ def write_page(
         report=report,
         heads=[_table(report, head) for head in dict.fromkeys(row.head for row in report.rows)],
         points=_points(report),
+        components=COMPONENTS,
         layers=Markup(svg[svg.index("<svg") :]) if svg else "",
         images={name: _data_uri(of) for name, of in pictures.items() if of.suffix == ".png"},
         # "</" could end the script early.

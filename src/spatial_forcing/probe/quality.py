@@ -13,6 +13,7 @@ episodes, R resamples.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ class Tallies:
         """Every metric, pooled over the cells (the pairs) of all episodes."""
         return _named(self.totals_nK.sum(0)[None] / self._counts_nK.sum(0).clip(1)[None], 0)
 
+    @cached_property
     def resampled(self) -> dict[str, np.ndarray] | None:
         """Every metric in resamples of the episodes; None with one episode."""
         cells = pooled_resamples(self.totals_nK[:, :-1], self.cells_n)

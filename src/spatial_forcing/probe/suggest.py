@@ -34,7 +34,7 @@ def ranked_sites(policy: str, tallies: Mapping[str, Tallies], aligned_site: str)
     comparable = {name: of for name, of in tallies.items() if of.comparable(first)}
     values = {name: of.values["absrel"] for name, of in comparable.items()}
     order = sorted(values, key=lambda name: values[name])
-    drawn = [comparable[name].resampled() for name in order]
+    drawn = [comparable[name].resampled for name in order]
     if any(of is None for of in drawn):
         ranked = [RankedSite(site=name, absrel=values[name]) for name in order]
         return Suggestion(
