@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from small_dataset import CAMERAS
 from small_depth import painted_dataset, saved_tiny
@@ -124,9 +125,10 @@ def test_episodes_are_split_once_and_for_all():
 
 
 def test_depth_of_another_aspect_ratio_is_refused_and_of_another_resolution_is_not():
-    check_aspect("front", (120, 160), (480, 640))
+    image = torch.zeros(1, 3, 480, 640)
+    check_aspect("front", torch.zeros(1, 120, 160), image)
     with pytest.raises(SpatialForcingError, match="front is 128 x 128 and its images are 480 x 640"):
-        check_aspect("front", (128, 128), (480, 640))
+        check_aspect("front", torch.zeros(1, 128, 128), image)
 
 
 def test_positions_that_are_not_there_are_named(dataset):

@@ -127,7 +127,8 @@ def _test_episodes(words: Sequence[str]) -> float | list[int]:
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
-    pairs = dict(word.partition("=")[::2] for word in words)
+    split = [word.partition("=") for word in words]
+    pairs = {theirs: ours for theirs, _, ours in split}
     if not all(pairs) or not all(pairs.values()):
         raise ProbeError(
             f"--rename takes <camera of the data set>=<camera of the policy>, got {list(words)}."

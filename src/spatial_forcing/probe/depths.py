@@ -55,19 +55,19 @@ class Depths:
         """
         found = []
         for camera, depth_Bhw in zip(cameras, self.of(batch, cameras), strict=True):
-            image = latest(batch[camera])
-            check_aspect(camera, tuple(depth_Bhw.shape[-2:]), tuple(image.shape[-2:]))
+            check_aspect(camera, depth_Bhw, latest(batch[camera]))
             found.append(at_least(depth_Bhw.float(), least))
         return found
 
 
-def check_aspect(camera: str, depth: tuple[int, int], image: tuple[int, int]) -> None:
-    """Raises :class:`ProbeError` unless depth (h, w) can show what an image (H, W) shows."""
-    if abs(depth[1] * image[0] / (depth[0] * image[1]) - 1) > SAME_ASPECT:
+def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
+    """Raises :class:`ProbeError` unless depth can show what an image shows."""
+    (h, w), (H, W) = depth_Bhw.shape[-2:], image_B3HW.shape[-2:]
+    if abs(w * H / (h * W) - 1) > SAME_ASPECT:
         raise ProbeError(
-            f"The depth of {camera} is {depth[0]} x {depth[1]} and its images are {image[0]} x {image[1]}: "
-            "of another aspect ratio, so it is not known which part of the image it shows. Crop or pad it "
-            "like the images when the data set is made."
+            f"The depth of {camera} is {h} x {w} and its images are {H} x {W}: of another aspect ratio, so it "
+            "is not known which part of the image it shows. Crop or pad it like the images when the data set "
+            "is made."
         )
 
 
