@@ -65,8 +65,8 @@ def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
     (h, w), (H, W) = depth_Bhw.shape[-2:], image_B3HW.shape[-2:]
     if abs(w * H / (h * W) - 1) > SAME_ASPECT:
         raise ProbeError(
-            f"The depth of {camera} is {h} x {w} and its images are {H} x {W}: of another aspect ratio, so it "
-            "is not known which part of the image it shows. Crop or pad it like the images when the data set "
+            f"The depth of {camera} is {h} x {w} and its images are {H} x {W}: of another aspect ratio, so "
+            "it is not known which part of the image it shows. Crop or pad it like the images when the data set "
             "is made."
         )
 
