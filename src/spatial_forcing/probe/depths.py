@@ -66,8 +66,8 @@ def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
     if abs(w * H / (h * W) - 1) > SAME_ASPECT:
         raise ProbeError(
             f"The depth of {camera} is {h} x {w} and its images are {H} x {W}: of another aspect ratio, so "
-            "it is not known which part of the image it shows. Crop or pad it like the images when the data set "
-            "is made."
+            "it is not known which part of the image it shows. Crop or pad it like the images when the data "
+            "set is made."
         )
 
 
