@@ -117,7 +117,7 @@ def depth_model(kind: str, folder: Path) -> str:
 def test_models_of_transformers_give_depth_of_the_size_of_the_image(tmp_path, kind, relative):
     depths = pseudo(depth_model(kind, tmp_path / kind))
     assert (depths.kind, depths.relative) == ("pseudo", relative)
-    assert depths.name.startswith("pseudo (")
+    assert depths.name.startswith("pseudo: ")
     batch = {CAMERA: torch.rand(2, 3, 40, 60), "index": torch.arange(2)}
     (found,) = depths.maps(batch, [CAMERA], 28)
     assert found.shape == (2, 40, 60)

@@ -23,7 +23,7 @@ def rows_of(
     positions: Sequence[str],
     aligned: Mapping[str, str],
 ) -> list[SourceRow]:
-    """A row for every source, site and head; references after the policy on whose grid they were read.
+    """A row for every source, site and head, policies first.
 
     Args:
         numbers: by policy, in order.
@@ -55,7 +55,7 @@ def rows_of(
                 if base is not None and said["source"] == name:
                     others[first] = _tallies(base, head)
                 rows.append(_row(said, head, one, tallies, others, positions))
-    return rows
+    return sorted(rows, key=lambda row: row.reference)  # stable: the policies first
 
 
 def _tallies(of: SourceNumbers, head: str) -> Tallies | None:

@@ -32,7 +32,7 @@ class Depths:
     """A source of depth.
 
     Attributes:
-        name: what it is, for tables: "recorded (geometry)", "pseudo (vggt-1b)".
+        name: what it is, for tables: "recorded geometry", "pseudo: vggt-1b".
         kind: ``"recorded"`` or ``"pseudo"``.
         relative: whether it is in medians of the image and not in metres.
         of: (batch, cameras) -> depth_Bhw of each camera; 0 or NaN where unknown.
@@ -89,7 +89,7 @@ def recorded(dataset: Any, cameras: Sequence[str]) -> Depths:
     """
     root = Path(dataset.root)
     if (root / "geometry").is_dir() and (root / "demos.json").is_file():
-        return Depths("recorded (geometry)", "recorded", False, _Geometry(root, dataset.meta))
+        return Depths("recorded geometry", "recorded", False, _Geometry(root, dataset.meta))
     keys = _depth_keys(dataset.meta, cameras)
     return Depths("recorded", "recorded", False, _DepthFeatures(dataset, keys))
 

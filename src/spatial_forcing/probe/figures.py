@@ -64,7 +64,7 @@ def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
             for name, value in section.lines.items():
                 axis.axhline(value, color=GREY, linewidth=1.2, linestyle=LINES.get(name, "-"), label=name)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0].set_ylabel(f"AbsRel\n({section.depth.name})")
+        axes[0].set_ylabel(f"AbsRel, {section.depth.name}")
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
         # Without date and version, equal results give equal files.
@@ -82,9 +82,9 @@ def _draw_policy(
     layers, values = [p.layer for p in points], [p.absrel for p in points]
     marker = "x" if untrained else MARKERS[number % len(MARKERS)]
     axis.plot(layers, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
-    if points and all(p.low is not None for p in points):
+    if points and not untrained and all(p.low is not None for p in points):
         lows, highs = [p.low for p in points], [p.high for p in points]
-        axis.fill_between(layers, lows, highs, color=colour, alpha=0.12, linewidth=0)
+        axis.fill_between(layers, lows, highs, color=colour, alpha=0.08, linewidth=0)
     if aligned in layers and not untrained:
         at = values[layers.index(aligned)]
         axis.plot(

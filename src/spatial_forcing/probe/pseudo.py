@@ -40,11 +40,11 @@ def pseudo(model: str, device: str = "cpu") -> Depths:
     """
     checked_device(device)
     if model in TEACHERS or Path(model).suffix == ".safetensors":
-        return Depths(f"pseudo ({model})", "pseudo", True, _VGGTDepth(model, device))
+        return Depths(f"pseudo: {model}", "pseudo", True, _VGGTDepth(model, device))
     if not (Path(model) / "config.json").is_file() and model.count("/") != 1:
         raise UnknownNameError("depth model (and no folder with a config.json)", model, _with_depth_head())
     estimate = _TransformersDepth(model, device)
-    return Depths(f"pseudo ({Path(model).name})", "pseudo", not estimate.metres, estimate)
+    return Depths(f"pseudo: {Path(model).name}", "pseudo", not estimate.metres, estimate)
 
 
 def in_medians(depth_BHW: Tensor) -> Tensor:
