@@ -10,10 +10,14 @@ from rich.console import Console
 from small_depth import painted_dataset, saved_tiny
 
 from spatial_forcing.datasets import open_dataset
+from spatial_forcing.probe import reading
 from spatial_forcing.probe.command import probe
+from spatial_forcing.probe.dpt import Recipe
 from spatial_forcing.probe.policies import load_policies
 from spatial_forcing.probe.records import ProbeReport, probe_section
 from spatial_forcing.probe_options import ProbeOptions
+
+QUICK = Recipe(steps=2, width=16)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +133,8 @@ def test_the_policy_is_what_it_was(dataset, checkpoint, tmp_path, monkeypatch):
         out=tmp_path / "o",
         seeds=(0,),
     )
-    monkeypatch.setattr("spatial_forcing.probe.dpt.Recipe.steps", 2)
+    fit = reading.fit_dpt
+    monkeypatch.setattr(reading, "fit_dpt", lambda sample, k, recipe, *how: fit(sample, k, QUICK, *how))
     probe(options, Console(quiet=True))
     assert torch.equal(before, policy.module.predict_action_chunk(batch))
     assert all(torch.equal(of, weights[name]) for name, of in policy.module.state_dict().items())
