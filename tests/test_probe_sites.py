@@ -47,5 +47,5 @@ def test_the_site_and_the_three_before_it(tmp_path):
     policy = small_policy("act", tmp_path)
     assert four_before(policy, "blocks.-1") == [f"blocks.{layer}" for layer in range(1, 5)]
     assert four_before(policy, "blocks.2") == ["blocks.0", "blocks.0", "blocks.1", "blocks.2"]
-    with pytest.raises(TapError, match=r"has no site 'vision.1'"), SiteTaps(policy, ["vision.1"]):
+    with pytest.raises(TapError, match=r"there is no site 'vision.1'"), SiteTaps(policy, ["vision.1"]):
         pass
