@@ -43,7 +43,7 @@ ORDER = (
     ("teachers", "hosts"),
     ("cache", "chunks", "patches"),
     ("json_record", "run_results", "results", "stats", "bootstrap", "reach", "power", "provenance"),
-    ("sim", "probe", "structure", "study", "train", "flags", "train_command", "evaluate"),
+    ("probe_options", "sim", "probe", "structure", "study", "train", "flags", "train_command", "evaluate"),
     ("rehearsal",),
     ("report", "doctor"),
     ("compare",),

@@ -24,6 +24,7 @@ from spatial_forcing.demo_settings import EVAL_SEED, DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.guard import guarded
+from spatial_forcing.probe_options import ProbeOptions
 from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.threads import waiting_threads_sleep
@@ -117,25 +118,19 @@ class Eval:
             print(self.out / "eval.json")
 
 
-@dataclass
-class Probe:
-    """Fit the depth probe on a finished demo's policies again."""
-
-    out: Path = Path("outputs/demo")
-    """Folder of a demo run."""
-    device: str = "cpu"
-    """Where policies and teacher run."""
+@dataclass(frozen=True, kw_only=True)
+class Probe(ProbeOptions):
+    """Read depth from the frozen visual tokens of policies, site by site; or a finished demo's again."""
 
     def run(self) -> None:
-        from spatial_forcing.demo import demo_arms
-        from spatial_forcing.demo_settings import finished_settings
-        from spatial_forcing.evidence import probe_policies
-        from spatial_forcing.report.probe_table import probe_table
+        if self.policies or self.dataset is not None:
+            from spatial_forcing.probe.command import probe
 
-        settings, roots = finished_settings(self.out)
-        arms = demo_arms(settings, *roots)
-        result = probe_policies(settings.teacher, arms, roots[0], roots[1], self.out, self.device)
-        _console().print(probe_table(result))
+            probe(self, _console())
+        else:
+            from spatial_forcing.demo import probe_demo
+
+            probe_demo(self.out or Path("outputs/demo"), self.device, _console())
 
 
 @dataclass
@@ -227,6 +222,7 @@ KEPT = {
     "cache verify": "The cache is as it was.",
     "compare": AGAIN,
     "eval": "No result was written: run the same command again.",
+    "probe": "No result was written: run the same command again.",
 }
 
 

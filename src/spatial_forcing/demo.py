@@ -22,6 +22,7 @@ from spatial_forcing.demo_settings import (
     DemoSettings,
     check_settings,
     features_folder,
+    finished_settings,
     hold,
     take_folder,
 )
@@ -219,3 +220,17 @@ def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     timings[stage] = round(time.perf_counter() - start, 1)
+
+
+def probe_demo(out: Path, device: str, console: Console) -> None:
+    """Fits the probe on a finished demo's policies again and prints its table.
+
+    Raises:
+        SpatialForcingError: ``out`` holds no finished demo.
+    """
+    from spatial_forcing.evidence import probe_policies
+    from spatial_forcing.report.probe_table import probe_table
+
+    settings, roots = finished_settings(out)
+    arms = demo_arms(settings, *roots)
+    console.print(probe_table(probe_policies(settings.teacher, arms, roots[0], roots[1], out, device)))

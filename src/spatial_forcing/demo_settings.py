@@ -174,8 +174,7 @@ def _no_demo(out: Path) -> str:
         )
     checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
     return (
-        f"{out} is a training run, and the folder of a demo was expected (with settings.json): `probe` and "
-        "`report` of any run are not there yet. What works for this one: spatial-forcing doctor "
-        f"--checkpoint {checkpoint}, spatial-forcing eval (Meta-World policies), and in Python "
-        "spatial_forcing.probe.tapped_tokens with run_probe, for frames whose depth you have."
+        f"{out} is a training run, and the folder of a demo was expected (with settings.json). What works "
+        f"for this one: spatial-forcing probe --policies mine={out} --dataset <data set>, spatial-forcing "
+        f"doctor --checkpoint {checkpoint}, and spatial-forcing eval (Meta-World policies)."
     )

@@ -191,6 +191,13 @@ RESULTS += [
 PROBES = [
     command("probe", "missing", "probe --out {here}/none", "There is no folder {here}/none"),
     command("probe", "foreign", "probe --out {plain}", "There is no folder {plain}"),
+    command("probe", "foreign", "probe --policies mine --dataset {data}", "given as name=folder"),
+    command(
+        "probe", "foreign", "probe --policies mine={run} --dataset {data} --heads linaer", "mean 'linear'"
+    ),
+    command("probe", "missing", "probe --policies mine={here}/none --dataset {data}", "does not exist"),
+    command("probe", "missing", "probe --policies mine={run}", "Name the data set to probe on"),
+    command("probe", "missing", "probe --dataset {data}", "Name the policies to probe"),
     command(
         "probe", "foreign", "probe --out {run}", "is a training run, and the folder of a demo was expected"
     ),

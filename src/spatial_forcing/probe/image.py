@@ -19,7 +19,9 @@ DEPTH_COLOURS, ERROR_COLOURS, MISSING_COLOUR = "viridis_r", "magma", "0.8"
 INCHES = 1.3
 
 
-def probe_image(images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path) -> Path:
+def probe_image(
+    images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path, unit: str = "m"
+) -> Path:
     """Writes a PNG with two rows per frame: true depth and predictions above, image and errors below.
 
     All depth maps share one colour scale, all errors another, which ends at the 99th percentile. Where
@@ -30,6 +32,7 @@ def probe_image(images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, 
         depth_Fhw: true depth in metres, NaN where there is none.
         predicted: depth_Fhw in metres by source.
         path: the file to write.
+        unit: of the depth, for the colour bars.
     """
     judged = {n: torch.where(depth_Fhw.isnan(), torch.nan, map_Fhw) for n, map_Fhw in predicted.items()}
     errors = {name: (map_Fhw - depth_Fhw).abs() for name, map_Fhw in judged.items()}
@@ -49,8 +52,8 @@ def probe_image(images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, 
         axis.set_title(name, fontsize=9)
     figure.supxlabel("grey: no true depth in range, not judged", fontsize=8)
     half = len(axes) // 2
-    colour_bar(shown, axes[:half], "depth (m)")
-    colour_bar(wrong, axes[half:], "error (m)", extend="max")
+    colour_bar(shown, axes[:half], f"depth ({unit})")
+    colour_bar(wrong, axes[half:], f"error ({unit})", extend="max")
     return save_png(figure, path)
 
 

@@ -60,6 +60,15 @@ class DepthProbe:
         self._head: Head | None = None
         self._range = (0.0, far)
 
+    @classmethod
+    def fitted(
+        cls, head: "Head", ridge: float, seen: tuple[float, float], *, sub_grid: int, far: float
+    ) -> "DepthProbe":
+        """A probe with a head from elsewhere; ``seen`` is the range of depth it was fitted on."""
+        probe = cls(sub_grid, far, [ridge])
+        probe.ridge, probe._head, probe._range = ridge, head, seen
+        return probe
+
     def fit(self, tokens_FVHWC: Tensor, depth_FVHW: Tensor, episode_F: Tensor) -> "DepthProbe":
         """Fits the head.
 
@@ -75,8 +84,8 @@ class DepthProbe:
         """
         H, W = checked_grid(tokens_FVHWC, depth_FVHW, episode_F)
         depth_FVhw = cell_depth(depth_FVHW, H * self.sub_grid, W * self.sub_grid, self.far)
-        tokens_FVHWC, target_FVHWK = tokens_FVHWC.cpu(), self._per_token(depth_FVhw)
-        held_F = _validation_frames(episode_F).cpu()
+        tokens_FVHWC, target_FVHWK = tokens_FVHWC.cpu(), per_token(depth_FVhw, self.sub_grid)
+        held_F = validation_frames(episode_F).cpu()
         whole_FVHW = ~target_FVHWK.isnan().any(-1)
         if not whole_FVHW[held_F].any() or not whole_FVHW[~held_F].any():
             raise ProbeError(f"No patch lies wholly between 0 and {self.far} m: is the depth in metres?")
@@ -102,13 +111,14 @@ class DepthProbe:
             raise ProbeError("Some tokens to predict from are NaN or infinite.")
         return self._per_cell(depth_FVHWK).clamp(low, high).float()
 
-    def _per_token(self, map_FVhw: Tensor) -> Tensor:
-        k = self.sub_grid
-        return map_FVhw.unflatten(3, (-1, k)).unflatten(2, (-1, k)).transpose(3, 4).flatten(4)
-
     def _per_cell(self, map_FVHWK: Tensor) -> Tensor:
         k = self.sub_grid
         return map_FVHWK.unflatten(4, (k, k)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+
+
+def per_token(map_FVhw: Tensor, k: int) -> Tensor:
+    """The k x k cells of each token, map_FVHWK."""
+    return map_FVhw.unflatten(3, (-1, k)).unflatten(2, (-1, k)).transpose(3, 4).flatten(4)
 
 
 @dataclass(frozen=True)
@@ -206,7 +216,7 @@ def checked_grid(
     return tokens_FVHWC.shape[2], tokens_FVHWC.shape[3]
 
 
-def _validation_frames(episode_F: Tensor) -> Tensor:
+def validation_frames(episode_F: Tensor) -> Tensor:
     """Which frames belong to every fifth episode, at least one and never all."""
     episodes = episode_F.unique()
     if len(episodes) < 2:

@@ -4,8 +4,8 @@ Shapes: F frames, B batch, V views, H W rows and columns of tokens, N = V*H*W, D
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,73 @@ from spatial_forcing.probe.visual import VisualTokens
 from spatial_forcing.tap import Tap
 
 
-@torch.no_grad()
+class SiteTaps:
+    """Reads the visual tokens of a policy at several sites in one forward, and leaves the policy as it is.
+
+        with SiteTaps(policy, ["blocks.1", "blocks.2"]) as read:
+            for batch in batches:
+                tokens = read(batch)  # site -> VisualTokens
+
+    Runs ``policy.predict_action_chunk(batch)`` (every LeRobot policy has it), or else ``policy(batch)``, in
+    evaluation mode without gradient. After the ``with`` block the policy is what it was: training flags,
+    hooks, queues, and the random numbers it would draw next.
+
+    Args:
+        policy: anything ``host_of`` recognises.
+        sites: names of sites (``Host.site``); the host's recommendation if None.
+        image_hw: height and width of the images the host is given, one pair or one for each view, for
+            models that pad and are not LeRobot policies; of those the batch says.
+
+    Raises:
+        HostError, TapError: not a host, no such site.
+    """
+
+    def __init__(
+        self, policy: nn.Module, sites: Sequence[str] | None = None, *, image_hw: ImageSize | None = None
+    ):
+        self.policy, self.host, self.inner = policy, host_of(policy), policy_in(policy)
+        wanted = [self.host.site_at()] if sites is None else [self.host.site(name) for name in sites]
+        self.sites = {site.name: site for site in wanted}
+        self._run = getattr(policy, "predict_action_chunk", policy)
+        self._image_hw = image_hw
+        self._taps: dict[str, Tap] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "SiteTaps":
+        with ExitStack() as undo:
+            undo.enter_context(_undisturbed(self.policy))
+            for name, site in self.sites.items():
+                self._taps[name] = Tap(site)
+                undo.callback(self._taps[name].detach)
+            self._stack = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        self._taps = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, VisualTokens]:
+        """The tokens of a preprocessed batch on the grid of each site, float32, on the CPU, with the part of
+        the image that each sees.
+
+        Raises:
+            TapError: the forward does not pass a tap.
+            SpatialForcingError: the batch does not say how its images were cropped.
+            ProbeError: a host that pads images of unknown size.
+        """
+        # Some hosts have tokens only for the cameras that are in the batch.
+        seen = None if self.inner is None else shown(self.inner, batch)
+        for tap in self._taps.values():
+            if seen and self.host.locate is None and seen.views != tap.site.layout.views:
+                tap.moved_to(policy_host(self.inner, seen.views))
+        with ExitStack() as watching:
+            for tap in self._taps.values():
+                watching.enter_context(tap.watch())
+            self._run(batch)
+        return {name: _positioned(tap, seen, self._image_hw) for name, tap in self._taps.items()}
+
+
 def tapped_tokens(
     policy: nn.Module,
     batches: Iterable[dict[str, Any]],
@@ -31,16 +97,13 @@ def tapped_tokens(
 ) -> VisualTokens:
     """The visual tokens of a policy at the tap, for every frame of some preprocessed batches.
 
-    Runs ``policy.predict_action_chunk(batch)`` (every LeRobot policy has it), or else ``policy(batch)``, in
-    evaluation mode without gradient. Afterwards the policy is what it was: training flags, hooks, queues, and
-    the random numbers it would draw next.
+    How the policy is run: see :class:`SiteTaps`.
 
     Args:
         policy: anything ``host_of`` recognises.
         batches: as the policy takes them, without image transforms.
         depth: blocks before the tap; the host's recommendation if None.
-        image_hw: height and width of the images the host is given, one pair or one for each view, for
-            models that pad and are not LeRobot policies; of those the batch says.
+        image_hw: see :class:`SiteTaps`.
         advance: called with the number of frames just finished.
 
     Returns:
@@ -52,28 +115,17 @@ def tapped_tokens(
         SpatialForcingError: a batch does not say how its images were cropped.
         ProbeError: no batches, batches with different grids, or a host that pads images of unknown size.
     """
-    host, inner = host_of(policy), policy_in(policy)
-    run = getattr(policy, "predict_action_chunk", policy)
+    name = host_of(policy).site_at(depth).name
     parts: list[VisualTokens] = []
-    with _undisturbed(policy):
-        tap = Tap(host, depth)
-        try:
-            for batch in batches:
-                # Some hosts have tokens only for the cameras that are in the batch.
-                seen = None if inner is None else shown(inner, batch)
-                if seen and host.locate is None and seen.views != tap.site.layout.views:
-                    tap.moved_to(policy_host(inner, seen.views))
-                with tap.watch():
-                    run(batch)
-                parts.append(_positioned(tap, seen, image_hw))
-                advance(parts[-1].frames)
-        finally:
-            tap.detach()
+    with SiteTaps(policy, [name], image_hw=image_hw) as read:
+        for batch in batches:
+            parts.append(read(batch)[name])
+            advance(parts[-1].frames)
     if not parts:
         raise ProbeError("There were no batches to probe.")
     named = {name for part in parts for name in part.cameras or ()}
-    if len({part.cameras for part in parts}) > 1 and inner is not None:
-        cameras = [name for name in inner.config.image_features if name in named]
+    if len({part.cameras for part in parts}) > 1 and read.inner is not None:
+        cameras = [name for name in read.inner.config.image_features if name in named]
         parts = [part.of_cameras(cameras) for part in parts]
     return VisualTokens.joined(parts)
 

@@ -132,13 +132,22 @@ def load_vggt_teacher(
         TeacherUnavailableError: the weights cannot be fetched.
         WeightsError: they cannot be read, do not fit, or are of another teacher.
     """
+    checkpoint, config = checkpoint_of(record, weights)
+    return _teacher(record, load_vggt(checkpoint, config, modules=("aggregator",)), device, options)
+
+
+def checkpoint_of(record: VGGTRecord, weights: Path | None = None) -> tuple[Checkpoint, VGGTConfig]:
+    """The trained weights of a record, local ones if ``weights`` names them, and the sizes of the model.
+
+    Raises: as :func:`load_vggt_teacher`.
+    """
+    weights = weights or record.path
     if weights is not None:
         checkpoint = Checkpoint(weights)
         _check_description(checkpoint, record)
     else:
         checkpoint = Checkpoint(_packaged(record) if record.packaged else fetch(record))
-    config = record.config or VGGTConfig(**_described(checkpoint)["config"])
-    return _teacher(record, load_vggt(checkpoint, config, modules=("aggregator",)), device, options)
+    return checkpoint, record.config or VGGTConfig(**_described(checkpoint)["config"])
 
 
 def load_untrained(

@@ -1,0 +1,159 @@
+"""Figures of a probe: AbsRel against the layer, readings with their errors, tokens as colours.
+
+Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels, N tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.errors import MissingDependencyError
+from spatial_forcing.files import write_atomically
+from spatial_forcing.probe.image import panels, probe_image, save_png
+from spatial_forcing.probe.records import LayerPoint, ProbeSection
+from spatial_forcing.probe.run import Drawn
+
+# Okabe and Ito's palette, which readers with any colour vision can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+LINES = {"mean depth": ":", "pixels": "--", "teacher": "-.", "shuffled": (0, (1, 3))}
+GREY = "0.45"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "spatial-forcing",
+}
+STACKS = {"vision": "layer of the vision encoder", "blocks": "layer of the policy's blocks"}
+
+
+def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
+    """AbsRel against the layer for all policies in one plot, as SVG and PNG.
+
+    A panel for each stack of blocks, on one scale; bands are 95 % over test episodes, horizontal lines the
+    references, and a ring marks the recommended site.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "report") from error
+    stacks = [stack for stack in STACKS if stack in section.stacks]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.6 + 3.6 * len(stacks), 3.4), layout="constrained", dpi=150)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
+        names = list(dict.fromkeys(name for stack in stacks for name in section.stacks[stack]))
+        for axis, stack in zip(axes, stacks, strict=True):
+            axis.set_xlabel(STACKS[stack])
+            for i, name in enumerate(names):
+                aligned = section.aligned.get(name) if stack == "blocks" else None
+                _draw_policy(axis, name, section.stacks[stack].get(name, []), i, aligned)
+            for name, value in section.lines.items():
+                axis.axhline(value, color=GREY, linewidth=1.2, linestyle=LINES.get(name, "-"), label=name)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0].set_ylabel(f"AbsRel, {section.depth.name}")
+        handles, labels = axes[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper")
+        # Without date and version, equal results give equal files.
+        write_atomically(
+            svg, lambda to: figure.savefig(to, format="svg", metadata={"Date": None, "Creator": None})
+        )
+        write_atomically(png, lambda to: figure.savefig(to, format="png"))
+
+
+def _draw_policy(
+    axis: Any, name: str, points: Sequence[LayerPoint], number: int, aligned: int | None
+) -> None:
+    untrained = name == "untrained"
+    colour = GREY if untrained else COLOURS[number % len(COLOURS)]
+    layers, values = [p.layer for p in points], [p.absrel for p in points]
+    marker = "x" if untrained else MARKERS[number % len(MARKERS)]
+    axis.plot(layers, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+    if points and not untrained and all(p.low is not None for p in points):
+        lows, highs = [p.low for p in points], [p.high for p in points]
+        axis.fill_between(layers, lows, highs, color=colour, alpha=0.08, linewidth=0)
+    if aligned in layers and not untrained:
+        at = values[layers.index(aligned)]
+        axis.plot(
+            [aligned], [at], marker="o", markersize=10, markerfacecolor="none", color=colour, linewidth=0
+        )
+
+
+def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str) -> list[Path]:
+    """A PNG of each group of policies on one grid: image, depth, each reading, its error, on one colour bar.
+
+    Args:
+        drawn: test frames, by policy.
+        folder: for the files.
+        unit: of the depth.
+    """
+    groups: dict[tuple[int, ...], dict[str, Sequence[Drawn]]] = {}
+    for name, frames in drawn.items():
+        if frames:
+            groups.setdefault(tuple(frames[0].depth_Vhw.shape), {})[name] = frames
+    paths = []
+    for number, group in enumerate(groups.values()):
+        first = next(iter(group.values()))
+        path = folder / ("readings.png" if number == 0 else f"readings-{number + 1}.png")
+        paths.append(
+            probe_image(
+                torch.stack([one.images[0] for one in first]),
+                torch.stack([one.depth_Vhw[0] for one in first]),
+                {name: torch.stack([one.predicted_Vhw[0] for one in of]) for name, of in group.items()},
+                path,
+                unit,
+            )
+        )
+    return paths
+
+
+def token_colours(drawn: Mapping[str, Sequence[Drawn]], path: Path) -> Path:
+    """A PNG of the tokens of each policy as colours: their first three principal components as red, green
+    and blue, found over all frames drawn of that policy, each stretched to its middle 98 %."""
+    names = [name for name, frames in drawn.items() if frames]
+    first = drawn[names[0]]
+    figure, axes = panels(len(first), 1 + len(names))
+    for row, one in enumerate(first):
+        axes[row, 0].imshow(one.images[0].permute(1, 2, 0).clamp(0, 1))
+        axes[row, 0].set_ylabel(f"episode {one.episode}")
+    for column, name in enumerate(names, start=1):
+        for row, rgb_HW3 in enumerate(principal_colours([one.tokens_VHWC[0] for one in drawn[name]])):
+            axes[row, column].imshow(rgb_HW3, interpolation="nearest")
+    for axis, name in zip(axes[0], ["image", *names], strict=True):
+        axis.set_title(name, fontsize=9)
+    return save_png(figure, path)
+
+
+def principal_colours(maps: Sequence[Tensor]) -> list[Tensor]:
+    """rgb_HW3 in [0, 1] of some maps of tokens (H, W, C)."""
+    every_NC = torch.cat([of.flatten(0, 1) for of in maps]).float()
+    components_N3 = principal(every_NC, 3)
+    low, high = (components_N3.quantile(q, 0) for q in (0.01, 0.99))
+    rgb_N3 = ((components_N3 - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    sizes = [of.shape[0] * of.shape[1] for of in maps]
+    return [part.unflatten(0, of.shape[:2]) for part, of in zip(rgb_N3.split(sizes), maps, strict=True)]
+
+
+def principal(x_NC: Tensor, count: int) -> Tensor:
+    """The first principal components of some tokens, (N, count); zero where there are fewer."""
+    centred = x_NC - x_NC.mean(0)
+    found = min(count, *centred.shape)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    directions = directions[:found]
+    # The sign of a component is arbitrary: make its largest element positive.
+    signs = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    scores = centred @ (directions * signs).T
+    return torch.cat([scores, scores.new_zeros(len(scores), count - found)], 1)

@@ -1,0 +1,156 @@
+"""Pseudo depth: a model's estimate in place of a measurement. It is said wherever a number stands.
+
+VGGT's depth head, or any depth-estimation model of the transformers library. What is not in metres (VGGT,
+whose scale is that of its scene; models that give disparity) is divided by its image's median.
+
+Shapes: B batch, V views, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spatial_forcing.device import checked_device
+from spatial_forcing.errors import MissingDependencyError, UnknownNameError
+from spatial_forcing.probe.depth import ProbeError
+from spatial_forcing.probe.depths import Depths
+from spatial_forcing.probe.frames import latest
+from spatial_forcing.teachers.base import check_images, resize, stack_views
+from spatial_forcing.teachers.registry import RECORDS as TEACHERS
+from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
+
+METRES = ("zoedepth", "depth_pro", "glpn")
+FARTHEST = 20.0  # in medians: disparity near zero is far away, not infinitely far
+
+
+def pseudo(model: str, device: str = "cpu") -> Depths:
+    """Pseudo depth of a model by name.
+
+    Args:
+        model: a VGGT of the registered teachers; or a folder or Hub repository of a transformers
+            depth-estimation model.
+
+    Raises:
+        ProbeError: it cannot be loaded, or estimates no depth.
+        UnknownNameError: neither a teacher nor something that could be a folder or a repository.
+    """
+    checked_device(device)
+    if model in TEACHERS or Path(model).suffix == ".safetensors":
+        return Depths(f"pseudo: {model}", "pseudo", True, _VGGTDepth(model, device))
+    if not (Path(model) / "config.json").is_file() and model.count("/") != 1:
+        raise UnknownNameError("depth model (and no folder with a config.json)", model, _with_depth_head())
+    estimate = _TransformersDepth(model, device)
+    return Depths(f"pseudo: {Path(model).name}", "pseudo", not estimate.metres, estimate)
+
+
+def in_medians(depth_BHW: Tensor) -> Tensor:
+    """Depth in multiples of the median of its image."""
+    median_B11 = depth_BHW.flatten(1).median(1).values[:, None, None]
+    return (depth_BHW / median_B11.clamp(min=1e-6)).clamp(max=FARTHEST)
+
+
+class _VGGTDepth:
+    """The depth head of a VGGT; all cameras of a frame are one scene."""
+
+    def __init__(self, name: str, device: str):
+        from spatial_forcing.teachers import find_teacher
+        from spatial_forcing.teachers.checkpoint import Checkpoint
+        from spatial_forcing.teachers.vggt_teacher import VGGTRecord, checkpoint_of, load_vggt
+
+        record = find_teacher(name)
+        if not isinstance(record, VGGTRecord) or record.control:
+            raise ProbeError(
+                f"{name} has no depth head. Of the teachers these have: {', '.join(_with_depth_head())}."
+            )
+        checkpoint, config = checkpoint_of(record)
+        assert isinstance(checkpoint, Checkpoint)
+        self.model = load_vggt(checkpoint, config, ("aggregator", "depth_head"), device=device).eval()
+        self.resolution, self.device = (record.resolution, record.resolution), device
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
+        images = [latest(batch[camera]) for camera in cameras]
+        images_BV3HW = stack_views(images)
+        check_images(images_BV3HW)
+        depth_BVHW = self.model(resize(images_BV3HW.to(self.device), self.resolution)).depth_BVHW
+        assert depth_BVHW is not None
+        found = []
+        for view, image in enumerate(images):  # VGGT sees squares: back to the shape of the image
+            size = image.shape[-2:]
+            depth_B1HW = F.interpolate(depth_BVHW[:, view, None].cpu(), size=size, mode="nearest")
+            found.append(in_medians(depth_B1HW[:, 0]))
+        return found
+
+
+class _TransformersDepth:
+    """A depth-estimation model of transformers, image by image.
+
+    Attributes:
+        metres: whether it estimates metres; else disparity, the inverse of depth up to a scale.
+    """
+
+    def __init__(self, source: str, device: str):
+        try:
+            from transformers import AutoModelForDepthEstimation
+        except ImportError as error:
+            raise MissingDependencyError("transformers", "teachers") from error
+        try:
+            model = AutoModelForDepthEstimation.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ProbeError(
+                f"{source} cannot be loaded as a depth-estimation model of transformers: {error}"
+            ) from error
+        self.model, self.device = model.to(device).eval(), device
+        config = model.config
+        kind = getattr(config, "depth_estimation_type", None)
+        self.metres = config.model_type in METRES or kind == "metric"
+        self.mean, self.std, self.side = _preprocessing(source, config)
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
+        found = []
+        for image_B3HW in (latest(batch[camera]) for camera in cameras):
+            square = F.interpolate(
+                image_B3HW.to(self.device), size=self.side, mode="bilinear", antialias=True
+            )
+            mean, std = (square.new_tensor(of).view(3, 1, 1) for of in (self.mean, self.std))
+            said_Bhw = self.model(pixel_values=(square - mean) / std).predicted_depth.squeeze(1).float().cpu()
+            size = tuple(image_B3HW.shape[-2:])
+            said_BHW = F.interpolate(said_Bhw[:, None], size=size, mode="nearest")[:, 0]
+            found.append(said_BHW if self.metres else in_medians(_from_disparity(said_BHW)))
+        return found
+
+
+def _from_disparity(disparity_BHW: Tensor) -> Tensor:
+    """Depth up to a scale; what is not above zero is as far as anything."""
+    least_B11 = disparity_BHW.clamp(min=0).flatten(1).amax(1)[:, None, None].clamp(min=1e-6) / 1000
+    return 1 / torch.maximum(disparity_BHW, least_B11)
+
+
+def _preprocessing(source: str, config: Any) -> tuple[Sequence[float], Sequence[float], tuple[int, int]]:
+    """Mean, deviation and size (height, width) of its images: as its image processor says, or ImageNet's."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+        mean, std = processor.image_mean, processor.image_std
+        size = dict(processor.size)
+        side = (size.get("height"), size.get("width"))
+    except (OSError, ValueError, AttributeError):
+        mean, std, side = IMAGENET_MEAN, IMAGENET_STD, (None, None)
+    backbone = getattr(config, "backbone_config", None) or config
+    height = side[0] or getattr(backbone, "image_size", None) or 384
+    patch = getattr(backbone, "patch_size", None) or 32
+    patch = patch if isinstance(patch, int) else 32
+    height = max(patch, int(height) // patch * patch)
+    return mean, std, (height, height)
+
+
+def _with_depth_head() -> list[str]:
+    from spatial_forcing.teachers.vggt_teacher import VGGTRecord
+
+    return [n for n, of in TEACHERS.own().items() if isinstance(of, VGGTRecord) and not of.control]
