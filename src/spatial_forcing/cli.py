@@ -201,10 +201,10 @@ class Probe:
 
 @dataclass
 class Report:
-    """Draw the report of a run again from its results.json."""
+    """Draw the report of a comparison again from its results.json."""
 
     out: Path = Path("outputs/demo")
-    """Folder of a demo run."""
+    """Folder of a comparison or a demo: any folder with a results.json."""
 
     def run(self) -> None:
         from spatial_forcing.demo_settings import finished_settings
