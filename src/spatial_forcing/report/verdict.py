@@ -36,7 +36,18 @@ def verdict(summary: Summary) -> Verdict:
     return Verdict(
         headline=" ".join([*(headline(of, summary) for of in arms), seeds_note(summary)]),
         shown=[text for shown, text in lines if shown] + probe_gains(summary),
-        not_shown=[text for shown, text in lines if not shown] + no_control(summary),
+        not_shown=[
+            *(text for shown, text in lines if not shown),
+            # Where success was to be compared and could not be, arms are judged by their errors: say so.
+            *(
+                _no_claim(c)
+                for of in arms
+                if measure(of) == "error"
+                for c in of
+                if c.problem and c.errors and c.step
+            ),
+            *no_control(summary),
+        ],
         takes=[text for of in arms for text in what_it_takes(of)],
     )
 
