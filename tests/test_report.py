@@ -54,9 +54,12 @@ def numbers(value, where: str = ""):
         for i, item in enumerate(value):
             yield from numbers(item, f"{where}[{i}]")
     # A rate is shown as its two counts, and one seed's spread over seeds and its ratio's interval not at all.
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not where.endswith(".rate") and ".over_seeds." not in where and ".bounds" not in where:
-            yield where, value
+    elif (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not (where.endswith((".rate", ".bounds")) or ".over_seeds." in where)
+    ):
+        yield where, value
 
 
 def forms(where: str, value: float) -> list[str]:

@@ -99,7 +99,7 @@ def test_what_it_would_take_is_told_in_episodes_and_seeds(results):
     with_controls(results, 6, 3, 3)
     (episodes_, seeds) = summarised(results)["verdict"]["takes"]
     assert episodes_.startswith(
-        "Forced: 25 pairs of episodes show differences of 29 points or more (power 0.8"
+        "Forced: 25 pairs of episodes show differences of 30 points or more (power 0.8"
     )
     assert "To show the +12 points seen against baseline takes about" in episodes_
     assert seeds == "More seeds, three at least: one says nothing about other trainings."
@@ -115,7 +115,7 @@ def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
     assert summarised(results)["notes"] == [
         "None of forced, baseline, shuffled and place solved an episode.",
         "Forced: times fewer steps to the last held-out error of baseline (0.257) 2.00; shuffled (0.260) "
-        "unknown; place (0.107) < 1.00 (a bound where a seed was never at the target, or at its first "
+        "< 0.50; place (0.107) < 1.00 (a bound where a seed was never at the target, or at its first "
         "measurement already).",
         "Baseline and shuffled are hardly better than the blind policy by their action error (0.257, 0.260 "
         "against 0.257): in 400 steps they have not learned to use their images. How they would do with "
@@ -179,7 +179,7 @@ def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_
         row.pop("differences", None)
     del results["probe"]["test_episodes"]
     page = page_of(results, tmp_path)
-    assert "bootstrap" not in page.text
+    assert "bootstrap intervals over those episodes" not in page.text
     assert "AbsRel less" not in page.text
     assert "0.152" in page.text
 
