@@ -1,5 +1,6 @@
 """A finished comparison as the demo leaves it, and the report made of it."""
 
+import copy
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from spatial_forcing.report.summary import summarise
 from spatial_forcing.results import Results
 
 STEPS = [100, 200, 300, 400]
-PLOTS = ("action_loss", "heldout_error", "success", "closest_distance", "cosine", "gradient_ratio")
+PLOTS = ("action_loss", "heldout_error", "success", "closest_distance_cm", "cosine", "gradient_ratio")
 
 
 def episodes(successes: int, count: int = 25, distance: float = 0.1) -> list[dict]:
@@ -49,6 +50,29 @@ def arm(role: str, errors: list[float], successes: list[int], steps: list[int] =
     return found | {"curves": rows, "evaluations": evaluations, "videos": []} | more
 
 
+def run_of(results: dict, name: str, seed: int | None = None) -> dict:
+    """The run of an arm, of its first seed unless another is asked for."""
+    return next(run for run in results["runs"] if run["arm"] == name and seed in (None, run["seed"]))
+
+
+def add_arm(results: dict, name: str, one: dict) -> None:
+    """Adds an arm with its run."""
+    head = {key: one.pop(key) for key in ("label", "role")}
+    results["arms"][name] = head | {"differs": [f"--policy.forcing.control={name}"]}
+    results["runs"].append({"arm": name} | one)
+
+
+def with_seeds(results: dict, successes: dict[str, list[int]], errors: dict[str, list[float]]) -> dict:
+    """The same comparison with several seeds: successes and errors at the end, seed by seed."""
+    runs = []
+    for name in results["arms"]:
+        for seed, (k, error) in enumerate(zip(successes[name], errors[name], strict=True)):
+            one = copy.deepcopy(run_of(results, name)) | {"seed": seed}
+            one["evaluations"][-1] |= {"episodes": episodes(k), "heldout_error": error}
+            runs.append(one)
+    return results | {"runs": runs, "comparisons": None}
+
+
 def write_video(path: Path) -> None:
     """A real film of four grey frames."""
     av = pytest.importorskip("av")
@@ -82,9 +106,11 @@ def finished() -> dict:
         "blind": arm("reference", [0.2573], [0], [400]),
         "state": arm("reference", [0.0231], [24], [400]),
     }
+    arms["forced"] |= {"peak_memory_mb": 1260.0}
+    arms["baseline"] |= {"peak_memory_mb": 1200.0}
     for row in arms["forced"]["curves"]:
         row |= {"align_loss": 0.4, "cosine": 0.6, "gradient_ratio": 1.4, "valid_fraction": 1.0}
-    return {
+    results = {
         "title": "Spatial Forcing demo",
         "created": "2026-01-02T03:04:05+00:00",
         "command": "spatial-forcing demo --out <folder>",
@@ -95,7 +121,8 @@ def finished() -> dict:
         "teacher": {"name": "vggt-tiny-sim", "fingerprint": "fe12", "licence": "Apache-2.0", "note": "small"},
         "timings": {"demonstrations": 71.3, "policies": 3723.0},
         "tasks": ["reach-v3", "push-v3"],
-        "arms": arms,
+        "arms": {},
+        "runs": [],
         "probe": {
             "rows": [
                 {
@@ -132,17 +159,19 @@ def finished() -> dict:
         "samples": [{"path": "samples.png", "caption": "four training frames"}],
         "comparisons": [["baseline", "forced"]],
     }
+    for name, one in arms.items():
+        add_arm(results, name, one)
+    return results
 
 
 def with_controls(results: dict, forced: int, shuffled: int, place: int) -> str:
     """The headline of a comparison with controls; the baseline solves 3."""
-    arms = results["arms"]
     errors = {"shuffled": [0.26, 0.2, 0.19, 0.18], "place": [0.25, 0.21, 0.17, 0.1071]}
     for name, count in (("shuffled", shuffled), ("place", place)):
-        arms[name] = arm("control", errors[name], [0, 0, 0, count])
-    arms["forced"]["evaluations"][-1]["episodes"] = episodes(forced)
+        add_arm(results, name, arm("control", errors[name], [0, 0, 0, count]))
+    run_of(results, "forced")["evaluations"][-1]["episodes"] = episodes(forced)
     results["comparisons"] = None
-    return summarised(results)["headline"]
+    return summarised(results)["verdict"]["headline"]
 
 
 class Page(HTMLParser):
@@ -196,4 +225,4 @@ def summarised(results: dict) -> dict:
 def page_of(results: dict, folder: Path) -> Page:
     """The page without the plots, which take as long to draw as everything else together."""
     checked = Results.checked(results, "results")
-    return Page(render(summarise(checked), checked, folder, dict.fromkeys(PLOTS)))
+    return Page(render(summarise(checked), checked, folder, dict.fromkeys(PLOTS), {}))

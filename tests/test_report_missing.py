@@ -3,36 +3,39 @@
 import math
 
 import pytest
-from small_results import page_of, report, summarised
+from small_results import episodes, page_of, report, run_of, summarised, with_seeds
 
 from spatial_forcing.report import ResultsError, write_report
 
 
 def test_an_unfinished_arm_is_compared_where_it_got_to_and_said_to_be_unfinished(results, tmp_path):
-    forced = results["arms"]["forced"]
+    forced = run_of(results, "forced")
     forced["curves"], forced["evaluations"] = forced["curves"][:25], forced["evaluations"][:2]
     page, record = page_of(results, tmp_path), summarised(results)
     assert (
         "Forced is unfinished: it was trained for 250 of 400 steps and was last evaluated at step 200."
         in page.text
     )
-    assert "at step 200, the last at which both were evaluated, not at the end" in record["headline"]
-    assert "4/25" in record["headline"]
-    assert record["comparisons"][0]["heldout"] == {"step": 200, "a": 0.262, "b": 0.181}
+    assert "at step 200, the last at which both were evaluated, not at the end" in page.text
+    assert "4/25" in record["verdict"]["not_shown"][0]
+    errors = record["comparisons"][0]["errors"]
+    assert (errors["step"], errors["a"], errors["b"]) == (200, 0.262, 0.181)
 
 
 def test_an_arm_that_has_only_started_still_gives_a_report(results, tmp_path):
-    results["arms"]["forced"] |= {"curves": [], "evaluations": [], "videos": []}
+    run_of(results, "forced").update({"curves": [], "evaluations": [], "videos": []})
     page, record = report(results, tmp_path)
-    assert "cannot be compared: there is no step at which both were evaluated" in record["headline"]
+    assert (
+        "cannot be compared: there is no step at which both were evaluated" in record["verdict"]["headline"]
+    )
     assert "trained for 0 of 400 steps and has not been evaluated" in page.text
 
 
 def test_other_episodes_give_no_test_but_a_reason(results, tmp_path):
-    results["arms"]["forced"]["evaluations"][-1]["episodes"][4]["seed"] = 5
+    run_of(results, "forced")["evaluations"][-1]["episodes"][4]["seed"] = 5
     page, record = page_of(results, tmp_path), summarised(results)
     assert record["comparisons"][0]["p_value"] is None
-    assert "not evaluated on the same episodes" in record["headline"]
+    assert "not evaluated on the same episodes" in " ".join(record["verdict"]["not_shown"])
     assert "No paired test" in page.text
 
 
@@ -53,32 +56,80 @@ def test_optional_parts_may_be_missing_and_are_said_to_be(results, tmp_path, rem
 def test_missing_files_and_videos_are_named(results, tmp_path):
     (tmp_path / "probe.png").unlink()
     (tmp_path / "forced" / "1.mp4").unlink()
-    results["arms"]["baseline"]["videos"] = ["baseline/0.mp4"]
+    run_of(results, "baseline")["videos"] = ["baseline/0.mp4"]
     page = page_of(results, tmp_path)
     assert "probe.png is not there" in page.text
     assert "forced/1.mp4 is not there" in page.text
     assert "no video" in page.text
     for name in ("baseline", "forced"):
-        results["arms"][name]["videos"] = []
+        run_of(results, name)["videos"] = []
     assert "No rollout was filmed." in page_of(results, tmp_path).text
 
 
 def test_nothing_measured_leaves_the_plots_out_and_says_so(results, tmp_path):
-    for one in results["arms"].values():
+    for one in results["runs"]:
         one["curves"] = [{"step": row["step"]} for row in one["curves"]]
     page, record = report(results, tmp_path)
-    assert page.text.count("not measured in this run") == 3
+    assert page.text.count("not measured in this run") == 1
     assert record["arms"]["forced"]["action_loss"] is None
 
 
 def test_diverged_numbers_become_null_and_not_broken_json(results, tmp_path):
-    results["arms"]["forced"]["curves"][-1]["action_loss"] = math.nan
-    results["arms"]["forced"]["evaluations"][-1]["heldout_error"] = math.inf
+    run_of(results, "forced")["curves"][-1]["action_loss"] = math.nan
+    run_of(results, "forced")["evaluations"][-1]["heldout_error"] = math.inf
     results["probe"]["rows"][0]["absrel"] = math.nan
     _, record = report(results, tmp_path)
     assert record["arms"]["forced"]["heldout_error"] is None
     assert math.isfinite(record["arms"]["forced"]["action_loss"])
     assert record["probe"]["rows"][0]["absrel"] is None
+
+
+def test_a_comparison_under_way_is_reported_with_the_seeds_that_are_there(results, tmp_path):
+    counts = {"baseline": [3, 4, 2], "forced": [14, 12, 15], "blind": [0] * 3, "state": [24] * 3}
+    results = with_seeds(results, counts, {name: [0.2] * 3 for name in counts})
+    late, started = run_of(results, "forced", 1), run_of(results, "forced", 2)
+    late["evaluations"], started["evaluations"], started["curves"] = late["evaluations"][:2], [], []
+    page, record = page_of(results, tmp_path), summarised(results)
+    assert "Forced is unfinished: 2 of its 3 runs are." in page.text
+    assert "Forced and baseline are compared in 1 of 3 seeds so far." in page.text
+    assert record["comparisons"][0]["seeds"] == [0]
+    assert (record["arms"]["forced"]["seeds"], record["arms"]["forced"]["seeds_planned"]) == ([0], [0, 1, 2])
+    results["runs"] = [run for run in results["runs"] if run["arm"] != "forced"]
+    assert "Forced has no run yet." in page_of(results, tmp_path).text
+
+
+def test_without_an_environment_the_arms_are_judged_by_their_error(results, tmp_path):
+    counts = dict.fromkeys(results["arms"], [0] * 3)
+    errors = {
+        "baseline": [0.20, 0.21, 0.22],
+        "forced": [0.15, 0.161, 0.169],
+        "blind": [0.3] * 3,
+        "state": [0.1] * 3,
+    }
+    results = with_seeds(results, counts, errors) | {"tasks": [], "teacher": None}
+    for run in results["runs"]:
+        run["evaluations"] = [e | {"episodes": []} for e in run["evaluations"]]
+    page, record = page_of(results, tmp_path), summarised(results)
+    assert record["verdict"]["headline"].startswith("Forced had a lower held-out action error than baseline.")
+    assert "There were no rollouts" in page.text
+    assert "McNemar" not in page.text
+    assert "cannot be compared" not in page.text
+
+
+def test_without_any_success_the_error_decides_and_more_steps_are_asked_for(results, tmp_path):
+    for name in ("baseline", "forced"):
+        run_of(results, name)["evaluations"][-1]["episodes"] = episodes(0)
+    verdict = summarised(results)["verdict"]
+    assert "no significant sign of a lower held-out action error than baseline" in verdict["headline"]
+    assert "no test over one seed" in verdict["not_shown"][0]
+    assert verdict["takes"][0] == "More steps, or an easier task: no episode was solved."
+
+
+def test_an_empty_comparison_is_a_page_all_the_same(results, tmp_path):
+    results["runs"] = []
+    page, record = report(results, tmp_path)
+    assert "Baseline has no run yet." in page.text
+    assert "cannot be compared: they have no seed in common" in record["verdict"]["headline"]
 
 
 def spoilt(results: dict, path: list, value=...) -> dict:
@@ -97,18 +148,21 @@ def spoilt(results: dict, path: list, value=...) -> dict:
     [
         (["title"], ..., r"results has no 'title'\. Did you mean 'title_' there\?"),
         (["teacher", "licence"], ..., r"results\['teacher'\] has no 'licence'"),
-        (["arms", "forced", "steps"], ..., r"results\['runs'\]\[1\] has no 'steps'"),
-        (["arms", "forced", "evaluations", 2, "step"], ..., r"\['evaluations'\]\[2\] has no 'step'"),
+        (["runs", 1, "steps"], ..., r"results\['runs'\]\[1\] has no 'steps'"),
+        (["runs", 1, "evaluations", 2, "step"], ..., r"\['evaluations'\]\[2\] has no 'step'"),
         (
-            ["arms", "forced", "evaluations", 2, "episodes", 3, "success"],
+            ["runs", 1, "evaluations", 2, "episodes", 3, "success"],
             "yes",
             "must be bool, got str: 'yes'",
         ),
-        (["arms", "forced", "curves", 5, "action_loss"], "low", "must be int or float, got str"),
-        (["arms", "forced", "steps"], True, "must be int, got bool"),
+        (["runs", 1, "curves", 5, "action_loss"], "low", "must be int or float, got str"),
+        (["runs", 1, "steps"], True, "must be int, got bool"),
         (["arms", "forced", "role"], "hero", "must be one of arm, control, reference"),
-        (["arms", "forced", "curves", 5, "step"], 10, "must increase"),
+        (["runs", 1, "curves", 5, "step"], 10, "must increase"),
         (["arms"], {}, "nothing to report"),
+        (["runs", 1, "arm"], "forces", "of the arm 'forces', which is none of: baseline, forced"),
+        (["runs", 1, "arm"], "baseline", "a run appears twice: baseline with seed 7"),
+        (["runs", 1, "fraction"], 1.5, "less than or equal to 1"),
         (["arms"], [1], "must be dict, got list"),
         (["tasks"], "reach-v3", "must be list, got str"),
         (
@@ -116,12 +170,12 @@ def spoilt(results: dict, path: list, value=...) -> dict:
             [["baseline", "forces"]],
             r"got \['baseline', 'forces'\]\. Arms: baseline, forced, blind",
         ),
-        (["arms", "forced", "evaluations", 3, "episodes", 1, "seed"], 1_000_003, "an episode appears twice"),
+        (["runs", 1, "evaluations", 3, "episodes", 1, "seed"], 1_000_003, "an episode appears twice"),
     ],
 )
 def test_bad_results_are_refused_by_name_before_anything_is_written(results, tmp_path, path, value, message):
     folder = tmp_path / "new"
-    results["arms"]["forced"]["evaluations"][3]["episodes"][1]["task"] = "push-v3"
+    run_of(results, "forced")["evaluations"][3]["episodes"][1]["task"] = "push-v3"
     with pytest.raises(ResultsError, match=message):
         write_report(spoilt(results, path, value), folder)
     assert not folder.exists()

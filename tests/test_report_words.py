@@ -2,92 +2,150 @@
 
 import copy
 
-from small_results import episodes, page_of, summarised, with_controls
+from small_results import add_arm, arm, episodes, page_of, run_of, summarised, with_controls, with_seeds
 
 
 def test_the_headline_says_better_worse_and_neither_in_the_same_words(results):
-    def headline(forced: int) -> str:
-        results["arms"]["forced"]["evaluations"][-1]["episodes"] = episodes(forced)
-        return summarised(results)["headline"]
+    def verdict(forced: int) -> dict:
+        run_of(results, "forced")["evaluations"][-1]["episodes"] = episodes(forced)
+        return summarised(results)["verdict"]
 
-    better = headline(14)
-    assert better.startswith(
-        "Forced succeeded more often than baseline: forced 14/25 (95 % 37 to 73 %) against baseline 3/25 "
-        "(4 to 30 %), p = 0.00098 (McNemar's exact test on the same 25 episodes), teacher vggt-tiny-sim."
+    better = verdict(14)
+    assert better["headline"].startswith("Forced succeeded more often than baseline. Whether a target that")
+    assert better["shown"][0].startswith(
+        "Forced succeeded more often than baseline: 14/25 (95 % 37 to 73 %) against 3/25 (4 to 30 %), "
+        "difference +44 ("
     )
-    assert headline(3).startswith(
-        "No significant difference in success between forced and baseline: forced 3/25"
+    assert better["shown"][0].endswith("points, p = 0.00098.")
+    level = verdict(3)
+    assert level["headline"].startswith(
+        "That forced helps is not shown: no significant sign of more success than baseline."
     )
-    assert "p = 1 " in headline(3)
-    results["arms"]["baseline"]["evaluations"][-1]["episodes"] = episodes(14)
-    assert headline(2).startswith("Forced succeeded less often than baseline: forced 2/25")
+    assert level["not_shown"][0].startswith("That forced succeeds more often than baseline: 3/25")
+    assert level["not_shown"][0].endswith("difference +0 (+0 to +0) points, p = 1.")
+    run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(14)
+    assert verdict(2)["headline"].startswith("Forced succeeded less often than baseline.")
 
 
 def test_a_gain_that_a_control_shares_is_not_called_the_teachers(results):
-    assert "so its gain has to do with the teacher's content" in with_controls(results, 14, 3, 3)
-    shared = with_controls(results, 14, 12, 3)
-    assert "did not succeed significantly more often than shuffled, of the controls" in shared
-    assert "that the teacher's content brought the gain is not shown" in shared
-    assert "shuffled 12/25 (30 to 67 %), p = 0.5" in shared
-    assert "Nor is it shown to be ahead of the controls" in with_controls(results, 3, 3, 3)
+    other = copy.deepcopy(results)
+    assert "a gain that has to do with the teacher's content" in with_controls(results, 14, 3, 3)
     compared = [(c["a"], c["b"]) for c in summarised(results)["comparisons"]]
     assert compared == [("baseline", "forced"), ("shuffled", "forced"), ("place", "forced")]
+    shared = with_controls(other, 14, 12, 3)
+    assert "Forced succeeded more often than baseline, but not significantly more so than shuffled" in shared
+    assert "that the teacher's content brought the gain is not shown" in shared
+    verdict = summarised(other)["verdict"]
+    assert "That forced succeeds more often than shuffled: 14/25" in verdict["not_shown"][0]
+    assert any(text.startswith("Forced succeeded more often than place") for text in verdict["shown"])
+
+
+def test_a_control_below_the_baseline_makes_no_gain(results):
+    assert with_controls(results, 16, 3, 3).startswith("Forced succeeded more often than baseline and than")
+    run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(14)
+    headline = summarised(results)["verdict"]["headline"]
+    assert headline.startswith("That forced helps is not shown: no significant sign of more success than")
+    assert "though it did better than shuffled and place." in headline
+
+
+def test_seeds_that_disagree_are_no_gain_whatever_the_pooled_test_says(results):
+    """McNemar's test over 75 episodes is certain of these three policies; another seed may undo it."""
+    counts = {"baseline": [5, 5, 5], "forced": [25, 4, 4], "blind": [0] * 3, "state": [24] * 3}
+    results = with_seeds(results, counts, {name: [0.2, 0.21, 0.19] for name in counts})
+    record = summarised(results)
+    c = record["comparisons"][0]
+    assert (c["only_b"], c["only_a"]) == (20, 2)
+    assert c["p_holm"] < 0.001
+    assert c["difference"]["low"] < 0 < c["difference"]["high"]
+    assert "is not shown" in record["verdict"]["headline"]
+    assert "the interval over seeds includes zero" in record["verdict"]["not_shown"][0]
+
+
+def test_several_seeds_are_pooled_and_shown_one_by_one(results, tmp_path):
+    counts = {"baseline": [3, 5, 4], "forced": [14, 13, 16], "blind": [0] * 3, "state": [24] * 3}
+    errors = {
+        "baseline": [0.2, 0.21, 0.19],
+        "forced": [0.15, 0.161, 0.139],
+        "blind": [0.3] * 3,
+        "state": [0.1] * 3,
+    }
+    results = with_seeds(results, counts, errors)
+    page, record = page_of(results, tmp_path), summarised(results)
+    forced, c = record["arms"]["forced"], record["comparisons"][0]
+    assert (forced["success"]["successes"], forced["success"]["episodes"]) == (43, 75)
+    assert forced["heldout_error"] == sum(errors["forced"]) / 3
+    assert c["by_seed"] == {"0": 44.0, "1": 32.0, "2": 48.0}
+    assert (c["only_b"], c["only_a"]) == (31, 0)
+    assert "+44 +32 +48" in page.text
+    assert "0.150 0.161 0.139" in page.text
+    assert record["verdict"]["headline"].endswith("3 seeds each.")
+    lower = "Forced had a lower action error on held-out demonstrations than baseline: 0.150 against 0.200"
+    assert any(text.startswith(lower) for text in record["verdict"]["shown"])
+
+
+def test_holms_correction_is_over_the_arms_that_were_compared_with_the_same_arm(results, tmp_path):
+    add_arm(results, "pixels", arm("arm", [0.26, 0.25, 0.24, 0.23], [0, 0, 0, 10]))
+    with_controls(results, 14, 3, 3)
+    record = summarised(results)
+    p = {(c["a"], c["b"]): (c["p_value"], c["p_holm"]) for c in record["comparisons"]}
+    for control in ("baseline", "shuffled", "place"):
+        forced, pixels = p[control, "forced"], p[control, "pixels"]
+        assert forced[1] == 2 * forced[0]
+        assert pixels == (pixels[0], max(pixels[0], forced[1]))
+    assert "Holm: p = 0.002" in page_of(results, tmp_path).text
+
+
+def test_what_it_would_take_is_told_in_episodes_and_seeds(results):
+    with_controls(results, 6, 3, 3)
+    (episodes_, seeds) = summarised(results)["verdict"]["takes"]
+    assert episodes_.startswith(
+        "Forced: 25 pairs of episodes show differences of 30 points or more (power 0.8"
+    )
+    assert "To show the +12 points seen against baseline takes about" in episodes_
+    assert seeds == "More seeds, three at least: one says nothing about other trainings."
+    run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(8)
+    assert "Nothing was gained against baseline (-8 points)" in summarised(results)["verdict"]["takes"][0]
 
 
 def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
     with_controls(results, 0, 0, 0)
-    results["arms"]["baseline"]["evaluations"][-1]["episodes"] = episodes(0)
+    run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(0)
     for name, error in (("baseline", 0.2571), ("shuffled", 0.26)):
-        results["arms"][name]["evaluations"][-1]["heldout_error"] = error
-    notes = summarised(results)["notes"]
-    assert notes == [
-        "Action error on held-out demonstrations at step 400: forced 0.118, baseline 0.257, shuffled 0.260, "
-        "place 0.107. Forced reached the last error of baseline (0.257) at step 200, baseline itself at step "
-        "400: 2.0 times as many steps, no finer than the evaluations are spaced. Forced never reached the "
-        "last error of place (0.107), so there is no ratio of steps. Shuffled (0.260) was at its last error "
-        "at its first evaluation already: no ratio of steps.",
+        run_of(results, name)["evaluations"][-1]["heldout_error"] = error
+    assert summarised(results)["notes"] == [
         "None of forced, baseline, shuffled and place solved an episode.",
+        "Forced: times fewer steps to the last held-out error of baseline (0.257) 2.00; shuffled (0.260) "
+        "< 0.50; place (0.107) < 1.00 (a bound where a seed was never at the target, or at its first "
+        "measurement already).",
         "Baseline and shuffled are hardly better than the blind policy by their action error (0.257, 0.260 "
         "against 0.257): in 400 steps they have not learned to use their images. How they would do with "
         "more steps, this run cannot say.",
-        "The p-values are not corrected for 3 comparisons.",
     ]
-    headings = page_of(results, tmp_path).text
-    assert headings.count("enter McNemar's exact test") == 1
+    text = page_of(results, tmp_path).text
+    assert text.count("McNemar's exact test looks only at") == 1
     for control in ("baseline", "shuffled", "place"):
-        assert f"forced against {control} 400 0 0 0 25 +0 points p = 1" in headings
+        assert f"forced against {control} 400 0 0 0 25 +0 (+0 to +0)" in text
 
 
-def test_several_targets_are_reached_in_one_sentence(results):
-    with_controls(results, 14, 3, 3)
-    (note,) = (note for note in summarised(results)["notes"] if note.startswith("Action error"))
-    assert (
-        "Forced reached the last error of baseline (0.231) at step 200, baseline itself at step 400: 2.0 "
-        "times as many steps; of shuffled (0.180) at step 300, shuffled itself at step 400: 1.3 times as "
-        "many steps, no finer than the evaluations are spaced. Forced never reached the last error of place "
-        "(0.107), so there is no ratio of steps."
-    ) in note
+def test_without_controls_the_verdict_says_so(results):
+    assert "no control was compared" in summarised(results)["verdict"]["not_shown"][-1]
 
 
-def test_without_controls_the_headline_says_so(results):
-    assert "No control was compared" in summarised(results)["headline"]
-
-
-def test_one_seed_is_called_a_demonstration(results):
-    assert summarised(results)["headline"].endswith("One seed (7): a demonstration, not evidence.")
-    results["arms"]["forced"]["seed"] = 8
-    assert "different seeds (7, 8)" in summarised(results)["headline"]
+def test_one_seed_is_called_a_demonstration_and_different_seeds_are_not_compared(results):
+    assert summarised(results)["verdict"]["headline"].endswith("One seed (7): a demonstration, not evidence.")
+    run_of(results, "forced")["seed"] = 8
+    assert "they have no seed in common" in summarised(results)["verdict"]["headline"]
 
 
 def test_a_policy_at_the_blind_line_is_said_to_be_there(results):
     assert not any("hardly better" in note for note in summarised(results)["notes"])
-    results["arms"]["baseline"]["evaluations"][-1]["heldout_error"] = 0.2572
+    run_of(results, "baseline")["evaluations"][-1]["heldout_error"] = 0.2572
     notes = " ".join(summarised(results)["notes"])
     assert (
         "Baseline is hardly better than the blind policy by its action error (0.257 against 0.257)" in notes
     )
     assert "Forced is hardly better" not in notes
-    results["arms"]["state"]["evaluations"][-1]["heldout_error"] = 0.25
+    run_of(results, "state")["evaluations"][-1]["heldout_error"] = 0.25
     assert "Knowing the true state helps little" in " ".join(summarised(results)["notes"])
 
 
@@ -121,33 +179,47 @@ def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_
         row.pop("differences", None)
     del results["probe"]["test_episodes"]
     page = page_of(results, tmp_path)
-    assert "bootstrap" not in page.text
+    assert "bootstrap intervals over those episodes" not in page.text
     assert "AbsRel less" not in page.text
     assert "0.152" in page.text
 
 
-def test_a_target_never_reached_gets_no_ratio(results, tmp_path):
-    for evaluation in results["arms"]["forced"]["evaluations"]:
+def test_a_target_never_reached_gets_a_bound_and_no_ratio(results, tmp_path):
+    for evaluation in run_of(results, "forced")["evaluations"]:
         evaluation["heldout_error"] = 0.26
     page, record = page_of(results, tmp_path), summarised(results)
-    assert record["comparisons"][0]["reach"]["ratio"] is None
-    assert (
-        "Forced never reached the last error of baseline (0.231), so there is no ratio of steps." in page.text
+    reach = record["comparisons"][0]["steps_to_target"]
+    assert (reach["a"], reach["b"], reach["ratio"], reach["bounds"]) == (
+        {"7": "400"},
+        {"7": "> 400"},
+        "< 1.00",
+        1,
     )
+    assert "times fewer steps to the last held-out error of baseline (0.231) < 1.00" in page.text
+
+
+def test_data_to_target_is_a_bound_for_an_arm_that_never_gets_there(results, tmp_path):
+    whole, results["runs"] = results["runs"], []
+    errors = {"baseline": (0.3, 0.25), "forced": (0.24, 0.2), "blind": (0.4, 0.4), "state": (0.1, 0.1)}
+    for run in whole:
+        for fraction, error in zip((0.25, 0.5), errors[run["arm"]], strict=True):
+            part = copy.deepcopy(run) | {"fraction": fraction, "train_episodes": round(240 * fraction)}
+            part["evaluations"][-1]["heldout_error"] = error
+            results["runs"].append(part)
+        run["train_episodes"] = 240
+    results["runs"] += whole
+    c = summarised(results)["comparisons"][0]["data_to_target"]
+    assert (c["unit"], c["target"], c["a"], c["b"]) == ("episodes", 0.231, {"7": "240"}, {"7": "120"})
+    assert c["ratio"] == "2.00"
+    for run in results["runs"]:
+        if run["arm"] == "forced":
+            run["evaluations"][-1]["heldout_error"] = 0.26
+    c = summarised(results)["comparisons"][0]["data_to_target"]
+    assert (c["b"], c["ratio"]) == ({"7": "> 240"}, "< 1.00")
+    assert "Data efficiency" in page_of(results, tmp_path).headings
 
 
 def test_arms_without_success_are_said_to_be_indistinguishable(results):
     for name in ("baseline", "forced"):
-        results["arms"][name]["evaluations"][-1]["episodes"] = episodes(0)
+        run_of(results, name)["evaluations"][-1]["episodes"] = episodes(0)
     assert "Neither forced nor baseline solved an episode." in summarised(results)["notes"]
-
-
-def test_several_comparisons_are_all_tested_and_the_lack_of_correction_is_said(results):
-    results["arms"]["pixels"] = copy.deepcopy(results["arms"]["baseline"]) | {"label": "pixels as target"}
-    results["comparisons"] = None
-    record = summarised(results)
-    assert [(c["a"], c["b"]) for c in record["comparisons"]] == [
-        ("baseline", "forced"),
-        ("baseline", "pixels"),
-    ]
-    assert "The p-values are not corrected for 2 comparisons." in record["notes"]

@@ -135,10 +135,10 @@ class Probe(ProbeOptions):
 
 @dataclass
 class Report:
-    """Draw the report of a run again from its results.json."""
+    """Draw the report of a comparison again from its results.json."""
 
     out: Path = Path("outputs/demo")
-    """Folder of a demo run."""
+    """Folder of a comparison or a demo: any folder with a results.json."""
 
     def run(self) -> None:
         from spatial_forcing.demo_settings import finished_settings
@@ -146,13 +146,13 @@ class Report:
         from spatial_forcing.results import Results
 
         results = self.out / "results.json"
-        if not (results.is_file() or (self.out / "settings.json").is_file()):
-            finished_settings(self.out)  # says what was found instead of a demo run
+        if not (results.is_file() or (self.out / "settings.json").is_file() or (self.out / "runs").is_dir()):
+            finished_settings(self.out)  # says what was found instead of a comparison
         if not results.is_file():
             raise SpatialForcingError(
-                f"{self.out} has no results.json: finish the run with spatial-forcing demo first."
+                f"{self.out} has no results.json: finish the comparison with the command that began it."
             )
-        advice = "Finish the run again with spatial-forcing demo."
+        advice = "Finish the comparison again with the command that began it."
         print(write_report(Results.read(results, advice), self.out))
 
 

@@ -2,42 +2,43 @@
 
 from typing import Any
 
-from spatial_forcing.report.figure import axes, colours, svg
+from spatial_forcing.report.figure import SIZE, axes, colours, svg
 from spatial_forcing.report.records import Comparison, Spread, Summary
 
 # Inches per row, and for the axis below.
 ROW, AXIS = 0.42, 0.9
 
 
-def draw_forest(summary: Summary) -> str | None:
-    """Differences in success, and in held-out error, to the plain arm; None if there are none.
+def draw_forests(summary: Summary) -> dict[str, str]:
+    """Differences in success, and in held-out error, to the plain arm, by name; what nobody measured is left
+    out.
 
     Large marks are means with their bootstrap intervals, small ones single seeds; controls are hollow. A
     shaded side is where an arm is better than the plain one.
     """
     compared = summary.against_plain
-    panels = []
+    found = {}
     if any(c.difference for c in compared):
-        panels.append(
-            ("success less that of {} (points)", 1, [(c, c.difference, c.by_seed) for c in compared])
-        )
+        rows = [(c, c.difference, c.by_seed) for c in compared]
+        found["forest_success"] = _forest(summary, rows, 1, "success less that of {} (points)")
     if any(c.errors for c in compared):
         rows = [
             (c, c.errors.difference if c.errors else None, c.errors.by_seed if c.errors else {})
             for c in compared
         ]
-        panels.append(("held-out error less that of {}", -1, rows))
-    if not panels:
-        return None
-    size = (5.2 * len(panels), AXIS + ROW * len(compared))
-    found = axes(len(panels), size, sharey=True)
-    for axis, (label, better, rows) in zip(found, panels, strict=True):
-        _panel(axis, summary, rows, better)
-        axis.set_xlabel(label.format(summary.plain_arm))
-    names = [c.b for c in compared]
-    found[0].set_yticks(range(len(names)), names)
-    found[0].set_ylim(len(names) - 0.5, -0.5)
-    return svg(found[0])
+        found["forest_error"] = _forest(summary, rows, -1, "held-out error less that of {}")
+    return found
+
+
+def _forest(
+    summary: Summary, rows: list[tuple[Comparison, Spread | None, dict[int, float]]], better: int, label: str
+) -> str:
+    axis = axes(1, (SIZE[0], AXIS + ROW * len(rows)))[0]
+    _panel(axis, summary, rows, better)
+    axis.set_xlabel(label.format(summary.plain_arm))
+    axis.set_yticks(range(len(rows)), [c.b for c, _, _ in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    return svg(axis)
 
 
 def _panel(

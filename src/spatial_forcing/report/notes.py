@@ -18,6 +18,7 @@ def notes(summary: Summary) -> list[str]:
     return [
         *unfinished(summary),
         *earlier_steps(summary),
+        *no_rollouts(summary),
         *unsolved(summary.comparisons),
         *error_notes(summary.comparisons),
         *reference_notes(summary.arms),
@@ -59,6 +60,17 @@ def earlier_steps(summary: Summary) -> list[str]:
                 f"{upper(c.b)} and {c.a} are compared in {len(c.seeds)} of {len(planned)} seeds so far."
             )
     return found
+
+
+def no_rollouts(summary: Summary) -> list[str]:
+    """What is meant by better without an environment."""
+    evaluated = [arm for arm in summary.arms.values() if arm.evaluated_step is not None]
+    if not evaluated or any(arm.success for arm in evaluated):
+        return []
+    return [
+        "There were no rollouts: the arms are judged by their action error on held-out demonstrations, and a "
+        "lower one need not mean more success."
+    ]
 
 
 def unsolved(comparisons: Sequence[Comparison]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from spatial_forcing.report.figure import DASHES, axes, colours, markers, style, svg
-from spatial_forcing.report.forest import draw_forest
+from spatial_forcing.report.forest import draw_forests
 from spatial_forcing.report.records import ArmSummary, Points, Series, Summary
 from spatial_forcing.stats import wilson
 
@@ -35,12 +35,12 @@ def draw_plots(summary: Summary) -> dict[str, str | None]:
     """All figures as SVG text by name; None for one of the usual ones that nothing was measured for."""
     arms, data = summary.arms, summary.plots
     with style():
-        found = {"forest": draw_forest(summary)}
+        found: dict[str, str | None] = {**draw_forests(summary)}
         found |= {name: draw_measured(arms, name, series, summary) for name, series in data.measured.items()}
         found |= {name: draw_logged(arms, name, series) for name, series in data.logged.items()}
         for name, series in data.by_data.items():
             found[f"data_{name}"] = draw_by_data(arms, name, series, data.data_unit or "")
-    usual = dict.fromkeys(("forest", *ALWAYS))
+    usual = dict.fromkeys(ALWAYS)
     return usual | {name: text for name, text in found.items() if text is not None}
 
 

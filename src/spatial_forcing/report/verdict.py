@@ -5,6 +5,7 @@ nothing of the image: what a control gains as well, the teacher's content did no
 """
 
 from collections.abc import Sequence
+from statistics import stdev
 
 from spatial_forcing.power import POWER, pairs_needed, seeds_needed
 from spatial_forcing.report.notes import probe_gains
@@ -35,7 +36,18 @@ def verdict(summary: Summary) -> Verdict:
     return Verdict(
         headline=" ".join([*(headline(of, summary) for of in arms), seeds_note(summary)]),
         shown=[text for shown, text in lines if shown] + probe_gains(summary),
-        not_shown=[text for shown, text in lines if not shown] + no_control(summary),
+        not_shown=[
+            *(text for shown, text in lines if not shown),
+            # Where success was to be compared and could not be, arms are judged by their errors: say so.
+            *(
+                _no_claim(c)
+                for of in arms
+                if measure(of) == "error"
+                for c in of
+                if c.problem and c.errors and c.step
+            ),
+            *no_control(summary),
+        ],
         takes=[text for of in arms for text in what_it_takes(of)],
     )
 
@@ -179,61 +191,60 @@ def what_it_takes(compared: Sequence[Comparison]) -> list[str]:
     level = [c for c in compared if not better(c, by)]
     if by == "success":
         found += _episodes([c for c in level if c.p_value is not None])
-    elif compared[0].p_value is not None:
-        found.append("More steps, or an easier task: no episode was solved.")
-    found += _seeds([c for c in (level if by == "error" else compared) if c.errors])
+    else:
+        if any(c.p_value is not None for c in compared):
+            found.append("More steps, or an easier task: no episode was solved.")
+        found += _seeds([(c, c.errors) for c in level if c.errors and c.errors.detectable is not None])
+    if max(len(c.seeds) or len(c.errors.seeds if c.errors else []) for c in compared) == 1:
+        found.append("More seeds, three at least: one says nothing about other trainings.")
     return found
 
 
 def _episodes(level: Sequence[Comparison]) -> list[str]:
-    """What these episodes can show, and how many more it takes to show what was seen."""
-    found = []
-    for c in level:
-        pairs = sum(x or 0 for x in (c.both, c.only_a, c.only_b, c.neither))
-        share = ((c.only_a or 0) + (c.only_b or 0)) / pairs
-        least = "no difference at all" if c.detectable is None else f"{c.detectable:.0f} points or more"
-        text = (
-            f"{upper(c.b)} against {c.a}: {pairs} pairs of episodes, {100 * share:.0f} % of them solved by "
-            f"one of the two alone, show a difference of {least} (power {POWER})"
-        )
+    """What these episodes can show of one arm, and how many it takes to show what was seen."""
+    if not level:
+        return []
+    pairs = [sum(x or 0 for x in (c.both, c.only_a, c.only_b, c.neither)) for c in level]
+    shares = [((c.only_a or 0) + (c.only_b or 0)) / n for c, n in zip(level, pairs, strict=True)]
+    least = [c.detectable for c in level if c.detectable is not None]
+    span = f"differences of {_span(least, 0)} points or more" if least else "no difference at all"
+    text = (
+        f"{upper(level[0].b)}: {_span(pairs, 0)} pairs of episodes show {span} (power {POWER}, with "
+        f"{_span([100 * share for share in shares], 0)} % of them solved by one of the two alone)."
+    )
+    for c, n, share in zip(level, pairs, shares, strict=True):
         seen = gain(c, "success")
         needed = pairs_needed(seen / 100, discordant=share) if seen > 0 else None
-        if seen <= 0:
-            text += f". What was seen, {seen:+.0f} points, is no gain; more episodes would not show one"
-        elif needed:
-            per_seed = pairs // len(c.seeds)
-            text += (
-                f"; to show the {seen:+.0f} points that were seen takes about {needed} pairs: "
-                f"{-(-needed // per_seed)} seeds of {per_seed} episodes"
-            )
-        found.append(f"{text}.")
-    return found
-
-
-def _seeds(compared: Sequence[Comparison]) -> list[str]:
-    """How many seeds would show a lower error, or any other seeds' verdict."""
-    if not compared:
-        return []
-    if len(compared[0].errors.seeds if compared[0].errors else []) == 1:
-        return ["More seeds, three at least: one says nothing about other trainings."]
-    found = []
-    for c in compared:
-        e = c.errors
-        if e is None or e.detectable is None or better(c, "error"):
-            continue
-        text = (
-            f"{upper(c.b)} against {c.a}: {len(e.seeds)} seeds that vary as these show a difference in "
-            f"action error of {number(e.detectable)} or more (power {POWER})"
-        )
-        seen = e.difference.value or 0
-        needed = seeds_needed(seen, _deviation(e)) if seen < 0 else None
         if needed:
-            text += f"; to show the {signed(seen)} that was seen takes {needed} seeds"
-        found.append(f"{text}.")
-    return found
+            per_seed = n // len(c.seeds)
+            text += (
+                f" To show the {seen:+.0f} points seen against {c.a} takes about {needed} pairs, "
+                f"{-(-needed // per_seed)} seeds of {per_seed} episodes."
+            )
+    lost = [f"{c.a} ({gain(c, 'success'):+.0f} points)" for c in level if gain(c, "success") <= 0]
+    if lost:
+        text += f" Nothing was gained against {listed(lost)}; more episodes alone would not change that."
+    return [text]
 
 
-def _deviation(errors: Errors) -> float:
-    values = list(errors.by_seed.values())
-    centre = sum(values) / len(values)
-    return (sum((x - centre) ** 2 for x in values) / (len(values) - 1)) ** 0.5
+def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
+    """What these seeds can show of one arm's error, and how many it takes to show what was seen."""
+    if not level:
+        return []
+    least = [e.detectable for _, e in level if e.detectable is not None]
+    text = (
+        f"{upper(level[0][0].b)}: {_span([len(e.seeds) for _, e in level], 0)} seeds that vary as these show "
+        f"differences in action error of {_span(least, 3)} or more (power {POWER})."
+    )
+    for c, e in level:
+        seen = e.difference.value or 0
+        needed = seeds_needed(seen, stdev(e.by_seed.values())) if seen < 0 else None
+        if needed:
+            text += f" To show the {signed(seen)} seen against {c.a} takes {needed} seeds."
+    return [text]
+
+
+def _span(values: Sequence[float], digits: int) -> str:
+    """One number, or the lowest and the highest."""
+    texts = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return " to ".join(texts)
