@@ -16,7 +16,8 @@ def test_an_unfinished_arm_is_compared_where_it_got_to_and_said_to_be_unfinished
         "Forced is unfinished: it was trained for 250 of 400 steps and was last evaluated at step 200."
         in page.text
     )
-    assert "at step 200, the last at which both were evaluated, not at the end" in page.text
+    assert "so far, not at the end: forced and baseline at step 200." in page.text
+    assert "The comparison is unfinished" in record["verdict"]["headline"]
     assert "4/25" in record["verdict"]["not_shown"][0]
     errors = record["comparisons"][0]["errors"]
     assert (errors["step"], errors["a"], errors["b"]) == (200, 0.262, 0.181)
@@ -91,7 +92,7 @@ def test_a_comparison_under_way_is_reported_with_the_seeds_that_are_there(result
     late["evaluations"], started["evaluations"], started["curves"] = late["evaluations"][:2], [], []
     page, record = page_of(results, tmp_path), summarised(results)
     assert "Forced is unfinished: 2 of its 3 runs are." in page.text
-    assert "Forced and baseline are compared in 1 of 3 seeds so far." in page.text
+    assert "not at the end: forced and baseline in 1 of 3 seeds." in page.text
     assert record["comparisons"][0]["seeds"] == [0]
     assert (record["arms"]["forced"]["seeds"], record["arms"]["forced"]["seeds_planned"]) == ([0], [0, 1, 2])
     results["runs"] = [run for run in results["runs"] if run["arm"] != "forced"]

@@ -45,21 +45,20 @@ def unfinished(summary: Summary) -> list[str]:
 
 
 def earlier_steps(summary: Summary) -> list[str]:
-    """Which arms are compared before their last step, or in some of their seeds only."""
+    """One sentence that names the arms compared before their last step, or in some of their seeds only."""
     found = []
-    for c in summary.comparisons:
-        ends = min(summary.arms[name].steps for name in (c.a, c.b))
+    for c in (one for one in summary.comparisons if one.step is not None):
         planned = set(summary.arms[c.a].seeds_planned) & set(summary.arms[c.b].seeds_planned)
-        if c.step is not None and c.step < ends:
-            found.append(
-                f"{upper(c.b)} and {c.a} are compared at step {c.step}, the last at which both were "
-                "evaluated, not at the end."
-            )
-        if c.step is not None and len(c.seeds) < len(planned):
-            found.append(
-                f"{upper(c.b)} and {c.a} are compared in {len(c.seeds)} of {len(planned)} seeds so far."
-            )
-    return found
+        parts = []
+        if (c.step or 0) < min(summary.arms[name].steps for name in (c.a, c.b)):
+            parts.append(f"at step {c.step}")
+        if len(c.seeds) < len(planned):
+            parts.append(f"in {len(c.seeds)} of {len(planned)} seeds")
+        if parts:
+            found.append(f"{c.b} and {c.a} {' '.join(parts)}")
+    if not found:
+        return []
+    return [f"Compared where both were evaluated so far, not at the end: {'; '.join(found)}."]
 
 
 def no_rollouts(summary: Summary) -> list[str]:

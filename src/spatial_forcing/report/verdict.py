@@ -34,7 +34,7 @@ def verdict(summary: Summary) -> Verdict:
     by_success = [c for of in arms if measure(of) == "success" for c in of]
     lines += [(True, claim(c, "error")) for c in by_success if better(c, "error") or worse(c, "error")]
     return Verdict(
-        headline=" ".join([*(headline(of, summary) for of in arms), seeds_note(summary)]),
+        headline=" ".join([*(headline(of, summary) for of in arms), *so_far(summary), seeds_note(summary)]),
         shown=[text for shown, text in lines if shown] + probe_gains(summary),
         not_shown=[
             *(text for shown, text in lines if not shown),
@@ -162,6 +162,13 @@ def _not_better(rivals: Sequence[Comparison], controls: Sequence[Comparison], by
     text = f"That {b} helps is not shown: no significant sign of {what} than {names}"
     ahead = [c.a for c in controls if better(c, by)] if rivals else []
     return f"{text}, though it did better than {listed(ahead)}." if ahead else f"{text}."
+
+
+def so_far(summary: Summary) -> list[str]:
+    """That a comparison is not at its end."""
+    if all(arm.finished for arm in summary.arms.values()):
+        return []
+    return ["The comparison is unfinished: this is what it says so far."]
 
 
 def seeds_note(summary: Summary) -> str:
