@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from spatial_forcing.compare.arm import PLAIN, TEACHER, Arm
 from spatial_forcing.compare.flags import CompareError
 
 
@@ -34,7 +35,7 @@ class Compare:
     controls: bool = True
     """Add the controls, targets that know nothing of the frame: features of another frame, and the place
     alone."""
-    teacher: str = "vggt-1b"
+    teacher: str = TEACHER
     """Of the presets: a registered teacher, or a local file or folder."""
     holdout: float = 0.1
     """Share of the episodes of each task that no arm trains on."""
@@ -67,16 +68,13 @@ class Compare:
         Raises:
             SpatialForcingError: it cannot be made as it was asked for, or a run failed.
         """
-        from spatial_forcing.compare.plan import take_folder
-
-        comparison = self.comparison(flags)
+        comparison, how = self.comparison(flags), self.launch()
         if self.dry_run:
             from spatial_forcing.compare.dry_run import dry_run
 
-            dry_run(comparison, self.launch(), _console())
+            dry_run(comparison, how, _console())
             return
-        take_folder(self.out, comparison)
-        make(comparison, self.out.resolve(), self.launch(), _console())
+        make(comparison, self.out.resolve(), how, _console())
 
     def comparison(self, flags: Sequence[str]) -> Any:
         """What the options and the flags after ``--`` ask for."""
@@ -163,7 +161,7 @@ def make(comparison: Any, out: Path, how: Any, console: Any) -> Path:
     from spatial_forcing.compare.features import stored_features
     from spatial_forcing.compare.gather import gather
     from spatial_forcing.compare.launch import launch, prepare
-    from spatial_forcing.compare.plan import folder_of
+    from spatial_forcing.compare.plan import check_taken, folder_of, take_folder
     from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
     from spatial_forcing.compare.run import is_complete
     from spatial_forcing.console import stages
@@ -171,6 +169,7 @@ def make(comparison: Any, out: Path, how: Any, console: Any) -> Path:
     from spatial_forcing.report import write_report
 
     made, timings = made_with(command_line()), {}
+    check_taken(out, comparison)
     for name, said in what_differs(comparison):
         console.print(f"[bold]{name:<12}[/]", end=" ")
         console.print(said, highlight=False, markup=False)
@@ -186,6 +185,8 @@ def make(comparison: Any, out: Path, how: Any, console: Any) -> Path:
                 for message in messages:
                     console.print(f"[yellow]{name}:[/] ", end="")
                     console.print(message, highlight=False, markup=False)
+        # Not before: what was wrong at first is then tried again in the same folder.
+        take_folder(out, comparison)
         with timed(timings, "teacher features"):
             features = stored_features(comparison, out, bars, device)
         with timed(timings, "training and evaluation"):
@@ -205,12 +206,9 @@ def make(comparison: Any, out: Path, how: Any, console: Any) -> Path:
 
 def device_of(comparison: Any) -> str:
     """Where the policy trains, and so the teacher looks."""
-    from spatial_forcing.compare.arm import Arm
-    from spatial_forcing.compare.flags import arm_flags
-    from spatial_forcing.flags import read_config
+    from spatial_forcing.compare.flags import arm_flags, policy_of
 
-    config = read_config(arm_flags(comparison.flags, Arm("plain")))
-    return getattr(config.policy, "device", None) or "cpu"
+    return policy_of(arm_flags(comparison.flags, Arm(PLAIN))).device or "cpu"
 
 
 @contextmanager

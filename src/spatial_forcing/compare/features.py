@@ -12,8 +12,8 @@ from typing import Any
 from rich.progress import Progress
 
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.compare.arm import Arm
-from spatial_forcing.compare.flags import arm_flags
+from spatial_forcing.compare.arm import PLAIN, TEACHER, Arm
+from spatial_forcing.compare.flags import arm_flags, policy_of
 from spatial_forcing.compare.plan import Comparison
 
 
@@ -46,12 +46,10 @@ def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
     """What is stored for an arm; None if it asks no teacher, or asks it at every step."""
     if not comparison.stored or arm.forcing is None or "alignments" in arm.forcing:
         return None
-    from spatial_forcing.flags import read_config
-
-    forcing = read_config(arm_flags(comparison.flags, arm)).policy.forcing  # type: ignore[union-attr]
+    forcing = policy_of(arm_flags(comparison.flags, arm)).forcing
     cameras = forcing.cameras
     return Teaching(
-        teacher=forcing.teacher or "vggt-1b",
+        teacher=forcing.teacher or TEACHER,
         teacher_checkpoint=forcing.teacher_checkpoint,
         layer=forcing.layer,
         resolution=forcing.resolution,
@@ -124,6 +122,6 @@ def dataset_of(comparison: Comparison) -> Any:
     from spatial_forcing.datasets import open_dataset
     from spatial_forcing.flags import read_config
 
-    plain = [arm for arm in comparison.arms if arm.forcing is None] or [Arm("plain")]
+    plain = [arm for arm in comparison.arms if arm.forcing is None] or [Arm(PLAIN)]
     dataset = read_config(arm_flags(comparison.flags, plain[0])).dataset
     return open_dataset(Path(dataset.root) if dataset.root else dataset.repo_id)

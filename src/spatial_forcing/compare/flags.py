@@ -4,6 +4,7 @@ Every run is a command that could be typed: ``spatial-forcing train`` with :func
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from spatial_forcing.compare.arm import Arm
 from spatial_forcing.errors import SpatialForcingError
@@ -57,6 +58,27 @@ def check_flags(flags: Sequence[str]) -> None:
     for name in map(name_of, flags):
         if name in DECIDED:
             raise CompareError(f"--{name} is not for the command of a comparison; say {DECIDED[name]}.")
+
+
+def policy_of(flags: Sequence[str]) -> Any:
+    """LeRobot's configuration of the policy that some flags train, that of a ``--policy.path`` included.
+
+    Raises:
+        FlagError: LeRobot does not take them.
+    """
+    from spatial_forcing.flags import FlagError, flag_error, read_config
+    from spatial_forcing.train import command_line
+
+    flags = [*flags, "--policy.push_to_hub=false"]
+    config = read_config(flags)
+    with command_line(*flags):
+        try:
+            config.validate()
+        except SpatialForcingError:
+            raise
+        except Exception as error:  # of several kinds
+            raise FlagError(flag_error(error)) from error
+    return config.policy
 
 
 def arm_flags(flags: Sequence[str], arm: Arm) -> list[str]:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.compare.arm import PLAIN, Arm
-from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of
+from spatial_forcing.compare.arm import PLAIN, TEACHER, Arm
+from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
 from spatial_forcing.files import check_folder, claim, read_json
 
@@ -157,10 +157,12 @@ def planned(
         CompareError: a flag that is not for a comparison, or episodes that cannot be split.
         FlagError: LeRobot does not take the flags of an arm.
         TrainError: what they name is not there.
+        UnknownNameError: an arm names a teacher that does not exist.
     """
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 
     from spatial_forcing.flags import read_config
+    from spatial_forcing.teachers import find_teacher
     from spatial_forcing.train_command import check_dataset
 
     flags = joined(flags)
@@ -172,6 +174,10 @@ def planned(
             "A comparison holds out episodes, which a streamed data set does not give one by one."
         )
     check_dataset(config.dataset)
+    for arm in arms:
+        policy = policy_of(arm_flags(flags, arm))
+        if arm.forcing is not None:
+            find_teacher(policy.forcing.teacher or TEACHER)
     meta = LeRobotDatasetMetadata(
         config.dataset.repo_id, root=config.dataset.root, revision=config.dataset.revision
     )
@@ -180,6 +186,13 @@ def planned(
 
 
 # ---- its folder --------------------------------------------------------------------------------------------
+
+
+def check_taken(out: Path, comparison: Comparison) -> None:
+    """The same as :func:`take_folder` of a folder that holds something; an empty one is left as it is."""
+    check_folder(out, CompareError)
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        take_folder(out, comparison)
 
 
 def take_folder(out: Path, comparison: Comparison) -> None:
