@@ -39,10 +39,10 @@ class Recipe:
     """
 
     steps: int = 200
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    width: int = 48
+    width: int = 24
     sample_bytes: int = 512 * 2**20
     most_frames: int = 2000
 

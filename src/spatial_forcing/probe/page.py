@@ -64,7 +64,7 @@ def write_page(
     svg = pictures["layers"].read_text(encoding="utf-8") if "layers" in pictures else ""
     page = environment.from_string(source).render(
         report=report,
-        heads=[_table(report, head) for head in dict.fromkeys(row.head for row in report.rows)],
+        heads=[_table(report, head) for head in report.heads],
         points=_points(report),
         components=COMPONENTS,
         layers=Markup(svg[svg.index("<svg") :]) if svg else "",

@@ -150,6 +150,11 @@ class ProbeReport(Record):
         """Writes ``probe.json``."""
         return write_text(path, json.dumps(self.plain(), indent=1))
 
+    @property
+    def heads(self) -> list[str]:
+        """The kinds of heads that read policies; of mean depth alone there is always a linear one."""
+        return list(dict.fromkeys(row.head for row in self.rows if row.source != "mean depth"))
+
     def references(self, head: str = "linear") -> list[SourceRow]:
         """The rows that give the others a scale."""
         return [row for row in self.rows if row.reference and row.head == head]

@@ -17,14 +17,14 @@ ALIGNED = ("aligned", "absrel_aligned", 4)
 def report_tables(report: ProbeReport) -> list[Table]:
     """A table for each kind of head, one of paired differences, and one of positions."""
     tables = []
-    for head in dict.fromkeys(row.head for row in report.rows):
+    for head in report.heads:
         rows = [row for row in report.rows if row.head == head]
         if head == "dpt":
             rows += [row for row in report.rows if row.head == "linear" and row.source == "mean depth"]
         tables.append(_depth_table(report, head, rows))
     if (differences := _difference_table(report)) is not None:
         tables.append(differences)
-    if any(row.points_cm for row in report.rows):
+    if any(row.points_cm and not row.reference for row in report.rows):
         tables.append(_points_table(report))
     return tables
 
