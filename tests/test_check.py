@@ -23,11 +23,6 @@ KINDS = tuple(PICTURE)
 PROBES = 16
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("policies")
-
-
 # ---- LeRobot's policies ------------------------------------------------------------------------------------
 
 

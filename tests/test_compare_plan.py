@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatial_forcing.compare.arm import Arm, arms_of
-from spatial_forcing.compare.command import job_options
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined
+from spatial_forcing.compare.options import job_options
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, take_folder
 from spatial_forcing.compare.preflight import check_shared
 from spatial_forcing.compare.split import Split, split_episodes

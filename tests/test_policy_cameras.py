@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_dataset import make_dataset
-from small_policies import CAMERAS, SMALL, small_batch, small_config, small_policy
+from small_policies import LEFT, RIGHT, SMALL, WRIST, small_batch, small_config, small_policy
 from small_prompted import prompted
 from torch import Tensor
 
@@ -28,16 +28,9 @@ from spatial_forcing.teachers import load_teacher
 from spatial_forcing.train import checkpoints
 from spatial_forcing.train_command import TrainCommand
 
-LEFT, RIGHT = CAMERAS
-WRIST = "observation.images.wrist"
 THREE = (LEFT, RIGHT, WRIST)
 TEACHER = "untrained-tiny"  # attends across views: what it says of one depends on the others
 CHOICES = [[WRIST, LEFT], [LEFT, WRIST], [RIGHT], [RIGHT, WRIST, LEFT]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("policies")
 
 
 @pytest.fixture(scope="module")

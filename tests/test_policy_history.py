@@ -1,7 +1,5 @@
 """Policies that see a history of images: the current one is aligned."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from small_policies import small_batch, small_policy
@@ -10,11 +8,6 @@ from spatial_forcing.check import check_host
 from spatial_forcing.hosts import host_of
 
 FRAMES = 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("policies")
 
 
 def test_pi05_with_memory_aligns_the_current_image(folder):

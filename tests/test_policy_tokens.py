@@ -4,11 +4,10 @@ Shapes: B batch, V views, n tokens of a view, N of all views, L sequence, D widt
 """
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
-from small_policies import CAMERAS, PICTURE, PROMPTED, small_batch, small_policy
+from small_policies import CAMERAS, LEFT, PICTURE, PROMPTED, RIGHT, WRIST, small_batch, small_policy
 from torch import Tensor, nn
 
 from spatial_forcing.grid import Layout
@@ -17,14 +16,7 @@ from spatial_forcing.hosts.lerobot import cameras_in, images_of, policy_host
 from spatial_forcing.tap import Host
 
 KINDS = tuple(kind for kind in PICTURE if kind not in PROMPTED)  # those are in test_policy_prompts.py
-LEFT, RIGHT = CAMERAS
-WRIST = "observation.images.wrist"
 THREE = dict.fromkeys((LEFT, RIGHT, WRIST), (40, 60))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("policies")
 
 
 def first_stream(policy, batch: dict, host: Host) -> Tensor:

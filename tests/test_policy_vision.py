@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_policies import CAMERAS, small_batch, small_policy
+from small_policies import CAMERAS, RIGHT, small_batch, small_policy
 from torch import Tensor
 
 from spatial_forcing import Tap, TapError, check_host, host_of
 from spatial_forcing.hosts.lerobot import policy_host
-
-LEFT, RIGHT = CAMERAS
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("policies")
 
 
 def policy_of(folder: Path, site: str | None = "vision.-1", kind: str = "smolvla", **options: Any) -> Any:

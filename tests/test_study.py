@@ -183,7 +183,7 @@ def test_a_training_run_is_not_told_to_start_a_demo_inside_itself(tmp_path, whol
     checkpoint = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text("{}")
-    with pytest.raises(SpatialForcingError, match=r"is a training run.*not there yet.*doctor") as raised:
+    with pytest.raises(SpatialForcingError, match=r"is a training run.*probe --policies.*doctor") as raised:
         finished_settings(tmp_path / "run" if whole else checkpoint)
     assert "spatial-forcing demo" not in str(raised.value)
     assert f"--checkpoint {checkpoint}," in str(raised.value)

@@ -44,6 +44,7 @@ def commands(dataset, tmp_path):
             "grid": None,
             "decoders": 1,
             "layers": (),
+            "episodes": (),
             "layer": None,
         }
         check_options(SimpleNamespace(teacher=teacher, **said, **codec))

@@ -19,7 +19,7 @@ from typing import Literal
 from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
 from spatial_forcing.command_names import check_names, parted, words
-from spatial_forcing.compare.command import Compare, CompareStatus
+from spatial_forcing.compare.options import Compare, CompareStatus
 from spatial_forcing.demo_settings import EVAL_SEED, DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder

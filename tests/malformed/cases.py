@@ -1,12 +1,17 @@
-"""All cases."""
+"""All malformed inputs."""
 
-from malformed import api_cases, cache_cases, compare_cases, run_cases, teacher_cases, train_cases
+from malformed import (
+    api_cache_cases,
+    api_forcing_cases,
+    api_measure_cases,
+    api_teacher_cases,
+    cache_cases,
+    compare_cases,
+    run_cases,
+    teacher_cases,
+    train_cases,
+)
 
-CASES = [
-    *cache_cases.CASES,
-    *train_cases.CASES,
-    *run_cases.CASES,
-    *compare_cases.CASES,
-    *teacher_cases.CASES,
-    *api_cases.CASES,
-]
+OF_COMMANDS = (cache_cases, train_cases, run_cases, compare_cases, teacher_cases)
+OF_THE_API = (api_teacher_cases, api_forcing_cases, api_cache_cases, api_measure_cases)
+CASES = [case for module in (*OF_COMMANDS, *OF_THE_API) for case in module.CASES]

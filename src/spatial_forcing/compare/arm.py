@@ -11,8 +11,6 @@ from spatial_forcing.listed import Listing, entries_in
 Role = Literal["arm", "control", "reference"]
 ROLES = ("arm", "control", "reference")
 PLAIN = "plain"
-# Of arms that name none.
-TEACHER = "vggt-1b"
 LISTING = Listing("--arms-file", "arm")
 # The 2D and the untrained teacher that stand beside a 3D one; DINOv2 is what VGGT's encoder began as.
 TEACHERS_2D = {"vggt-tiny-sim": "vggt-tiny-sim-2d"}

@@ -12,8 +12,9 @@ from typing import Any
 from rich.progress import Progress
 
 from spatial_forcing.cache.codec import CodecOptions
-from spatial_forcing.compare.arm import PLAIN, TEACHER, Arm
+from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import arm_flags, policy_of
+from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.plan import Comparison
 
 

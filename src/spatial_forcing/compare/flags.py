@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spatial_forcing.compare.arm import Arm
+from spatial_forcing.compare.options import CompareError
 from spatial_forcing.errors import SpatialForcingError
 
 FORCING = "policy.forcing."
@@ -25,10 +26,6 @@ DECIDED = {
     "policy.forcing.alignments": "an arms file: an entry with forcing: {alignments: file.yaml}",
     "policy.forcing.control": "--arms before --",
 }
-
-
-class CompareError(SpatialForcingError):
-    """A comparison cannot be made as it was asked for."""
 
 
 def name_of(flag: str) -> str:

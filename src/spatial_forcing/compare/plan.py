@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.compare.arm import PLAIN, TEACHER, Arm
+from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
+from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
 from spatial_forcing.files import check_folder, claim, read_json
 

@@ -1,0 +1,161 @@
+"""The options of ``compare`` and ``compare status``. Nothing heavy is imported before one of them runs."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spatial_forcing.errors import SpatialForcingError
+
+# The teacher of arms that name none.
+TEACHER = "vggt-1b"
+
+
+class CompareError(SpatialForcingError):
+    """A comparison cannot be made as it was asked for."""
+
+
+@dataclass
+class Compare:
+    """Compare arms of one training command, equal in all else: `compare <options> -- <its flags>`."""
+
+    out: Path
+    """Folder of the comparison. The same command continues an interrupted one."""
+    arms: tuple[str, ...] = ("plain", "forced")
+    """Presets: plain, forced, 2d (a 2D teacher), untrained, published (the public code's numerics), shuffled,
+    place."""
+    arms_file: str | None = None
+    """YAML or JSON file with more arms: a list of name, label, role (arm, control, reference), forcing
+    (options of --policy.forcing), policy (options of the policy; references only)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of weights and data order."""
+    fractions: tuple[float, ...] = (1.0,)
+    """Shares of the training episodes, each a comparison of its own: 0.1 0.25 1."""
+    controls: bool = True
+    """Add the controls, targets that know nothing of the frame: features of another frame, and the place
+    alone."""
+    teacher: str = TEACHER
+    """Of the presets: a registered teacher, or a local file or folder."""
+    holdout: float = 0.1
+    """Share of the episodes of each task that no arm trains on."""
+    holdout_episodes: tuple[int, ...] = ()
+    """These are held out instead."""
+    evaluations: int = 4
+    """Checkpoints that are evaluated, evenly spread over training."""
+    episodes: int = 50
+    """Rollouts per task and checkpoint, if the command has an --env.type; the same for all arms."""
+    heldout_frames: int = 2000
+    """At most so many held-out frames are looked at per evaluation, evenly spread."""
+    videos: int = 2
+    """Rollouts of the last checkpoint that are filmed, per task."""
+    features: Literal["stored", "online"] = "stored"
+    """Store the teacher's features before training, or ask it at every step."""
+    workers: int | None = None
+    """Runs at a time; one per GPU, or two, if None."""
+    accelerate: str | None = None
+    """Start each run under accelerate launch with these options, in quotes."""
+    submitit: str | None = None
+    """Make each run a job: slurm, or local to try it here."""
+    job: tuple[str, ...] = ()
+    """Options of submitit's jobs: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    dry_run: bool = False
+    """Say what would be done, how long it would take and what it could show; nothing is kept."""
+
+    def run(self, flags: Sequence[str]) -> None:
+        """Makes the comparison of a training command.
+
+        Raises:
+            SpatialForcingError: it cannot be made as it was asked for, or a run failed.
+        """
+        from rich.console import Console
+
+        comparison, how = self.comparison(flags), self.launch()
+        if self.dry_run:
+            from spatial_forcing.compare.dry_run import dry_run
+
+            dry_run(comparison, how, Console())
+            return
+        from spatial_forcing.compare.command import make
+
+        make(comparison, self.out.resolve(), how, Console())
+
+    def comparison(self, flags: Sequence[str]) -> Any:
+        """What the options and the flags after ``--`` ask for."""
+        from spatial_forcing.compare.arm import arms_of
+        from spatial_forcing.compare.plan import Measures, planned
+
+        return planned(
+            flags,
+            arms_of(self.arms, self.arms_file, self.teacher, controls=self.controls),
+            holdout=self.holdout,
+            heldout=self.holdout_episodes,
+            seeds=self.seeds,
+            fractions=self.fractions,
+            measures=Measures(
+                self.evaluations, self.episodes, videos=self.videos, heldout_frames=self.heldout_frames
+            ),
+            stored=self.features == "stored",
+        )
+
+    def launch(self) -> Any:
+        """How the options want runs to be started."""
+        import shlex
+
+        from spatial_forcing.compare.launch import Launch
+
+        if self.workers is not None and self.workers < 1:
+            raise CompareError(f"--workers must be at least 1; got {self.workers}.")
+        return Launch(
+            self.workers,
+            None if self.accelerate is None else tuple(shlex.split(self.accelerate)),
+            self.submitit,
+            job_options(self.job),
+        )
+
+
+@dataclass
+class CompareStatus:
+    """How far a comparison is, and how much time is left."""
+
+    out: Path
+    """Folder of the comparison."""
+    workers: int = 2
+    """Runs at a time, for the time left."""
+    watch: bool = False
+    """Go on until all runs are finished."""
+
+    def run(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        from spatial_forcing.compare.plan import comparison_in
+        from spatial_forcing.compare.status import progress_of, status_table
+
+        comparison = comparison_in(self.out)
+        console = Console()
+        if not self.watch:
+            console.print(status_table(progress_of(comparison, self.out), self.workers))
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                found = progress_of(comparison, self.out)
+                live.update(status_table(found, self.workers), refresh=True)
+                if all(one.state == "finished" for one in found):
+                    return
+                time.sleep(2)
+
+
+def job_options(options: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """Options of submitit's executor from ``name=value``, whole numbers as such.
+
+    Raises:
+        CompareError: one is not written like that.
+    """
+    found = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not (name and equals):
+            raise CompareError(f"--job takes name=value, such as timeout_min=600; got {option!r}.")
+        found.append((name, int(value) if value.lstrip("-").isdigit() else value))
+    return tuple(found)
