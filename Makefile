@@ -12,7 +12,7 @@ TESTED := $(if $(filter main,$(LEROBOT)),.venv-main,$(VENV))
 # Nothing after installation may need the network.
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-lerobot check bench tables lock clean
+.PHONY: setup demo test test-system test-lerobot check bench tables lock clean
 
 setup: $(READY)
 
@@ -23,8 +23,14 @@ $(READY): pyproject.toml requirements.lock scripts/setup.sh
 demo: setup
 	@$(OFFLINE) $(BIN)/spatial-forcing demo
 
+# The unit tests; those that start whole programs are test-system's. Of files that are named, all.
+PYTEST = $(OFFLINE) OMP_NUM_THREADS=1 $(TESTED)/bin/python -m pytest -q -n 2 --dist loadfile
+
 test: $(TESTED)/.ready
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(TESTED)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+	@$(PYTEST) $(if $(TESTS),$(TESTS),-m "not system")
+
+test-system: setup
+	@$(PYTEST) -m system
 
 .venv-main/.ready: $(READY) scripts/lerobot_main.sh
 	@VENV="$(VENV)" bash scripts/lerobot_main.sh

@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes minutes; runs only with --slow")
+    config.addinivalue_line(
+        "markers", "system: starts whole programs, each importing LeRobot; make test-system"
+    )
     torch.set_num_threads(1)
 
 

@@ -29,6 +29,8 @@ def without_flags(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.system
+@pytest.mark.timeout(900)
 def test_a_run_that_fails_says_why_and_keeps_its_log(tmp_path):
     folder = without_flags(tmp_path / "run")
     with pytest.raises(CompareError, match="Say which data set"):
@@ -36,7 +38,8 @@ def test_a_run_that_fails_says_why_and_keeps_its_log(tmp_path):
     assert "spatial-forcing: " in (folder / LOG).read_text()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.system
+@pytest.mark.timeout(900)
 def test_jobs_of_submitit_fail_as_runs_here_do(tmp_path):
     folder = without_flags(tmp_path / "runs" / "forced-f100-s0")
     seen = []
@@ -47,7 +50,8 @@ def test_jobs_of_submitit_fail_as_runs_here_do(tmp_path):
     assert seen
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.system
+@pytest.mark.timeout(900)
 def test_a_killed_job_is_seen(tmp_path):
     folder = without_flags(tmp_path / "runs" / "plain-f100-s0")
 

@@ -18,7 +18,7 @@ from spatial_forcing.results import Results
 
 RUNS = ["forced-f100-s0", "plain-f100-s0"]
 # Each run is a process that imports LeRobot: minutes on a machine that is busy otherwise.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.system]
 
 
 def command(out: Path, dataset: Path, *options: str, flags: tuple[str, ...] = ()) -> list[str]:

@@ -59,6 +59,7 @@ print(json.dumps([plugin.__file__, list(PreTrainedConfig.get_known_choices())]))
 """
 
 
+@pytest.mark.system
 def test_lerobot_finds_it_by_its_name(installed):
     (found,) = distributions(path=[str(installed)])
     assert found.metadata["Name"] == DISTRIBUTION  # LeRobot imports what is written there

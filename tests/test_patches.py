@@ -73,6 +73,7 @@ print(json.dumps([types, before, now(), patches.replaced()]))
 """
 
 
+@pytest.mark.system
 def test_importing_the_plug_in_and_building_configurations_patches_nothing():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", IMPORTED], capture_output=True, text=True, timeout=250

@@ -131,6 +131,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("parallel")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("how", "kind"),
     [

@@ -148,6 +148,7 @@ def assert_close(run: Path, other: Path, steps: tuple[int, ...] = (2, 4)) -> Non
             torch.testing.assert_close(value, theirs[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp2", marks=sharded)])
 def test_two_processes_save_what_one_saves_and_resume(folder, alone, how):
     run = on_two(folder, how, shard=how == "fsdp2")

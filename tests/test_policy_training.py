@@ -153,6 +153,7 @@ def forced_actions(
     return policy.predict_action_chunk(dict(batch))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kinds", [("smolvla", "act", "eo1", "evo1"), ("groot",)], ids=" ".join)
 def test_plain_lerobot_does_the_same_where_we_are_not_installed(
     runs, request, folder, dataset, tmp_path, kinds

@@ -90,6 +90,7 @@ def test_ctrl_c_ends_all_at_once_and_cleans_up(tmp_path):
     assert not list((tmp_path / "marks").glob("*.partial"))
 
 
+@pytest.mark.system
 def test_workers_of_the_real_command_end_with_it(tmp_path):
     command = [sys.executable, "-m", "spatial_forcing.cli", "collect", "--out", str(tmp_path / "demos")]
     source = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])

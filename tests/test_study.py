@@ -76,6 +76,7 @@ def test_another_arm_is_refused_and_nothing_is_lost(demos, tmp_path):
     assert json.loads((tmp_path / "arm.json").read_text()) == {"steps": 4}
 
 
+@pytest.mark.system
 def test_a_failing_arm_is_named_with_its_log(demos, tmp_path):
     arm = an_arm(demos, name="broken", policy=POLICY | {"patch": 13})
     with pytest.raises(SpatialForcingError, match=r"'broken' failed.*not a multiple of the patch"):
@@ -134,6 +135,7 @@ print(json.dumps({"after": after, "peak": megabytes("VmHWM")}))
 """
 
 
+@pytest.mark.system
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by themselves"
 )

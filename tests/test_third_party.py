@@ -26,7 +26,7 @@ SOURCE = Path(__file__).parent / "third_party"
 PACKAGE = "lerobot_policy_mini"
 BIN = Path(sys.executable).parent
 SECONDS = 400  # for one command, on a machine that does much else
-pytestmark = pytest.mark.timeout(3 * SECONDS)
+pytestmark = [pytest.mark.timeout(3 * SECONDS), pytest.mark.system]
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ def test_bad_flags_are_one_message(monkeypatch, capsys, tmp_path, dataset, flags
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.system
 def test_after_ctrl_c_the_command_that_is_named_continues(monkeypatch, capsys, tmp_path, dataset):
     given = [*SMALL, f"--dataset.root={dataset}", "--steps=4", "--save_freq=2", "--log_freq=1"]
     forward, steps = TinyPolicy.forward, []

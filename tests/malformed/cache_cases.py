@@ -11,9 +11,7 @@ VERIFY = "cache verify --out {here}/features"
 REPAIR = VERIFY + " --repair --dataset {data}"
 
 NAMES = [
-    command(
-        "commands", "name", "nosuch", "Unknown command 'nosuch'. Available: cache, collect, compare, demo"
-    ),
+    command("commands", "name", "nosuch", "Unknown command 'nosuch'. Available: cache, collect, compare"),
     command("commands", "name", "cahce --out {here}/f", "Did you mean 'cache'"),
     command("commands", "name", "CACHE", "Unknown command 'CACHE'"),
     command("commands", "name", "''", "Unknown command ''"),
