@@ -158,6 +158,20 @@ def test_a_policy_that_gains_nothing_over_the_mean_depth_is_said_to(results):
     assert "forced" not in note
 
 
+def test_a_depth_gain_is_shown_unless_a_control_has_it_too(results):
+    forced = results["probe"]["rows"][1]
+    forced["differences"]["baseline"] |= {"low": -0.07, "high": -0.05}
+    assert (
+        "from the tokens of forced than from those of baseline" in summarised(results)["verdict"]["shown"][-1]
+    )
+    with_controls(results, 14, 3, 3)
+    control = copy.deepcopy(forced) | {"name": "shuffled"}
+    results["probe"]["rows"].append(control)
+    record = summarised(results)
+    assert not any("Depth probe" in text for text in record["verdict"]["shown"])
+    assert any("so do those of a control (shuffled" in note for note in record["notes"])
+
+
 def test_a_gain_that_other_episodes_could_undo_is_said_to_be_none(results):
     results["probe"]["rows"][0]["differences"]["mean depth"]["high"] = 0.0003
     (note,) = (note for note in summarised(results)["notes"] if "Depth probe" in note)

@@ -22,6 +22,7 @@ def notes(summary: Summary) -> list[str]:
         *unsolved(summary.comparisons),
         *error_notes(summary.comparisons),
         *reference_notes(summary.arms),
+        *probe_gains(summary, shared=True),
         *_probe_without_depth(summary.probe.rows if summary.probe else [], summary),
     ]
 
@@ -141,22 +142,22 @@ def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
     )
 
 
-def probe_gains(summary: Summary) -> list[str]:
-    """A sentence for every arm from whose tokens depth is read better than from the plain arm's."""
+def probe_gains(summary: Summary, *, shared: bool) -> list[str]:
+    """A sentence for every arm from whose tokens depth is read better than from the plain arm's: those whose
+    gain a control shares, or those whose gain none does."""
     arms, plain = summary.arms, summary.plain_arm or ""
     rows = summary.probe.rows if summary.probe else []
     differ = {row.name: to[plain] for row in rows if plain in (to := row.differences or {})}
     gained = [name for name, one in differ.items() if one.high is not None and one.high < 0]
     controls = [name for name in differ if name in arms and arms[name].role == "control"]
-    found = []
-    for name in (one for one in gained if one in arms and arms[one].role == "arm"):
+    also, found = [one for one in controls if one in gained], []
+    for name in (one for one in gained if one in arms and arms[one].role == "arm" and shared == bool(also)):
         text = (
             f"Depth probe: depth is read better from the tokens of {name} than from those of {plain} "
             f"(AbsRel {difference_text(differ[name])})"
         )
         if controls:
             theirs = ", ".join(f"{one} {difference_text(differ[one])}" for one in controls)
-            also = [one for one in controls if one in gained]
             content = "so do those of a control" if also else "not so from those of the controls"
             text += f"; {content} ({theirs})"
         found.append(f"{text}. The intervals are over held-out episodes of one training.")

@@ -35,7 +35,7 @@ def verdict(summary: Summary) -> Verdict:
     lines += [(True, claim(c, "error")) for c in by_success if better(c, "error") or worse(c, "error")]
     return Verdict(
         headline=" ".join([*(headline(of, summary) for of in arms), *so_far(summary), seeds_note(summary)]),
-        shown=[text for shown, text in lines if shown] + probe_gains(summary),
+        shown=[text for shown, text in lines if shown] + probe_gains(summary, shared=False),
         not_shown=[
             *(text for shown, text in lines if not shown),
             # Where success was to be compared and could not be, arms are judged by their errors: say so.
