@@ -29,6 +29,7 @@ ORDER = (
         "guard",
         "listed",
         "output",
+        "plot_style",
         "locks",
         "threads",
         "processes",

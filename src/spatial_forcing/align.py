@@ -191,12 +191,12 @@ class SpatialForcing(nn.Module):
             affine_BV23: from the image the host was given to the image the teacher saw, in unit
                 coordinates, where they differ (random crops, flips and rotations of the host's copy): see
                 ``spatial_forcing.grid``.
-            image_hw: height and width in pixels of the image the host was given, where ``images`` does
-                not say: with Features, for a host that pads; with crops that change the aspect ratio. One
-                pair, or one for each view.
+            image_hw: height and width in pixels of the image the host was given (or one pair per view), where
+                ``images`` does not say: with Features, for a host that pads; with crops that change the
+                aspect ratio.
             present_BV: bool, False where a sample lacks a view; all are there if None.
-            views: which of the host's views ``images`` shows, in the order in which it shows them, counted
-                from 0; the first ones if None. The others are left out of the loss.
+            views: which of the host's views ``images`` shows, in its order, counted from 0; the first ones if
+                None. The others are left out of the loss.
             diagnose: whether to compute :attr:`diagnostics`, which takes time, in this step.
 
         Returns:
@@ -230,15 +230,19 @@ class SpatialForcing(nn.Module):
                 diagnostics.append(compare_tokens(visual_BND, *compared, part.tap.layout.views))
         self._looked_at_features = True
         total = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+        if diagnose:
+            self.diagnostics = self._named(diagnostics)
+        self._note(logs, total)
+        return total
+
+    def _note(self, logs: list[dict[str, Tensor]], total: Tensor) -> None:
+        """Keeps the numbers of a forward, and counts the step if it is one of training."""
         self.logs = self._named(logs)
         if len(logs) > 1:
             self.logs["align_loss"] = torch.stack([numbers["align_loss"] for numbers in logs]).sum()
             self.logs["weighted_align_loss"] = total.detach()
-        if diagnose:
-            self.diagnostics = self._named(diagnostics)
         if self.training and torch.is_grad_enabled():
             self.step += 1
-        return total
 
     @torch.no_grad()
     def target(

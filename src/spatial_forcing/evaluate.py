@@ -200,11 +200,10 @@ def roll_out(
         seed: of the first episode.
         at_once: environments side by side; as many as episodes if None.
         videos: folder for films; none are made if None.
-        video_count: how many episodes per task are filmed.
+        video_count: episodes per task that are filmed.
 
     Raises:
-        PolicyError: the policy has other actions or observations than the environment, which may also be
-            missing.
+        PolicyError: the policy does not fit the environment, or that cannot be made.
         SpatialForcingError: no episodes, a negative seed, or no such task.
     """
     from lerobot.envs import close_envs, make_env_pre_post_processors

@@ -12,6 +12,7 @@ one name, ours stays, or else the first one found, and a warning names the other
 
 import logging
 import pkgutil
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -41,21 +42,21 @@ class Registry[T](Mapping[str, T]):
         self.what, self.package, self.support = what, package, frozenset(support)
         self.refresh()
 
+    @abstractmethod
     def held_by(self, module: ModuleType) -> Mapping[str, T]:
         """What a module of ours registers.
 
         Raises:
             AttributeError: nothing.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, name: str, found: Any) -> None:
         """Checks what an entry point of another distribution gave.
 
         Raises:
             RegistryError: it cannot be registered; what it is and should be, to follow the words "<it> is".
         """
-        raise NotImplementedError
 
     def __getitem__(self, name: str) -> T:
         self._find()

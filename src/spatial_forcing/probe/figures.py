@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_atomically
+from spatial_forcing.plot_style import style
 from spatial_forcing.probe.image import panels, probe_image, save_png
 from spatial_forcing.probe.records import LayerPoint, ProbeSection
 from spatial_forcing.probe.run import Drawn
@@ -21,17 +21,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 LINES = {"mean depth": ":", "pixels": "--", "teacher": "-.", "shuffled": (0, (1, 3))}
 GREY = "0.45"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "spatial-forcing",
-}
 STACKS = {"vision": "layer of the vision encoder", "blocks": "layer of the policy's blocks"}
 
 
@@ -44,14 +33,11 @@ def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
+    stacks = [stack for stack in STACKS if stack in section.stacks]
+    with style():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "report") from error
-    stacks = [stack for stack in STACKS if stack in section.stacks]
-    with matplotlib.rc_context(STYLE):
+
         figure = Figure(figsize=(1.6 + 3.6 * len(stacks), 3.4), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]

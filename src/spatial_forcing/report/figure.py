@@ -1,11 +1,8 @@
 """What the report's figures share: colours and markers of arms, axes, SVG text."""
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-
-from spatial_forcing.errors import MissingDependencyError
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart.
 KNOWN_COLOURS = {
@@ -20,33 +17,7 @@ KNOWN_COLOURS = {
 OTHER_COLOURS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99")
 DASHES = {"arm": "-", "control": ":", "reference": "--"}
 MARKERS = "osD^vPX*"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "spatial-forcing",
-}
 SIZE = (5.2, 3.1)
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The look of all figures.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "report") from error
-    with matplotlib.rc_context(STYLE):
-        yield
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ Controls are dotted, references dashed.
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from spatial_forcing.report.figure import DASHES, axes, colours, markers, style, svg
+from spatial_forcing.plot_style import style
+from spatial_forcing.report.figure import DASHES, axes, colours, markers, svg
 from spatial_forcing.report.forest import draw_forests
 from spatial_forcing.report.records import ArmSummary, Points, Series, Summary
 from spatial_forcing.stats import wilson
