@@ -17,7 +17,7 @@ NAMES = [
     command("commands", "name", "''", "Unknown command ''"),
     command("commands", "name", "cache verfy", "Did you mean 'verify'"),
     command("commands", "name", "cache extra", "Available: verify"),
-    command("commands", "missing", "", "Expected one of {demo, collect, cache, train"),
+    command("commands", "missing", "", "Expected one of {demo, collect, teachers, cache, train"),
     command("commands", "name", "--nosuch", "--nosuch"),
     command("commands", "name", "collect --out {here}/d stray", "stray"),
     command("commands", "name", "demos --out {here}/d", "The command demos is called collect now"),

@@ -70,7 +70,10 @@ class Compare:
         """
         from rich.console import Console
 
-        comparison, how = self.comparison(flags), self.launch()
+        from spatial_forcing.files import check_folder
+
+        check_folder(self.out, CompareError)
+        how, comparison = self.launch(), self.comparison(flags)
         if self.dry_run:
             from spatial_forcing.compare.dry_run import dry_run
 

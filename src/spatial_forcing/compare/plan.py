@@ -72,13 +72,7 @@ class Comparison:
     stored: bool = True
 
     def __post_init__(self) -> None:
-        for name, values in (("seeds", self.seeds), ("fractions", self.fractions)):
-            if not values or len(set(values)) < len(values):
-                raise CompareError(f"--{name} names at least one, and none twice; got {_listed(values)}.")
-        if min(self.seeds) < 0:
-            raise CompareError(f"--seeds are whole numbers from 0; got {_listed(self.seeds)}.")
-        if not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise CompareError(f"--fractions are above 0 and up to 1; got {_listed(self.fractions)}.")
+        check_numbers(self.seeds, self.fractions)
         if self.measures.evaluations > self.steps:
             raise CompareError(
                 f"{self.measures.evaluations} evaluations do not fit into {self.steps} steps of training."
@@ -139,6 +133,17 @@ class Run:
         return f"{self.arm.name}-f{100 * self.fraction:g}-s{self.seed}"
 
 
+def check_numbers(seeds: Sequence[int], fractions: Sequence[float]) -> None:
+    """Raises :class:`CompareError` for seeds or fractions that cannot be."""
+    for name, values in (("seeds", seeds), ("fractions", fractions)):
+        if not values or len(set(values)) < len(values):
+            raise CompareError(f"--{name} names at least one, and none twice; got {_listed(values)}.")
+    if min(seeds) < 0:
+        raise CompareError(f"--seeds are whole numbers from 0; got {_listed(seeds)}.")
+    if not all(0 < fraction <= 1 for fraction in fractions):
+        raise CompareError(f"--fractions are above 0 and up to 1; got {_listed(fractions)}.")
+
+
 def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values)) or "none"
 
@@ -166,6 +171,7 @@ def planned(
     from spatial_forcing.teachers import find_teacher
     from spatial_forcing.train_command import check_dataset
 
+    check_numbers(rest["seeds"], rest["fractions"])
     flags = joined(flags)
     check_flags(flags)
     plain = next((arm for arm in arms if arm.forcing is None), Arm(PLAIN))
@@ -175,15 +181,16 @@ def planned(
             "A comparison holds out episodes, which a streamed data set does not give one by one."
         )
     check_dataset(config.dataset)
-    for arm in arms:
-        policy = policy_of(arm_flags(flags, arm))
-        if arm.forcing is not None:
-            find_teacher(policy.forcing.teacher or TEACHER)
     meta = LeRobotDatasetMetadata(
         config.dataset.repo_id, root=config.dataset.root, revision=config.dataset.revision
     )
     split = split_episodes(tasks_of(meta, config.dataset.episodes), holdout=holdout, heldout=heldout)
-    return Comparison(tuple(flags), tuple(arms), split=split, steps=config.steps, **rest)
+    found = Comparison(tuple(flags), tuple(arms), split=split, steps=config.steps, **rest)
+    for arm in arms:
+        policy = policy_of(arm_flags(flags, arm))
+        if arm.forcing is not None:
+            find_teacher(policy.forcing.teacher or TEACHER)
+    return found
 
 
 # ---- its folder --------------------------------------------------------------------------------------------
