@@ -62,6 +62,7 @@ def test_from_one_command_to_the_report(compared):
         assert one.seconds_per_step
         assert one.peak_memory_mb
         assert one.parameters == results.runs[0].parameters
+        assert [row.step for row in one.curves if row.action_loss is not None] == [1, 2, 3, 4]
     assert (compared / "report.html").stat().st_size > 10_000
 
 

@@ -86,6 +86,8 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
     folder = folder_of(out, run)
     evaluations = evaluations_of(folder)
     logged = read_metrics(folder / "train")
+    if run.arm.forcing is None:  # its whole loss; not every policy calls it so
+        logged = [{"action_loss": row["loss"], **row} if "loss" in row else row for row in logged]
     cost = read_json(folder / COST) if (folder / COST).is_file() else {}
     videos = evaluations[-1].videos if evaluations else []
     return RunResults(
