@@ -149,7 +149,7 @@ def test_without_transforms_nothing_is_added(root):
     assert affines_of({"observation.state": torch.zeros(2, 4)}, list(CAMERAS)) is None
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.system)])
 def test_affines_survive_worker_processes_and_collation(root, start):
     patches.track_image_transforms()
     dataset = frames(root, transforms(RandomHorizontalFlip={"p": 1.0}))

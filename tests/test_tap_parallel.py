@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from ranks import in_ranks
@@ -63,6 +64,7 @@ def ddp_gradients(rank: int, folder: Path) -> dict[str, dict[str, Tensor]]:
     return {"together": all_gradients(both.module), "apart": all_gradients(apart)}
 
 
+@pytest.mark.system
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path):
     inputs = observation(batch=4)
     torch.save(inputs, tmp_path / "inputs.pt")
