@@ -1,5 +1,8 @@
 """What people read while they wait: progress bars, durations."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,3 +40,11 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Notes how many seconds a stage took."""
+    start = time.perf_counter()
+    yield
+    timings[stage] = round(time.perf_counter() - start, 1)

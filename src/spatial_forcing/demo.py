@@ -5,9 +5,6 @@ Every stage is the ordinary part of the package, run on the embedded world; ever
 finished, so that a second run reuses it and an interrupted one continues.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +12,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import Progress
 
-from spatial_forcing.console import duration, stages
+from spatial_forcing.console import duration, stages, timed
 from spatial_forcing.demo_settings import (
     DAMAGED,
     EVAL_SEED,
     DemoSettings,
     check_settings,
     features_folder,
-    finished_settings,
     hold,
     take_folder,
 )
@@ -213,24 +209,3 @@ def write_demo_report(
     from spatial_forcing.report import write_report
 
     return write_report(gather_results(settings, arms, probe, timings, out, command), out)
-
-
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[stage] = round(time.perf_counter() - start, 1)
-
-
-def probe_demo(out: Path, device: str, console: Console) -> None:
-    """Fits the probe on a finished demo's policies again and prints its table.
-
-    Raises:
-        SpatialForcingError: ``out`` holds no finished demo.
-    """
-    from spatial_forcing.evidence import probe_policies
-    from spatial_forcing.report.probe_table import probe_table
-
-    settings, roots = finished_settings(out)
-    arms = demo_arms(settings, *roots)
-    console.print(probe_table(probe_policies(settings.teacher, arms, roots[0], roots[1], out, device)))

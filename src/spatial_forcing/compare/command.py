@@ -1,9 +1,6 @@
 """What ``spatial-forcing compare`` does and prints, stage by stage. Its options are ``compare.options``."""
 
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ def make(comparison: Any, out: Path, how: Any, console: Any) -> Path:
     from spatial_forcing.compare.plan import check_taken, folder_of, take_folder
     from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
     from spatial_forcing.compare.run import is_complete
-    from spatial_forcing.console import stages
+    from spatial_forcing.console import stages, timed
     from spatial_forcing.provenance import command_line, made_with
     from spatial_forcing.report import write_report
 
@@ -63,10 +60,3 @@ def device_of(comparison: Any) -> str:
     from spatial_forcing.compare.flags import arm_flags, policy_of
 
     return policy_of(arm_flags(comparison.flags, Arm(PLAIN))).device or "cpu"
-
-
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[stage] = round(time.perf_counter() - start, 1)

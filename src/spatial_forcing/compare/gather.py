@@ -88,6 +88,7 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
     logged = read_metrics(folder / "train")
     if run.arm.forcing is None:  # its whole loss; not every policy calls it so
         logged = [{"action_loss": row["loss"], **row} if "loss" in row else row for row in logged]
+    on_gpu = [row["gpu_mem_gb"] for row in logged if "gpu_mem_gb" in row]
     cost = read_json(folder / COST) if (folder / COST).is_file() else {}
     videos = evaluations[-1].videos if evaluations else []
     return RunResults(
@@ -102,7 +103,7 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
         videos=[str((folder / video).relative_to(out)) for video in videos],
         seconds_per_step=_median(row.get("update_s") for row in logged),
         dataloading_seconds=_median(row.get("dataloading_s") for row in logged),
-        peak_memory_mb=cost.get("peak_memory_mb"),
+        peak_memory_mb=1024 * max(on_gpu) if on_gpu else cost.get("peak_memory_mb"),
     )
 
 

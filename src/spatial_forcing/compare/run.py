@@ -114,21 +114,20 @@ def train(config: Any, spec: RunSpec, folder: Path) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process had: on the GPU if it used one, else on the host. Megabytes."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
+    """The most memory that this process had on the host, megabytes. LeRobot logs what a GPU had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform == "linux" else peak / 2**20  # macOS counts bytes
 
 
 def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, folder: Path) -> None:
     """Evaluates one checkpoint and writes its file. The last one is filmed."""
+    from lerobot.configs import PreTrainedConfig
+
     from spatial_forcing.evaluate import LoadedPolicy, heldout_measures, roll_out
     from spatial_forcing.results import Evaluation
 
-    loaded = LoadedPolicy(checkpoint, config.policy.device)
+    # The checkpoint knows it; the flags do not when they name a --policy.path and training is over.
+    loaded = LoadedPolicy(checkpoint, PreTrainedConfig.from_pretrained(checkpoint).device or "cpu")
     frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
     start = time.perf_counter()
     error, loss = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)

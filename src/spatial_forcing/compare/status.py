@@ -52,7 +52,7 @@ class Progress:
 def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
     """Every run so far."""
     from spatial_forcing.compare.gather import evaluations_of
-    from spatial_forcing.compare.launch import LOG, last_words
+    from spatial_forcing.compare.launch import LOG
     from spatial_forcing.train import read_metrics
 
     found = []
@@ -70,7 +70,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
                 evaluations=evaluations_of(folder),
                 to_evaluate=len(comparison.evaluated_steps),
                 seconds_per_step=median(seconds) if seconds else None,
-                failed=ended and bool(last_words(folder)),
+                failed=ended,
             )
         )
     return found
