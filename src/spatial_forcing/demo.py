@@ -209,3 +209,17 @@ def write_demo_report(
     from spatial_forcing.report import write_report
 
     return write_report(gather_results(settings, arms, probe, timings, out, command), out)
+
+
+def probe_demo(out: Path, device: str, console: Console) -> None:
+    """Fits the probe on a finished demo's policies again and prints its table.
+
+    Raises:
+        SpatialForcingError: ``out`` holds no finished demo.
+    """
+    from spatial_forcing.evidence import probe_policies
+    from spatial_forcing.report.probe_table import probe_table
+
+    settings, roots = finished_settings(out)
+    arms = demo_arms(settings, *roots)
+    console.print(probe_table(probe_policies(settings.teacher, arms, roots[0], roots[1], out, device)))
