@@ -19,6 +19,7 @@ from spatial_forcing.demo_settings import (
     DemoSettings,
     check_settings,
     features_folder,
+    finished_settings,
     hold,
     take_folder,
 )
