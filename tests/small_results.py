@@ -156,6 +156,25 @@ def finished() -> dict:
             "test_frames": 243,
             "test_episodes": 17,
         },
+        "probe_sites": {
+            "stacks": {
+                "blocks": {
+                    name: [
+                        {
+                            "layer": layer,
+                            "absrel": absrel - 0.01 * layer,
+                            "low": absrel - 0.05,
+                            "high": absrel,
+                        }
+                        for layer in (1, 2)
+                    ]
+                    for name, absrel in (("baseline", 0.17), ("forced", 0.11))
+                }
+            },
+            "lines": {"mean depth": 0.1729},
+            "aligned": {"baseline": 2, "forced": 2},
+            "depth": {"name": "recorded geometry", "kind": "recorded", "unit": "m", "far": 3.0},
+        },
         "samples": [{"path": "samples.png", "caption": "four training frames"}],
         "comparisons": [["baseline", "forced"]],
     }

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -36,8 +36,9 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["demo", "--out", "OUT/d", "--tasks", "reech-v3"], "Did you mean 'reach-v3'"),
         (["demo", "--out", "OUT/d", "--teacher", "vgtt-1b"], "Did you mean 'vggt-1b'"),
         (["eval", "--checkpoint", "OUT"], "has no config.json"),
-        (["report", "--out", "OUT"], "holds no demo run"),
-        (["probe", "--out", "OUT"], "holds no demo run"),
+        (["report", "--out", "OUT"], "holds no comparison"),
+        (["probe", "--comparison", "OUT"], "holds no comparison"),
+        (["probe", "--out", "OUT"], "Name the policies to probe"),
         (
             ["cache", "--dataset", "OUT", "--out", "OUT/f", "--teacher", "untrained-tiny"],
             "not a LeRobotDataset",
@@ -77,7 +78,8 @@ def test_options_and_defaults_have_one_source(monkeypatch, capsys, command, opti
     for one in fields(options):
         flag = f"--{one.name.replace('_', '-')}"
         assert re.search(rf"{flag}[ .,\[]", text), flag
-    assert DemoSettings().demonstrations()[0] == DemoSpec()
+    spec = DemoSettings().demonstrations()
+    assert replace(spec, episodes=DemoSettings.episodes) == DemoSpec()
     defaults = {one.name: one.default for one in fields(COMMANDS[command])}
     for one in fields(options):
         assert defaults[one.name] == one.default

@@ -1,5 +1,6 @@
 """How the runs of a comparison are started: here, under accelerate, as jobs of submitit; and how they end."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from spatial_forcing.compare.arm import Arm
 from spatial_forcing.compare.flags import CompareError
 from spatial_forcing.compare.launch import (
     LOG,
@@ -17,10 +19,14 @@ from spatial_forcing.compare.launch import (
     end,
     executor_of,
     last_words,
+    launch,
     run_logged,
     take_share,
 )
+from spatial_forcing.compare.plan import Comparison, Measures, Run, folder_of
 from spatial_forcing.compare.run import RunSpec
+from spatial_forcing.compare.split import Split
+from spatial_forcing.locks import FolderBusyError, FolderLock
 
 
 def without_flags(folder: Path) -> Path:
@@ -114,3 +120,26 @@ def test_the_last_words_are_ours_if_there_are_any(tmp_path):
     assert last_words(tmp_path) == "The disk is full."
     (tmp_path / LOG).write_text("Traceback\nValueError: bad\n")
     assert last_words(tmp_path) == "ValueError: bad"
+
+
+def a_run() -> Run:
+    arms = Arm("plain"), Arm("other")
+    measures = Measures(evaluations=1)
+    return Comparison((), arms, (0,), (1.0,), Split((0,), (1,)), steps=1, measures=measures).runs()[0]
+
+
+@pytest.mark.system
+@pytest.mark.timeout(900)
+def test_a_run_that_prints_nothing_is_ended_and_says_so_in_its_log(tmp_path):
+    folder = without_flags(folder_of(tmp_path, a_run()))
+    with pytest.raises(CompareError, match=r"plain-f100-s0' failed.* made no progress for 0 s and was ended"):
+        launch([a_run()], tmp_path, Launch(1, patience=0.0), lambda: None)
+    assert "made no progress" in (folder / LOG).read_text()
+    assert not multiprocessing.active_children()
+
+
+def test_a_comparison_that_another_process_makes_is_left_alone(tmp_path):
+    folder = without_flags(folder_of(tmp_path, a_run()))
+    with FolderLock(tmp_path, ".runs"), pytest.raises(FolderBusyError, match="Another process is writing in"):
+        launch([a_run()], tmp_path, Launch(1), lambda: None)
+    assert not (folder / LOG).exists()

@@ -94,6 +94,23 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_continues(compare
     assert (plain / "eval" / "000002.json").stat().st_mtime_ns == kept
 
 
+def test_without_recorded_depth_there_is_no_probe_and_the_data_are_shown(compared):
+    results = Results.read(compared / "results.json")
+    assert results.probe is None
+    assert not (compared / "probe").exists()
+    assert results.samples
+    assert (compared / results.samples[0].path).stat().st_size > 1000
+
+
+def test_seconds_of_stages_add_up_over_attempts(dataset, compared, monkeypatch):
+    before = json.loads((compared / "timings.json").read_text())
+    assert before["training and evaluation"] > 1
+    assert status(command(compared, dataset), monkeypatch) == 0
+    after = json.loads((compared / "timings.json").read_text())
+    assert after["looking at every arm"] == before["looking at every arm"], "a finished one is not looked at"
+    assert after["training and evaluation"] >= before["training and evaluation"]
+
+
 def test_how_far_it_is(compared, monkeypatch, capsys):
     assert status(["compare", "status", "--out", str(compared)], monkeypatch) == 0
     said = capsys.readouterr().out
@@ -135,6 +152,8 @@ def test_a_run_that_begins_otherwise_than_its_siblings_stops(tmp_path):
         ((), ("--policy.forcing.site=blocks.9",), "blocks.9"),
         (("--teacher", "vgg"), (), "Unknown teacher"),
         (("--fractions", "0"), (), "above 0 and up to 1"),
+        (("--probe", "deep"), (), "--probe is auto, none, recorded or pseudo:<model>; got 'deep'"),
+        (("--probe", "recorded"), (), "The data set has no depth"),
         (("--holdout-episodes", "9"), (), "names 9"),
         ((), ("--env.type=libero", "--env.task=libero_10"), "environment libero cannot be made"),
     ],

@@ -12,9 +12,10 @@ from small_depth import painted_dataset, saved_tiny
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.probe import reading
 from spatial_forcing.probe.command import probe
+from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.dpt import Recipe
-from spatial_forcing.probe.policies import load_policies
-from spatial_forcing.probe.records import ProbeReport, probe_section
+from spatial_forcing.probe.policies import load_policies, named_policies
+from spatial_forcing.probe.records import REFERENCES, ProbeReport, probe_at_aligned_sites, probe_section
 from spatial_forcing.probe_options import ProbeOptions
 
 QUICK = Recipe(steps=2, width=16)
@@ -52,15 +53,20 @@ def test_depth_that_tokens_hold_is_read_and_shuffled_tokens_hold_none(run):
     report, _ = run
     mean = row(report, "mean depth")
     assert row(report, "plain", "blocks.1").metrics["absrel"] < 0.15 * mean.metrics["absrel"]
-    assert row(report, "pixels").metrics["absrel"] < 0.15 * mean.metrics["absrel"]
-    difference = row(report, "shuffled").differences["mean depth"]
+    assert row(report, "raw pixels").metrics["absrel"] < 0.15 * mean.metrics["absrel"]
+    difference = row(report, "shuffled tokens").differences["mean depth"]
     assert abs(difference.absrel) < 0.05 * mean.metrics["absrel"]
 
 
 def test_every_site_is_there_with_every_reference_and_metric(run):
     report, _ = run
     assert [one.site for one in report.rows if one.source == "plain"] == ["blocks.1", "blocks.2", "blocks.3"]
-    assert {one.source for one in report.references()} == {"mean depth", "pixels", "shuffled", "untrained"}
+    assert {one.source for one in report.references()} == {
+        "mean depth",
+        "raw pixels",
+        "shuffled tokens",
+        "untrained host",
+    }
     for one in report.rows:
         assert set(one.intervals) == set(one.metrics)
         assert one.metrics["delta1"] <= one.metrics["delta2"] <= one.metrics["delta3"]
@@ -92,10 +98,29 @@ def test_what_is_written_says_the_same_and_can_be_drawn_from(run):
     assert ProbeReport.read(out / "probe.json").plain() == report.plain()
     section = probe_section(report)
     assert [point.layer for point in section.stacks["blocks"]["plain"]] == [1, 2, 3]
-    assert set(section.lines) == {"mean depth", "pixels", "shuffled"}
+    assert set(section.lines) == {"mean depth", "raw pixels", "shuffled tokens"}
     assert {path.name for path in out.iterdir()} == {
         *("probe.json", "probe.html", "layers.svg", "layers.png", "readings.png", "tokens.png")
     }
+
+
+def test_what_a_comparison_reports_are_the_rows_at_the_aligned_site(run):
+    report, _ = run
+    probe = probe_at_aligned_sites(report, "probe/readings.png")
+    assert [one.name for one in probe.rows if one.name in ("plain", "same")] == ["plain", "same"]
+    aligned = row(report, "plain", report.policies[0].aligned_site)
+    plain, same = probe.rows[:2]
+    assert (plain.absrel, plain.rmse_m) == (aligned.metrics["absrel"], aligned.metrics["rmse"])
+    assert plain.intervals["rmse_m"] == aligned.intervals["rmse"]
+    assert same.differences["plain"].absrel == 0.0
+    assert len(probe.rows) == 2 + 4, "two policies and the references"
+    assert probe.depth.kind == "recorded"
+
+
+def test_no_policy_has_the_name_of_a_reference():
+    for name in REFERENCES:
+        with pytest.raises(ProbeError, match="is taken"):
+            named_policies([f"{name}=runs/a"])
 
 
 def test_the_page_loads_nothing_and_is_small(run):
@@ -106,7 +131,7 @@ def test_the_page_loads_nothing_and_is_small(run):
     loaded = re.findall(r'(?:src|href|xlink:href|url)\s*[=(]\s*["\']?([^"\'\s)>]+)', page)
     assert all(of.startswith(("data:", "#")) for of in loaded), loaded
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert [policy["name"] for policy in data["policies"]] == ["plain", "same", "untrained"]
+    assert [policy["name"] for policy in data["policies"]] == ["plain", "same", "untrained host"]
     assert len(data["frames"]) == 4
 
 

@@ -32,7 +32,8 @@ def test_results_of_earlier_versions_are_read_whole_and_drawn(tmp_path):
     assert list(found.arms) == ["baseline", "forced", "shuffled", "place", "blind", "state"]
     found.save(tmp_path / "results.json")
     saved, was = json.loads((tmp_path / "results.json").read_text()), earlier()
-    was["probe"]["image"] = was["probe"].pop("picture")  # its name then
+    was["probe"] |= {"image": was["probe"].pop("picture"), "depth": None}  # its name then, and not said
+    was["probe_sites"] = None
     arms, runs = saved.pop("arms"), saved.pop("runs")
     for run, (name, arm) in zip(runs, was.pop("arms").items(), strict=True):
         assert measured(run | arms[name]) == measured(arm) | {"arm": name, "fraction": 1.0, "differs": []}

@@ -10,7 +10,8 @@ from small_dataset import make_dataset
 
 import spatial_forcing.teachers as teachers
 from spatial_forcing.cache.command import check_options
-from spatial_forcing.demo_settings import DemoSettings, check_settings, features_folder
+from spatial_forcing.compare.features import Teaching
+from spatial_forcing.demo_settings import DemoSettings, check_settings
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.rehearsal import training_flags
 from spatial_forcing.teachers import (
@@ -89,12 +90,11 @@ def test_a_path_is_the_teacher_that_it_holds(tmp_path):
         load_teacher(mine, weights=mine)
 
 
-def test_the_features_of_a_demo_with_a_teacher_by_its_path_are_in_its_folder(tmp_path):
+def test_the_features_of_a_teacher_by_its_path_are_in_a_folder_of_its_name(tmp_path):
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(PACKAGED.read_bytes())
-    out = tmp_path / "demo"
-    assert features_folder(DemoSettings(teacher=str(mine)), out) == out / "features" / "mine"
-    assert features_folder(DemoSettings(), out) == out / "features" / "vggt-tiny-sim"
+    assert Teaching(str(mine)).folder(1.0) == "mine-f100"
+    assert Teaching("vggt-tiny-sim", layer=2).folder(0.25) == "vggt-tiny-sim-layer2-f25"
 
 
 # ---- loaders -----------------------------------------------------------------------------------------------

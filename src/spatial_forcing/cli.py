@@ -19,8 +19,8 @@ from typing import Literal
 from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
 from spatial_forcing.command_names import check_names, parted, words
-from spatial_forcing.compare.options import Compare, CompareStatus
-from spatial_forcing.demo_settings import EVAL_SEED, DemoSettings
+from spatial_forcing.compare.options import EVAL_SEED, Compare, CompareStatus
+from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.guard import guarded
@@ -32,7 +32,7 @@ from spatial_forcing.threads import waiting_threads_sleep
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(DemoSettings):
-    """Run the whole job on the embedded world: policies with and without forcing, controls and references."""
+    """Run the whole job on the embedded world: a comparison, demonstrations included."""
 
     out: Path = Path("outputs/demo")
     """Folder of the run. A second run with the same settings reuses what is there."""
@@ -41,10 +41,9 @@ class Demo(DemoSettings):
 
     def run(self) -> None:
         from spatial_forcing.demo import run_demo
-        from spatial_forcing.provenance import command_line
 
         settings = DemoSettings(**{one.name: getattr(self, one.name) for one in fields(DemoSettings)})
-        run_demo(settings, self.out, workers=self.workers, command=command_line())
+        run_demo(settings, self.out, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +119,21 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(ProbeOptions):
-    """Read depth from the frozen visual tokens of policies, site by site; or a finished demo's again."""
+    """Read depth from the frozen visual tokens of policies, site by site."""
+
+    comparison: Path | None = None
+    """Folder of a finished comparison or demo, in place of --policies and --dataset: the policies of its
+    first seed, on its held-out episodes."""
 
     def run(self) -> None:
-        if self.policies or self.dataset is not None:
-            from spatial_forcing.probe.command import probe
+        from spatial_forcing.probe.command import probe
 
+        if self.comparison is None:
             probe(self, _console())
         else:
-            from spatial_forcing.demo import probe_demo
+            from spatial_forcing.compare.probing import of_comparison
 
-            probe_demo(self.out or Path("outputs/demo"), self.device, _console())
+            probe(of_comparison(self, self.comparison.resolve()), _console())
 
 
 @dataclass
@@ -141,14 +144,13 @@ class Report:
     """Folder of a comparison or a demo: any folder with a results.json."""
 
     def run(self) -> None:
-        from spatial_forcing.demo_settings import finished_settings
+        from spatial_forcing.compare.plan import comparison_in
         from spatial_forcing.report import write_report
         from spatial_forcing.results import Results
 
         results = self.out / "results.json"
-        if not (results.is_file() or (self.out / "settings.json").is_file() or (self.out / "runs").is_dir()):
-            finished_settings(self.out)  # says what was found instead of a comparison
         if not results.is_file():
+            comparison_in(self.out)  # says what was found instead of one
             raise SpatialForcingError(
                 f"{self.out} has no results.json: finish the comparison with the command that began it."
             )

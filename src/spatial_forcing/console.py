@@ -44,7 +44,9 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Notes how many seconds a stage took."""
+    """Adds how many seconds a stage took to those of earlier attempts, failed ones included."""
     start = time.perf_counter()
-    yield
-    timings[stage] = round(time.perf_counter() - start, 1)
+    try:
+        yield
+    finally:
+        timings[stage] = round(timings.get(stage, 0.0) + time.perf_counter() - start, 1)

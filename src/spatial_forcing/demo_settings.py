@@ -4,19 +4,16 @@ The command ``demo`` shows the options of :class:`DemoSettings`; defaults of the
 ``sim.spec.DemoSpec``.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import check_folder, check_space, claim, read_json
+from spatial_forcing.files import check_folder, check_space, claim
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.sim.spec import DemoSpec
 
-# Evaluation episodes start here; demonstrations never use these seeds (see spatial_forcing.sim.env).
-EVAL_SEED = 1_000_000
-# Demonstrations held out have the demo's seed and so much more.
-HELDOUT_SEED = 500_000
+DEMONSTRATIONS = "demonstrations"
 # What a run takes on disk, roughly.
 DEMO_BYTES = 2**30
 DAMAGED = "Run the demo in another folder, or remove this one."
@@ -64,20 +61,33 @@ class DemoSettings:
     seed: int = DemoSpec.seed
     device: str = "cpu"
 
-    def demonstrations(self) -> tuple[DemoSpec, DemoSpec]:
-        """What to record: to train on, and held out.
+    def demonstrations(self) -> DemoSpec:
+        """What to record, to train on and held out.
 
         Raises:
             UnknownNameError: an unknown task or start.
             SpatialForcingError: a number that makes no sense.
         """
-        spec = DemoSpec(self.tasks, self.episodes, self.frames, self.start, seed=self.seed)
-        return spec, replace(spec, episodes=self.heldout_episodes, seed=self.seed + HELDOUT_SEED)
+        for name in ("episodes", "heldout_episodes"):
+            if (value := getattr(self, name)) < 1:
+                raise SpatialForcingError(f"{name} must be at least 1; got {value}.")
+        episodes = self.episodes + self.heldout_episodes
+        return DemoSpec(self.tasks, episodes, self.frames, self.start, seed=self.seed)
+
+    def heldout(self) -> tuple[int, ...]:
+        """The episodes held out: the last ones of each task."""
+        per_task = self.episodes + self.heldout_episodes
+        return tuple(
+            task * per_task + episode
+            for task in range(len(self.tasks))
+            for episode in range(self.episodes, per_task)
+        )
 
     def seconds(self, workers: int) -> float:
         """A rough estimate of the wall time on two cores."""
-        frames = sum(len(one.tasks) * one.episodes * one.longest for one in self.demonstrations())
-        episodes = len(self.tasks) * self.eval_episodes * (4 * self.evaluations + 2)
+        spec = self.demonstrations()
+        frames = len(spec.tasks) * spec.episodes * spec.longest
+        episodes = len(self.tasks) * self.eval_episodes * 6 * self.evaluations
         shared = (
             frames * SECONDS["frame"] + 4.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
         )
@@ -129,52 +139,3 @@ def hold(out: Path) -> FolderLock:
         raise SpatialForcingError(
             f"Another demo is running in {out}. Wait for it, or choose --out."
         ) from error
-
-
-def finished_settings(out: Path) -> tuple[DemoSettings, tuple[Path, Path, Path]]:
-    """The settings of a run and its folders of demonstrations, held-out demonstrations and features.
-
-    Raises:
-        SpatialForcingError: there is no run in ``out``, or a part of it is missing.
-    """
-    out = out.resolve()
-    path = out / "settings.json"
-    if not path.is_file():
-        raise SpatialForcingError(_no_demo(out))
-    saved = read_json(path, DAMAGED)
-    strange = saved.keys() - {one.name for one in fields(DemoSettings)}
-    if strange or not isinstance(saved.get("tasks"), list):
-        what = f"it has {', '.join(sorted(strange))}" if strange else "it names no tasks"
-        raise SpatialForcingError(f"{path} does not hold the settings of a demo: {what}. {DAMAGED}")
-    settings = DemoSettings(**{**saved, "tasks": tuple(saved["tasks"])})
-    roots = (out / "demonstrations", out / "held-out-demonstrations", features_folder(settings, out))
-    missing = [str(root) for root in roots if not root.is_dir()]
-    if missing:
-        raise SpatialForcingError(
-            f"The run in {out} is not finished: {', '.join(missing)} missing. Run the demo again."
-        )
-    return settings, roots
-
-
-def features_folder(settings: DemoSettings, out: Path) -> Path:
-    """Where the teacher's features of a demo are."""
-    from spatial_forcing.teachers import find_teacher
-
-    return out / "features" / find_teacher(settings.teacher).slug
-
-
-def _no_demo(out: Path) -> str:
-    """What to say of a folder without a demo's settings."""
-    if not out.is_dir():
-        return f"There is no folder {out}. Make a demo run with: spatial-forcing demo --out {out}"
-    if not ((out / "checkpoints").is_dir() or (out / "config.json").is_file()):
-        return (
-            f"{out} holds no demo run (no settings.json). Make one in a new or empty folder: "
-            "spatial-forcing demo --out <folder>"
-        )
-    checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
-    return (
-        f"{out} is a training run, and the folder of a demo was expected (with settings.json). What works "
-        f"for this one: spatial-forcing probe --policies mine={out} --dataset <data set>, spatial-forcing "
-        f"doctor --checkpoint {checkpoint}, and spatial-forcing eval (Meta-World policies)."
-    )

@@ -6,11 +6,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """What to probe, with what, and how; without ``policies``, the policies of a finished demo again."""
+    """What to probe, with what, and how."""
 
     policies: tuple[str, ...] = ()
     """Policies by name: plain=runs/a forced=runs/b base=lerobot/smolvla_base. A folder with a checkpoint, a
-    run of lerobot-train, or a name on the Hub. None: those of the demo run in --out."""
+    run of lerobot-train, or a name on the Hub."""
     dataset: str | None = None
     """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
     sites: tuple[str, ...] = ("all",)
@@ -48,5 +48,4 @@ class ProbeOptions:
     device: str = "cpu"
     """Where policies and teacher run."""
     out: Path | None = None
-    """Folder for probe.json, pictures and probe.html; outputs/probe if None. Without --policies: the folder
-    of the demo run, outputs/demo if None."""
+    """Folder for probe.json, pictures and probe.html; outputs/probe if None."""

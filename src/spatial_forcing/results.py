@@ -14,10 +14,11 @@ from typing import Any, Literal
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
 from spatial_forcing.json_record import Record
+from spatial_forcing.probe_results import Difference, Probe, ProbeRow, ProbeSection
 from spatial_forcing.run_results import CurveRow, Episode, Evaluation, RunResults, curve_rows
 
 try:
-    from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
+    from pydantic import Field, ValidationInfo, field_validator, model_validator
 except ImportError as error:
     raise MissingDependencyError("pydantic", "report") from error
 
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "Probe",
     "ProbeRow",
+    "ProbeSection",
     "Provenance",
     "Results",
     "RunResults",
@@ -54,67 +56,6 @@ class ArmHead(Record):
     label: str
     role: Literal["arm", "control", "reference"]
     differs: list[str] = Field(default_factory=list)
-
-
-# ---- the depth probe ---------------------------------------------------------------------------------------
-
-
-class Difference(Record):
-    """AbsRel of a source less that of another, on the same cells: below zero is better.
-
-    Attributes:
-        absrel: the difference.
-        low, high: its interval over test episodes, both sources judged on the same; None with one episode.
-    """
-
-    absrel: float
-    low: float | None = None
-    high: float | None = None
-
-
-class ProbeRow(Record):
-    """One source of tokens and how its probe did on the test episodes.
-
-    Attributes:
-        name: of the source.
-        absrel, rmse_m, delta1: over all cells of all test frames; see ``probe.DepthMetrics``.
-        pixels: how many cells that was.
-        ridge: the ridge strength; None for mean depth.
-        intervals: 95 % bootstrap intervals (low, high) over test episodes by metric; None with one test
-            episode.
-        differences: to other rows (mean depth, and the baseline if one was named), paired by test episode.
-    """
-
-    name: str
-    absrel: float
-    rmse_m: float
-    delta1: float
-    pixels: int | None = None
-    ridge: float | None = None
-    intervals: dict[str, list[float]] | None = None
-    differences: dict[str, Difference] | None = None
-
-
-class Probe(Record):
-    """The depth probe of a comparison.
-
-    Attributes:
-        rows: the sources and the references.
-        image: the file that shows test frames, relative to the folder of the results.
-        train_frames, test_frames, test_episodes: how much the probes were fitted on and judged on.
-        confidence: of the intervals.
-        sub_grid: cells per side of a token.
-        far_m: depth beyond that is neither fitted nor judged.
-    """
-
-    rows: list[ProbeRow]
-    image: str | None = Field(None, validation_alias=AliasChoices("image", "picture"))
-    train_frames: int
-    test_frames: int
-    test_episodes: int | None = None
-    confidence: float | None = None
-    sub_grid: int | None = None
-    far_m: float | None = None
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------
@@ -172,7 +113,8 @@ class Results(Provenance):
     Attributes:
         arms: by name.
         runs: of the arms, at most one for each arm, seed and fraction.
-        probe: None if it was not run.
+        probe: at the aligned site; None if it was not run.
+        probe_sites: the same at every site.
         samples: images of the data.
         comparisons: pairs (a, b) of arms to compare, b the one under test; :meth:`pairs` says which if None.
     """
@@ -180,6 +122,7 @@ class Results(Provenance):
     arms: dict[str, ArmHead]
     runs: list[RunResults]
     probe: Probe | None = None
+    probe_sites: ProbeSection | None = None
     samples: list[Sample] | None = None
     comparisons: list[list[str]] | None = None
 

@@ -11,6 +11,7 @@ EVAL = "eval --checkpoint {policy} --episodes 1"
 EVAL_HERE = "eval --checkpoint {here}/policy --episodes 1"
 
 SPEC = {"spec": {"tasks": ["push-v3"]}, "versions": {}}
+NOTE = "comparison.json"
 SETTINGS = {"tasks": ["reach-v3"], "steps": 1}
 
 COLLECT = [
@@ -185,12 +186,17 @@ RESULTS = [
 RESULTS += [
     command("report", "missing", "report --out {here}/none", "There is no folder {here}/none"),
     command("report", "foreign", "report --out {plain}", "There is no folder {plain}"),
-    command("report", "foreign", "report --out {data}", "holds no demo run"),
+    command("report", "foreign", "report --out {data}", "holds no comparison and no demo"),
+    command("report", "foreign", "report --out {run}", "is a training run, and the folder of a comparison"),
 ]
 
 PROBES = [
-    command("probe", "missing", "probe --out {here}/none", "There is no folder {here}/none"),
-    command("probe", "foreign", "probe --out {plain}", "There is no folder {plain}"),
+    command("probe", "missing", "probe --comparison {here}/none", "There is no folder {here}/none"),
+    command("probe", "foreign", "probe --comparison {plain}", "There is no folder {plain}"),
+    command("probe", "foreign", "probe --comparison {data}", "holds no comparison and no demo"),
+    command(
+        "probe", "foreign", "probe --comparison {run} --dataset {data}", "leave --policies and --dataset out"
+    ),
     command("probe", "foreign", "probe --policies mine --dataset {data}", "given as name=folder"),
     command(
         "probe", "foreign", "probe --policies mine={run} --dataset {data} --heads linaer", "mean 'linear'"
@@ -198,18 +204,16 @@ PROBES = [
     command("probe", "missing", "probe --policies mine={here}/none --dataset {data}", "does not exist"),
     command("probe", "missing", "probe --policies mine={run}", "Name the data set to probe on"),
     command("probe", "missing", "probe --dataset {data}", "Name the policies to probe"),
-    command(
-        "probe", "foreign", "probe --out {run}", "is a training run, and the folder of a demo was expected"
-    ),
+    command("probe", "missing", "probe", "Name the policies to probe"),
     *(
-        command("probe", kind, "probe --out {here}/r", says, prepare=holds("r/settings.json", content))
+        command(
+            "probe", kind, "probe --comparison {here}/r", says, prepare=holds("r/comparison.json", content)
+        )
         for kind, content, says in (
-            ("damaged", '{"tasks"', "settings.json is damaged"),
-            ("encoding", b'{"tasks": "\xff"}', "settings.json is damaged"),
+            ("damaged", '{"flags"', "comparison.json is damaged"),
+            ("encoding", b'{"flags": "\xff"}', "comparison.json is damaged"),
             ("foreign", "[]", "expected a JSON object, found a list"),
-            ("foreign", "{}", "settings.json"),
-            ("foreign", '{"tasks": ["reach-v3"], "colour": "red"}', "settings.json"),
-            ("missing", json.dumps(SETTINGS), "is not finished"),
+            ("foreign", "{}", "does not hold a comparison of this version"),
         )
     ),
 ]

@@ -1,58 +1,143 @@
 """What ``spatial-forcing compare`` does and prints, stage by stage. Its options are ``compare.options``."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.arm import PLAIN, Arm
+from spatial_forcing.errors import SpatialForcingError
+
+TITLE = "Does it help?"
+TIMINGS = "timings.json"
 
 
-def make(comparison: Any, out: Path, how: Any, console: Any) -> Path:
-    """Makes a comparison in its folder, stage by stage, and returns the path of its report."""
-    from spatial_forcing.compare.features import stored_features
+def make(
+    comparison: Any,
+    out: Path,
+    how: Any,
+    console: Any,
+    *,
+    title: str = TITLE,
+    claimed: bool = False,
+    spent: dict[str, float] | None = None,
+) -> Path:
+    """Makes a comparison in its folder, stage by stage, and returns the path of its report.
+
+    Args:
+        comparison: see ``compare.plan``.
+        out: its folder.
+        how: see ``compare.launch``.
+        console: for what is printed.
+        title: of the report.
+        claimed: whether the folder is the caller's already, and may hold more than the comparison.
+        spent: seconds of the caller's own stages.
+
+    Raises:
+        SpatialForcingError: it cannot be made, or a run failed; what is finished is kept.
+    """
     from spatial_forcing.compare.gather import gather
-    from spatial_forcing.compare.launch import launch, prepare
-    from spatial_forcing.compare.plan import check_taken, folder_of, take_folder
-    from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
-    from spatial_forcing.compare.run import is_complete
-    from spatial_forcing.console import stages, timed
+    from spatial_forcing.compare.plan import check_taken, take_folder
+    from spatial_forcing.compare.preflight import what_differs
+    from spatial_forcing.compare.probing import depth_wanted
+    from spatial_forcing.console import stages
     from spatial_forcing.provenance import command_line, made_with
     from spatial_forcing.report import write_report
 
-    made, timings = made_with(command_line()), {}
-    check_taken(out, comparison)
+    made = made_with(command_line())
+    if not claimed:
+        check_taken(out, comparison)
+    depth_wanted(comparison)
     for name, said in what_differs(comparison):
         console.print(f"[bold]{name:<12}[/]", end=" ")
         console.print(said, highlight=False, markup=False)
     device = device_of(comparison)
-    steps = comparison.evaluated_steps
-    begun = any(is_complete(folder_of(out, run), steps[:1]) for run in comparison.runs())
-    with stages(console) as bars:
-        if not begun:
-            with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
-                small = small_version(comparison, steps=1, frames=64)
-                odd = check_arms(small, Path(folder), bars, device)
-            for name, messages in odd.items():
-                for message in messages:
-                    console.print(f"[yellow]{name}:[/] ", end="")
-                    console.print(message, highlight=False, markup=False)
-        # Not before: what was wrong at first is then tried again in the same folder.
-        take_folder(out, comparison)
-        with timed(timings, "teacher features"):
-            features = stored_features(comparison, out, bars, device)
-        with timed(timings, "training and evaluation"):
-            bar = bars.add_task("runs", total=len(comparison.runs()))
-
-            def watch() -> None:
-                done = sum(is_complete(folder_of(out, run), steps) for run in comparison.runs())
-                bars.update(bar, completed=done)
-
-            launch(prepare(comparison, out, features), out, how, watch)
-            watch()
-    results = gather(comparison, out, made, timings, "Does it help?")
-    report = write_report(results, out)
+    with timings_in(out, spent or {}) as timings:
+        with stages(console) as bars:
+            look_first(comparison, out, bars, device, console, timings)
+            # Not before: what was wrong at first is then tried again in the same folder.
+            take_folder(out, comparison, only=not claimed)
+            run_all(comparison, out, how, bars, device, timings)
+            problem = probe_last(comparison, out, bars, device, timings)
+        if problem is not None:
+            console.print("[yellow]The depth probe was left out:[/]", end=" ")
+            console.print(str(problem), highlight=False, markup=False)
+    report = write_report(gather(comparison, out, made, timings, title), out)
     console.print(f"Report: [bold]{report}[/]")
     return report
+
+
+def look_first(
+    comparison: Any, out: Path, bars: Any, device: str, console: Any, timings: dict[str, float]
+) -> None:
+    """Takes every arm to its first step and prints what is odd, unless a run has got further already."""
+    from spatial_forcing.compare.plan import folder_of
+    from spatial_forcing.compare.preflight import check_arms, small_version
+    from spatial_forcing.compare.run import is_complete
+    from spatial_forcing.console import timed
+
+    first = comparison.evaluated_steps[:1]
+    if any(is_complete(folder_of(out, run), first) for run in comparison.runs()):
+        return
+    with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
+        small = small_version(comparison, steps=1, frames=64)
+        odd = check_arms(small, Path(folder), bars, device)
+    for name, messages in odd.items():
+        for message in messages:
+            console.print(f"[yellow]{name}:[/] ", end="")
+            console.print(message, highlight=False, markup=False)
+
+
+def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timings: dict[str, float]) -> None:
+    """Stores features, trains and evaluates; what is there already is not done again."""
+    from spatial_forcing.compare.features import stored_features
+    from spatial_forcing.compare.launch import launch, prepare
+    from spatial_forcing.compare.status import work_done
+    from spatial_forcing.console import timed
+
+    with timed(timings, "teacher features"):
+        features = stored_features(comparison, out, bars, device)
+    with timed(timings, "training and evaluation"):
+        rows = {arm.name: bars.add_task(f"policy: {arm.name}", total=None) for arm in comparison.arms}
+
+        def watch() -> None:
+            for name, (done, total) in work_done(comparison, out).items():
+                bars.update(rows[name], completed=done, total=total)
+
+        launch(prepare(comparison, out, features), out, how, watch)
+        watch()
+
+
+def probe_last(
+    comparison: Any, out: Path, bars: Any, device: str, timings: dict[str, float]
+) -> SpatialForcingError | None:
+    """Probes the trained policies; returns what stood in the way, so that the rest is reported anyway."""
+    from spatial_forcing.compare.probing import probe_arms
+    from spatial_forcing.console import timed
+
+    try:
+        with timed(timings, "depth probe"):
+            probe_arms(comparison, out, bars, device)
+    except SpatialForcingError as error:
+        return error
+    return None
+
+
+@contextmanager
+def timings_in(out: Path, spent: dict[str, float]) -> Iterator[dict[str, float]]:
+    """Seconds by stage, those of interrupted attempts included, kept in the folder once it is taken."""
+    from spatial_forcing.compare.plan import NOTE
+    from spatial_forcing.files import read_json, write_json
+
+    path = out / TIMINGS
+    before = read_json(path, "Remove it; it only says how long stages took.") if path.is_file() else {}
+    found = {stage: round(before.get(stage, 0.0) + spent.get(stage, 0.0), 1) for stage in {**spent, **before}}
+    try:
+        yield found
+    finally:
+        if (out / NOTE).is_file():
+            write_json(path, found)
 
 
 def device_of(comparison: Any) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 
 from spatial_forcing.compare.features import Teaching, teaching_of
 from spatial_forcing.compare.plan import Comparison, Run, folder_of
+from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
+from spatial_forcing.compare.samples import sample_images
 from spatial_forcing.files import read_json
 from spatial_forcing.results import ArmHead, Results, TeacherUsed
 from spatial_forcing.run_results import Evaluation, RunResults, curve_rows
@@ -34,6 +36,7 @@ def gather(
         ResultsError: a file of an evaluation is damaged; says which.
     """
     runs = [run_results(comparison, run, out) for run in comparison.runs()]
+    samples = sample_images(comparison, out)
     tasks = dict.fromkeys(e.task for run in runs for one in run.evaluations for e in one.episodes)
     results = Results(
         title=title,
@@ -50,6 +53,8 @@ def gather(
             for arm in comparison.arms
         },
         runs=runs,
+        samples=samples,
+        **found_by_probe(out),
     )
     results.save(out / "results.json")
     return results

@@ -10,6 +10,8 @@ from spatial_forcing.errors import SpatialForcingError
 
 # The teacher of arms that name none.
 TEACHER = "vggt-1b"
+# Rollouts begin with this seed; demonstrations of the embedded world never use such seeds (see sim.env).
+EVAL_SEED = 1_000_000
 
 
 class CompareError(SpatialForcingError):
@@ -49,6 +51,9 @@ class Compare:
     """At most so many held-out frames are looked at per evaluation, evenly spread."""
     videos: int = 2
     """Rollouts of the last checkpoint that are filmed, per task."""
+    probe: str = "auto"
+    """Depth that is read from the tokens of the trained policies: auto (recorded depth, if the data set has
+    any), none, recorded, or pseudo:<model> as in the command probe."""
     features: Literal["stored", "online"] = "stored"
     """Store the teacher's features before training, or ask it at every step."""
     workers: int | None = None
@@ -96,7 +101,11 @@ class Compare:
             seeds=self.seeds,
             fractions=self.fractions,
             measures=Measures(
-                self.evaluations, self.episodes, videos=self.videos, heldout_frames=self.heldout_frames
+                self.evaluations,
+                self.episodes,
+                videos=self.videos,
+                heldout_frames=self.heldout_frames,
+                probe=self.probe,
             ),
             stored=self.features == "stored",
         )

@@ -3,6 +3,7 @@
 <out>/comparison.json        everything that decides the result
 <out>/features/              the teachers' features of the training episodes
 <out>/runs/<arm>-f100-s0/    a run, see ``compare.run``
+<out>/probe/                 what the depth probe found
 <out>/results.json           everything that the report shows
 <out>/report.html
 """
@@ -14,13 +15,11 @@ from typing import Any
 
 from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
-from spatial_forcing.compare.options import TEACHER
+from spatial_forcing.compare.options import EVAL_SEED, TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
 from spatial_forcing.files import check_folder, claim, read_json
 
 NOTE = "comparison.json"
-# Rollouts begin with this seed; demonstrations of the embedded world never use such seeds.
-EVAL_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Measures:
         eval_seed: of the first; episode i of a task has eval_seed + i, in every run.
         videos: how many rollouts of the last checkpoint are filmed, per task.
         heldout_frames: at most so many frames of the held-out episodes are looked at, evenly spread.
+        probe: the depth that is read from the tokens at the end: auto (recorded depth, if there is any),
+            none, recorded or pseudo:<model>.
     """
 
     evaluations: int = 4
@@ -40,6 +41,7 @@ class Measures:
     eval_seed: int = EVAL_SEED
     videos: int = 2
     heldout_frames: int = 2000
+    probe: str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("evaluations", 1), ("episodes", 1), ("eval_seed", 0), ("heldout_frames", 1)):
@@ -203,14 +205,19 @@ def check_taken(out: Path, comparison: Comparison) -> None:
         take_folder(out, comparison)
 
 
-def take_folder(out: Path, comparison: Comparison) -> None:
+def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None:
     """Takes the folder for this comparison.
+
+    Args:
+        out: the folder.
+        comparison: what it will hold.
+        only: whether a folder that holds something and no comparison belongs to somebody else.
 
     Raises:
         CompareError: it holds another comparison, or something else.
     """
     check_folder(out, CompareError)
-    claim(out / NOTE, asdict(comparison), what="comparison", only=True, error=CompareError)
+    claim(out / NOTE, asdict(comparison), what="comparison", only=only, error=CompareError)
 
 
 def comparison_in(out: Path) -> Comparison:
@@ -221,10 +228,7 @@ def comparison_in(out: Path) -> Comparison:
     """
     path = out / NOTE
     if not path.is_file():
-        raise CompareError(
-            f"{out} holds no comparison (no {NOTE}). Start one: spatial-forcing compare --out {out} ... -- "
-            "<flags of lerobot-train>"
-        )
+        raise CompareError(_no_comparison(out))
     saved = read_json(path, "Start the comparison in another folder.", CompareError)
     strange = {f.name for f in fields(Comparison)} ^ saved.keys()
     if strange:
@@ -240,6 +244,23 @@ def comparison_in(out: Path) -> Comparison:
         steps=saved["steps"],
         measures=Measures(**saved["measures"]),
         stored=saved["stored"],
+    )
+
+
+def _no_comparison(out: Path) -> str:
+    """What to say of a folder without one."""
+    start = f"spatial-forcing compare --out {out} ... -- <flags of lerobot-train>, or spatial-forcing demo"
+    if not out.is_dir():
+        return f"There is no folder {out}. Start a comparison: {start}"
+    if not ((out / "checkpoints").is_dir() or (out / "config.json").is_file()):
+        return (
+            f"{out} holds no comparison and no demo (no {NOTE}). Start one in a new or empty folder: {start}"
+        )
+    checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
+    return (
+        f"{out} is a training run, and the folder of a comparison was expected (with {NOTE}). What works for "
+        f"this one: spatial-forcing probe --policies mine={out} --dataset <data set>, spatial-forcing doctor "
+        f"--checkpoint {checkpoint}, and spatial-forcing eval (Meta-World policies)."
     )
 
 

@@ -76,6 +76,17 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
     return found
 
 
+def work_done(comparison: Comparison, out: Path) -> dict[str, tuple[int, int]]:
+    """By arm, training steps done and in all; an evaluation counts as a quarter of the steps before it."""
+    share = comparison.save_every // 4
+    found = {arm.name: (0, 0) for arm in comparison.arms}
+    for run, one in zip(comparison.runs(), progress_of(comparison, out), strict=True):
+        done, total = found[run.arm.name]
+        done += min(one.step, one.steps) + share * len(one.evaluations)
+        found[run.arm.name] = done, total + one.steps + share * one.to_evaluate
+    return found
+
+
 def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
     """Until all runs are finished, as the ones so far went; None before any has logged a step."""
     paces = [one.seconds_per_step for one in found if one.seconds_per_step is not None]

@@ -39,7 +39,7 @@ class TinyConfig(PreTrainedConfig):
         chunk_size: T, actions predicted at once.
         n_action_steps: how many of them are executed before looking again.
         position_std: see TinyVLA; the default is what the baseline's held-out error asks for
-            (recipes/tune_baseline.py).
+            (docs/results.md).
         decay_steps: of the cosine learning-rate schedule; LeRobot scales it to the number of training steps.
     """
 

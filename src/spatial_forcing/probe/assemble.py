@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from spatial_forcing.bootstrap import pooled_resamples
-from spatial_forcing.probe.policies import UNTRAINED
 from spatial_forcing.probe.quality import Tallies, interval, mean_of
-from spatial_forcing.probe.records import SourceRow
-from spatial_forcing.probe.run import MEAN, PolicyNumbers, SourceNumbers
+from spatial_forcing.probe.records import MEAN, SHUFFLED, UNTRAINED, SourceRow
+from spatial_forcing.probe.run import PolicyNumbers, SourceNumbers
 from spatial_forcing.results import Difference
 
 Head = Literal["linear", "dpt"]
@@ -28,7 +27,7 @@ def rows_of(
     Args:
         numbers: by policy, in order.
         positions: names of the positions that were read.
-        aligned: the recommended site of each policy, at which "shuffled" was read.
+        aligned: the recommended site of each policy, at which shuffled tokens were read.
     """
     rows: list[SourceRow] = []
     mean: Tallies | None = None
@@ -41,7 +40,7 @@ def rows_of(
             for site, one in of.sites.items()
         ]
         sources += [
-            ({"source": ref, "site": aligned[name] if ref == "shuffled" else None, "reference": True}, one)
+            ({"source": ref, "site": aligned[name] if ref == SHUFFLED else None, "reference": True}, one)
             for ref, one in of.references.items()
         ]
         for said, one in sources:

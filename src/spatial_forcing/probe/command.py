@@ -21,21 +21,53 @@ from spatial_forcing.probe.points import columns_of
 from spatial_forcing.probe.policies import ProbedPolicy, check_sites, load_policies, named_policies, untrained
 from spatial_forcing.probe.pseudo import pseudo
 from spatial_forcing.probe.reading import HEADS, HeadSettings
-from spatial_forcing.probe.records import DepthUsed, ProbedHead, ProbeReport, probe_section
+from spatial_forcing.probe.records import ProbedHead, ProbeReport, probe_section
 from spatial_forcing.probe.rerun_log import rerun_module, write_rrd
 from spatial_forcing.probe.run import Plan, PolicyNumbers, read_policies, tallies_of
 from spatial_forcing.probe.suggest import ranked_sites
 from spatial_forcing.probe_options import ProbeOptions
+from spatial_forcing.probe_results import DepthUsed
 from spatial_forcing.provenance import made_with
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 OUT = Path("outputs/probe")
+JSON = "probe.json"
 
 
 def probe(options: ProbeOptions, console: "Console") -> ProbeReport:
     """Probes policies, writes ``probe.json``, pictures and ``probe.html``, and prints tables.
+
+    Raises:
+        SpatialForcingError: see :func:`probed`.
+    """
+    from spatial_forcing.console import stages
+    from spatial_forcing.probe.table import report_tables, suggestion_table
+
+    with stages(console) as bars:
+        report, written = probed(options, bars)
+    for table in report_tables(report):
+        console.print(table)
+    if report.suggestion is not None:
+        console.print(suggestion_table(report.suggestion))
+    for note in report.notes:
+        console.print(note)
+    for path in written:
+        print(path)
+    return report
+
+
+def probed(options: ProbeOptions, bars: "Progress") -> tuple[ProbeReport, list[Path]]:
+    """Probes policies and writes ``probe.json``, pictures and ``probe.html``.
+
+    Args:
+        options: what to probe.
+        bars: gets one for each policy.
+
+    Returns:
+        What was found, and the files.
 
     Raises:
         SpatialForcingError: an option, a policy, the data set or its depth does not fit; before anything is
@@ -56,14 +88,11 @@ def probe(options: ProbeOptions, console: "Console") -> ProbeReport:
     if options.untrained:
         policies, sites = _with_untrained(policies, sites, notes)
     every = {p.name: _dpt_sites(p, sites[p.name], options) for p in policies}
-    with (
-        tempfile.TemporaryDirectory(prefix="spatial-forcing-probe-") as folder,
-        _stages(console, frames) as stage,
-    ):
+    with tempfile.TemporaryDirectory(prefix="spatial-forcing-probe-") as folder:
         if depths.kind == "pseudo" and len(policies) > 1:
             depths = kept_on_disk(depths, dataset.meta.total_frames, Path(folder))
         plan = Plan(frames, depths, settings, columns, _teacher(options))
-        numbers = read_policies(policies, sites, every, plan, stage)
+        numbers = read_policies(policies, sites, every, plan, _bar_each(bars, frames))
     aligned = {policy.name: _nearest_read(policy, numbers[policy.name]) for policy in policies}
     report = ProbeReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,8 +113,7 @@ def probe(options: ProbeOptions, console: "Console") -> ProbeReport:
     if options.suggest_site:
         first = policies[0]
         report.suggestion = ranked_sites(first.name, tallies_of(numbers[first.name]), first.aligned_site)
-    _write(report, numbers, aligned, out, options, console)
-    return report
+    return report, _write(report, numbers, out, options)
 
 
 def _checked(options: ProbeOptions) -> dict[str, str]:
@@ -201,20 +229,16 @@ def _head(policy: ProbedPolicy, named: Mapping[str, str], numbers: PolicyNumbers
     )
 
 
-@contextmanager
-def _stages(console: "Console", frames: ProbeFrames) -> Iterator[Callable[[str], Any]]:
-    """A bar for each policy, with the time it took and the time left."""
-    from spatial_forcing.console import stages
-
+def _bar_each(bars: "Progress", frames: ProbeFrames) -> Callable[[str], Any]:
+    """A bar for each policy."""
     total = frames.count("train") + frames.count("test")
-    with stages(console) as bars:
 
-        @contextmanager
-        def stage(name: str) -> Iterator[Callable[[int], None]]:
-            bar = bars.add_task(f"frames through {name}", total=total)
-            yield lambda done: bars.advance(bar, done)
+    @contextmanager
+    def stage(name: str) -> Iterator[Callable[[int], None]]:
+        bar = bars.add_task(f"frames through {name}", total=total)
+        yield lambda done: bars.advance(bar, done)
 
-        yield stage
+    return stage
 
 
 def _pictures(report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Path) -> list[Path]:
@@ -237,25 +261,11 @@ def _pictures(report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Pa
 
 
 def _write(
-    report: ProbeReport,
-    numbers: Mapping[str, PolicyNumbers],
-    aligned: Mapping[str, str],
-    out: Path,
-    options: ProbeOptions,
-    console: "Console",
-) -> None:
-    """All files into ``out``, and the tables on the screen."""
-    from spatial_forcing.probe.table import report_tables, suggestion_table
-
+    report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Path, options: ProbeOptions
+) -> list[Path]:
+    """All files into ``out``; ``probe.json`` last, so that with it all are there."""
     out.mkdir(parents=True, exist_ok=True)
-    written = [report.save(out / "probe.json"), *_pictures(report, numbers, out)]
+    written = _pictures(report, numbers, out)
     if options.rerun:
         written.append(write_rrd({name: of.drawn for name, of in numbers.items()}, report, out / "probe.rrd"))
-    for table in report_tables(report):
-        console.print(table)
-    if report.suggestion is not None:
-        console.print(suggestion_table(report.suggestion))
-    for note in report.notes:
-        console.print(note)
-    for path in written:
-        print(path)
+    return [*written, report.save(out / JSON)]

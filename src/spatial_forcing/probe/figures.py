@@ -13,46 +13,26 @@ from torch import Tensor
 from spatial_forcing.files import write_atomically
 from spatial_forcing.plot_style import style
 from spatial_forcing.probe.image import panels, probe_image, save_png
-from spatial_forcing.probe.records import LayerPoint, ProbeSection
+from spatial_forcing.probe.records import MEAN, PIXELS, SHUFFLED, TEACHER, UNTRAINED
 from spatial_forcing.probe.run import Drawn
+from spatial_forcing.probe_results import LayerPoint, ProbeSection
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
-LINES = {"mean depth": ":", "pixels": "--", "teacher": "-.", "shuffled": (0, (1, 3))}
+LINES = {MEAN: ":", PIXELS: "--", TEACHER: "-.", SHUFFLED: (0, (1, 3))}
 GREY = "0.45"
 STACKS = {"vision": "layer of the vision encoder", "blocks": "layer of the policy's blocks"}
 
 
 def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
-    """AbsRel against the layer for all policies in one plot, as SVG and PNG.
-
-    A panel for each stack of blocks, on one scale; bands are 95 % over test episodes, horizontal lines the
-    references, and a ring marks the recommended site.
+    """AbsRel against the layer for all policies in one plot, as SVG and PNG; see :func:`layer_plot`.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    stacks = [stack for stack in STACKS if stack in section.stacks]
     with style():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(1.6 + 3.6 * len(stacks), 3.4), layout="constrained", dpi=150)
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
-        names = list(dict.fromkeys(name for stack in stacks for name in section.stacks[stack]))
-        for axis, stack in zip(axes, stacks, strict=True):
-            axis.set_xlabel(STACKS[stack])
-            for i, name in enumerate(names):
-                aligned = section.aligned.get(name) if stack == "blocks" else None
-                _draw_policy(axis, name, section.stacks[stack].get(name, []), i, aligned)
-            for name, value in section.lines.items():
-                axis.axhline(value, color=GREY, linewidth=1.2, linestyle=LINES.get(name, "-"), label=name)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0].set_ylabel(f"AbsRel, {section.depth.name}")
-        handles, labels = axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper")
+        figure = layer_plot(section).figure
         # Without date and version, equal results give equal files.
         write_atomically(
             svg, lambda to: figure.savefig(to, format="svg", metadata={"Date": None, "Creator": None})
@@ -60,22 +40,58 @@ def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
         write_atomically(png, lambda to: figure.savefig(to, format="png"))
 
 
+def layer_plot(section: ProbeSection, colours: Mapping[str, str] | None = None) -> Any:
+    """Draws AbsRel against the layer for all policies.
+
+    A panel for each stack of blocks, on one scale; bands are 95 % over test episodes, horizontal lines the
+    references, and a ring marks the recommended site.
+
+    Args:
+        section: what to draw.
+        colours: of policies; others have one of the usual palette.
+
+    Returns:
+        An axis of the figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    stacks = [stack for stack in STACKS if stack in section.stacks]
+    figure = Figure(figsize=(1.6 + 3.6 * len(stacks), 3.4), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(name for stack in stacks for name in section.stacks[stack]))
+    colours = {
+        name: GREY if name == UNTRAINED else (colours or {}).get(name, COLOURS[i % len(COLOURS)])
+        for i, name in enumerate(names)
+    }
+    for axis, stack in zip(axes, stacks, strict=True):
+        axis.set_xlabel(STACKS[stack])
+        for i, name in enumerate(names):
+            aligned = section.aligned.get(name) if stack == "blocks" else None
+            marker = "x" if name == UNTRAINED else MARKERS[i % len(MARKERS)]
+            points = section.stacks[stack].get(name, [])
+            _draw_policy(axis, name, points, {"color": colours[name], "marker": marker}, aligned)
+        for name, value in section.lines.items():
+            axis.axhline(value, color=GREY, linewidth=1.2, linestyle=LINES.get(name, "-"), label=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel(f"AbsRel, {section.depth.name}")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return axes[0]
+
+
 def _draw_policy(
-    axis: Any, name: str, points: Sequence[LayerPoint], number: int, aligned: int | None
+    axis: Any, name: str, points: Sequence[LayerPoint], look: Mapping[str, Any], aligned: int | None
 ) -> None:
-    untrained = name == "untrained"
-    colour = GREY if untrained else COLOURS[number % len(COLOURS)]
     layers, values = [p.layer for p in points], [p.absrel for p in points]
-    marker = "x" if untrained else MARKERS[number % len(MARKERS)]
-    axis.plot(layers, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
-    if points and not untrained and all(p.low is not None for p in points):
+    axis.plot(layers, values, markersize=4, linewidth=1.4, label=name, **look)
+    if points and name != UNTRAINED and all(p.low is not None for p in points):
         lows, highs = [p.low for p in points], [p.high for p in points]
-        axis.fill_between(layers, lows, highs, color=colour, alpha=0.08, linewidth=0)
-    if aligned in layers and not untrained:
-        at = values[layers.index(aligned)]
-        axis.plot(
-            [aligned], [at], marker="o", markersize=10, markerfacecolor="none", color=colour, linewidth=0
-        )
+        axis.fill_between(layers, lows, highs, color=look["color"], alpha=0.08, linewidth=0)
+    if aligned in layers and name != UNTRAINED:
+        at, ring = values[layers.index(aligned)], {"markersize": 10, "markerfacecolor": "none"}
+        axis.plot([aligned], [at], marker="o", color=look["color"], linewidth=0, **ring)
 
 
 def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str) -> list[Path]:

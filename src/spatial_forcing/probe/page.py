@@ -21,7 +21,7 @@ from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
 from spatial_forcing.probe.figures import principal
 from spatial_forcing.probe.quality import METRICS
-from spatial_forcing.probe.records import ProbeReport
+from spatial_forcing.probe.records import MEAN, ProbeReport
 from spatial_forcing.probe.run import Drawn
 from spatial_forcing.probe.table import difference_text, with_interval
 
@@ -111,7 +111,7 @@ def _codes(frames: Sequence[Drawn]) -> dict[str, Any]:
 def _table(report: ProbeReport, head: str) -> dict[str, Any]:
     rows = [row for row in report.rows if row.head == head]
     if head == "dpt":
-        rows += [row for row in report.rows if row.source == "mean depth" and row.head == "linear"]
+        rows += [row for row in report.rows if row.source == MEAN and row.head == "linear"]
     versus = list(dict.fromkeys(name for row in rows for name in row.differences or {}))
     return {
         "head": head,

@@ -18,9 +18,9 @@ from spatial_forcing.evaluate import LoadedPolicy, PolicyError
 from spatial_forcing.files import read_json
 from spatial_forcing.hosts import RECORDS, host_of
 from spatial_forcing.probe.depth import ProbeError
+from spatial_forcing.probe.records import REFERENCES, UNTRAINED
 
 LAST = ("checkpoints", "last", "pretrained_model")
-UNTRAINED = "untrained"
 # What would fetch trained weights when a policy is built anew.
 PRETRAINED_OPTIONS = {"load_vlm_weights": False, "pretrained_backbone_weights": None, "pretrained_path": None}
 
@@ -87,7 +87,7 @@ def named_policies(words: Sequence[str]) -> dict[str, str]:
                 f"A policy is given as name=folder or name=owner/name (of the Hub), got {word!r}: "
                 "--policies plain=runs/a forced=runs/b base=lerobot/smolvla_base"
             )
-        if name in found or name == UNTRAINED:
+        if name in found or name in REFERENCES:
             raise ProbeError(f"The name {name!r} is taken: give every policy one of its own.")
         found[name] = where
     if not found:

@@ -6,7 +6,19 @@ from typing import Any, Literal
 
 from spatial_forcing.files import write_text
 from spatial_forcing.json_record import Record
-from spatial_forcing.results import Difference
+from spatial_forcing.probe_results import (
+    DepthUsed,
+    Difference,
+    LayerPoint,
+    Probe,
+    ProbeRow,
+    ProbeSection,
+)
+
+# What gives the others a scale. No arm of a comparison can have such a name.
+MEAN, PIXELS, TEACHER = "mean depth", "raw pixels", "teacher's features"
+SHUFFLED, UNTRAINED = "shuffled tokens", "untrained host"
+REFERENCES = (MEAN, PIXELS, TEACHER, SHUFFLED, UNTRAINED)
 
 
 class ProbedHead(Record):
@@ -31,10 +43,10 @@ class SourceRow(Record):
     """One source of tokens, read by one kind of head.
 
     Attributes:
-        source: the name of a policy, "untrained", or a reference: "mean depth", "pixels", "teacher",
-            "shuffled".
+        source: the name of a policy, or a reference: "mean depth", "raw pixels", "teacher's features",
+            "shuffled tokens", "untrained host".
         reference: whether it is there to give the others a scale.
-        site: of a policy or of "shuffled"; None of the other references.
+        site: of a policy or of shuffled tokens; None of the other references.
         head: which head read it.
         metrics: by name, see ``probe.quality``; of DPT heads the mean over seeds.
         intervals: 95 % bootstrap intervals over test episodes; None with one episode.
@@ -93,22 +105,6 @@ class Suggestion(Record):
     verdict: str
 
 
-class DepthUsed(Record):
-    """The depth that everything was fitted to and judged by.
-
-    Attributes:
-        name: for people; says "pseudo" where it is a model's estimate.
-        kind: recorded, or pseudo.
-        unit: of RMSE and of ``far``.
-        far: depth beyond is neither fitted nor judged.
-    """
-
-    name: str
-    kind: Literal["recorded", "pseudo"]
-    unit: str
-    far: float
-
-
 class ProbeReport(Record):
     """All that one run of ``spatial-forcing probe`` found.
 
@@ -153,36 +149,11 @@ class ProbeReport(Record):
     @property
     def heads(self) -> list[str]:
         """The kinds of heads that read policies; of mean depth alone there is always a linear one."""
-        return list(dict.fromkeys(row.head for row in self.rows if row.source != "mean depth"))
+        return list(dict.fromkeys(row.head for row in self.rows if row.source != MEAN))
 
     def references(self, head: str = "linear") -> list[SourceRow]:
         """The rows that give the others a scale."""
         return [row for row in self.rows if row.reference and row.head == head]
-
-
-class LayerPoint(Record):
-    """AbsRel at one site, for a plot against the layer."""
-
-    layer: int
-    absrel: float
-    low: float | None = None
-    high: float | None = None
-
-
-class ProbeSection(Record):
-    """What a report draws of a probe: AbsRel against the layer, for every policy and stack of blocks.
-
-    Attributes:
-        stacks: "blocks" and "vision" where it was read -> policy -> its points in order.
-        lines: AbsRel of the references, by name.
-        aligned: the layer of the recommended site, by policy.
-        depth: what was read, for the caption.
-    """
-
-    stacks: dict[str, dict[str, list[LayerPoint]]]
-    lines: dict[str, float]
-    aligned: dict[str, int]
-    depth: DepthUsed
 
 
 def probe_section(report: ProbeReport) -> ProbeSection:
@@ -190,7 +161,7 @@ def probe_section(report: ProbeReport) -> ProbeSection:
     stacks: dict[str, dict[str, list[LayerPoint]]] = {}
     lines: dict[str, float] = {}
     for row in (row for row in report.rows if row.head == "linear"):
-        if row.site is None or row.source == "shuffled":
+        if row.site is None or row.source == SHUFFLED:
             lines.setdefault(row.source, row.metrics["absrel"])
             continue
         stack, layer = row.site.split(".")
@@ -202,3 +173,44 @@ def probe_section(report: ProbeReport) -> ProbeSection:
             points.sort(key=lambda point: point.layer)
     aligned = {one.name: int(one.aligned_site.split(".")[1]) for one in report.policies}
     return ProbeSection(stacks=stacks, lines=lines, aligned=aligned, depth=report.depth)
+
+
+def probe_at_aligned_sites(report: ProbeReport, image: str | None) -> Probe:
+    """The linear head at the aligned site of every policy, and on the references.
+
+    Args:
+        report: what was found.
+        image: the file that shows test frames.
+    """
+    sites = {one.name: one.aligned_site for one in report.policies}
+    rows = [
+        ProbeRow(
+            name=row.source,
+            absrel=row.metrics["absrel"],
+            rmse_m=row.metrics["rmse"],
+            delta1=row.metrics["delta1"],
+            pixels=row.cells,
+            ridge=row.ridge,
+            intervals=_renamed(row.intervals),
+            differences=row.differences,
+        )
+        for row in report.rows
+        if row.head == "linear" and row.site in (None, sites.get(row.source, row.site))
+    ]
+    return Probe(
+        rows=rows,
+        image=image,
+        train_frames=report.train_frames,
+        test_frames=report.test_frames,
+        test_episodes=len(report.test_episodes),
+        far_m=report.depth.far,
+        depth=report.depth,
+    )
+
+
+def _renamed(intervals: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
+    """Intervals by the names that :class:`ProbeRow` has for its metrics."""
+    if intervals is None:
+        return None
+    names = {"absrel": "absrel", "rmse": "rmse_m", "delta1": "delta1"}
+    return {ours: intervals[theirs] for theirs, ours in names.items() if theirs in intervals}

@@ -23,11 +23,11 @@ from spatial_forcing.probe.points import Columns, positions_in
 from spatial_forcing.probe.policies import ProbedPolicy, four_before
 from spatial_forcing.probe.quality import Tallies
 from spatial_forcing.probe.reading import HeadSettings, Known, OtherFrames, Source, SourceNumbers, part_of
+from spatial_forcing.probe.records import MEAN, PIXELS, SHUFFLED, TEACHER
 from spatial_forcing.probe.tokens import SiteTaps
 from spatial_forcing.probe.visual import VisualTokens
 from spatial_forcing.teachers.base import FrozenTeacher, stack_views
 
-MEAN, PIXELS, TEACHER, SHUFFLED = "mean depth", "pixels", "teacher", "shuffled"
 # Every recorded map is made at least this fine, so that it fills the cells.
 LEAST_PIXELS = 64
 DRAWN = 4

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from spatial_forcing.probe.records import ProbeReport, SourceRow, Suggestion
+from spatial_forcing.probe.records import MEAN, ProbeReport, SourceRow, Suggestion
 from spatial_forcing.results import Difference
 
 HEADS = {"linear": "linear head", "dpt": "DPT head"}
@@ -20,7 +20,7 @@ def report_tables(report: ProbeReport) -> list[Table]:
     for head in report.heads:
         rows = [row for row in report.rows if row.head == head]
         if head == "dpt":
-            rows += [row for row in report.rows if row.head == "linear" and row.source == "mean depth"]
+            rows += [row for row in report.rows if row.head == "linear" and row.source == MEAN]
         tables.append(_depth_table(report, head, rows))
     if (differences := _difference_table(report)) is not None:
         tables.append(differences)

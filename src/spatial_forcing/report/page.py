@@ -162,7 +162,9 @@ def pairs_shown(summary: Summary) -> list[Comparison]:
 def curve_figures(figures: Mapping[str, str | None]) -> list[tuple[str, str, str]]:
     """(name, title, caption) of the curves after held-out error, success and action loss."""
     first = ("heldout_error", "success", "action_loss")
-    others = [name for name in figures if name not in first and not name.startswith(("data_", "forest_"))]
+    others = [
+        name for name in figures if name not in first and not name.startswith(("data_", "forest_", "probe_"))
+    ]
     order = [*(name for name in CURVES if name in others), *(name for name in others if name not in CURVES)]
     return [(name, *CURVES.get(name, (upper(label_of(name)), ""))) for name in order]
 

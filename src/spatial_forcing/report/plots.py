@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from spatial_forcing.plot_style import style
+from spatial_forcing.probe.figures import layer_plot
 from spatial_forcing.report.figure import DASHES, axes, colours, markers, svg
 from spatial_forcing.report.forest import draw_forests
 from spatial_forcing.report.records import ArmSummary, Points, Series, Summary
@@ -41,6 +42,8 @@ def draw_plots(summary: Summary) -> dict[str, str | None]:
         found |= {name: draw_logged(arms, name, series) for name, series in data.logged.items()}
         for name, series in data.by_data.items():
             found[f"data_{name}"] = draw_by_data(arms, name, series, data.data_unit or "")
+        if data.probe_sites and data.probe_sites.stacks:
+            found["probe_sites"] = svg(layer_plot(data.probe_sites, colours(list(arms))))
     usual = dict.fromkeys(ALWAYS)
     return usual | {name: text for name, text in found.items() if text is not None}
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from spatial_forcing.json_record import Record
-from spatial_forcing.results import ArmHead, ProbeRow, Provenance
+from spatial_forcing.probe_results import DepthUsed, ProbeRow, ProbeSection
+from spatial_forcing.results import ArmHead, Provenance
 from spatial_forcing.stats import Interval
 
 Points = list[tuple[float, float]]
@@ -177,10 +178,17 @@ class RunState(Record):
 
 
 class ProbeSummary(Record):
-    """The depth probe; ``versus`` names the rows that others are compared with."""
+    """The depth probe.
+
+    Attributes:
+        rows: sources at the aligned site, and references.
+        versus: the rows that others are compared with.
+        depth: what was read; None in older results.
+    """
 
     rows: list[ProbeRow]
     versus: list[str]
+    depth: DepthUsed | None = None
     train_frames: int
     test_frames: int
     test_episodes: int | None
@@ -194,12 +202,14 @@ class Plots(Record):
         measured: at evaluations, by name; on all of the data.
         by_data: at the last step, by name, over the unit of ``data_unit``.
         data_unit: of the amount of data; None if there is one amount only.
+        probe_sites: what a depth probe read at every site; None without one.
     """
 
     logged: dict[str, Series]
     measured: dict[str, Series]
     by_data: dict[str, Series]
     data_unit: str | None = None
+    probe_sites: ProbeSection | None = None
 
 
 class Verdict(Record):

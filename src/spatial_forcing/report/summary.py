@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spatial_forcing.bootstrap import bootstrap_rate, bootstrap_ratio
+from spatial_forcing.probe_results import Probe
 from spatial_forcing.report.comparisons import compare, correct
 from spatial_forcing.report.measures import (
     amount_of_data,
@@ -28,7 +29,7 @@ from spatial_forcing.report.records import (
     Summary,
 )
 from spatial_forcing.report.verdict import verdict
-from spatial_forcing.results import Evaluation, Probe, Provenance, Results, RunResults
+from spatial_forcing.results import Evaluation, Provenance, Results, RunResults
 
 CM = 100
 # What is drawn of the training log, by what a quantity's name begins with.
@@ -168,6 +169,7 @@ def plots(results: Results) -> Plots:
         },
         by_data=by_data,
         data_unit=unit,
+        probe_sites=results.probe_sites,
     )
 
 
@@ -203,6 +205,7 @@ def probe_summary(probe: Probe | None) -> ProbeSummary | None:
     return ProbeSummary(
         rows=probe.rows,
         versus=compared_with(probe),
+        depth=probe.depth,
         train_frames=probe.train_frames,
         test_frames=probe.test_frames,
         test_episodes=probe.test_episodes,

@@ -24,6 +24,7 @@ def csv_tables(summary: Summary, results: Results) -> dict[str, str]:
         "episodes": episodes(results),
         "curves": curves(results),
         "probe": probe(summary),
+        "probe_sites": probe_sites(summary),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}
 
@@ -143,6 +144,18 @@ def probe(summary: Summary) -> list[Row]:
             one |= {f"absrel_less_{other}_low": by.low, f"absrel_less_{other}_high": by.high}
         found.append(one)
     return found
+
+
+def probe_sites(summary: Summary) -> list[Row]:
+    """AbsRel of every policy at every site."""
+    section = summary.plots.probe_sites
+    return [
+        {"tokens_of": name, "site": f"{stack}.{point.layer}"}
+        | {"absrel": point.absrel, "absrel_low": point.low, "absrel_high": point.high}
+        for stack, by_name in (section.stacks if section else {}).items()
+        for name, points in by_name.items()
+        for point in points
+    ]
 
 
 def _spread(name: str, found: Spread | None) -> Row:

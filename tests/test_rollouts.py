@@ -1,0 +1,78 @@
+"""Rollouts of saved policies: fixed episodes whatever the policy, and no memory that stays."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_depth import painted_dataset, saved_tiny
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.sim.env import SimEnvConfig
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A small policy that sees what the embedded world shows."""
+    folder = tmp_path_factory.mktemp("policy")
+    dataset = painted_dataset(folder / "set", episodes=2, frames=2)
+    return saved_tiny(folder / "tiny", dataset)
+
+
+def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("other")
+    other = saved_tiny(folder / "tiny", painted_dataset(folder / "set", episodes=2, frames=2), seed=1)
+    env = {"size": 28, "max_steps": 4, "look_every": 2}
+    rolled = [
+        roll_out(LoadedPolicy(of), SimEnvConfig(**env), episodes=2, seed=1_000_000).episodes
+        for of in (checkpoint, other)
+    ]
+    assert [[one.seed for one in of] for of in rolled] == [[1_000_000, 1_000_001]] * 2
+    assert all(0 < e.closest_distance <= e.final_distance + 1e-9 for of in rolled for e in of)
+    assert [e.final_distance for e in rolled[0]] != [e.final_distance for e in rolled[1]]
+
+
+ROLLOUTS = """
+import json, re, sys
+from pathlib import Path
+from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.sim.env import SimEnvConfig
+
+def megabytes(name):
+    return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+loaded, after = LoadedPolicy(Path(sys.argv[1])), []
+for _ in range(4):
+    roll_out(loaded, SimEnvConfig(size=28, max_steps=2, look_every=2), episodes=10, seed=1_000_000)
+    after.append(megabytes("VmRSS"))
+print(json.dumps({"after": after, "peak": megabytes("VmHWM")}))
+"""
+
+
+@pytest.mark.system
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by themselves"
+)
+def test_a_process_does_not_grow_with_every_evaluation(checkpoint):
+    """Ten environments take 200 MB, which stayed with the process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ROLLOUTS, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=280,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    open_ones = found["peak"] - found["after"][0]
+    assert open_ones > 100
+    assert max(found["after"]) - found["after"][0] < 0.4 * open_ones
+
+
+def test_no_checkpoint_there(tmp_path):
+    (tmp_path / "run" / "pretrained_model").mkdir(parents=True)
+    (tmp_path / "run" / "pretrained_model" / "config.json").write_text("{}")
+    with pytest.raises(SpatialForcingError, match=r"Did you mean .*pretrained_model"):
+        LoadedPolicy(tmp_path / "run")
