@@ -1,9 +1,10 @@
-"""Writes the tables of policies and teachers in README.md and docs/ from the records.
+"""Writes the tables in README.md and docs/: of policies and teachers from their records, results from files.
 
     python scripts/tables.py            # writes what is stale
     python scripts/tables.py --check    # says what is stale, and changes nothing
 
-A table stands between `<!-- table: <name> (scripts/tables.py) -->` and `<!-- end of table -->`.
+A table stands between `<!-- table: <name> (scripts/tables.py) -->` and `<!-- end of table -->`. The one named
+`result learning rates` is of docs/results/learning-rates.json, which scripts/keep_results.py wrote.
 """
 
 import argparse
@@ -14,10 +15,14 @@ from pathlib import Path
 
 from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
+from spatial_forcing.report.markdown import markdown
+from spatial_forcing.report.summary import summarise
+from spatial_forcing.results import Results
 from spatial_forcing.teachers import registry as teachers
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/hosts.md")
+PAGES = ("README.md", "docs/hosts.md", "docs/results.md")
+RESULTS = ROOT / "docs" / "results"
 BUILT_IN = "tiny"
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
@@ -51,6 +56,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "types": type_list,
     "teachers": teacher_table,
 }
+RESULT = "result "
+
+
+def result_tables(name: str) -> str:
+    """What a comparison found."""
+    return markdown(summarise(Results.read(RESULTS / f"{name.replace(' ', '-')}.json")))
+
+
+def content(name: str) -> str:
+    """What stands in a table by its name."""
+    return result_tables(name.removeprefix(RESULT)) if name.startswith(RESULT) else TABLES[name]()
 
 
 def _hosts() -> list[PolicyRecord]:
@@ -74,7 +90,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def with_tables(text: str) -> str:
     """A page with every table in it as the records say."""
-    return BLOCK.sub(lambda found: found[1] + TABLES[found["name"]]() + found[3], text)
+    return BLOCK.sub(lambda found: found[1] + content(found["name"]) + found[3], text)
 
 
 def stale() -> dict[Path, str]:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ def run_config(config: Any, dataset: Path, out: Path, steps: int, peft: Any = No
 
 
 def train(kind: str, config: Any, dataset: Path, out: Path, steps: int = 4, peft: Any = None) -> Path:
+    train.running = run_config(config, dataset, out, steps, peft)  # type: ignore[attr-defined]
     with small_parts(kind):
-        return train_or_continue(run_config(config, dataset, out, steps, peft))
+        return train_or_continue(train.running)  # type: ignore[attr-defined]
 
 
 def saved(run: Path, step: int = 4) -> dict[str, dict[str, Tensor]]:
@@ -67,7 +69,11 @@ def observed_steps(snapshot: Path | None = None) -> Iterator[list[list[int]]]:
 
     def update(tracker: Any, policy: Any, batch: Any, optimizer: Any, *args: Any, **more: Any) -> Any:
         if snapshot is not None and not frames:
-            save_training_state(snapshot, tracker.steps, optimizer, more["lr_scheduler"])
+            # LeRobot's next release also notes how the run was shared among processes.
+            noted = "cfg" in signature(save_training_state).parameters
+            shared = {"cfg": train.running} if noted else {}  # type: ignore[attr-defined]
+            state = {"optimizer": optimizer, "scheduler": more["lr_scheduler"]}
+            save_training_state(snapshot, tracker.steps, **shared, **state)
             policy.save_pretrained(snapshot / "pretrained_model")
             policy.config.save_pretrained(snapshot / "pretrained_model")
         frames.append(batch["index"].tolist())

@@ -35,7 +35,9 @@ def installed(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("third-party")
     shutil.copytree(SOURCE, base / "source")  # building writes beside it
     target = base / "installed"
-    uv = shutil.which("uv", path=str(BIN)) or shutil.which("uv")
+    # Of this environment, or of the one whose packages it sees (.venv-main those of .venv).
+    places = [BIN, *(Path(place).parents[2] / "bin" for place in sys.path if place.endswith("site-packages"))]
+    uv = shutil.which("uv", path=os.pathsep.join(map(str, places))) or shutil.which("uv")
     assert uv, "make setup installs uv"
     # No network: the build backend is the one that is here, and so is what the package depends on.
     how = "--quiet --offline --no-cache --no-deps --no-build-isolation".split()  # noqa: SIM905

@@ -42,7 +42,7 @@ def gather(
         title=title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **made,
-        settings=settings_of(comparison),
+        settings=settings_of(comparison, out),
         teacher=teacher_used(comparison, out),
         timings=timings,
         tasks=list(tasks),
@@ -60,11 +60,11 @@ def gather(
     return results
 
 
-def settings_of(comparison: Comparison) -> dict[str, Any]:
-    """What decides the result, for the report."""
+def settings_of(comparison: Comparison, out: Path) -> dict[str, Any]:
+    """What decides the result, for the report; paths inside the folder are relative to it."""
     said = asdict(comparison)
     return {
-        "command": " ".join(comparison.flags),
+        "command": " ".join(comparison.flags).replace(f"{out}/", ""),
         "seeds": said["seeds"],
         "fractions": said["fractions"],
         "steps": comparison.steps,

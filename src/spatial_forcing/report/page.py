@@ -13,6 +13,7 @@ from spatial_forcing.console import duration
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
 from spatial_forcing.report.figure import colours
+from spatial_forcing.report.markdown import markdown
 from spatial_forcing.report.plots import draw_plots, label_of
 from spatial_forcing.report.records import Comparison, Summary
 from spatial_forcing.report.summary import summarise
@@ -68,12 +69,12 @@ CURVES = {
 
 
 def write_report(results: Results | Mapping[str, Any], folder: Path) -> Path:
-    """Writes ``report.html`` and ``report.json`` into a folder, figures and tables in folders beside them.
+    """Writes ``report.html``, ``.json`` and ``.md`` into a folder, figures and tables in folders beside them.
 
     The HTML file holds all images, videos, figures and tables, and needs neither a network nor JavaScript.
-    The JSON file holds every number shown, computed statistics included; ``figures/*.svg`` and
-    ``tables/*.csv`` are what the page shows, to be used elsewhere. A run that has not finished, or an image
-    that is not there, is reported as such.
+    The JSON file holds every number shown, computed statistics included, the Markdown file the main ones;
+    ``figures/*.svg`` and ``tables/*.csv`` are what the page shows, to be used elsewhere. A run that has not
+    finished, or an image that is not there, is reported as such.
 
     Args:
         results: the records, or the same as plain data (``results.json``). Paths of images and videos are
@@ -97,6 +98,7 @@ def write_report(results: Results | Mapping[str, Any], folder: Path) -> Path:
         for name, text in files.items():
             if text is not None:
                 write_text(folder / inside / f"{name}.{kind}", text)
+    write_text(folder / "report.md", f"# {summary.title}\n\n{markdown(summary)}")
     write_text(folder / "report.json", json.dumps(summary.json_data(), indent=1, allow_nan=False) + "\n")
     return write_text(folder / "report.html", html)
 

@@ -1,0 +1,44 @@
+"""Keeps the results of a comparison: docs/results/<name>.json, from which docs/results.md is drawn.
+
+    python scripts/keep_results.py outputs/learning-rates learning-rates
+    python scripts/tables.py
+
+What is kept is results.json without images and videos, and with a few rows of each training curve.
+"""
+
+import argparse
+from pathlib import Path
+
+from spatial_forcing.results import Results, RunResults
+
+KEPT = Path(__file__).resolve().parents[1] / "docs" / "results"
+# Rows that are kept of a training curve.
+ROWS = 10
+
+
+def kept(results: Results) -> Results:
+    """The same results without what is large and only drawn."""
+    probe = results.probe and results.probe.model_copy(update={"image": None})
+    runs = [_thinned(run) for run in results.runs]
+    return results.model_copy(update={"samples": None, "probe": probe, "runs": runs})
+
+
+def _thinned(run: RunResults) -> RunResults:
+    every = max(1, -(-len(run.curves) // ROWS))
+    return run.model_copy(update={"videos": None, "curves": run.curves[every - 1 :: every]})
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the comparison")
+    parser.add_argument("name", help="under which it is kept")
+    options = parser.parse_args()
+    KEPT.mkdir(exist_ok=True)
+    path = KEPT / f"{options.name}.json"
+    kept(Results.read(options.folder / "results.json")).save(path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

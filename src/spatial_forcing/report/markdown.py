@@ -1,0 +1,141 @@
+"""A report's numbers as Markdown, to be pasted into an issue, a README or a paper's notes."""
+
+from collections.abc import Sequence
+
+from spatial_forcing.report.records import ArmSummary, Comparison, Errors, Summary
+from spatial_forcing.report.wording import (
+    corrected_text,
+    difference_text,
+    listed,
+    number,
+    rate_text,
+    spread_text,
+    with_interval,
+)
+
+
+def markdown(summary: Summary) -> str:
+    """Verdict, arms, paired tests, amounts of data, the probe, and what it was made with."""
+    verdict, parts = summary.verdict, []
+    if verdict is not None:
+        parts += [f"**{verdict.headline}**"]
+        parts += [
+            "\n".join([f"{heading}:", "", *(f"- {sentence}" for sentence in sentences)])
+            for heading, sentences in (
+                ("Shown", verdict.shown),
+                ("Not shown", verdict.not_shown),
+                ("What it would take", verdict.takes),
+            )
+            if sentences
+        ]
+    parts += [_arms(summary), _pairs(summary), _by_data(summary), _probe(summary), _made_with(summary)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join(lines)
+
+
+def _arms(summary: Summary) -> str:
+    rolled = any(arm.success for arm in summary.arms.values())
+    head = [
+        "arm",
+        "",
+        "step",
+        *(["success (Wilson 95 %)"] if rolled else []),
+        "held-out action error (by seed)",
+    ]
+    rows = [
+        [
+            f"{name} ({arm.role})" if arm.role != "arm" else name,
+            arm.label,
+            "–" if arm.evaluated_step is None else str(arm.evaluated_step),
+            *([rate_text(arm.success, "")] if rolled else []),
+            _error(arm),
+        ]
+        for name, arm in summary.arms.items()
+    ]
+    return table(head, rows)
+
+
+def _error(arm: ArmSummary) -> str:
+    if arm.heldout_error is None:
+        return "–"
+    seeds = ", ".join(number(error) for error in arm.error_by_seed.values())
+    return (
+        f"{number(arm.heldout_error)} ({seeds})" if len(arm.error_by_seed) > 1 else number(arm.heldout_error)
+    )
+
+
+def _pairs(summary: Summary) -> str:
+    """Every pair that counts, then the controls against the plain arm."""
+    counted = {(c.a, c.b) for c in summary.comparisons}
+    pairs = [*summary.comparisons, *(c for c in summary.against_plain if (c.a, c.b) not in counted)]
+    if not pairs:
+        return ""
+    rolled = any(not c.problem and c.p_value is not None for c in pairs)
+    head = ["arm", "against", *(["success, points", "McNemar"] if rolled else []), "error", "paired t-test"]
+    return table(head, [[c.b, c.a, *(_success(c) if rolled else []), *_errors(c.errors)] for c in pairs])
+
+
+def _success(c: Comparison) -> list[str]:
+    return [spread_text(c.difference, digits=1), corrected_text(c.p_value, c.p_holm)]
+
+
+def _errors(found: Errors | None) -> list[str]:
+    if found is None:
+        return ["–", "–"]
+    return [spread_text(found.difference), corrected_text(found.p_value, found.p_holm)]
+
+
+def _by_data(summary: Summary) -> str:
+    """The last held-out error of every arm for every amount of data, and what it took to the plain arm's."""
+    series, unit = summary.plots.by_data.get("heldout_error", {}), summary.plots.data_unit
+    amounts = sorted({x for by_seed in series.values() for points in by_seed.values() for x, _ in points})
+    if unit is None or not amounts:
+        return ""
+    rows = []
+    for name, by_seed in series.items():
+        at = {x: [y for points in by_seed.values() for there, y in points if there == x] for x in amounts}
+        rows.append([name, *(number(sum(ys) / len(ys)) if ys else "–" for ys in at.values())])
+    found = [table([f"held-out error at {unit}", *(f"{x:g}" for x in amounts)], rows)]
+    reached = [c for c in summary.comparisons if c.data_to_target]
+    if reached:
+        lines = [[c.b, c.a, c.data_to_target.ratio] for c in reached if c.data_to_target]
+        found.append(table(["arm", "against", "times less data to the last error of the other"], lines))
+    return "\n\n".join(found)
+
+
+def _probe(summary: Summary) -> str:
+    probe = summary.probe
+    if probe is None:
+        return ""
+    pseudo = " (pseudo)" if probe.depth is not None and probe.depth.kind == "pseudo" else ""
+    head = ["tokens of", f"depth AbsRel{pseudo}", *(f"less that of {other}" for other in probe.versus)]
+    rows = [
+        [row.name, with_interval(row, "absrel")]
+        + [difference_text((row.differences or {}).get(other)) for other in probe.versus]
+        for row in probe.rows
+    ]
+    return table(head, rows)
+
+
+def _made_with(summary: Summary) -> str:
+    said = [f"`{summary.command}`"]
+    if "command" in summary.settings:
+        said.append(f"training: `{summary.settings['command']}`")
+    seeds = sorted({run.seed for run in summary.runs})
+    said.append(
+        f"seeds {listed(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else "no run"
+    )
+    said += [f"teacher {summary.teacher.name}"] if summary.teacher else []
+    said.append(f"commit {summary.commit or 'unknown'}, {summary.created}")
+    said.append(", ".join(f"{name} {version}" for name, version in summary.versions.items()))
+    hardware = summary.hardware
+    said.append(
+        f"{hardware.get('cores')} cores of {hardware.get('cpu')}, GPU: {hardware.get('gpu') or 'none'}"
+    )
+    return "Made with: " + "; ".join(said) + "."
