@@ -54,7 +54,7 @@ class DemoSettings:
     learning_rate: float = 1e-3
     chunk: int = 4
     evaluations: int = 3
-    eval_episodes: int = 25
+    eval_episodes: int = 50
     teacher: str = "vggt-tiny-sim"
     loss_weight: float = 2.0
     standardize: bool = True

@@ -31,7 +31,8 @@ class Bench:
         data, video: LeRobotDatasets of the same frames, as images and as videos; other: other frames.
         features, raw: finished caches of ``data``, compressed and not; begun: an unfinished one.
         run: a training with a checkpoint; early: one that has none.
-        policy: a checkpoint that fits the embedded world; seven: one with seven actions.
+        policy: a checkpoint that fits the embedded world; seven: one with seven actions; small: one that fits
+            ``data``.
         plain: a text file.
     """
 
@@ -41,7 +42,7 @@ class Bench:
         self.data, self.video, self.other = (self.root / name for name in ("data", "video", "other"))
         self.features, self.raw, self.begun = (self.root / name for name in ("features", "raw", "begun"))
         self.run, self.early, self.plain = (self.root / name for name in ("run", "early", "plain.txt"))
-        self.policy, self.seven = (self.root / name for name in ("policy", "seven"))
+        self.policy, self.seven, self.small = (self.root / name for name in ("policy", "seven", "small"))
         self.here = self.root / "here"
         self.built: dict[str, str] = {}
 
@@ -64,6 +65,7 @@ class Bench:
         (self.early / "metrics.jsonl").write_text("")
         save_policy(self.policy)
         save_policy(self.seven, actions=7)
+        save_policy(self.small, size=28)
         self.built = contents(self.root)
         return self
 
