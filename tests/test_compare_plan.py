@@ -193,6 +193,8 @@ def test_every_run_differs_from_the_others_of_its_seed_and_data_in_the_arm_alone
     assert "--dataset.episodes=[0,3]" in flags[half.name]
     assert {"--seed=1", "--save_freq=250", "--env_eval_freq=0"} <= flags[half.name]
     assert one.evaluated_steps == [250, 500, 750, 1000]
+    blind = Run(Arm("blind", role="reference"), 0, 1.0)
+    assert [one.steps_of(run) for run in (one.runs()[0], blind)] == [one.evaluated_steps, [1000]]
 
 
 def test_a_folder_is_of_one_comparison(tmp_path):

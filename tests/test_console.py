@@ -1,8 +1,11 @@
-"""Durations as people read them."""
+"""Durations and progress as people read them."""
+
+import io
 
 import pytest
+from rich.console import Console
 
-from spatial_forcing.console import duration
+from spatial_forcing.console import duration, stages
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,26 @@ from spatial_forcing.console import duration
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_without_a_terminal_a_stage_is_a_line_when_it_ends_and_now_and_then(monkeypatch):
+    from spatial_forcing import console
+
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    said = Console(file=io.StringIO(), width=200, force_terminal=False)
+    with stages(said) as bars:
+        bar = bars.add_task("features", total=10)
+        for _ in range(10):
+            clock[0] += 10
+            bars.advance(bar)
+        bars.update(bar, completed=10)
+        whole = bars.add_task("report", total=1)
+        bars.update(whole, completed=1)
+    lines = said.file.getvalue().splitlines()
+    assert [line.partition(" after")[0] for line in lines] == [
+        "features: 4 of 10",
+        "features: 7 of 10",
+        "features: 10 of 10",
+        "report: 1 of 1",
+    ]

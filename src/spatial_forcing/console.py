@@ -3,15 +3,19 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+# Without a terminal a stage is heard of so often: seconds.
+EVERY = 30.0
+
 
 def stages(console: "Console") -> "Progress":
-    """One bar per stage, with the time it took and the time left."""
+    """One bar per stage, with the time it took and the time left; without a terminal a line now and then."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -21,6 +25,8 @@ def stages(console: "Console") -> "Progress":
         TimeRemainingColumn,
     )
 
+    if not console.is_terminal:
+        return lines(console)
     return Progress(
         TextColumn("{task.description:<32}"),
         BarColumn(bar_width=30),
@@ -29,6 +35,37 @@ def stages(console: "Console") -> "Progress":
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def lines(console: "Console") -> "Progress":
+    """Progress that prints a line when a stage ends, and every half minute before: for logs."""
+    from rich.progress import Progress
+
+    class Lines(Progress):
+        """Draws nothing; says how far a stage is."""
+
+        def __init__(self) -> None:
+            super().__init__(console=console, disable=True)
+            self.said: dict[Any, float] = {}
+
+        def update(self, task_id: Any, **changed: Any) -> None:
+            super().update(task_id, **changed)
+            self.say(task_id)
+
+        def advance(self, task_id: Any, advance: float = 1) -> None:
+            super().advance(task_id, advance)
+            self.say(task_id)
+
+        def say(self, task_id: Any) -> None:
+            task, now = self._tasks[task_id], time.monotonic()
+            if now - self.said.setdefault(task_id, now) < (0.0 if task.finished else EVERY):
+                return
+            self.said[task_id] = inf if task.finished else now
+            total = "" if task.total is None else f" of {task.total:g}"
+            took = duration(task.elapsed or 0.0)
+            self.console.print(f"{task.description}: {task.completed:g}{total} after {took}", highlight=False)
+
+    return Lines()
 
 
 def duration(seconds: float) -> str:

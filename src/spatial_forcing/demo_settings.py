@@ -53,7 +53,7 @@ class DemoSettings:
     batch_size: int = 16
     learning_rate: float = 1e-3
     chunk: int = 4
-    evaluations: int = 3
+    evaluations: int = 2
     eval_episodes: int = 50
     teacher: str = "vggt-tiny-sim"
     loss_weight: float = 2.0

@@ -100,12 +100,13 @@ def lines(
         workers: runs at a time.
         storing, stored: seconds and bytes that the teachers' features take.
     """
-    measures, evaluations = comparison.measures, len(comparison.evaluated_steps)
+    measures = comparison.measures
+    evaluations = {run.arm.name: len(comparison.steps_of(run)) for run in comparison.runs()}
     each = len(comparison.seeds) * len(comparison.fractions)
     looked_at = min(measures.heldout_frames, frames_of(comparison, comparison.split.heldout))
     seconds = {
         name: comparison.steps * one.step
-        + evaluations * (looked_at * one.heldout + measures.episodes * one.rollout)
+        + evaluations[name] * (looked_at * one.heldout + measures.episodes * one.rollout)
         for name, one in costs.items()
     }
     said = [
@@ -118,7 +119,7 @@ def lines(
             f"  {name:<12} {costs[name].step:.3g} s per step, {duration(seconds[name])} a run: {differs}"
         )
     total = each * sum(seconds.values()) / workers + storing
-    disk = stored + each * evaluations * sum(one.checkpoint for one in costs.values())
+    disk = stored + each * len(comparison.evaluated_steps) * sum(one.checkpoint for one in costs.values())
     said.append(
         f"About {duration(total)} with {workers} at a time, {duration(storing)} of it for the teachers' "
         f"features; {size_text(round(disk))} on disk."

@@ -68,7 +68,7 @@ def prepare(comparison: Comparison, out: Path, features: dict[str, Path]) -> lis
         folder, measures = folder_of(out, run), comparison.measures
         RunSpec(
             flags=tuple(comparison.run_flags(run, folder, features.get(run.name))),
-            steps=tuple(comparison.evaluated_steps),
+            steps=tuple(comparison.steps_of(run)),
             heldout=comparison.split.heldout,
             heldout_frames=measures.heldout_frames,
             episodes=measures.episodes,
@@ -76,7 +76,7 @@ def prepare(comparison: Comparison, out: Path, features: dict[str, Path]) -> lis
             videos=measures.videos,
             siblings=tuple(like),
         ).save(folder)
-    return [run for run in runs if not is_complete(folder_of(out, run), comparison.evaluated_steps)]
+    return [run for run in runs if not is_complete(folder_of(out, run), comparison.steps_of(run))]
 
 
 def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None]) -> None:

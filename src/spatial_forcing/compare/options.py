@@ -54,6 +54,8 @@ class Compare:
     probe: str = "auto"
     """Depth that is read from the tokens of the trained policies: auto (recorded depth, if the data set has
     any), none, recorded, or pseudo:<model> as in the command probe."""
+    probe_frames: int = 2000
+    """So many frames are looked at for that."""
     features: Literal["stored", "online"] = "stored"
     """Store the teacher's features before training, or ask it at every step."""
     workers: int | None = None
@@ -106,6 +108,7 @@ class Compare:
                 videos=self.videos,
                 heldout_frames=self.heldout_frames,
                 probe=self.probe,
+                probe_frames=self.probe_frames,
             ),
             stored=self.features == "stored",
         )

@@ -34,6 +34,7 @@ class Measures:
         heldout_frames: at most so many frames of the held-out episodes are looked at, evenly spread.
         probe: the depth that is read from the tokens at the end: auto (recorded depth, if there is any),
             none, recorded or pseudo:<model>.
+        probe_frames: so many frames are looked at for that, of training and held-out episodes together.
     """
 
     evaluations: int = 4
@@ -42,9 +43,11 @@ class Measures:
     videos: int = 2
     heldout_frames: int = 2000
     probe: str = "auto"
+    probe_frames: int = 2000
 
     def __post_init__(self) -> None:
-        for name, least in (("evaluations", 1), ("episodes", 1), ("eval_seed", 0), ("heldout_frames", 1)):
+        least_of = {"evaluations": 1, "episodes": 1, "eval_seed": 0, "heldout_frames": 1, "probe_frames": 3}
+        for name, least in least_of.items():
             if (value := getattr(self, name)) < least:
                 raise CompareError(f"--{name.replace('_', '-')} must be at least {least}; got {value}.")
 
@@ -86,8 +89,12 @@ class Comparison:
 
     @property
     def evaluated_steps(self) -> list[int]:
-        """The steps whose checkpoints are evaluated."""
+        """The steps whose checkpoints are evaluated; of references the last one alone."""
         return sorted({*range(self.save_every, self.steps + 1, self.save_every), self.steps})
+
+    def steps_of(self, run: "Run") -> list[int]:
+        """The steps of a run whose checkpoints are evaluated."""
+        return [self.steps] if run.arm.role == "reference" else self.evaluated_steps
 
     def runs(self) -> list["Run"]:
         """All runs: seed by seed, so that whole comparisons are there early."""

@@ -15,8 +15,6 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.probe_options import ProbeOptions
 
 FOLDER = "probe"
-# Frames looked at, of training and held-out episodes together: twice as many change no AbsRel by 0.001.
-FRAMES = 2000
 PSEUDO = "pseudo:"
 
 
@@ -117,7 +115,8 @@ def probe_arms(comparison: Comparison, out: Path, bars: Any, device: str) -> Non
     if depth is None or not probed_runs(comparison) or (out / FOLDER / JSON).is_file():
         return
     asked = probe_asked(comparison, out)
-    probed(ProbeOptions(depth=depth, max_frames=FRAMES, device=device, out=out / FOLDER, **asked), bars)
+    frames = comparison.measures.probe_frames
+    probed(ProbeOptions(depth=depth, max_frames=frames, device=device, out=out / FOLDER, **asked), bars)
 
 
 def found_by_probe(out: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
                 step=rows[-1]["step"] if rows else 0,
                 steps=comparison.steps,
                 evaluations=evaluations_of(folder),
-                to_evaluate=len(comparison.evaluated_steps),
+                to_evaluate=len(comparison.steps_of(run)),
                 seconds_per_step=median(seconds) if seconds else None,
                 failed=ended,
             )
