@@ -37,6 +37,10 @@ def test_without_a_terminal_a_stage_is_a_line_when_it_ends_and_now_and_then(monk
             clock[0] += 10
             bars.advance(bar)
         bars.update(bar, completed=10)
+        slow = bars.add_task("policy: plain", total=1000)
+        for step in (0, 10, 20, 60):
+            clock[0] += 100
+            bars.update(slow, completed=step)
         whole = bars.add_task("report", total=1)
         bars.update(whole, completed=1)
     lines = said.file.getvalue().splitlines()
@@ -44,5 +48,6 @@ def test_without_a_terminal_a_stage_is_a_line_when_it_ends_and_now_and_then(monk
         "features: 4 of 10",
         "features: 7 of 10",
         "features: 10 of 10",
+        "policy: plain: 60 of 1000",
         "report: 1 of 1",
     ]

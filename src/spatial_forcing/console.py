@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Without a terminal a stage is heard of so often: seconds.
-EVERY = 30.0
+# Without a terminal a stage is heard of after so many seconds, if it has come on by that share.
+EVERY, SHARE = 30.0, 0.05
 
 
 def stages(console: "Console") -> "Progress":
@@ -38,7 +38,7 @@ def stages(console: "Console") -> "Progress":
 
 
 def lines(console: "Console") -> "Progress":
-    """Progress that prints a line when a stage ends, and every half minute before: for logs."""
+    """Progress that prints a line when a stage ends, and now and then before: for logs."""
     from rich.progress import Progress
 
     class Lines(Progress):
@@ -46,7 +46,7 @@ def lines(console: "Console") -> "Progress":
 
         def __init__(self) -> None:
             super().__init__(console=console, disable=True)
-            self.said: dict[Any, float] = {}
+            self.said: dict[Any, tuple[float, float]] = {}
 
         def update(self, task_id: Any, **changed: Any) -> None:
             super().update(task_id, **changed)
@@ -58,9 +58,11 @@ def lines(console: "Console") -> "Progress":
 
         def say(self, task_id: Any) -> None:
             task, now = self._tasks[task_id], time.monotonic()
-            if now - self.said.setdefault(task_id, now) < (0.0 if task.finished else EVERY):
+            when, done = self.said.setdefault(task_id, (now, 0.0))
+            on = task.completed - done >= SHARE * (task.total or 0.0) and task.completed > done
+            if when == inf or not (task.finished or (on and now - when >= EVERY)):
                 return
-            self.said[task_id] = inf if task.finished else now
+            self.said[task_id] = (inf if task.finished else now), task.completed
             total = "" if task.total is None else f" of {task.total:g}"
             took = duration(task.elapsed or 0.0)
             self.console.print(f"{task.description}: {task.completed:g}{total} after {took}", highlight=False)

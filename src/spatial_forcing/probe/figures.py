@@ -57,7 +57,7 @@ def layer_plot(section: ProbeSection, colours: Mapping[str, str] | None = None) 
     from matplotlib.figure import Figure
 
     stacks = [stack for stack in STACKS if stack in section.stacks]
-    figure = Figure(figsize=(1.6 + 3.6 * len(stacks), 3.4), layout="constrained", dpi=150)
+    figure = Figure(figsize=(2.0 + 3.6 * len(stacks), 3.1), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     names = list(dict.fromkeys(name for stack in stacks for name in section.stacks[stack]))
