@@ -4,8 +4,10 @@ from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from spatial_forcing.compare.arm import Arm, arms_of
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined
@@ -240,3 +242,19 @@ def test_arms_that_differ_in_what_they_share_are_refused():
         check_shared(arms, {"plain": config, "forced": config | {"policy.chunk_size": 4}, "blind": config})
     with pytest.raises(CompareError, match=r"'plain' and 'blind' differ in steps"):
         check_shared(arms, {"blind": config | {"steps": 6}, "plain": config, "forced": config})
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_anything_trains(tmp_path, monkeypatch):
+    from spatial_forcing.compare import command, preflight
+
+    policy = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10))
+    policy[0].requires_grad_(False)
+    assert preflight.checkpoint_bytes(policy) == 4 * 110 + 3 * 4 * 110
+    looked = preflight.Looked({"plain": []}, {"plain": 2**30})
+    monkeypatch.setattr(preflight, "check_arms", lambda *args: looked)
+    monkeypatch.setattr(preflight, "small_version", lambda comparison, **sizes: comparison)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 * 2**30}))
+    one = Comparison((), (Arm("plain"),), (0, 1), (1.0,), Split((0,), (1,)), steps=8, measures=Measures(4))
+    with pytest.raises(CompareError, match=r"needs about 8.0 GiB; 5.0 GiB are free. The checkpoints of all"):
+        command.look_first(one, tmp_path / "out", None, "cpu", Console(quiet=True), {})
+    assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ DEMONSTRATIONS = "demonstrations"
 DEMO_BYTES = 2**30
 DAMAGED = "Run the demo in another folder, or remove this one."
 # Rough seconds a unit of work takes on two cores, for the estimate at the start.
-SECONDS = {"frame": 0.0155, "feature": 0.01, "step": 0.138, "episode": 0.2, "fixed": 45}
+SECONDS = {"frame": 0.0155, "feature": 0.01, "step": 0.16, "episode": 0.18, "fixed": 140}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DemoSettings:
         """A rough estimate of the wall time on two cores."""
         spec = self.demonstrations()
         frames = len(spec.tasks) * spec.episodes * spec.longest
-        episodes = len(self.tasks) * self.eval_episodes * 6 * self.evaluations
+        episodes = len(self.tasks) * self.eval_episodes * (4 * self.evaluations + 2)
         shared = (
             frames * SECONDS["frame"] + 4.5 * self.steps * SECONDS["step"] + episodes * SECONDS["episode"]
         )

@@ -85,7 +85,7 @@ CASES += [
         "comparison.json is damaged",
         prepare=holds("c/comparison.json", '{"seeds": '),
     ),
-    command("compare status", "missing", "compare status --out {here}/none", "holds no comparison"),
+    command("compare status", "missing", "compare status --out {here}/none", "There is no folder"),
     command("compare status", "foreign", "compare status --out {data}", "holds no comparison"),
     command("compare status", "name", "compare statuz --out {here}", "Did you mean 'status'"),
     command(

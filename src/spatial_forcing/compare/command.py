@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.arm import PLAIN, Arm
+from spatial_forcing.compare.options import CompareError
 from spatial_forcing.errors import SpatialForcingError
 
 TITLE = "Does it help?"
 TIMINGS = "timings.json"
+FEWER = "The checkpoints of all runs take that: choose a folder on another disk, or fewer --evaluations."
 
 
 def make(
@@ -71,19 +73,26 @@ def make(
 def look_first(
     comparison: Any, out: Path, bars: Any, device: str, console: Any, timings: dict[str, float]
 ) -> None:
-    """Takes every arm to its first step and prints what is odd, unless a run has got further already."""
+    """Takes every arm to its first step and prints what is odd, unless a run has got further already.
+
+    Raises:
+        CompareError: an arm would not train as it should, or the disk has no room for the checkpoints.
+    """
     from spatial_forcing.compare.plan import folder_of
     from spatial_forcing.compare.preflight import check_arms, small_version
     from spatial_forcing.compare.run import is_complete
     from spatial_forcing.console import timed
+    from spatial_forcing.files import check_space
 
     first = comparison.evaluated_steps[:1]
     if any(is_complete(folder_of(out, run), first) for run in comparison.runs()):
         return
     with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
         small = small_version(comparison, steps=1, frames=64)
-        odd = check_arms(small, Path(folder), bars, device)
-    for name, messages in odd.items():
+        looked = check_arms(small, Path(folder), bars, device)
+    each = len(comparison.evaluated_steps) * len(comparison.seeds) * len(comparison.fractions)
+    check_space(out, each * sum(looked.checkpoint.values()), FEWER, CompareError)
+    for name, messages in looked.odd.items():
         for message in messages:
             console.print(f"[yellow]{name}:[/] ", end="")
             console.print(message, highlight=False, markup=False)

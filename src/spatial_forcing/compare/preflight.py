@@ -7,7 +7,7 @@ doctor there. Features that an arm would read are stored for a few frames only.
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,20 @@ def small_version(comparison: Comparison, *, steps: int, frames: int) -> Compari
     )
 
 
-def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class Looked:
+    """What the first step of every arm showed.
+
+    Attributes:
+        odd: by name of the arm, what deserves a look.
+        checkpoint: by name of the arm, about how many bytes a checkpoint takes.
+    """
+
+    odd: dict[str, list[str]]
+    checkpoint: dict[str, int]
+
+
+def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -> Looked:
     """Takes every arm to its first step, in a process of its own.
 
     Args:
@@ -64,9 +77,6 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
         out: an empty folder for it.
         bars: a bar each for storing features and for the arms.
         device: where a teacher runs that stores features.
-
-    Returns:
-        By name of the arm, what deserves a look.
 
     Raises:
         CompareError: an arm would not train, looks wrong, or differs from the others in what they share.
@@ -94,7 +104,10 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
             "says more.)"
         )
     check_shared({arm.name: arm for arm, _ in jobs}, {name: one["config"] for name, one in found.items()})
-    return {name: one["odd"] for name, one in found.items()}
+    return Looked(
+        {name: one["odd"] for name, one in found.items()},
+        {name: one["checkpoint"] for name, one in found.items()},
+    )
 
 
 def look(job: tuple[Arm, list[str]], out: Path) -> None:
@@ -110,11 +123,21 @@ def look(job: tuple[Arm, list[str]], out: Path) -> None:
         check_environment(config)
         step = first_step(config, flags, forced=arm.forcing is not None)
         said: dict[str, Any] = {"wrong": [], "odd": []}
+        checkpoint = checkpoint_bytes(step.policy)
         if arm.forcing is not None:
             findings = diagnose(step)
             said = {"wrong": findings.wrong, "odd": findings.odd}
     shared = {name: value for name, value in flat(config.to_dict()) if not _aside(name)}
-    write_json(out / f"{arm.name}.found.json", json.loads(json.dumps(said | {"config": shared}, default=str)))
+    write_json(
+        out / f"{arm.name}.found.json",
+        json.loads(json.dumps(said | {"config": shared, "checkpoint": checkpoint}, default=str)),
+    )
+
+
+def checkpoint_bytes(policy: Any) -> int:
+    """About what a checkpoint takes: the weights, and Adam's two moments of those that train."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
+    return sum(size * (3 if trains else 1) for size, trains in sizes)
 
 
 def check_environment(config: Any) -> None:
