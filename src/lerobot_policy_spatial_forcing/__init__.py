@@ -1,4 +1,4 @@
-"""LeRobot's door to Spatial Forcing.
+"""LeRobot plug-in of Spatial Forcing: registers its policy types and its environment.
 
 LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this
 package registers the policy types ``tiny`` and ``sf_<type>`` for every host record (``sf_smolvla``,

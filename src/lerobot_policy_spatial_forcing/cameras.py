@@ -13,7 +13,7 @@ Cameras = list[str] | dict[str, str]
 
 
 def check_cameras(cameras: Cameras | None) -> None:
-    """What can be wrong with ``forcing.cameras`` before there is a policy.
+    """Validates ``forcing.cameras`` before the policy exists.
 
     Raises:
         SpatialForcingError: no camera is named, or one twice.
@@ -34,8 +34,7 @@ def check_cameras(cameras: Cameras | None) -> None:
 def chosen_cameras(
     cameras: Cameras, policy: Sequence[str], dataset: Collection[str] | None
 ) -> dict[str, str]:
-    """The policy's names of the cameras to align, in the order in which the teacher sees them, and for each
-    the data set's.
+    """Maps the policy's camera names to the data set's, for the cameras to align, in the teacher's order.
 
     Args:
         cameras: ``forcing.cameras``.
@@ -44,7 +43,7 @@ def chosen_cameras(
 
     Raises:
         UnknownNameError: the policy, or the data set, has no such camera.
-        SpatialForcingError: a list names cameras as the data set does.
+        SpatialForcingError: a list uses the data set's camera names.
     """
     check_cameras(cameras)
     mapped = isinstance(cameras, dict)

@@ -20,7 +20,7 @@ from spatial_forcing.hosts.registry import RECORDS
 
 
 class ForcedConfig:
-    """What a configuration with forcing does differently: it is saved as the host's own."""
+    """Mixin for policy configurations with forcing: they are saved as the host's plain configuration."""
 
     plain_class: ClassVar[type]
     record: ClassVar[PolicyRecord]
@@ -29,7 +29,7 @@ class ForcedConfig:
     forcing: ForcingConfig
 
     def plain(self) -> Any:
-        """The host's own configuration, with the values of this one."""
+        """The host's plain configuration, with the values of this one."""
         plain = object.__new__(self.plain_class)
         for f in fields(self.plain_class):
             setattr(plain, f.name, getattr(self, f.name))
@@ -46,7 +46,7 @@ class ForcedConfig:
 
 
 def forced_config_class(record: PolicyRecord) -> type:
-    """The configuration of ``sf_<type>``: LeRobot's class for the host, and the field ``forcing``."""
+    """The configuration class of ``sf_<type>``: LeRobot's class for the host plus the field ``forcing``."""
     plain_class = getattr(importlib.import_module(record.configuration_module), record.config)
 
     @PreTrainedConfig.register_subclass(f"sf_{record.type}")
@@ -61,9 +61,9 @@ def forced_config_class(record: PolicyRecord) -> type:
 
 
 def forced_config_classes() -> dict[str, type]:
-    """The configurations of all records, by the host's type.
+    """The configuration classes of all host records, by policy type.
 
-    A host of another package that does not work is left out with a warning: it must not stop LeRobot.
+    A host of another package that cannot be loaded is left out with a warning: it must not stop LeRobot.
     """
     ours, made, names = RECORDS.own(), {}, set()
     for kind, record in RECORDS.working().items():

@@ -1,4 +1,4 @@
-"""Where a training step of a forced policy gets its teacher features: stored ones, or a teacher online.
+"""Source of the teacher features for a training step: a feature cache, or the teacher run online.
 
 Shapes: B batch, V views.
 """
@@ -25,7 +25,7 @@ DEFAULT_TEACHER = "vggt-1b"
 
 
 class FeatureSource:
-    """Where a training step gets its teacher features: from stored ones, or from the teacher itself.
+    """Source of the teacher features for a training step: a feature cache, or the teacher run online.
 
     Args:
         config: the options.
@@ -80,13 +80,13 @@ class FeatureSource:
             )
 
     def layer_of(self, config: AlignmentConfig) -> int | None:
-        """The layer that an alignment with these options asks for; None is the one that comes by itself."""
+        """The teacher layer that an alignment with these options asks for; None is the default layer."""
         if config.layer == self.config.layer:
             return None
         return -1 if config.layer is None else config.layer
 
     def given(self, batch: dict[str, Any], shown: ShownImages) -> Given:
-        """What an alignment is given of a batch."""
+        """The inputs of an alignment for a batch."""
         return Given(
             self(batch, shown),
             self.affine_BV23(batch, shown),
@@ -101,7 +101,7 @@ class FeatureSource:
         return images_of(policy, batch, stats, cameras=self.wanted, shown=shown)
 
     def __call__(self, batch: dict[str, Any], shown: ShownImages) -> Tensor | Features:
-        """What the teacher sees, or said, of these images."""
+        """The images for a teacher online, or the stored features of these images."""
         if self.store is None:
             return stack_views(shown.images)
         if "index" not in batch:
@@ -115,7 +115,7 @@ class FeatureSource:
         return Features(features.tokens_BVHWC[:, views], features.valid_BVHW[:, views])
 
     def affine_BV23(self, batch: dict[str, Any], shown: ShownImages) -> Tensor | None:
-        """From the images the policy was given to those the teacher saw, where they differ."""
+        """The affine from the policy's images to those the teacher saw, where they differ."""
         if self.store is None:
             return None
         affine_BV23 = affines_of(batch, list(self.store.source.cameras))
@@ -128,7 +128,7 @@ class FeatureSource:
 
     @property
     def _needs_names(self) -> bool:
-        """Whether it matters which cameras a prompt shows."""
+        """Whether camera names are needed to tell which cameras a prompt shows."""
         return self.packed and (self.store is not None or self.wanted is not None)
 
     def _packed(self, batch: dict[str, Any]) -> Packed:
@@ -143,7 +143,7 @@ class FeatureSource:
         return packed
 
     def _stored_views(self, shown: ShownImages) -> list[int]:
-        """Which of the stored views these images are."""
+        """Indices of these images among the stored views."""
         assert shown.names is not None
         unknown = [name for name in shown.names if name not in self.cameras]
         if unknown:
@@ -156,7 +156,7 @@ class FeatureSource:
 
 
 def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSource]:
-    """The source of every alignment; those of one teacher, or one cache, share it, so that it is asked once.
+    """The feature source of every alignment; alignments with the same teacher or cache share one.
 
     Args:
         entries: the alignments.

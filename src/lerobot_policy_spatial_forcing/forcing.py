@@ -43,7 +43,7 @@ PROJECTOR_SEED = 20251012
 
 
 def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, Any]:
-    """The data set's statistics, those of cameras also under the names that the policy gives them."""
+    """The data set's statistics, with those of cameras also under the policy's camera names."""
     return stats | {policy: stats[dataset] for policy, dataset in cameras.items() if dataset in stats}
 
 
@@ -101,7 +101,7 @@ class ForcedPolicy:
         logging.getLogger(__name__).info(self.forcing.describe())
 
     def _cameras(self, meta: Any) -> dict[str, str]:
-        """The policy's names of the cameras to align, and the data set's."""
+        """Maps the policy's names of the cameras to align to the data set's."""
         cameras, ours = self.config.forcing.cameras, list(self.config.image_features)
         if cameras is not None:
             return chosen_cameras(cameras, ours, None if meta is None else meta.camera_keys)
@@ -125,7 +125,7 @@ class ForcedPolicy:
 
     @property
     def feature_source(self) -> FeatureSource:
-        """The source of the first alignment."""
+        """The feature source of the first alignment."""
         return self.feature_sources[0]
 
     # ---- training --------------------------------------------------------------------------------------
@@ -161,20 +161,20 @@ class ForcedPolicy:
         return action_loss + align_loss, logs
 
     def given(self, batch: dict[str, Any], shown: Any) -> dict[str, Given]:
-        """What every alignment is given of a batch; those of one source are given the same."""
+        """The inputs of every alignment for a batch, by name; alignments with one source share them."""
         by_source = {id(source): source.given(batch, shown) for source in dict.fromkeys(self.feature_sources)}
         names = [part.name for part in self.forcing.parts]
         return {name: by_source[id(s)] for name, s in zip(names, self.feature_sources, strict=True)}
 
     def _scalars(self, action_loss: Tensor) -> dict[str, float]:
-        """What is logged of this step, read from the device in one go."""
+        """The numbers logged for this step, copied from the device in one transfer."""
         values = {"action_loss": action_loss.detach(), **self.forcing.logs, **self._diagnostics}
         # Gradients at no tap are NaN on the CPU.
         numbers = torch.stack([value.float().to(action_loss.device) for value in values.values()]).tolist()
         return dict(zip(values, numbers, strict=True))
 
     def _pull(self, action_loss: Tensor, align_loss: Tensor) -> dict[str, Tensor]:
-        """Gradients of both losses at the taps compared; nothing where they cannot be measured."""
+        """Ratio and cosine of both losses' gradients at the taps; empty where they cannot be measured."""
         # FSDP2 takes gathered weights away after a backward, and this one would be inside the forward.
         if not self.forcing.acts or is_sharded(self):  # type: ignore[arg-type]
             return {}
@@ -190,7 +190,7 @@ class ForcedPolicy:
         return {"gradient_ratio": ratio, "gradient_cosine": cosine}
 
     def _check_what_trains(self) -> None:
-        """Before the first step: something that shapes the tapped tokens must train.
+        """Checks before the first step that something upstream of the tapped tokens is trainable.
 
         The tap's own check is not enough here: in SmolVLA the state token is part of the tapped stream and
         trains, while no gradient of a visual token reaches anything.
@@ -247,7 +247,7 @@ class ForcedPolicy:
         self._prepare_projector()
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
-        """LoRA on the host. The projector is none of PEFT's business: it is trained and saved as ever."""
+        """Puts LoRA on the host. PEFT does not touch the projector: it is trained and saved as always."""
         with self._without_forcing():
             return super().wrap_with_peft(*args, **kwargs)  # type: ignore[misc]
 
@@ -257,8 +257,8 @@ class ForcedPolicy:
         """Writes the host's files and the projector. If the policy is sharded, all processes must call it.
 
         Args:
-            gathered: what LeRobot 0.6.1 gathered of a sharded policy, as ``state_dict``; its next release
-                gives nothing and gathers inside.
+            gathered: the weights that LeRobot 0.6.1 gathered from a sharded policy, as ``state_dict``; its
+                next release passes nothing and gathers inside.
         """
         everything = gathered.get("state_dict")
         if everything is not None:
@@ -273,7 +273,7 @@ class ForcedPolicy:
         save_projectors(self.forcing, self.config.forcing, ours, save_directory / SIDE_FOLDER)
 
     def configuration_saved(self, save_directory: Path) -> None:
-        """What belongs beside a configuration where LeRobot saves the weights and does not ask the policy."""
+        """Writes what belongs beside a configuration where LeRobot saves the weights without the policy."""
         if self.config.use_peft:  # PEFT saves the adapter
             self._save_projector(save_directory)
             name_plain_class(save_directory, self.plain_class)
@@ -282,7 +282,7 @@ class ForcedPolicy:
             describe_projectors(self.forcing, self.config.forcing, save_directory / SIDE_FOLDER)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Loads the host's weights. A plain checkpoint has no projector; the present one stays."""
+        """Loads the host's weights. A plain checkpoint has no projector; the current one is kept."""
         registered = self._modules.get("forcing")  # type: ignore[attr-defined]
         present = {f"forcing.{k}": v for k, v in registered.state_dict().items()} if registered else {}
         return super().load_state_dict(present | dict(state_dict), *args, **kwargs)  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """The options of Spatial Forcing in a LeRobot configuration: ``--policy.forcing.<name>``.
 
-One alignment is said by flat flags. Several are a list of entries with the same names, see
+One alignment is configured by flat flags; several, by a list of entries with the same names: see
 ``spatial_forcing.listed``.
 """
 
@@ -34,37 +34,40 @@ class AlignmentConfig:
 
     # Draccus takes the help of a flag from the string below its field.
     teacher: str | None = None
-    """Registered teacher, or a local file or folder; the cache's if None, vggt-1b without a cache."""
+    """Registered teacher, or a local file or folder; the cache's if None, or vggt-1b without a cache."""
     teacher_checkpoint: str | None = None
-    """Local file or folder with the named teacher's weights; the packaged ones or the Hub's if None."""
+    """Local file or folder with the named teacher's weights; packaged or from the Hub if None."""
     layer: int | None = None
-    """Layer of the teacher to align to, negative from the end; the last (or the cache's) if None."""
+    """Teacher layer to align to; negative counts from the end; the last (or the cache's) if None."""
     resolution: int | None = None
-    """Side in pixels of what the teacher sees; its own (vggt-1b: 518) or the cache's if None."""
+    """Side in pixels of the teacher's input images; its own (vggt-1b: 518) or the cache's if None."""
     dtype: str | None = None
-    """Of the teacher's matrix products: bfloat16, float16 or float32; float32 (or the cache's) if None."""
+    """Data type of the teacher's matrix products: bfloat16, float16 or float32; float32 (or the cache's)
+    if None."""
     cache: str | None = None
-    """Folder written by spatial-forcing cache; without one the teacher runs at every step."""
+    """Feature cache: folder written by spatial-forcing cache; without one the teacher runs at every step."""
     pca_targets: bool = False
-    """Align to the PCA coefficients in a compressed cache, in the geometry of the tokens they stand for."""
+    """Align to the PCA coefficients in a compressed cache instead of the decoded tokens; cosines among
+    coefficients are those among tokens less their mean."""
     site: str | None = None
     """Where the policy's tokens are read: blocks.12 (after 12 blocks) or vision.-1 (the end of the vision
     encoder); the host's recommendation if None."""
     loss: str = "cosine"
-    """How tokens and features are compared: cosine, smooth_l1 or relations."""
+    """Alignment loss between tokens and features: cosine, smooth_l1 or relations."""
     loss_weight: float | str = 0.5
     """Weight of the alignment loss, 0 or more; 0 is the baseline and runs the same code. Or a schedule of the
     training step: linear:initial=0.5,final=0,start=1000,end=3000 (or cosine:...)."""
     norm: str = "layer"
-    """Norm in the projector: layer or batch."""
+    """Normalisation in the projector: layer or batch."""
     position_embedding: float = 0.1
-    """Share of position embedding in the target, 0 to 1."""
+    """Scale of the position embedding added to the target, 0 to 1."""
     standardize: bool = False
     """Standardise the teacher's features channel by channel (needs a cache)."""
     published: bool = False
-    """The public code's numerics."""
+    """Reproduce the numerics of the public code."""
     control: str | None = None
-    """A target without the teacher's content, to compare with: shuffled (another frame's) or place alone."""
+    """Control target without the teacher's content: shuffled (features of another frame) or place (the
+    position embedding alone)."""
 
     def __post_init__(self) -> None:
         with said_last():
@@ -80,7 +83,7 @@ class ListedAlignment(AlignmentConfig):
     """One of several alignments."""
 
     name: str | None = None
-    """What to call it in logs and checkpoints; its site, with _ for the dot, if None."""
+    """Name in logs and checkpoints; the site, with _ for the dot, if None."""
 
 
 @dataclass
@@ -88,24 +91,26 @@ class ForcingConfig(AlignmentConfig):
     """Spatial Forcing: a loss that aligns the policy's visual tokens with a frozen 3D teacher's features."""
 
     cameras: list[str] | dict[str, str] | None = None
-    """Cameras to align, in the teacher's order; all if None. With --rename_map: its entries for them."""
+    """Cameras to align, in the order in which the teacher sees them; all if None. With --rename_map: its
+    entries for these cameras."""
     alignments: list[Any] | str | None = None
-    """Several alignments instead of one: a YAML or JSON file, or a JSON list, of entries as above."""
+    """Several alignments instead of one: a YAML or JSON file, or a JSON list, with entries as above."""
     new_projector: bool = False
-    """Start a new projector where the checkpoint's was for other features or another site; else an error."""
+    """Start a new projector where the checkpoint's was trained for other features or another site; an error
+    otherwise."""
     diagnostics_every: int = 50
-    """Steps between diagnostics, 0 never: gradient ratio and cosine (a second backward down to the tap), CKA,
-    effective rank, cosine of each view."""
+    """Steps between diagnostics, 0 for never: gradient ratio and cosine (a second backward pass down to the
+    tap), CKA, effective rank, cosine per view."""
     weight: Any = None
-    """Called loss_weight now."""
+    """Renamed to loss_weight."""
     weights: Any = None
-    """Called teacher_checkpoint now."""
+    """Renamed to teacher_checkpoint."""
     coefficients: Any = None
-    """Called pca_targets now."""
+    """Renamed to pca_targets."""
     depth: Any = None
-    """Called site now: site=blocks.12 for depth=12."""
+    """Renamed to site: site=blocks.12 for depth=12."""
     ratio_every: Any = None
-    """Called diagnostics_every now."""
+    """Renamed to diagnostics_every."""
 
     def _check(self) -> None:
         for name in RENAMED:
@@ -138,7 +143,7 @@ class ForcingConfig(AlignmentConfig):
 
     @property
     def stored(self) -> bool:
-        """Whether any alignment reads a cache."""
+        """Whether any alignment reads a feature cache."""
         return any(entry.cache is not None for entry in self.entries())
 
 
@@ -169,7 +174,7 @@ CHECKS: dict[str, Any] = {
 def check_option(name: str, value: Any) -> None:
     """Raises :class:`SpatialForcingError` if an option of an alignment cannot have this value.
 
-    What only the policy or the teacher knows, they will say.
+    Checks that need the policy or the teacher are made there.
     """
     if name in CHECKS:
         CHECKS[name](value)

@@ -1,4 +1,4 @@
-"""The policies of ``sf_<type>``, made from the host records when LeRobot asks for one."""
+"""The policy classes of ``sf_<type>``, built from the host records when LeRobot asks for one."""
 
 import importlib
 from functools import cache
@@ -9,7 +9,7 @@ from lerobot_policy_spatial_forcing.forcing import ForcedPolicy
 
 @cache
 def forced_policy_class(type_name: str) -> type:
-    """The host's policy with the alignment loss in its training loss; imports the host."""
+    """The host's policy class with the alignment loss in its training loss; imports the host."""
     record = CLASSES[type_name].record  # type: ignore[attr-defined]
     plain_name = f"{record.config.removesuffix('Config')}Policy"
     plain_class = getattr(importlib.import_module(record.modeling_module), plain_name)

@@ -1,4 +1,4 @@
-"""The processors of ``sf_<type>`` are those of ``<type>``."""
+"""Pre- and post-processors of ``sf_<type>``: those of ``<type>``."""
 
 import importlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The files beside a checkpoint that keep its projectors and what they were trained for.
+"""Projector files beside a checkpoint: their weights, and a description of what they were trained for.
 
 ``spatial_forcing/projector.safetensors`` holds their weights, ``forcing.json`` the options, the site, the
 teacher and how many steps were made. Of a run with sharded checkpoints (``--checkpoint_format=dcp``) the
@@ -37,7 +37,7 @@ OF_THE_PROJECTOR = (
 def save_projectors(
     forcing: SpatialForcing, config: ForcingConfig, state: dict[str, Tensor], side: Path
 ) -> None:
-    """Writes projectors and what they were trained for. If they are sharded, all processes must call it.
+    """Saves projectors with their description. If they are sharded, all processes must call it.
 
     Args:
         forcing: what trains them.
@@ -52,7 +52,7 @@ def save_projectors(
 
 
 def describe_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
-    """Writes what projectors were trained for. Alone, it says so of those among sharded weights."""
+    """Writes the description of the projectors, alone where their weights are among sharded ones."""
     side.mkdir(parents=True, exist_ok=True)
     record = {name: value for name, value in asdict(config).items() if name not in RENAMED}
     described = [_described(part, entry) for part, entry in zip(forcing.parts, config.entries(), strict=True)]
@@ -62,7 +62,7 @@ def describe_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pa
 
 
 def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
-    """Loads projectors that were trained for what they are to be trained for now, and the count of steps.
+    """Restores projectors and the step count, if they were trained for the same alignments as now.
 
     Raises:
         SpatialForcingError: a projector was trained for something else, or is not there, and no new one is
@@ -112,7 +112,7 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
 
 
 def name_plain_class(save_directory: Path, plain: type) -> None:
-    """Makes a saved adapter name the host's own class, which every machine has; PEFT names the other."""
+    """Writes the host's own class into a saved adapter, in place of the one with forcing that PEFT names."""
     path = save_directory / "adapter_config.json"
     if not path.is_file():
         return
@@ -123,7 +123,7 @@ def name_plain_class(save_directory: Path, plain: type) -> None:
 
 
 def _described(part: Part, entry: AlignmentConfig) -> dict[str, Any]:
-    """An alignment as it is kept: its options, and what they came to."""
+    """The saved description of an alignment: its options and their resolved values."""
     return asdict(entry) | {
         "name": part.name,
         "site": _site(part),
@@ -133,13 +133,13 @@ def _described(part: Part, entry: AlignmentConfig) -> dict[str, Any]:
 
 
 def _site(part: Part) -> dict[str, Any]:
-    """Where the projector reads."""
+    """The site at which the projector's tokens are read."""
     site = part.tap.site
     return {"host": site.host, "width": site.width, "name": site.name}
 
 
 def _of_name(there: dict[str | None, dict[str, Any]], part: Part) -> dict[str, Any] | None:
-    """The saved record of an alignment; one that says no name is called after its site."""
+    """The saved record of an alignment by name; a record without a name goes by its site."""
     if part.name in there:
         return there[part.name]
     nameless = there.get(None)
@@ -149,7 +149,7 @@ def _of_name(there: dict[str | None, dict[str, Any]], part: Part) -> dict[str, A
 
 
 def _saved_site(saved: dict[str, Any], part: Part) -> dict[str, Any]:
-    """Where a saved projector read. Earlier versions said a depth, or nothing if it was the default."""
+    """The site of a saved projector. Earlier versions saved a depth, or nothing for the default."""
     here, site = _site(part), saved.get("site")
     if isinstance(site, dict):
         depth = site.get("depth")
@@ -158,7 +158,7 @@ def _saved_site(saved: dict[str, Any], part: Part) -> dict[str, Any]:
 
 
 def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dict[str, tuple[Any, Any]]:
-    """What a saved projector was trained for and what the present one is to be, where that differs.
+    """Differences between what a saved projector was trained for and what the current one will be.
 
     ``saved`` is the description beside it. That of an earlier version says less: an option that it does not
     know had its default.
@@ -178,5 +178,5 @@ def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dic
 
 
 def _features_of(entry: dict[str, Any], fingerprint: str) -> str:
-    """What a policy is trained toward, for people."""
+    """Human-readable name of the features that a policy is trained toward."""
     return f"{entry.get('cache') or entry.get('teacher') or DEFAULT_TEACHER} ({fingerprint})"
