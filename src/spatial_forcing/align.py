@@ -128,12 +128,12 @@ class SpatialForcing(nn.Module):
 
     @property
     def weight(self) -> float:
-        """The weight of the step to come; of several alignments the sum."""
+        """The loss weight at the next step; of several alignments the sum."""
         return sum(part.weight_at(self.step) for part in self.parts)
 
     @property
     def acts(self) -> bool:
-        """Whether any alignment can pull: not all weights are zero for good."""
+        """Whether any alignment is active: not all weights are zero at every step."""
         return any(part.acts for part in self.parts)
 
     def projector_of(self, name: str) -> nn.Module:
@@ -142,8 +142,8 @@ class SpatialForcing(nn.Module):
 
     @property
     def step(self) -> int:
-        """How many training steps were made: calls in training mode with gradients. Schedules go by it, and
-        it is in the state dict where there is one. Set it where your loop counts otherwise."""
+        """Number of training steps so far: calls in training mode with gradients. Schedules are functions of
+        it, and with a schedule it is in the state dict. Set it where your loop counts otherwise."""
         if self._step is None:
             self._step = int(self.get_buffer(STEP_KEY))
         return self._step
@@ -155,8 +155,7 @@ class SpatialForcing(nn.Module):
             self.get_buffer(STEP_KEY).fill_(self._step)
 
     def moved_to(self, host: Host) -> None:
-        """From now on the sites are those of another record of the same modules: one with another number of
-        views."""
+        """Moves the taps to the sites of another record of the same modules, with another number of views."""
         self.host = host
         for tap in self.taps:
             tap.moved_to(host)
@@ -165,7 +164,7 @@ class SpatialForcing(nn.Module):
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Watches the host's forward inside the ``with`` block; the first one counts if there are several."""
+        """Records the host's forward inside the ``with`` block; the first one counts if there are several."""
         with ExitStack() as stack:
             for tap in self.taps:
                 stack.enter_context(tap.watch())
@@ -236,7 +235,7 @@ class SpatialForcing(nn.Module):
         return total
 
     def _note(self, logs: list[dict[str, Tensor]], total: Tensor) -> None:
-        """Keeps the numbers of a forward, and counts the step if it is one of training."""
+        """Stores the logs of a forward pass, and counts the step in training mode."""
         self.logs = self._named(logs)
         if len(logs) > 1:
             self.logs["align_loss"] = torch.stack([numbers["align_loss"] for numbers in logs]).sum()
@@ -279,15 +278,14 @@ class SpatialForcing(nn.Module):
                 features.check_finite()
 
     def pull(self, action_loss: Tensor, align_loss: Tensor) -> Pull:
-        """Gradients of both losses at the tapped streams of all sites together: who pulls harder, and whether
-        they pull the same way.
+        """Ratio and cosine of the two losses' gradients at the tapped streams of all sites together.
 
         Call it every so many steps, before ``backward()``; see :func:`spatial_forcing.pull.pull`.
         """
         return pull(action_loss, align_loss, self.taps)
 
     def gradient_ratio(self, action_loss: Tensor, align_loss: Tensor) -> Tensor:
-        """The ratio of :meth:`pull`."""
+        """Gradient norm of the alignment loss over that of the action loss: the ratio of :meth:`pull`."""
         return self.pull(action_loss, align_loss).ratio
 
     def detach(self) -> None:
@@ -296,7 +294,7 @@ class SpatialForcing(nn.Module):
             tap.detach()
 
     def describe(self) -> str:
-        """What is aligned with what, and what trains: one line, or a heading and one for each alignment."""
+        """Summary of what is aligned with what, and what trains: one line, or a heading and one per alignment."""
         lines = []
         for part in self.parts:
             projector = self.projector_of(part.name)
@@ -309,7 +307,7 @@ class SpatialForcing(nn.Module):
     # ---- inside ----------------------------------------------------------------------------------------
 
     def _given(self, images: Images, *how: Any) -> dict[str, Given]:
-        """What every alignment is given, by its name."""
+        """The inputs of every alignment, by its name."""
         names = [part.name for part in self.parts]
         each = images if isinstance(images, Mapping) else dict.fromkeys(names, images)
         for name in each:
@@ -335,14 +333,14 @@ class SpatialForcing(nn.Module):
         )
 
     def _named(self, numbers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Numbers of every alignment under one name each: of several with the alignment's."""
+        """Logs of all alignments in one mapping; of several, with the alignment's name as prefix."""
         if len(numbers) == 1:
             return numbers[0]
         pairs = zip(self.parts, numbers, strict=True)
         return {f"{part.name}/{key}": value for part, of_part in pairs for key, value in of_part.items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A state may lack the step (none was saved), or have one where there is no schedule (any more)."""
+        """Loads a state that lacks the step (none was saved), or has one without a schedule (any more)."""
         key = f"{prefix}{STEP_KEY}"
         if STEP_KEY in self._buffers:
             state_dict.setdefault(key, self.get_buffer(STEP_KEY))

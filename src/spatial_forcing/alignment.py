@@ -1,4 +1,4 @@
-"""Alignments: what is pulled toward what, how and how hard, as records; and what makes such records at work.
+"""Alignments: records of which tokens are aligned with which target, loss and weight; and their execution.
 
 Shapes: B batch, V views, H W pixels, C width of the target.
 """
@@ -27,7 +27,7 @@ from spatial_forcing.target import HasWidth, Target, ask, target_of
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """What is pulled toward what, how and how hard.
+    """One alignment: the site of the host's tokens, the target, the loss and its weight.
 
     Attributes:
         site: where the host's tokens are read, ``"blocks.12"`` or ``"vision.-1"`` (see ``Host.site``); the
@@ -83,7 +83,7 @@ class Alignment:
 
 
 class AlignmentOptions(TypedDict, total=False):
-    """What ``SpatialForcing(host, teacher, ...)`` takes besides the weight: see :class:`Alignment`."""
+    """Options of ``SpatialForcing(host, teacher, ...)`` besides the weight: see :class:`Alignment`."""
 
     site: str | None
     loss: str | Loss
@@ -97,13 +97,13 @@ class AlignmentOptions(TypedDict, total=False):
 
 @dataclass
 class Part:
-    """An alignment at work in a :class:`SpatialForcing`.
+    """An alignment set up in a :class:`SpatialForcing`: its tap, target, loss and schedule.
 
     Attributes:
         alignment: its record.
         name: of the alignment.
-        target: what it asks.
-        tap: where it reads; alignments at one site share it.
+        target: the source of its features.
+        tap: the tap at its site; alignments at one site share it.
         recommended_layer: the host's.
         loss: the function.
         schedule: the weight, or what gives it at every step.
@@ -122,7 +122,7 @@ class Part:
 
     @property
     def fingerprint(self) -> str:
-        """Of the features that it is pulled toward."""
+        """Fingerprint of the target's features."""
         layer = self.alignment.layer
         return self.target.fingerprint if layer is None else self.target.fingerprint_of(layer)
 
@@ -133,17 +133,17 @@ class Part:
 
     @property
     def acts(self) -> bool:
-        """Whether it can pull at all: its weight is not zero for good."""
+        """Whether the alignment is active: its weight is not zero at every step."""
         return callable(self.schedule) or self.schedule > 0
 
     def new_projector(self) -> Projector:
-        """A projector for it, where the tokens that it reads are."""
+        """A new projector for this alignment, on the device of its tokens."""
         # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
         widths = self.tap.site.width, self.target.width
         return Projector(*widths, self.alignment.norm, self.target.hidden).to(self.tap.site.device)
 
     def new_grid(self) -> OnGrid:
-        """What brings the target's features to the token grid."""
+        """A new module that resamples the target's features to the token grid."""
         of, site = self.alignment, self.tap.site
         grid = OnGrid(
             site.host,
@@ -158,7 +158,7 @@ class Part:
     def numbers(
         self, align: Tensor, compared: tuple[Tensor, Tensor, Tensor], weight: float
     ) -> dict[str, Tensor]:
-        """What is logged of a step: its loss, and (projected_BNC, target_BNC, valid_BN) that it compares."""
+        """The logs of a step, from its loss and the (projected_BNC, target_BNC, valid_BN) it compares."""
         align, valid_BN = align.detach(), compared[2]
         distance = align if self.loss is cosine_distance else cosine_distance(*(t.detach() for t in compared))
         numbers = {
@@ -175,7 +175,7 @@ class Part:
         return weight_at(self.schedule, step)
 
     def describe(self, parameters: int) -> str:
-        """One line that says what is aligned with what, and what trains."""
+        """One-line summary of what is aligned with what, and what trains."""
         site, alignment = self.tap.site, self.alignment
         about = "" if site.locate is None else "about "  # the prompt will say
         layer = "" if alignment.layer is None else f", layer {alignment.layer}"
@@ -188,7 +188,7 @@ class Part:
 
 
 def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
-    """Alignments at work in a host; those at one site share a tap, those of one target ask it together.
+    """Sets up alignments in a host; those at one site share a tap, those of one target a pass through it.
 
     Raises:
         TapError: the host has no such site.
@@ -218,7 +218,7 @@ def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
 
 @torch.no_grad()
 def features_of(parts: Sequence[Part], given: Mapping[str, Given]) -> dict[str, Features]:
-    """The features of every alignment, by its name; a target is asked once about the same images."""
+    """Features for every alignment, by its name; a target runs once per batch of images."""
     found: dict[str, Features] = {}
     asking: dict[tuple[int, int], list[Part]] = {}
     for part in parts:
@@ -236,5 +236,5 @@ def features_of(parts: Sequence[Part], given: Mapping[str, Given]) -> dict[str, 
 
 
 def _called(thing: Any) -> str:
-    """What to call a loss in a line of text."""
+    """Display name of a loss."""
     return thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)

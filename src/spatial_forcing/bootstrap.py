@@ -189,7 +189,7 @@ def _paired(
 def _two_levels(
     by_seed: Sequence[Sequence[tuple[float, ...]]], resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of each seed with its number of episodes last (n, K + 1), and resampled means (R, K)."""
+    """Totals of each seed, its number of episodes last (n, K + 1), and resampled means (R, K)."""
     if resamples < 1:
         raise StatsError(f"A bootstrap needs at least one resample, got {resamples}.")
     values = [np.asarray(of, np.float64) for of in by_seed]
@@ -253,7 +253,7 @@ def pooled_resamples(
 
 
 def percentile_interval(values_R: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """The middle ``confidence`` of a bootstrap distribution."""
+    """Percentile interval of a bootstrap distribution: its middle ``confidence``."""
     check_confidence(confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(values_R, [tail, 1 - tail])

@@ -1,1 +1,1 @@
-"""Teacher features computed once per data set and read during training."""
+"""Feature cache: teacher features computed once per data set and read during training."""

@@ -1,6 +1,6 @@
-"""Who writes what in a cache's folder: a claim says what it will hold, a lock who writes which share of it.
+"""Claims and locks of a cache's folder: a claim says what it will hold, a lock who writes which share of it.
 
-A claim that nothing came of goes away: a start that failed leaves the folder as it was.
+A claim beside which nothing was finished is removed: a start that failed leaves the folder as it was.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +29,8 @@ WRITERS = ".writer-*"
 
 @contextmanager
 def writing(root: Path, claimed: dict[str, Any], share: Share) -> Iterator[None]:
-    """The folder to write in: made if missing, this share of it held, and claimed. What is new of this goes
-    away again if the block fails before anything was finished.
+    """Creates and claims the folder to write in, and locks this share of it. What is new of this is removed
+    again if the block fails before anything was finished.
 
     Raises:
         CacheError: the folder cannot be written to, holds something else, or another process writes this
@@ -48,7 +48,7 @@ def writing(root: Path, claimed: dict[str, Any], share: Share) -> Iterator[None]
 
 @contextmanager
 def only_writer(root: Path, share: Share) -> Iterator[None]:
-    """Holds this share of the folder; the lock goes with the process, however it ends."""
+    """Locks this share of the folder; the lock is released when the process ends, however it ends."""
     try:
         lock = FolderLock(root, f".writer-{share.rank}-of-{share.world}", wait=0)
     except FolderBusyError as error:
@@ -61,12 +61,12 @@ def only_writer(root: Path, share: Share) -> Iterator[None]:
 
 
 def _is_alone(root: Path) -> bool:
-    """Whether the process that holds a share of the folder is the only one."""
+    """Whether the process that holds a share of the folder is the only writer."""
     return len(list(root.glob(WRITERS))) == 1
 
 
 def claim(root: Path, claimed: dict[str, Any], alone: bool = False) -> bool:
-    """Notes what an unfinished cache will hold, so that nobody continues it with something else.
+    """Records what an unfinished cache will hold, so that nobody continues it with something else.
 
     ``alone``: no other process is at work here. Then a claim beside which nothing was finished (its process
     was killed at once) protects nothing, and gives way to this one.
@@ -89,7 +89,7 @@ def claim(root: Path, claimed: dict[str, Any], alone: bool = False) -> bool:
 
 
 def is_begun(root: Path) -> bool:
-    """Whether an unfinished cache holds something that took time to compute."""
+    """Whether an unfinished cache already holds computed features."""
     return (root / CODEC).is_file() or any(root.glob("shard-*.safetensors"))
 
 
@@ -144,5 +144,5 @@ def check_teacher(root: Path, fingerprint_of: Callable[[int], str], layers: int)
 
 
 def _begun(there: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
-    """What the layers claim of which something is computed."""
+    """The claims of the layers for which something has been computed."""
     return {n: claimed_of(path) for n, path in there.items() if (path / MANIFEST).is_file() or is_begun(path)}

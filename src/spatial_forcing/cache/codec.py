@@ -1,4 +1,4 @@
-"""Small codes for teacher features: principal components in int8 with a scale per token, or plain floats.
+"""Compression of teacher features: principal components in int8 with a scale per token, or plain floats.
 
     code = round(W^T (x - m) / s),   s = max |W^T (x - m)| / 127 per token,   x ~ m + s W code
 
@@ -27,7 +27,7 @@ LEAST_SCALE = 1e-12
 
 @dataclass(frozen=True)
 class CodecOptions:
-    """How features are stored.
+    """Storage options of features: the kind of codec and its size.
 
     Args:
         kind: "pca-int8", "float16", or "raw" (float32, for checks).
@@ -50,7 +50,7 @@ class CodecOptions:
 
 @dataclass
 class Codec:
-    """Turns tokens into what is stored and back.
+    """Encoder and decoder of stored tokens.
 
     Attributes:
         kind: see :class:`CodecOptions`.
@@ -67,7 +67,7 @@ class Codec:
 
     @property
     def components(self) -> int:
-        """Numbers stored a token."""
+        """Numbers stored per token."""
         return self.width if self.basis_CK is None else self.basis_CK.shape[1]
 
     @property
@@ -75,7 +75,7 @@ class Codec:
         return {"pca-int8": self.components + 2, "float16": 2 * self.width, "raw": 4 * self.width}[self.kind]
 
     def encode(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Tokens (..., C) as named tensors for a shard: ``codes`` (..., K) and, in int8, ``scale`` (...)."""
+        """Encodes tokens (..., C) as tensors of a shard: ``codes`` (..., K) and, in int8, ``scale`` (...)."""
         tokens = tokens.float()
         if self.mean_C is None or self.basis_CK is None:
             return {"codes": tokens.to(torch.float16 if self.kind == "float16" else torch.float32)}
@@ -86,12 +86,12 @@ class Codec:
         return {"codes": codes, "scale": scale}
 
     def coefficients(self, stored: dict[str, Tensor]) -> Tensor:
-        """What was stored, as float32 numbers (..., K): coefficients of the components, or the tokens."""
+        """The stored numbers in float32 (..., K): PCA coefficients, or the tokens."""
         codes = stored["codes"].float()
         return codes * stored["scale"].float()[..., None] if "scale" in stored else codes
 
     def decode(self, stored: dict[str, Tensor]) -> Tensor:
-        """Tokens (..., C), float32."""
+        """Decodes stored tensors to tokens (..., C), float32."""
         coefficients = self.coefficients(stored)
         if self.basis_CK is None or self.mean_C is None:
             return coefficients
@@ -104,13 +104,13 @@ class Codec:
         return replace(self, mean_C=self.mean_C.to(device), basis_CK=self.basis_CK.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold of it."""
+        """The codec's tensors, for a file."""
         found = {"mean": self.mean_C, "basis": self.basis_CK}
         return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
 
 
 def fit_codec(options: CodecOptions, sample_NC: Tensor, heldout_NC: Tensor) -> Codec:
-    """A codec for features of which these are samples.
+    """Fits a codec on a sample of features.
 
     Args:
         options: what is wanted.
@@ -159,7 +159,7 @@ def fit_codec(options: CodecOptions, sample_NC: Tensor, heldout_NC: Tensor) -> C
 
 
 def fidelity_of(codec: Codec, heldout_NC: Tensor, mean_C: Tensor) -> dict[str, float]:
-    """How far stored tokens are from raw ones.
+    """Reconstruction quality of a codec: cosines and errors of stored tokens against raw ones.
 
     Cosines as they are, and with the mean taken from both: teacher tokens share a large component that makes
     any two alike. ``ratio_to_bf16`` is how much smaller a token is than in bfloat16. ``loss_error`` and
@@ -195,12 +195,12 @@ def _loss_and_gradient(target_NC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def codec_from(saved: dict[str, Any], tensors: dict[str, Tensor]) -> Codec:
-    """The codec that a manifest and its file describe."""
+    """Restores a codec from a manifest and its file."""
     return Codec(saved["kind"], saved["width"], tensors.get("mean"), tensors.get("basis"), saved["report"])
 
 
 def codec_record(codec: Codec, options: CodecOptions) -> dict[str, Any]:
-    """What a manifest says of a codec."""
+    """The manifest entry of a codec."""
     return {
         "kind": codec.kind,
         "width": codec.width,

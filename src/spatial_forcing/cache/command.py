@@ -1,4 +1,4 @@
-"""What ``spatial-forcing cache`` does and prints. Its options are in ``options.py``."""
+"""The commands ``spatial-forcing cache`` and ``cache verify``. Their options are in ``options.py``."""
 
 import os
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from spatial_forcing.processes import end_with_parent
 
 
 def write_cache(options: Any) -> None:
-    """Writes a cache, or this process's share of it, and says before what it will cost."""
+    """Writes a cache, or this process's share of it, and prints its cost first."""
     check_options(options)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others beside it
         end_with_parent()
@@ -67,19 +67,19 @@ def write_cache(options: Any) -> None:
 
 
 def spans_of(options: Any) -> list[Span] | None:
-    """The frames of the episodes that options name; None for all."""
+    """Spans of frames of the episodes given in the options; None for all frames."""
     if not options.episodes:
         return None
     return spans_of_episodes(open_dataset(options.dataset).meta, options.episodes)
 
 
 def cache_folders(root: Path) -> list[Path]:
-    """The folders with a layer's cache each: ``root`` itself, if it is of one layer."""
+    """The folders with one layer's cache each: ``root`` itself, if it is of one layer."""
     return list(stored_layers(root).values()) or [root]
 
 
 def check_options(options: Any) -> None:
-    """What can be wrong before a teacher is loaded, which may take long.
+    """Validates the options of ``cache`` before a teacher is loaded, which may take long.
 
     Raises:
         CacheError: no data set or teacher was named, a number makes no sense, options exclude each other, or
@@ -111,7 +111,7 @@ def check_options(options: Any) -> None:
 
 
 def verify_cache(options: Any) -> None:
-    """Checks the checksum of every file, repairs if asked to, and computes a sample again if it can.
+    """Verifies the checksum of every file, repairs if asked to, and recomputes a sample if it can.
 
     Of a cache of several layers it does so for all, or for the one that the options name.
 
@@ -145,7 +145,7 @@ def verify_cache(options: Any) -> None:
 
 
 def check_sample(options: Any, folder: Path) -> None:
-    """Computes a sample of a layer's features again.
+    """Recomputes a sample of a layer's features and compares it with the stored ones.
 
     Raises:
         CacheError: they are not the teacher's.
@@ -160,14 +160,14 @@ def check_sample(options: Any, folder: Path) -> None:
 
 
 def rewrite(options: Any, folder: Path, claimed: dict[str, Any]) -> Path:
-    """Finishes a layer's cache with the options it was begun with."""
+    """Rewrites missing files of a layer's cache with the options it was begun with."""
     teacher = claimed_teacher(options, claimed)
     how = extraction_of(claimed, options.decoders)
     return extract(options.dataset, teacher, claimed["teacher"], folder, how)
 
 
 def extraction_of(claimed: dict[str, Any], decoders: int) -> Extraction:
-    """How a cache claims that it was extracted."""
+    """The extraction options recorded in a cache's claim."""
     return Extraction(
         cameras=claimed["cameras"],
         codec=CodecOptions(**claimed["codec"]),
@@ -179,7 +179,7 @@ def extraction_of(claimed: dict[str, Any], decoders: int) -> Extraction:
 
 
 def claimed_teacher(options: Any, claimed: dict[str, Any]) -> Any:
-    """The teacher a layer's cache was written with.
+    """Loads the teacher that a layer's cache was written with.
 
     Raises:
         CacheError: the options lead to another.
@@ -195,7 +195,7 @@ def claimed_teacher(options: Any, claimed: dict[str, Any]) -> Any:
 
 
 def teacher_of(options: Any, claimed: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """The teacher that options name; what they leave open is as a cache claims that it was written."""
+    """Loads the teacher of the options; what they leave open is taken from a cache's claim."""
     from spatial_forcing.teachers import load_teacher
     from spatial_forcing.teachers.base import named_dtype
 
@@ -218,7 +218,7 @@ def teacher_of(options: Any, claimed: Mapping[str, Any] = MappingProxyType({})) 
 
 
 def plan_lines(plan: Plan, share: Share) -> list[str]:
-    """What a cache will cost, for people."""
+    """Printable lines with the cost of a cache: frames, bytes, time."""
     lines = [
         f"{plan.frames} frames of {plan.views} views: {size_text(plan.raw_bytes)} in bfloat16, "
         f"{size_text(plan.stored_bytes)} stored ({plan.raw_bytes / plan.stored_bytes:.1f} x smaller)"

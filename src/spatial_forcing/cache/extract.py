@@ -1,4 +1,4 @@
-"""Passes a LeRobotDataset through a teacher once and stores its features.
+"""Feature extraction: passes a LeRobotDataset through a teacher once and stores its features.
 
 Shapes: B batch, V views, H W pixels.
 """
@@ -25,7 +25,7 @@ from spatial_forcing.teachers.base import FrozenTeacher, Teacher, stack_views
 
 @dataclass(frozen=True)
 class Extraction:
-    """What of a data set is stored, and how.
+    """Extraction options: cameras, codec, grid, batch size, and which frames.
 
     Attributes:
         cameras: camera keys in the order the policy has them; all cameras in the data set's order if None.
@@ -55,7 +55,7 @@ def extract(
     share: Share | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Stores a teacher's features of the frames of a LeRobotDataset. Continues where it was interrupted.
+    """Extracts and stores a teacher's features of a LeRobotDataset. Continues where it was interrupted.
 
     Args:
         dataset: a data set's folder, or its name on the Hub.
@@ -64,7 +64,7 @@ def extract(
         root: folder for the features.
         how: what is stored, and how.
         share: this process's part.
-        watch: who is told how it goes.
+        watch: callbacks for cost and progress.
 
     Raises:
         CacheError: the folder holds other features, or the disk is full.
@@ -96,7 +96,7 @@ def extract_layers(
     share: Share | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Stores the features of several layers in one pass, each as a cache that can be read alone.
+    """Extracts and stores the features of several layers in one pass, each as a cache that can be read alone.
 
     Layers that ``root`` holds already stay. The other arguments and errors are those of :func:`extract`.
 
@@ -124,7 +124,7 @@ def extract_layers(
 
 
 def layer_numbers(teacher: FrozenTeacher, layers: Sequence[int]) -> list[int]:
-    """Layers of a teacher counted from 0, in order.
+    """Layer numbers of a teacher, counted from 0 and sorted.
 
     Raises:
         NoSuchLayerError: it does not have one of them.
@@ -139,7 +139,7 @@ def layer_numbers(teacher: FrozenTeacher, layers: Sequence[int]) -> list[int]:
 
 
 def open_source(dataset: Path | str, teacher: Teacher, name: str, how: Extraction) -> tuple[Frames, Source]:
-    """What reads the images of some frames, and the description of all of them; see :func:`extract`."""
+    """Opens a data set: a reader of the images of some frames, and its description; see :func:`extract`."""
     check_numbers(how.batch_size, how.grid, how.decoders)
     frames = open_dataset(dataset)
     keys = chosen_cameras(frames, how.cameras)
@@ -172,7 +172,7 @@ def open_source(dataset: Path | str, teacher: Teacher, name: str, how: Extractio
 
 
 def chosen_cameras(frames: Any, cameras: Sequence[str] | None) -> list[str]:
-    """The camera keys to look at.
+    """The camera keys to extract.
 
     Raises:
         UnknownNameError: the data set lacks one.
@@ -188,7 +188,7 @@ def chosen_cameras(frames: Any, cameras: Sequence[str] | None) -> list[str]:
 
 
 def _size(feature: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of a camera, whichever way round the data set names its dimensions."""
+    """Height and width of a camera's images, whichever order the data set's dimensions have."""
     shape, names = feature["shape"], feature.get("names") or ["height", "width", "channels"]
     by_name = dict(zip(names, shape, strict=False))
     return int(by_name.get("height", shape[0])), int(by_name.get("width", shape[1]))

@@ -1,4 +1,4 @@
-"""Several layers of a teacher in one folder: ``features/layer-11/`` is the cache of layer 11.
+"""Feature caches of several layers in one folder: ``features/layer-11/`` is the cache of layer 11.
 
 It has the bytes that a cache of that layer alone has, and is read, verified and repaired as one.
 """
@@ -21,7 +21,7 @@ LAYER = re.compile(r"layer-(0|[1-9]\d*)")
 
 
 def layer_folder(root: Path, layer: int) -> Path:
-    """Where the cache of one of several layers lies."""
+    """Folder of the cache of one of several layers."""
     return root / f"layer-{layer}"
 
 
@@ -67,7 +67,7 @@ def _layers(folder: Path) -> int:
 
 
 def claimed_of(folder: Path) -> dict[str, Any]:
-    """What a cache claims to hold, finished or not; nothing if it does not say yet."""
+    """The claim of a cache, finished or not; empty if there is none yet."""
     if (folder / MANIFEST).is_file():
         return read_manifest(folder)["claimed"]
     return read_json(folder / SOURCE, error=CacheError) if (folder / SOURCE).is_file() else {}

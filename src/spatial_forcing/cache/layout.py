@@ -1,4 +1,4 @@
-"""The folder of a feature cache: what lies in it, what it is of, and how files get there.
+"""File layout of a feature cache: its files, the record of its source, and checks of both.
 
     features/
       source.json                what these features are of and how they are stored; written first
@@ -39,16 +39,16 @@ UNRECORDED = ("layer", "layers", "resolution", "dtype")
 
 
 Layer = int | None
-"""Number of a teacher's layer, counted from 0; None of a teacher without a choice."""
+"""Number of a teacher's layer, counted from 0; None for a teacher without a choice of layers."""
 
 
 class CacheError(SpatialForcingError):
-    """A feature cache is missing, broken, or of something else."""
+    """A feature cache is missing, damaged, or of something else."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What features are of. Two caches with equal sources hold the same features.
+    """Source of stored features: teacher, data set, cameras, grid. Equal sources have equal features.
 
     Attributes:
         teacher: registered name of the teacher.
@@ -102,7 +102,7 @@ class Share:
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Share":
-        """As torchrun, accelerate, a SLURM array or a SLURM job say; all of it by default."""
+        """The share given by the environment of torchrun, accelerate or SLURM; all of it by default."""
         names = (
             ("RANK", "WORLD_SIZE"),
             ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
@@ -122,7 +122,7 @@ class Share:
 
 
 def dataset_fingerprint(root: Path) -> str:
-    """A short hash of a LeRobotDataset's description and statistics, which change whenever its frames do."""
+    """Short hash of a LeRobotDataset's description and statistics, which change whenever its frames do."""
     digest = hashlib.sha256()
     for name in ("meta/info.json", "meta/stats.json"):
         path = Path(root) / name
@@ -170,7 +170,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def checksum_of(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a manifest says apart from its checksum, however it is laid out as text."""
+    """SHA-256 of a manifest's content without its checksum, independent of text formatting."""
     said = {name: value for name, value in manifest.items() if name != CHECKSUM}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -186,7 +186,7 @@ def check_there(root: Path, name: str) -> None:
 
 
 def check_file(root: Path, name: str, wanted: str) -> None:
-    """Raises :class:`CacheError` unless the file is there and has the sum that the manifest says."""
+    """Raises :class:`CacheError` unless the file is there and has the checksum in the manifest."""
     check_there(root, name)
     if checksum(root / name) != wanted:
         raise CacheError(
@@ -199,7 +199,7 @@ def _restore(root: Path) -> str:
 
 
 def opened(path: Path) -> Any:
-    """A safetensors file, mapped into memory."""
+    """Opens a safetensors file, memory-mapped."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -207,7 +207,7 @@ def opened(path: Path) -> Any:
 
 
 def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
-    """The codec of a cache and what its file says."""
+    """Loads the codec of a cache, with the metadata of its file."""
     with opened(root / CODEC) as file:
         try:
             said = json.loads(file.metadata()["codec"])
@@ -217,7 +217,7 @@ def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 def source_record(source: Source) -> dict[str, Any]:
-    """As JSON data. A cache of all frames says nothing of spans: it has the bytes that it always had."""
+    """The source as JSON data. Without spans for a cache of all frames, whose bytes thus never changed."""
     said = asdict(source)
     if source.spans is None:
         del said["spans"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass
 class Cached:
-    """What writing and verifying a cache have in common."""
+    """Options shared by writing and verifying a cache."""
 
     out: Path = Path("features")
     """Folder of the features. An interrupted extraction continues."""
@@ -19,15 +19,16 @@ class Cached:
     teacher_checkpoint: Path | None = None
     """Local weights of a registered teacher, instead of the packaged ones or the Hub's."""
     layer: int | None = None
-    """Layer of the teacher, negative from the end; the last if None. To verify: the cache's, all, if None."""
+    """Teacher layer, negative from the end; the last if None. To verify: all of the cache's if None."""
     resolution: int | None = None
-    """Image size the teacher sees; its own if None. To verify: the cache's if None."""
+    """Side in pixels of the teacher's input images; its own if None. To verify: the cache's if None."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the teacher's matrix products, bfloat16 on GPUs; float32 if None. To verify: the cache's if None."""
+    """Data type of the teacher's matrix products, bfloat16 on GPUs; float32 if None. To verify: the cache's
+    if None."""
     decoders: int = 2
-    """Threads that decode images while the teacher works."""
+    """Threads that decode images while the teacher runs."""
     device: str = "cpu"
-    """Where the teacher runs."""
+    """Device the teacher runs on."""
 
 
 @dataclass
@@ -35,8 +36,8 @@ class Cache(Cached):
     """Compute a teacher's features of a data set once, for training to read. `cache verify` checks them."""
 
     layers: tuple[int, ...] = ()
-    """Several layers of the teacher in one pass, each to be read alone; instead of --layer. Layers that are
-    there already stay."""
+    """Several teacher layers in one pass, each readable alone; instead of --layer. Layers that are already
+    there are kept."""
     cameras: tuple[str, ...] = ()
     """Camera keys in the policy's order; all of the data set if empty."""
     episodes: tuple[int, ...] = ()
@@ -50,7 +51,7 @@ class Cache(Cached):
     grid: tuple[int, int] | None = None
     """Rows and columns to pool the teacher's grid to; kept if None."""
     batch: int = 32
-    """Frames at a time."""
+    """Frames per batch."""
 
     def run(self) -> None:
         from spatial_forcing.cache.command import write_cache
@@ -60,10 +61,10 @@ class Cache(Cached):
 
 @dataclass
 class CacheVerify(Cached):
-    """Compare every file of a cache with the sums in its manifest; with --dataset, compute a sample again."""
+    """Check the files of a cache against the checksums in its manifest; with --dataset, recompute a sample."""
 
     repair: bool = False
-    """Write exactly the broken files again (needs --dataset)."""
+    """Rewrite exactly the damaged files (needs --dataset)."""
 
     def run(self) -> None:
         from spatial_forcing.cache.command import verify_cache

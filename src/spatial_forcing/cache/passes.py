@@ -1,4 +1,4 @@
-"""Passing frames through a teacher, batch by batch, and a sample of them to find the codecs on.
+"""Passes of frames through a teacher, batch by batch, and the sample of frames that codecs are fitted on.
 
 Shapes: F frames, B batch, V views, H W rows and columns, C channels, N tokens.
 """
@@ -24,15 +24,15 @@ Look = Callable[[Tensor], Features]
 LookAtLayers = Callable[[Tensor, tuple[Any, ...]], Mapping[Any, Features]]
 """images_BV3HW, layers -> Features of each of these layers: a teacher's ``layers_of``."""
 Batch = tuple[Sequence[int], tuple[Layer, ...]]
-"""Indices of frames, and the layers that are wanted of them."""
+"""Frame indices of a batch, and the layers wanted for them."""
 
 
 def tokens_of(
     batches: Sequence[Batch], grid: tuple[int, int] | None, frames: Frames, look: LookAtLayers
 ) -> Generator[dict[Layer, Tensor]]:
-    """For each batch tokens_BVHWC of its layers on the CPU, in float32, pooled to ``grid`` if there is one.
+    """Yields, for each batch, tokens_BVHWC of its layers: on the CPU, float32, pooled to ``grid`` if given.
 
-    A batch is decoded while the teacher looks at the one before.
+    A batch is decoded while the teacher processes the one before.
 
     Raises:
         CacheError: the features of a frame are not finite, or not all valid.
@@ -79,7 +79,7 @@ def smaller(grid: tuple[int, int], features: Features) -> tuple[int, int]:
 
 
 def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
-    """``indices`` in batches; the last may be smaller."""
+    """Splits ``indices`` into batches; the last may be smaller."""
     return [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
 
 
@@ -90,7 +90,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def sample_of(frames: int) -> tuple[list[int], list[int]]:
-    """Evenly spread frames to find a codec on, and others between them to test it with."""
+    """Evenly spread frames to fit a codec on, and held-out ones between them to test it."""
     picked = spread(frames, SAMPLE_FRAMES + HELDOUT_FRAMES)
     # Every fifth is held out; a data set of very few frames is its own test.
     heldout = picked[4::5] or picked
@@ -100,7 +100,7 @@ def sample_of(frames: int) -> tuple[list[int], list[int]]:
 def sampled_tokens(
     coming: Generator[dict[Layer, Tensor]], frames: int
 ) -> dict[Layer, tuple[Tensor, list[int]]]:
-    """Tokens of each layer, at most SAMPLE_TOKENS of them evenly spread over those of ``frames``.
+    """Sample of the tokens of each layer, at most SAMPLE_TOKENS, evenly spread over those of ``frames``.
 
     Returns:
         By layer tokens_NC and the shape VHWC of a frame's.

@@ -1,4 +1,4 @@
-"""One layer's cache while it is written: how it is cut into shards, a shard, and the manifest that ends it.
+"""Shards of one layer's cache while it is written, and the manifest that completes it.
 
 Shapes: F frames, V views, H W rows and columns, C channels.
 """
@@ -48,23 +48,23 @@ SAFELY: dict[str, Any] = {
 
 
 def claim_of(source: Source, options: CodecOptions, batch_size: int) -> dict[str, Any]:
-    """What the folder of a layer's cache claims to hold: all that decides its bytes."""
+    """The claim of a layer's cache: everything that determines its bytes."""
     return source_record(source) | {"codec": asdict(options), "batch_size": batch_size, "format": FORMAT}
 
 
 @dataclass(frozen=True)
 class Part:
-    """The cache of one layer: its folder, what it is of, and what the folder claims to hold."""
+    """The cache of one layer while it is written: its folder, source and claim."""
 
     root: Path
     source: Source
     claimed: dict[str, Any]
 
     def is_finished(self) -> bool:
-        """Whether it is whole.
+        """Whether the cache is complete.
 
         Raises:
-            CacheError: it is of something else, or was whole and has lost a file.
+            CacheError: it is of something else, or was complete and has lost a file.
         """
         if not (self.root / MANIFEST).is_file():
             return False
@@ -76,7 +76,7 @@ class Part:
 
 
 class Cuts:
-    """How a part whose codec is known is cut into shards."""
+    """Division of a part, whose codec is known, into shards."""
 
     def __init__(self, part: Part):
         self.part = part
@@ -97,25 +97,25 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some frames of a part, and the file they are stored in."""
+    """A range of a part's frames, and the file they are stored in."""
 
     of: Cuts
     path: Path
     frames: range
 
     def batches(self) -> list[range]:
-        """No batch crosses from one shard to the next, whoever writes that one."""
+        """The shard's frames in batches; no batch crosses into the next shard, whoever writes it."""
         return [range(b[0], b[-1] + 1) for b in cut(self.frames, self.of.part.claimed["batch_size"])]
 
 
 def shard_frames(frames: int, bytes_per_frame: int, batch_size: int) -> int:
-    """How many frames a shard has: whole batches, within the limits above."""
+    """Number of frames per shard: whole batches, within the limits above."""
     most = min(MOST_SHARD_FRAMES, SHARD_BYTES // bytes_per_frame, max(batch_size, frames // LEAST_SHARDS))
     return max(1, most // batch_size * batch_size or most)
 
 
 def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
-    """Stores some frames, with what the statistics of the whole cache need to know of them."""
+    """Writes a shard: encoded frames, and their sums for the statistics of the whole cache."""
     stored = codec.encode(tokens_FVHWC)
     if not all(tensor.isfinite().all() for tensor in stored.values()):
         raise CacheError(
@@ -133,7 +133,7 @@ def write_shard(path: Path, codec: Codec, tokens_FVHWC: Tensor) -> None:
 
 
 def finish(cuts: Cuts) -> None:
-    """Writes the manifest of a part if all its shards are there; otherwise another process will."""
+    """Completes a part with its manifest if all shards are there; otherwise another process will."""
     if not all(shard.path.is_file() for shard in cuts.shards()):
         return
     # Several processes can find that they are the last; they come here one by one.

@@ -1,7 +1,7 @@
-"""Spans of frames: which part of a data set a cache is of, where it is not of all of it.
+"""Spans of frames: the part of a data set that a cache covers, where that is not all of it.
 
-A span (start, stop) is the frames start to stop - 1 of the data set. A cache stores those of its spans one
-after the other: rows.
+A span (start, stop) is the frames start to stop - 1 of the data set. A cache stores the frames of its spans
+one after the other, as rows.
 """
 
 from bisect import bisect_right
@@ -15,7 +15,7 @@ Span = tuple[int, int]
 
 
 class Spans:
-    """Which row of a cache a frame is in, and back.
+    """Mapping between frames of a data set and rows of a cache.
 
     Args:
         frames: rows of the cache.

@@ -1,4 +1,4 @@
-"""Reading stored features: a batch touches only its own frames, and damage is noticed before it is used.
+"""Reader of stored features: a batch reads only its own frames, and damaged files are errors before use.
 
 Nothing that writes is imported here: reading needs no locks and works on every system.
 
@@ -37,8 +37,7 @@ __all__ = ["CacheError", "FeatureStore", "Source", "dataset_fingerprint"]
 
 
 class FeatureStore:
-    """Reads the stored features of one layer. It is a ``Target``: it stands where a teacher would, asked by
-    indices of frames.
+    """Reader of the stored features of one layer, by frame index; a ``Target``, usable in place of a teacher.
 
     Every file's checksum is compared with the manifest's when the file is first touched. Of a cache of
     several layers only the files of this one are.
@@ -118,7 +117,7 @@ class FeatureStore:
         return self.read(asked)
 
     def layers_of(self, asked: Tensor, /, layers: tuple[int, ...]) -> dict[int, Features]:
-        """Features of frames by layer, which must be the one that is read.
+        """Features of frames by layer, which must be the store's own.
 
         Raises:
             CacheError: another layer is asked for.
@@ -128,7 +127,7 @@ class FeatureStore:
         return dict.fromkeys(layers, self.read(asked))
 
     def fingerprint_of(self, layer: int) -> str:
-        """The fingerprint of a layer, which must be the one that is read.
+        """The fingerprint of a layer, which must be the store's own.
 
         Raises:
             CacheError: another layer is asked for.
@@ -147,7 +146,7 @@ class FeatureStore:
         return self.decoded({k: v.to(index_B.device, non_blocking=True) for k, v in stored.items()})
 
     def decoded(self, stored: dict[str, Tensor]) -> Features:
-        """Features from what :meth:`read_stored` gave, on the device where it lies now."""
+        """Decodes what :meth:`read_stored` returned to features, on its device."""
         self.codec = self.codec.to(stored["codes"].device)
         if self.reads_pca_targets:
             tokens = self.codec.coefficients(stored)
@@ -160,7 +159,7 @@ class FeatureStore:
         return Features(tokens, torch.ones(tokens.shape[:4], dtype=torch.bool, device=tokens.device))
 
     def read_stored(self, index: list[int]) -> dict[str, Tensor]:
-        """What the shards hold of some frames: ``codes`` (B, V, H, W, K) and ``scale`` (B, V, H, W)."""
+        """Encoded features of some frames: ``codes`` (B, V, H, W, K) and ``scale`` (B, V, H, W)."""
         names = ("codes", "scale") if self.codec.kind == "pca-int8" else ("codes",)
         rows: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in index:
@@ -237,7 +236,7 @@ class FeatureStore:
 
 
 def turned(codec: Codec, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:
-    """(turn_KK, shift_K) with code @ turn + shift in the geometry of standardised tokens.
+    """(turn_KK, shift_K) such that code @ turn + shift has the geometry of standardised tokens.
 
     A token is m + W c, standardised (m - mean) / std + diag(1 / std) W c. With diag(1 / std) W = Q R and Q
     orthonormal, R c plus the shift's part along Q has the same lengths and angles in K numbers.

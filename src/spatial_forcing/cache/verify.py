@@ -1,4 +1,4 @@
-"""Is a layer's feature cache what its manifest says, and would the teacher say the same again?"""
+"""Verification and repair of a layer's feature cache: checksums, and a sample recomputed by the teacher."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from spatial_forcing.cache.store import FeatureStore
 
 
 def broken_files(root: Path, advance: Callable[[int], None] = lambda done: None) -> dict[str, str]:
-    """Files of a finished cache that are missing or have another sum, and what is wrong with each."""
+    """Files of a finished cache that are missing or have another checksum, and what is wrong with each."""
     found = {}
     for name, wanted in read_manifest(root)["sums"].items():
         try:
@@ -26,7 +26,7 @@ def broken_files(root: Path, advance: Callable[[int], None] = lambda done: None)
 
 
 def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_size: int = 32) -> float:
-    """Mean cosine between stored tokens and what the teacher says now, on evenly spread frames.
+    """Mean cosine between stored tokens and the teacher's recomputed ones, on evenly spread frames.
 
     Raises:
         CacheError: it is lower than the codec's own losses explain: another teacher, other images.
@@ -51,7 +51,7 @@ def recompute(root: Path, frames: Frames, teacher: Look, count: int = 8, batch_s
 
 
 def repair(root: Path, names: Sequence[str], write: Callable[[], Path]) -> None:
-    """Writes exactly the broken files again, and makes sure that they are what they were.
+    """Rewrites exactly the damaged files, and checks them against their old checksums.
 
     Args:
         root: the cache.
@@ -77,7 +77,7 @@ def repair(root: Path, names: Sequence[str], write: Callable[[], Path]) -> None:
 
 @contextmanager
 def set_aside(paths: Sequence[Path]) -> Iterator[None]:
-    """Takes files out of the way, for others to be written; if that fails, everything is as it was.
+    """Moves files out of the way while others are written; puts them back if that fails.
 
     Their names meanwhile are those of temporary files, which a finished cache removes.
     """

@@ -42,7 +42,7 @@ SPACE = "Finished shards are kept: free some space and run the same command agai
 
 @dataclass(frozen=True)
 class Plan:
-    """What a cache will cost, known before the first shard.
+    """Cost of a cache, known before the first shard.
 
     Attributes:
         frames, views: of the data set; ``share`` of the frames are this process's, ``mine`` of them not there
@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told how the writing goes.
+    """Callbacks for the cost and progress of writing.
 
     Attributes:
         announce: called once with what it will cost, before the first shard.
@@ -87,7 +87,7 @@ def write_features(
     share: Share | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Computes and stores the teacher's features of every frame, or of this process's share of them.
+    """Computes and stores the teacher's features of all frames, or of this process's share of them.
 
     Args:
         root: folder for the cache; made if needed. What is there of the same cache is not computed again.
@@ -98,7 +98,7 @@ def write_features(
         batch_size: frames at a time. Part of what decides the bytes, as batched arithmetic rounds
             differently.
         share: which part to write; everything by default.
-        watch: who is told.
+        watch: callbacks for cost and progress.
 
     Returns:
         ``root``. The cache is finished once all processes are: ``manifest.json`` is there then.
@@ -129,7 +129,7 @@ def write_layers(
     share: Share | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """The same for several layers of a teacher in one pass over the frames, ``root/layer-<number>`` for each.
+    """Computes and stores features of several layers in one pass, in ``root/layer-<number>`` for each.
 
     Other layers that are there stay as they are.
 
@@ -154,7 +154,7 @@ def write_layers(
 
 
 def check_numbers(batch_size: int, grid: Sequence[int] | None, decoders: int = 1) -> None:
-    """Raises :class:`CacheError` for numbers that make no sense, before anything is written."""
+    """Raises :class:`CacheError` for invalid numbers, before anything is written."""
     for what, number in (
         ("A batch has at least one frame", batch_size),
         ("Decoding takes a thread", decoders),
@@ -170,7 +170,7 @@ def check_numbers(batch_size: int, grid: Sequence[int] | None, decoders: int = 1
 
 
 def pass_over(parts: list[Part], frames: Frames, look: LookAtLayers, share: Share, watch: Watch) -> None:
-    """Writes what the parts lack of this process's share, and finishes those that lack nothing then."""
+    """Writes the missing shards of this process's share, and completes the parts that lack nothing then."""
     if parts[0].source.frames < 1:
         raise CacheError("The data set has no frames.")
     begun = [part for part in parts if not part.is_finished()]
@@ -196,15 +196,15 @@ def pass_over(parts: list[Part], frames: Frames, look: LookAtLayers, share: Shar
 
 
 def shards_of(cuts: list[Cuts], share: Share) -> list[Shard]:
-    """This process's shards. Those of different layers are of the same frames as far as their sizes allow, so
-    that a frame is looked at once."""
+    """This process's shards. Those of different layers hold the same frames as far as their sizes allow, so
+    that a frame passes through the teacher once."""
     stretch = max(one.size for one in cuts)
     every = [shard for one in cuts for shard in one.shards()]
     return [one for one in every if one.frames.start // stretch % share.world == share.rank]
 
 
 def by_batch(shards: list[Shard]) -> dict[range, list[Shard]]:
-    """The batches that shards are made of, in order, and the shards that each is a part of."""
+    """The batches of the shards, in order, each with the shards that it belongs to."""
     found: dict[range, list[Shard]] = {}
     for shard in shards:
         for batch in shard.batches():
@@ -213,7 +213,7 @@ def by_batch(shards: list[Shard]) -> dict[range, list[Shard]]:
 
 
 def plan_of(cuts: list[Cuts], mine: list[Shard], missing: list[Shard], seconds: float | None) -> Plan:
-    """What the pass will cost."""
+    """Cost of a pass over the missing shards."""
     frames = cuts[0].part.source.frames
     return Plan(
         frames=frames,
@@ -228,7 +228,7 @@ def plan_of(cuts: list[Cuts], mine: list[Shard], missing: list[Shard], seconds: 
 
 
 def find_codecs(parts: list[Part], frames: Frames, look: LookAtLayers) -> float | None:
-    """Finds the codecs that parts have not yet, on evenly spread frames; whichever process comes first.
+    """Fits the codecs that parts lack, on evenly spread frames; the first process to finish saves them.
 
     Returns:
         Seconds that a frame took; None if all codecs were there.
