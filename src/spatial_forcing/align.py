@@ -294,7 +294,7 @@ class SpatialForcing(nn.Module):
             tap.detach()
 
     def describe(self) -> str:
-        """Summary of what is aligned with what, and what trains: one line, or a heading and one per alignment."""
+        """Summary of what is aligned with what, and what trains: one line, or a heading and several."""
         lines = []
         for part in self.parts:
             projector = self.projector_of(part.name)

@@ -1,4 +1,4 @@
-"""Action chunks without the images beside them.
+"""Faster reading of action chunks: without decoding the images of every frame in a chunk.
 
 Of a data set that stores images (not videos) LeRobot 0.6 reads the rows of a chunk whole and then keeps the
 action column: it decodes the images of every frame of the chunk to throw them away. That is most of the time
@@ -16,7 +16,7 @@ from lerobot.datasets.dataset_reader import DatasetReader
 
 
 class ChunkReader(DatasetReader):
-    """LeRobot's reader, which of a chunk's rows reads one column.
+    """LeRobot's data set reader, with only the wanted column read for action chunks.
 
     A class in a module of its own, so that worker processes that are started anew (spawned) find it when the
     data set is handed to them.
@@ -35,7 +35,7 @@ class ChunkReader(DatasetReader):
         return chunks
 
     def _alone(self, key: str) -> Any:
-        """The data set with one column; all of it if it has none of that name (videos are files)."""
+        """The data set with one column only; all of it if it has no such column (videos are files)."""
         whole: Any = self.hf_dataset
         if key not in whole.column_names:
             return whole
@@ -48,7 +48,7 @@ class ChunkReader(DatasetReader):
 
 
 def read_chunks_alone(dataset: Any) -> Any:
-    """The same LeRobotDataset, which from now on reads chunks without the images beside them.
+    """Makes a LeRobotDataset read action chunks without decoding the images beside them; returns it.
 
     A data set whose reader is of another class than LeRobot's own is left alone.
     """

@@ -32,12 +32,12 @@ from spatial_forcing.threads import waiting_threads_sleep
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(DemoSettings):
-    """Run the whole job on the embedded world: a comparison, demonstrations included."""
+    """Run the whole pipeline on the embedded world: demonstrations, training, comparison, report."""
 
     out: Path = Path("outputs/demo")
     """Folder of the run. A second run with the same settings reuses what is there."""
     workers: int = 2
-    """Processes side by side."""
+    """Parallel processes."""
 
     def run(self) -> None:
         from spatial_forcing.demo import run_demo
@@ -48,12 +48,12 @@ class Demo(DemoSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Collect(DemoSpec):
-    """Collect demonstrations of scripted experts as a LeRobotDataset."""
+    """Record demonstrations of scripted experts as a LeRobotDataset."""
 
     out: Path
     """Folder of the data set. An interrupted collection continues."""
     workers: int = 2
-    """Processes side by side; the data do not depend on it."""
+    """Parallel processes; the data do not depend on their number."""
 
     def run(self) -> None:
         from spatial_forcing.console import stages
@@ -79,17 +79,17 @@ class Eval:
     """Roll out a saved policy on fixed episodes of the embedded world."""
 
     checkpoint: Path
-    """Folder of a LeRobot policy (``.../pretrained_model``)."""
+    """Folder of a LeRobot policy checkpoint (``.../pretrained_model``)."""
     task: str = "reach-v3"
     """Meta-World task."""
     episodes: int = 25
-    """Rollouts."""
+    """Number of rollouts."""
     seed: int = EVAL_SEED
     """Seed of the first episode; episode i has seed + i."""
     out: Path | None = None
     """Folder for eval.json and videos; nothing is written if None."""
     device: str = "cpu"
-    """Where the policy runs."""
+    """Device the policy runs on."""
 
     def run(self) -> None:
         from spatial_forcing.evaluate import LoadedPolicy, roll_out
@@ -119,7 +119,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(ProbeOptions):
-    """Read depth from the frozen visual tokens of policies, site by site."""
+    """Depth probe: read depth from the frozen visual tokens of policies, site by site."""
 
     comparison: Path | None = None
     """Folder of a finished comparison or demo, in place of --policies and --dataset: the policies of its
@@ -138,7 +138,7 @@ class Probe(ProbeOptions):
 
 @dataclass
 class Report:
-    """Draw the report of a comparison again from its results.json."""
+    """Rebuild the report of a comparison from its results.json."""
 
     out: Path = Path("outputs/demo")
     """Folder of a comparison or a demo: any folder with a results.json."""
@@ -165,23 +165,23 @@ class Doctor:
     dataset: str | None = None
     """Folder of a LeRobotDataset, or its name on the Hub; without one a few frames are rendered."""
     checkpoint: Path | None = None
-    """A saved policy to check; the built-in VLA if there is none and no --policy.type or --policy.path."""
+    """Saved policy to check; the built-in VLA if None and without --policy.type or --policy.path."""
     teacher: str | None = None
-    """A registered teacher, or a local file or folder; vggt-tiny-sim if there is no cache either."""
+    """Registered teacher, or a local file or folder; vggt-tiny-sim if None and without a cache."""
     teacher_checkpoint: Path | None = None
     """Local weights of the teacher."""
     layer: int | None = None
     """Layer of the teacher, negative from the end; the last (or the cache's) if None."""
     resolution: int | None = None
-    """Side in pixels of what the teacher sees; its own (or the cache's) if None."""
+    """Side in pixels of the teacher's input images; its own (or the cache's) if None."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the teacher's matrix products; float32 (or the cache's) if None."""
+    """Data type of the teacher's matrix products; float32 (or the cache's) if None."""
     cache: Path | None = None
-    """A folder of stored features, instead of a teacher."""
+    """Folder of a feature cache, instead of a teacher."""
     site: str | None = None
-    """Where the policy's tokens are read, blocks.12 for instance; the host's recommendation if None."""
+    """Site where the policy's tokens are read, e.g. blocks.12; the host's recommendation if None."""
     batch_size: int = 8
-    """Frames in the trial step."""
+    """Batch size of the trial step."""
 
     def run(self, lerobot: list[str] | None = None) -> None:
         from spatial_forcing.doctor import examine
@@ -247,7 +247,7 @@ def main() -> None:
 
 
 def _command(name: str) -> Callable[[], None]:
-    """What the command line asks for, with its options."""
+    """The command of the command line, with its options parsed."""
     try:
         import tyro
     except ImportError as error:
@@ -269,7 +269,7 @@ def _command(name: str) -> Callable[[], None]:
 
 
 def _quiet() -> None:
-    """Keeps what other packages say while they are imported off the console; what this one says stays."""
+    """Silences console output of other packages during import; that of this one stays."""
     logging.getLogger().setLevel(logging.ERROR)
     ours = logging.getLogger("spatial_forcing")
     ours.setLevel(logging.INFO)

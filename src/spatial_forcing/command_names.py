@@ -1,4 +1,4 @@
-"""Names of commands and options, checked before options are read: mistyped ones, and earlier ones."""
+"""Checks of command and option names before parsing: mistyped and renamed ones."""
 
 from collections.abc import Collection
 from itertools import takewhile
@@ -16,7 +16,7 @@ RENAMED_OPTIONS = {
 
 
 def check_names(arguments: list[str], commands: Collection[str]) -> None:
-    """Looks at a command line before its options are read.
+    """Checks the names on a command line before its options are parsed.
 
     Args:
         arguments: what follows the program's name.
@@ -24,7 +24,7 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
 
     Raises:
         UnknownNameError: no such command, or no such subcommand.
-        SpatialForcingError: a command or an option was called so earlier; says its name now.
+        SpatialForcingError: a command or an option has been renamed; says its new name.
     """
     name, *second = words(arguments) or [None]
     if name in RENAMED_COMMANDS:
@@ -39,11 +39,11 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
 
 
 def words(arguments: list[str]) -> list[str]:
-    """The names that stand before the first option: of a command, and of what in it."""
+    """The words before the first option: the command and its subcommand."""
     return list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
 
 
 def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before ``--``, and what follows it."""
+    """Splits arguments at ``--``: what precedes it, and what follows."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]

@@ -61,7 +61,7 @@ class Cache(Cached):
 
 @dataclass
 class CacheVerify(Cached):
-    """Check the files of a cache against the checksums in its manifest; with --dataset, recompute a sample."""
+    """Check the files of a cache against its manifest's checksums; with --dataset, recompute a sample."""
 
     repair: bool = False
     """Rewrite exactly the damaged files (needs --dataset)."""

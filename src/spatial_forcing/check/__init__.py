@@ -1,4 +1,4 @@
-"""The perturbation check: blank a patch of an image, and see which token moves."""
+"""Perturbation check of a host record: blank a patch of an image, and see which token changes."""
 
 from spatial_forcing.check.arrangements import HostReport
 from spatial_forcing.check.perturb import check_host

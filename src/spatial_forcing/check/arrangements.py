@@ -1,4 +1,4 @@
-"""Which arrangement of the visual tokens explains what moved when cells of the images were blanked.
+"""Diagnosis of the perturbation check: the token order that explains which tokens changed.
 
 The record of a host names a token of the sequence for every cell of every view. Other arrangements name
 others: the slice begins elsewhere, the grid is counted in another order, the views are exchanged. An
@@ -26,7 +26,7 @@ ACCUSES, CLEARLY = 0.5, 0.25
 
 @dataclass(frozen=True)
 class HostReport:
-    """What the perturbation check found.
+    """Result of the perturbation check: a verdict with its message and evidence.
 
     Attributes:
         verdict: ``"right"``: tokens move where the record says. ``"shifted"``: the visual tokens lie earlier
@@ -54,7 +54,7 @@ class HostReport:
 
 
 class Cell(NamedTuple):
-    """A cell of the grid."""
+    """A cell of the visual token grid."""
 
     view: int
     row: int
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """What was blanked and what moved, probe by probe.
+    """Blanked cells and the tokens that moved, probe by probe.
 
     Attributes:
         cells: what was blanked.
@@ -84,7 +84,7 @@ class Probes(NamedTuple):
         ]
 
     def shifts(self, named: list[int], view: int | None = None) -> int:
-        """By how much most tokens (of a view) moved beside those that were named."""
+        """The most common offset, in tokens, between the tokens that moved and those named (of a view)."""
         beside = Counter(
             there - index
             for cell, index, there in zip(self.cells, named, self.moved, strict=True)
@@ -97,7 +97,7 @@ _Order = Callable[[Cell, Layout], int]
 
 
 class _Explanation(NamedTuple):
-    """An arrangement of the visual tokens that may explain what moved: what it says, and where tokens are."""
+    """An arrangement of the visual tokens that may explain what moved: its verdict, and its token indices."""
 
     verdict: Verdict
     says: list[str]
@@ -141,7 +141,7 @@ _ORDERS: dict[str, _Order] = {
 
 
 def judged(site: Site, seen: Probes) -> HostReport:
-    """The simplest arrangement that explains what moved, if one does."""
+    """The report with the simplest arrangement that explains what moved, if one does."""
     moved, probes = seen.moved, len(seen.moved)
     declared, *others = _explanations(site, seen)
     known = declared.hits(moved)
@@ -163,7 +163,7 @@ def judged(site: Site, seen: Probes) -> HostReport:
 
 
 def _explanations(site: Site, seen: Probes) -> list[_Explanation]:
-    """The record's own arrangement, then others, simple ones first."""
+    """Candidate arrangements: the record's own, then others, simple ones first."""
     views = seen.layout.views
     slots = list(range(views))
     declared = seen.named(_DECLARED, slots)
@@ -189,7 +189,7 @@ def _explanations(site: Site, seen: Probes) -> list[_Explanation]:
 
 
 def _slots(seen: Probes, order: _Order) -> list[int]:
-    """By view, the slot of the sequence in which its tokens move; as declared if two share one."""
+    """The slot of the sequence in which each view's tokens move; as declared if two share one."""
     views = range(seen.layout.views)
     hits = {view: Counter[int]() for view in views}
     for slot in views:

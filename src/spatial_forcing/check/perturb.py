@@ -1,4 +1,4 @@
-"""The perturbation check: blank a patch of an image, and see which token moves.
+"""Perturbation check of a host record: blank a patch of an image, and see which token changes.
 
 A host record with a mistake in it (a slice of the right length that begins elsewhere, a grid counted column
 by column, views in another order, a mirrored image) trains without an error and aligns every token with what
@@ -29,7 +29,7 @@ MOVED = 1e-5
 
 
 class Entered(NamedTuple):
-    """What a forward brought to the first block.
+    """The stream and visual tokens of a forward at the input of the first block.
 
     Attributes:
         stream: the input of the first block, (B, L, D) or (L, B, D) as the host has it.
@@ -52,7 +52,7 @@ def check_host(
     probes: int = 32,
     seed: int = 0,
 ) -> HostReport:
-    """Blanks cells of the images and looks which tokens move, before any block has mixed them.
+    """Checks a host record: blanks cells of the images and sees which tokens change before the first block.
 
         report = check_host(host, lambda images_BV3HW: vla(images_BV3HW, words, state), images_BV3HW)
         assert report.ok, report
@@ -108,11 +108,11 @@ def check_host(
 
 
 class _Stop(BaseException):
-    """Ends a forward at the first block; no ``except Exception`` of the host holds it up."""
+    """Ends a forward at the first block; an ``except Exception`` in the host cannot catch it."""
 
 
 def _enter(site: Site, run: Callable[[], Any], seed: int) -> Entered:
-    """What arrives at a site, read where the tap would read it."""
+    """Runs a forward up to a site and returns the stream there, read where the tap would read it."""
     seen: list[Tensor] = []
     located: list[Any] = []
 
@@ -177,7 +177,8 @@ def _fixed(site: Site, stream: Tensor, tokens: int) -> Tensor:
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """No gradient, no compiled graph (it knows no hook), and every forward draws the same random numbers."""
+    """Context without gradients or compiled graphs (they skip hooks), and with the same random numbers for
+    every forward."""
     with torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(seed)
         yield
@@ -204,7 +205,7 @@ def _visual_and_stream(entered: Entered, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _most_moved(before_BLD: Tensor, after_BLD: Tensor) -> list[int | None]:
-    """By sample, the index of the token that moved most, None if none did."""
+    """The index of the token that moved most in each sample; None if none did."""
     before_BLD, after_BLD = before_BLD.float(), after_BLD.float()
     change_BL = (after_BLD - before_BLD).norm(dim=-1)
     most_B, index_B = change_BL.max(dim=1)
@@ -217,7 +218,7 @@ def _most_moved(before_BLD: Tensor, after_BLD: Tensor) -> list[int | None]:
 
 
 def _rounds(layout: Layout, views: list[Tensor], probes: int, seed: int) -> Iterator[list[Cell]]:
-    """Cells in the images, views in turn, at most one for every sample of a forward."""
+    """Random cells to blank, views in turn, at most one for every sample of a forward."""
     draw = torch.Generator().manual_seed(seed)
     shuffled = []
     for number, view in enumerate(views):
@@ -259,7 +260,7 @@ def _blanked(
 def _box(
     cell: Cell, layout: Layout, affine_23: Tensor | None, height: int, width: int
 ) -> tuple[slice, slice]:
-    """Rows and columns of the pixels that a cell sees."""
+    """Rows and columns of the pixels that a cell covers."""
     to_image_23 = layout.affine_23(height, width)
     if affine_23 is not None:
         own_23 = affine_23 if affine_23.ndim == 2 else affine_23[cell.view]

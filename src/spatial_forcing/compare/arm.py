@@ -20,11 +20,11 @@ TEACHER_2D = "dinov2-base"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train; everything that it does not say is the same for all arms.
+    """One arm of a comparison: a training configuration; options that it does not set are equal in all arms.
 
     Attributes:
         name: also of its folders: letters, digits, - and _.
-        label: for people.
+        label: display name.
         role: "arm"; "control" for one that is forced toward a target without the teacher's content;
             "reference" for a line that tells what the numbers mean, a policy without images for instance.
         forcing: options of ``--policy.forcing``; None trains the plain policy.
@@ -54,7 +54,7 @@ class Arm:
 
 
 def flag_value(value: Any) -> str:
-    """A value as LeRobot's parser reads it."""
+    """A value as text that LeRobot's parser reads."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)
@@ -74,7 +74,7 @@ def check_entry(key: str, value: Any) -> None:
 
 
 def preset_arms(names: Sequence[str], teacher: str) -> list[Arm]:
-    """Arms by name.
+    """The preset arms of some names.
 
     Args:
         names: plain, forced, 2d, untrained, published, shuffled or place.
@@ -97,7 +97,7 @@ def preset_arms(names: Sequence[str], teacher: str) -> list[Arm]:
 
 
 def presets(teacher: str) -> dict[str, Arm]:
-    """The arms that have a name, for a teacher."""
+    """All preset arms by name, for a teacher."""
     forced = {"teacher": teacher}
     other, untrained = TEACHERS_2D.get(teacher, TEACHER_2D), TEACHERS_UNTRAINED.get(teacher)
     arms = [

@@ -1,4 +1,4 @@
-"""What ``spatial-forcing compare`` does and prints, stage by stage. Its options are ``compare.options``."""
+"""The command ``spatial-forcing compare``, stage by stage. Its options are in ``compare.options``."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def make(
     claimed: bool = False,
     spent: dict[str, float] | None = None,
 ) -> Path:
-    """Makes a comparison in its folder, stage by stage, and returns the path of its report.
+    """Runs a comparison in its folder, stage by stage, and returns the path of its report.
 
     Args:
         comparison: see ``compare.plan``.
@@ -73,7 +73,7 @@ def make(
 def look_first(
     comparison: Any, out: Path, bars: Any, device: str, console: Any, timings: dict[str, float]
 ) -> None:
-    """Takes every arm to its first step and prints what is odd, unless a run has got further already.
+    """Preflight: takes every arm to its first step and prints warnings, unless a run is already past it.
 
     Raises:
         CompareError: an arm would not train as it should, or the disk has no room for the checkpoints.
@@ -99,7 +99,7 @@ def look_first(
 
 
 def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timings: dict[str, float]) -> None:
-    """Stores features, trains and evaluates; what is there already is not done again."""
+    """Stores features, trains and evaluates; finished work is not repeated."""
     from spatial_forcing.compare.features import stored_features
     from spatial_forcing.compare.launch import launch, prepare
     from spatial_forcing.compare.status import work_done
@@ -121,7 +121,7 @@ def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timing
 def probe_last(
     comparison: Any, out: Path, bars: Any, device: str, timings: dict[str, float]
 ) -> SpatialForcingError | None:
-    """Probes the trained policies; returns what stood in the way, so that the rest is reported anyway."""
+    """Probes the trained policies; returns the error if that fails, so that the rest is still reported."""
     from spatial_forcing.compare.probing import probe_arms
     from spatial_forcing.console import timed
 
@@ -135,7 +135,7 @@ def probe_last(
 
 @contextmanager
 def timings_in(out: Path, spent: dict[str, float]) -> Iterator[dict[str, float]]:
-    """Seconds by stage, those of interrupted attempts included, kept in the folder once it is taken."""
+    """Seconds by stage, interrupted attempts included, saved in the folder once it is claimed."""
     from spatial_forcing.compare.plan import NOTE
     from spatial_forcing.files import read_json, write_json
 
@@ -150,7 +150,7 @@ def timings_in(out: Path, spent: dict[str, float]) -> Iterator[dict[str, float]]
 
 
 def device_of(comparison: Any) -> str:
-    """Where the policy trains, and so the teacher looks."""
+    """Device on which the policy trains and the teacher runs."""
     from spatial_forcing.compare.flags import arm_flags, policy_of
 
     return policy_of(arm_flags(comparison.flags, Arm(PLAIN))).device or "cpu"

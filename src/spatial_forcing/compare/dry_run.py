@@ -1,4 +1,4 @@
-"""What a comparison would do, cost and be able to show, found out by making every arm's first steps."""
+"""Dry run of a comparison: its runs, cost and statistical power, measured on every arm's first steps."""
 
 import tempfile
 import time
@@ -24,7 +24,7 @@ FRAMES = 64
 
 @dataclass(frozen=True)
 class Cost:
-    """What the runs of an arm cost, measured on its first steps.
+    """Cost of an arm's runs, measured on its first steps.
 
     Attributes:
         step: seconds of one, waiting for data included.
@@ -40,7 +40,7 @@ class Cost:
 
 
 def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
-    """Prints what a comparison would do, cost and be able to show; keeps nothing.
+    """Prints the runs, cost and statistical power of a comparison; keeps nothing.
 
     Raises:
         CompareError: an arm would not train, or looks wrong.
@@ -69,13 +69,13 @@ def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
 
 
 def frames_of(comparison: Comparison, episodes: Sequence[int]) -> int:
-    """Frames of some episodes."""
+    """Number of frames of some episodes."""
     meta = dataset_of(comparison).meta
     return sum(int(meta.episodes[episode]["length"]) for episode in episodes)
 
 
 def cost_of(small: Comparison, run: Any, out: Path) -> Cost:
-    """What the run of a small version cost."""
+    """Cost of a finished run of the small version."""
     found = run_results(small, run, out)
     steps = [(row.update_s or 0.0) + (row.dataloading_s or 0.0) for row in found.curves if row.step > WARM]
     last = found.evaluations[-1]
@@ -92,7 +92,7 @@ def cost_of(small: Comparison, run: Any, out: Path) -> Cost:
 def lines(
     comparison: Comparison, costs: dict[str, Cost], workers: int, storing: float, stored: float
 ) -> list[str]:
-    """What a dry run prints.
+    """Output lines of a dry run.
 
     Args:
         comparison: the whole.
@@ -128,7 +128,7 @@ def lines(
 
 
 def what_it_can_show(comparison: Comparison, *, rolled: bool) -> list[str]:
-    """The smallest differences that so many episodes and seeds show with power 0.8."""
+    """Lines with the smallest differences that these episodes and seeds detect with power 0.8."""
     seeds, episodes = len(comparison.seeds), comparison.measures.episodes
     others = max(1, sum(arm.role != "reference" for arm in comparison.arms) - 1)
     said = []

@@ -1,4 +1,4 @@
-"""The teachers' features of a comparison's training episodes: one cache per teacher and data fraction.
+"""Feature caches of a comparison's training episodes: one per teacher and data fraction.
 
 A cache is of the episodes that its runs train on and of no others: neither its statistics nor the directions
 of its codec know of held-out episodes, nor a run on a tenth of the data of the rest.
@@ -20,7 +20,7 @@ from spatial_forcing.compare.plan import Comparison
 
 @dataclass(frozen=True)
 class Teaching:
-    """What decides a cache but for its episodes: the options of an arm that name a teacher.
+    """Teacher options of an arm: what determines a cache besides its episodes.
 
     Attributes are the options of ``--policy.forcing`` with these names.
     """
@@ -33,7 +33,7 @@ class Teaching:
     cameras: tuple[str, ...] | None = None
 
     def folder(self, fraction: float) -> str:
-        """Name of the cache of a fraction."""
+        """Folder name of the cache for a data fraction."""
         from spatial_forcing.teachers import find_teacher
 
         says = [find_teacher(self.teacher).slug]
@@ -44,7 +44,7 @@ class Teaching:
 
 
 def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
-    """What is stored for an arm; None if it asks no teacher, or asks it at every step."""
+    """Teacher options of the features stored for an arm; None without a teacher, or with one online."""
     if not comparison.stored or arm.forcing is None or "alignments" in arm.forcing:
         return None
     forcing = policy_of(arm_flags(comparison.flags, arm)).forcing
@@ -61,7 +61,7 @@ def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
 
 
 def stored_features(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, Path]:
-    """Stores what the runs need that is not there yet.
+    """Stores the features that runs need and that are not there yet.
 
     Returns:
         By name of the run, the cache that it reads; runs without one are left out.
@@ -91,7 +91,7 @@ def store(
     bars: Progress,
     device: str,
 ) -> None:
-    """Passes the episodes through the teacher once."""
+    """Extracts and stores the teacher's features of some episodes."""
     from spatial_forcing.cache.extract import Extraction, extract
     from spatial_forcing.cache.spans import spans_of_episodes
     from spatial_forcing.cache.write import Watch
@@ -119,7 +119,7 @@ def store(
 
 
 def dataset_of(comparison: Comparison) -> Any:
-    """The data set of the command, all of its episodes."""
+    """Opens the data set of the training command, with all of its episodes."""
     from spatial_forcing.datasets import open_dataset
     from spatial_forcing.flags import read_config
 

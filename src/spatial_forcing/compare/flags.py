@@ -34,7 +34,7 @@ def name_of(flag: str) -> str:
 
 
 def joined(flags: Sequence[str]) -> list[str]:
-    """Flags in one spelling: ``--name value`` becomes ``--name=value``.
+    """Normalises flags: ``--name value`` becomes ``--name=value``.
 
     Raises:
         CompareError: something is no flag.
@@ -51,7 +51,7 @@ def joined(flags: Sequence[str]) -> list[str]:
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    """Raises :class:`CompareError` for flags that a comparison decides itself."""
+    """Raises :class:`CompareError` for flags that the comparison sets itself."""
     for name in map(name_of, flags):
         if name in DECIDED:
             raise CompareError(f"--{name} is not for the command of a comparison; say {DECIDED[name]}.")

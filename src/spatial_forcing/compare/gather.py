@@ -1,4 +1,4 @@
-"""What a comparison left on disk, as results that the report is drawn from."""
+"""Gathers the results of a comparison from the files of its runs, for the report."""
 
 import json
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ AGAIN = "Remove it and run the same command again: that checkpoint is evaluated 
 def gather(
     comparison: Comparison, out: Path, made: dict[str, Any], timings: dict[str, float], title: str
 ) -> Results:
-    """Everything that the report of a comparison shows; also written to ``results.json``.
+    """Gathers everything that the report of a comparison shows; also written to ``results.json``.
 
     Args:
         comparison: of the folder.
@@ -61,7 +61,7 @@ def gather(
 
 
 def settings_of(comparison: Comparison, out: Path) -> dict[str, Any]:
-    """What decides the result, for the report; paths inside the folder are relative to it."""
+    """Settings that determine the result, for the report; paths inside the folder are relative to it."""
     said = asdict(comparison)
     return {
         "command": " ".join(comparison.flags).replace(f"{out}/", ""),
@@ -76,7 +76,7 @@ def settings_of(comparison: Comparison, out: Path) -> dict[str, Any]:
 
 
 def evaluations_of(folder: Path) -> list[Evaluation]:
-    """The evaluations of a run so far, by step.
+    """Finished evaluations of a run, by step.
 
     Raises:
         ResultsError: a file of them is damaged; says which and what to do.
@@ -85,7 +85,7 @@ def evaluations_of(folder: Path) -> list[Evaluation]:
 
 
 def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
-    """What a run has left in its folder so far."""
+    """Results of a run so far, from its folder."""
     from spatial_forcing.train import read_metrics
 
     folder = folder_of(out, run)
@@ -113,7 +113,7 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
 
 
 def parameters_of(folder: Path) -> int:
-    """Parameters of the policy in a run's last checkpoint, from the files' headers; 0 before there is one."""
+    """Parameter count of the policy in a run's last checkpoint, from file headers; 0 before there is one."""
     from math import prod
 
     from safetensors import safe_open

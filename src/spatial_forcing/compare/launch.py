@@ -1,4 +1,4 @@
-"""Runs side by side: here, one per GPU or per share of the cores; or through submitit, on SLURM for instance.
+"""Launches runs in parallel: locally, one per GPU or share of the cores, or through submitit (SLURM).
 
 A run is a process of its own, ``python -m spatial_forcing.compare.run``, or several under ``accelerate
 launch``. It ends with the process that started it.
@@ -33,14 +33,14 @@ EVERY = 2.0
 
 @dataclass(frozen=True)
 class Launch:
-    """How runs are started.
+    """Launch options: how many runs at a time, and how they are started.
 
     Attributes:
-        workers: at a time; None is one per GPU, or two.
+        workers: runs at a time; None is one per GPU, or two.
         accelerate: options of ``accelerate launch``; None starts one process per run.
         cluster: submitit's: "slurm", "local"; None runs here.
         options: of submitit's executor.
-        patience: seconds without a word after which a run is ended.
+        patience: seconds without output after which a run is ended.
     """
 
     workers: int | None = None
@@ -51,7 +51,7 @@ class Launch:
 
 
 def prepare(comparison: Comparison, out: Path, features: dict[str, Path]) -> list[Run]:
-    """Writes what every run does, and says which are not complete.
+    """Writes the specification of every run, and returns the incomplete ones.
 
     Args:
         features: by name of the run, the cache that it reads.
@@ -80,7 +80,7 @@ def prepare(comparison: Comparison, out: Path, features: dict[str, Path]) -> lis
 
 
 def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None]) -> None:
-    """Makes runs; see :func:`prepare`.
+    """Executes runs in parallel; see :func:`prepare`.
 
     Args:
         runs: those that are not complete.
@@ -120,14 +120,14 @@ def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None
 
 
 def gpu_count() -> int:
-    """GPUs that this process may use."""
+    """Number of GPUs visible to this process."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def take_share(out: Path, workers: int, gpus: int) -> None:
-    """Sets up a worker, for the runs that it starts: a GPU that no other has, or its share of the cores."""
+    """Assigns a worker, for the runs that it starts, a GPU of its own or a share of the cores."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -140,7 +140,7 @@ def take_share(out: Path, workers: int, gpus: int) -> None:
 
 
 def log_size(folder: Path) -> int:
-    """Bytes in the log of a run, 0 before there is one."""
+    """Size in bytes of a run's log; 0 before there is one."""
     try:
         return (folder / LOG).stat().st_size
     except FileNotFoundError:
@@ -148,10 +148,10 @@ def log_size(folder: Path) -> int:
 
 
 def run_logged(folder: Path, accelerate: Sequence[str] | None = None) -> None:
-    """Makes one run in a process of its own, its output in ``log.txt``.
+    """Executes one run in a process of its own, with its output in ``log.txt``.
 
     Raises:
-        CompareError: it failed; the last line that it said.
+        CompareError: it failed; with the last line of its output.
     """
     command = [sys.executable, "-u", "-W", "ignore", "-m"]
     if accelerate is None:
@@ -170,7 +170,7 @@ def run_logged(folder: Path, accelerate: Sequence[str] | None = None) -> None:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a process if it is still there."""
+    """Terminates a process if it is still running."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -181,7 +181,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def last_words(folder: Path) -> str:
-    """What a failed run said last: our own message, or the last line."""
+    """Error message of a failed run from its log: our own message, or the last line."""
     lines = (folder / LOG).read_text(errors="replace").replace("\r", "\n").strip().splitlines()
     ours = [line for line in lines[-20:] if line.startswith("spatial-forcing: ")]
     return (ours or lines or [""])[-1].removeprefix("spatial-forcing: ")
@@ -198,7 +198,7 @@ def failure(folder: Path, said: str) -> CompareError:
 
 
 def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[], None]) -> None:
-    """Makes every run a job of submitit, and waits for all."""
+    """Submits every run as a submitit job, and waits for all."""
     executor = executor_of(out, how)
     # A cluster has a queue of its own; here everything would start at once.
     at_once = how.workers or 2 if how.cluster == "local" else len(folders)
@@ -219,7 +219,7 @@ def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[],
 
 
 def executor_of(out: Path, how: Launch) -> Any:
-    """submitit's executor.
+    """Configured executor of submitit.
 
     Raises:
         MissingDependencyError: submitit is not installed.
@@ -243,6 +243,6 @@ def executor_of(out: Path, how: Launch) -> Any:
 
 
 def _reason(folder: Path, error: Exception) -> str:
-    """Why a job failed: what the run said last, or what submitit says first; a traceback follows there."""
+    """Why a job failed: the last message of the run, or the first line of submitit's error."""
     said = last_words(folder) if log_size(folder) else ""
     return said or next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -15,12 +15,12 @@ EVAL_SEED = 1_000_000
 
 
 class CompareError(SpatialForcingError):
-    """A comparison cannot be made as it was asked for."""
+    """A comparison cannot be run as requested."""
 
 
 @dataclass
 class Compare:
-    """Compare arms of one training command, equal in all else: `compare <options> -- <its flags>`."""
+    """Compare arms of one training command, all else equal: `compare <options> -- <its flags>`."""
 
     out: Path
     """Folder of the comparison. The same command continues an interrupted one."""
@@ -31,49 +31,49 @@ class Compare:
     """YAML or JSON file with more arms: a list of name, label, role (arm, control, reference), forcing
     (options of --policy.forcing), policy (options of the policy; references only)."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of weights and data order."""
+    """Seeds of weights and data order."""
     fractions: tuple[float, ...] = (1.0,)
-    """Shares of the training episodes, each a comparison of its own: 0.1 0.25 1."""
+    """Fractions of the training episodes, each a comparison of its own: 0.1 0.25 1."""
     controls: bool = True
-    """Add the controls, targets that know nothing of the frame: features of another frame, and the place
-    alone."""
+    """Add the two controls, whose targets carry no information about the frame: features of another frame,
+    and the position embedding alone."""
     teacher: str = TEACHER
-    """Of the presets: a registered teacher, or a local file or folder."""
+    """Teacher of the presets: a registered one, or a local file or folder."""
     holdout: float = 0.1
-    """Share of the episodes of each task that no arm trains on."""
+    """Fraction of each task's episodes to hold out from training, in all arms."""
     holdout_episodes: tuple[int, ...] = ()
-    """These are held out instead."""
+    """Episodes to hold out, instead of the fraction --holdout."""
     evaluations: int = 4
-    """Checkpoints that are evaluated, evenly spread over training."""
+    """Number of checkpoints to evaluate, evenly spread over training."""
     episodes: int = 50
     """Rollouts per task and checkpoint, if the command has an --env.type; the same for all arms."""
     heldout_frames: int = 2000
-    """At most so many held-out frames are looked at per evaluation, evenly spread."""
+    """Maximum number of held-out frames per evaluation, evenly spread."""
     videos: int = 2
-    """Rollouts of the last checkpoint that are filmed, per task."""
+    """Rollouts of the last checkpoint to record as videos, per task."""
     probe: str = "auto"
-    """Depth that is read from the tokens of the trained policies: auto (recorded depth, if the data set has
-    any), none, recorded, or pseudo:<model> as in the command probe."""
+    """Depth probe of the trained policies: auto (recorded depth, if the data set has any), none, recorded, or
+    pseudo:<model> as in the command probe."""
     probe_frames: int = 2000
-    """So many frames are looked at for that."""
+    """Number of frames for the depth probe."""
     features: Literal["stored", "online"] = "stored"
-    """Store the teacher's features before training, or ask it at every step."""
+    """Store the teacher's features before training, or run it at every step."""
     workers: int | None = None
-    """Runs at a time; one per GPU, or two, if None."""
+    """Number of runs in parallel; one per GPU, or two without a GPU, if None."""
     accelerate: str | None = None
     """Start each run under accelerate launch with these options, in quotes."""
     submitit: str | None = None
-    """Make each run a job: slurm, or local to try it here."""
+    """Submit each run as a job through submitit: slurm, or local to try it here."""
     job: tuple[str, ...] = ()
-    """Options of submitit's jobs: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    """Options of the submitit jobs: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
     dry_run: bool = False
-    """Say what would be done, how long it would take and what it could show; nothing is kept."""
+    """Print the runs, their duration and the smallest detectable difference; nothing is kept."""
 
     def run(self, flags: Sequence[str]) -> None:
-        """Makes the comparison of a training command.
+        """Runs the comparison of a training command.
 
         Raises:
-            SpatialForcingError: it cannot be made as it was asked for, or a run failed.
+            SpatialForcingError: it cannot be run as requested, or a run failed.
         """
         from rich.console import Console
 
@@ -91,7 +91,7 @@ class Compare:
         make(comparison, self.out.resolve(), how, Console())
 
     def comparison(self, flags: Sequence[str]) -> Any:
-        """What the options and the flags after ``--`` ask for."""
+        """The comparison specified by the options and the flags after ``--``."""
         from spatial_forcing.compare.arm import arms_of
         from spatial_forcing.compare.plan import Measures, planned
 
@@ -114,7 +114,7 @@ class Compare:
         )
 
     def launch(self) -> Any:
-        """How the options want runs to be started."""
+        """Launch options from the command's options."""
         import shlex
 
         from spatial_forcing.compare.launch import Launch
@@ -131,14 +131,14 @@ class Compare:
 
 @dataclass
 class CompareStatus:
-    """How far a comparison is, and how much time is left."""
+    """Show the progress of a comparison and the time left."""
 
     out: Path
     """Folder of the comparison."""
     workers: int = 2
-    """Runs at a time, for the time left."""
+    """Number of runs in parallel, to estimate the time left."""
     watch: bool = False
-    """Go on until all runs are finished."""
+    """Keep updating until all runs are finished."""
 
     def run(self) -> None:
         from rich.console import Console
@@ -162,7 +162,7 @@ class CompareStatus:
 
 
 def job_options(options: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-    """Options of submitit's executor from ``name=value``, whole numbers as such.
+    """Parses options of submitit's executor from ``name=value``, integers as such.
 
     Raises:
         CompareError: one is not written like that.

@@ -1,4 +1,4 @@
-"""What decides a comparison's result, its runs, and its folder.
+"""Plan of a comparison: the settings that determine its result, its runs, and its folder.
 
 <out>/comparison.json        everything that decides the result
 <out>/features/              the teachers' features of the training episodes
@@ -24,7 +24,7 @@ NOTE = "comparison.json"
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of every run.
+    """Evaluation settings of every run: checkpoints, rollouts, held-out frames, the probe.
 
     Attributes:
         evaluations: checkpoints that are evaluated, evenly spread over training.
@@ -54,7 +54,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that decides a comparison's result.
+    """Specification of a comparison: everything that determines its result.
 
     Attributes:
         flags: of lerobot-train, those after ``--``.
@@ -97,7 +97,7 @@ class Comparison:
         return [self.steps] if run.arm.role == "reference" else self.evaluated_steps
 
     def runs(self) -> list["Run"]:
-        """All runs: seed by seed, so that whole comparisons are there early."""
+        """All runs, seed by seed, so that complete comparisons are there early."""
         return [Run(arm, seed, f) for seed in self.seeds for f in self.fractions for arm in self.arms]
 
     def run_flags(self, run: "Run", folder: Path, features: Path | None = None) -> list[str]:
@@ -130,7 +130,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with a seed and a fraction of the training episodes."""
+    """One run: an arm with a seed and a fraction of the training episodes."""
 
     arm: Arm
     seed: int
@@ -138,12 +138,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return f"{self.arm.name}-f{100 * self.fraction:g}-s{self.seed}"
 
 
 def check_numbers(seeds: Sequence[int], fractions: Sequence[float]) -> None:
-    """Raises :class:`CompareError` for seeds or fractions that cannot be."""
+    """Raises :class:`CompareError` for invalid seeds or fractions."""
     for name, values in (("seeds", seeds), ("fractions", fractions)):
         if not values or len(set(values)) < len(values):
             raise CompareError(f"--{name} names at least one, and none twice; got {_listed(values)}.")
@@ -160,7 +160,7 @@ def _listed(values: Sequence[Any]) -> str:
 def planned(
     flags: Sequence[str], arms: Sequence[Arm], *, holdout: float, heldout: Sequence[int], **rest: Any
 ):
-    """A comparison, from its training command.
+    """Plans a comparison from its training command.
 
     Args:
         flags: after ``--``.
@@ -206,14 +206,14 @@ def planned(
 
 
 def check_taken(out: Path, comparison: Comparison) -> None:
-    """The same as :func:`take_folder` of a folder that holds something; an empty one is left as it is."""
+    """Checks a folder as :func:`take_folder` does, without writing into an empty one."""
     check_folder(out, CompareError)
     if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         take_folder(out, comparison)
 
 
 def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None:
-    """Takes the folder for this comparison.
+    """Claims the folder for this comparison.
 
     Args:
         out: the folder.
@@ -228,7 +228,7 @@ def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None
 
 
 def comparison_in(out: Path) -> Comparison:
-    """The comparison that a folder holds.
+    """Reads the comparison that a folder holds.
 
     Raises:
         CompareError: none, or its note is damaged.
@@ -255,7 +255,7 @@ def comparison_in(out: Path) -> Comparison:
 
 
 def _no_comparison(out: Path) -> str:
-    """What to say of a folder without one."""
+    """Error message for a folder without a comparison."""
     start = f"spatial-forcing compare --out {out} ... -- <flags of lerobot-train>, or spatial-forcing demo"
     if not out.is_dir():
         return f"There is no folder {out}. Start a comparison: {start}"

@@ -1,4 +1,4 @@
-"""Every arm taken to its first step before anything is spent: what differs, and what looks wrong.
+"""Preflight check: takes every arm to its first training step, compares configurations, runs the doctor.
 
 LeRobot's trainer makes data set, policy, processors and batch as it will; arms with forcing go through the
 doctor there. Features that an arm would read are stored for a few frames only.
@@ -29,7 +29,7 @@ ASIDE = ("job_name", "output_dir", "policy.type", "policy.forcing", "policy.repo
 
 
 def small_version(comparison: Comparison, *, steps: int, frames: int) -> Comparison:
-    """The same comparison on a few episodes and for a few steps, one seed and one evaluation.
+    """Reduced copy of a comparison: a few episodes and steps, one seed and one evaluation.
 
     Args:
         comparison: the whole.
@@ -111,7 +111,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
 
 
 def look(job: tuple[Arm, list[str]], out: Path) -> None:
-    """Takes one arm to its first step and writes what was found."""
+    """Takes one arm to its first step and writes the findings."""
     from spatial_forcing.doctor import diagnose
     from spatial_forcing.flags import read_config
     from spatial_forcing.output import output_to
@@ -172,7 +172,7 @@ def check_shared(arms: Mapping[str, Arm], configs: Mapping[str, Mapping[str, Any
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything in nested mappings."""
+    """Flattens nested mappings to (dotted name, value) pairs."""
     for name, item in value.items():
         if isinstance(item, Mapping):
             yield from flat(item, f"{prefix}{name}.")
@@ -185,5 +185,5 @@ def _aside(name: str) -> bool:
 
 
 def what_differs(comparison: Comparison) -> list[tuple[str, str]]:
-    """(arm, its flags beside the shared ones) for people."""
+    """(arm, the flags in which it differs) pairs for printing."""
     return [(arm.name, " ".join(arm.differs) or "nothing added") for arm in comparison.arms]

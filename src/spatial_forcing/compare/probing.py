@@ -1,4 +1,4 @@
-"""Depth read from the tokens of a comparison's policies, once they are trained: the probe's options, its run.
+"""Depth probe of a comparison's trained policies: its options and its run.
 
 What is probed are the last checkpoints of the first seed, trained on the most data; heads are judged on the
 held-out episodes of the comparison.
@@ -19,7 +19,7 @@ PSEUDO = "pseudo:"
 
 
 def depth_wanted(comparison: Comparison) -> str | None:
-    """The depth that policies are probed against, as the probe's ``--depth`` names it; None for no probe.
+    """Depth source of the probe, in the spelling of its ``--depth``; None for no probe.
 
     Raises:
         CompareError: recorded depth is asked for, and the data set has none; or no such depth.
@@ -45,7 +45,7 @@ def depth_wanted(comparison: Comparison) -> str | None:
 
 
 def probed_runs(comparison: Comparison) -> list[Run]:
-    """The runs whose policies are probed, by arm; references are not."""
+    """The runs whose policies are probed, one per arm; references are not probed."""
     seed, fraction = comparison.seeds[0], max(comparison.fractions)
     return [
         run
@@ -55,7 +55,7 @@ def probed_runs(comparison: Comparison) -> list[Run]:
 
 
 def probe_asked(comparison: Comparison, out: Path) -> dict[str, Any]:
-    """Policies, data and teacher of a comparison, as options of the probe.
+    """Probe options for a comparison: its policies, data and teacher.
 
     Args:
         comparison: of the folder.
@@ -81,7 +81,7 @@ def probe_asked(comparison: Comparison, out: Path) -> dict[str, Any]:
 
 
 def of_comparison(options: ProbeOptions, out: Path) -> ProbeOptions:
-    """The options of a probe with the policies and the data of a comparison.
+    """Fills the options of a probe with the policies and data of a comparison.
 
     Raises:
         CompareError: the folder holds none, a policy of it is not trained yet, or the options name policies
@@ -104,7 +104,7 @@ def teacher_asked(comparison: Comparison) -> Teaching | None:
 
 
 def probe_arms(comparison: Comparison, out: Path, bars: Any, device: str) -> None:
-    """Probes the arms into ``<out>/probe``, unless that is done.
+    """Runs the depth probe on the arms, into ``<out>/probe``, unless that is done.
 
     Raises:
         SpatialForcingError: it cannot be done; everything else stays as it is.
@@ -120,7 +120,7 @@ def probe_arms(comparison: Comparison, out: Path, bars: Any, device: str) -> Non
 
 
 def found_by_probe(out: Path) -> dict[str, Any]:
-    """What the probe of a comparison found, as attributes of ``Results``; empty without one.
+    """Probe results of a comparison, as attributes of ``Results``; empty without a probe.
 
     Raises:
         ResultsError: its file is damaged.

@@ -30,7 +30,7 @@ COST = "cost.json"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run does.
+    """Specification of a run, saved in ``run.json``.
 
     Attributes:
         flags: of ``spatial-forcing train``.
@@ -70,7 +70,7 @@ def is_complete(folder: Path, steps: tuple[int, ...] | list[int]) -> bool:
 
 
 def run(folder: Path) -> None:
-    """Trains and evaluates; what is there already is not done again.
+    """Executes a run: trains and evaluates; finished work is not repeated.
 
     Raises:
         SpatialForcingError: the run cannot be made, with the reason.
@@ -96,7 +96,7 @@ def run(folder: Path) -> None:
 
 
 def train(config: Any, spec: RunSpec, folder: Path) -> None:
-    """Trains, or continues, or does nothing if training is complete; notes start and peak memory."""
+    """Trains or resumes, or does nothing if training is complete; records start checksums and peak memory."""
     from spatial_forcing.compare.start import Start
     from spatial_forcing.train import checkpoint_step, train_or_continue
 
@@ -114,13 +114,13 @@ def train(config: Any, spec: RunSpec, folder: Path) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process had on the host, megabytes. LeRobot logs what a GPU had."""
+    """Peak host memory of this process in megabytes. LeRobot logs that of the GPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform == "linux" else peak / 2**20  # macOS counts bytes
 
 
 def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, folder: Path) -> None:
-    """Evaluates one checkpoint and writes its file. The last one is filmed."""
+    """Evaluates one checkpoint and writes its results; of the last one, videos are recorded."""
     from lerobot.configs import PreTrainedConfig
 
     from spatial_forcing.evaluate import LoadedPolicy, heldout_measures, roll_out

@@ -1,4 +1,4 @@
-"""Images of the training data for the report: what the policies see."""
+"""Sample images of the training data, for the report."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FRAMES = 4
 
 
 def sample_images(comparison: Comparison, out: Path) -> list[Sample]:
-    """Draws frames of the first training episode, evenly spread, with their depth where it was recorded."""
+    """Writes sample images of the first training episode, evenly spread, with depth where it was recorded."""
     from spatial_forcing.probe.depths import recorded
     from spatial_forcing.probe.frames import latest
     from spatial_forcing.report.images import frame_strip

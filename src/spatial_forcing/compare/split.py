@@ -1,4 +1,4 @@
-"""Which episodes are trained on and which are held out, and shares of the former: the same for all arms."""
+"""Train/held-out split of the episodes, and fractions of the training episodes; the same for all arms."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from spatial_forcing.compare.flags import CompareError
 
 @dataclass(frozen=True)
 class Split:
-    """Episodes by what they are for.
+    """Split of episodes into training and held-out ones.
 
     Attributes:
         train: in the order in which shares of them are taken: smaller shares are parts of larger ones.
@@ -31,7 +31,7 @@ class Split:
 def split_episodes(
     tasks: dict[int, str], *, holdout: float = 0.1, heldout: Sequence[int] = (), seed: int = 0
 ) -> Split:
-    """Splits episodes, of every task alike.
+    """Splits episodes into training and held-out ones, stratified by task.
 
     Args:
         tasks: episode -> its task.
@@ -74,13 +74,13 @@ def _check_there(heldout: Sequence[int], tasks: dict[int, str]) -> None:
 
 
 def _in_turn(queues: list[list[int]]) -> list[int]:
-    """One of each queue, then the next of each: every share has all tasks, as far as it can."""
+    """Interleaves queues round-robin, so that every fraction has all tasks as far as possible."""
     longest = max(map(len, queues), default=0)
     return [queue[at] for at in range(longest) for queue in queues if at < len(queue)]
 
 
 def tasks_of(meta: Any, episodes: Sequence[int] | None) -> dict[int, str]:
-    """Episode -> its task, of a LeRobotDataset's metadata.
+    """Mapping from episode to task, from a LeRobotDataset's metadata.
 
     Args:
         meta: of the data set.

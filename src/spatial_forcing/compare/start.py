@@ -1,4 +1,4 @@
-"""What a run began with, and that runs which are compared began alike: weights, and the first batches.
+"""Start checksums of a run: initial weights and first batches, which must be equal in runs compared.
 
 Noted at the first step of training, in ``start.json`` of the run; a run that began otherwise than its
 siblings (the same seed and data fraction) stops there, before it costs anything.
@@ -20,7 +20,7 @@ BATCHES = 3
 
 
 class Start:
-    """Notes what a run begins with while LeRobot's trainer makes its first steps.
+    """Records checksums of a run's weights and batches during the first steps of LeRobot's trainer.
 
     Args:
         folder: of the run.
@@ -33,7 +33,7 @@ class Start:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """While inside, LeRobot's trainer notes its first batches."""
+        """Context in which the first batches of LeRobot's trainer are recorded."""
         from lerobot.scripts import lerobot_train
 
         from spatial_forcing.patches import trainer_with
@@ -49,7 +49,7 @@ class Start:
             yield
 
     def note(self, policy: Any, batch: dict[str, Any]) -> None:
-        """Notes a batch; the first one with the weights.
+        """Records a batch's checksum; with the first one, that of the weights.
 
         Raises:
             CompareError: a sibling began with others.
@@ -83,7 +83,7 @@ def batch_checksum(batch: dict[str, Any]) -> str:
 
 
 def check_alike(folder: Path, found: dict[str, Any], sibling: Path) -> None:
-    """Raises :class:`CompareError` if a sibling has noted other weights or batches."""
+    """Raises :class:`CompareError` if a sibling has recorded other weights or batches."""
     path = sibling / NOTE
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""How far a comparison is, from its files: a row per run, and the time that is left."""
+"""Progress of a comparison, from its files: a row per run, and the time left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ RECENT = 5
 
 @dataclass(frozen=True)
 class Progress:
-    """A run so far.
+    """Training and evaluation progress of a run.
 
     Attributes:
         name: of the run.
@@ -39,7 +39,7 @@ class Progress:
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """Status of the run: finished, failed, evaluating, step N of M, or waiting."""
         if len(self.evaluations) >= self.to_evaluate:
             return "finished"
         if self.failed:
@@ -50,7 +50,7 @@ class Progress:
 
 
 def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
-    """Every run so far."""
+    """Progress of every run, from its files."""
     from spatial_forcing.compare.gather import evaluations_of
     from spatial_forcing.compare.launch import LOG
     from spatial_forcing.train import read_metrics
@@ -77,7 +77,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
 
 
 def work_done(comparison: Comparison, out: Path) -> dict[str, tuple[int, int]]:
-    """By arm, training steps done and in all; an evaluation counts as a quarter of the steps before it."""
+    """Work (done, total) by arm, in training steps; an evaluation is a quarter of the steps before it."""
     share = comparison.save_every // 4
     found = {arm.name: (0, 0) for arm in comparison.arms}
     for run, one in zip(comparison.runs(), progress_of(comparison, out), strict=True):
@@ -88,7 +88,7 @@ def work_done(comparison: Comparison, out: Path) -> dict[str, tuple[int, int]]:
 
 
 def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
-    """Until all runs are finished, as the ones so far went; None before any has logged a step."""
+    """Estimated seconds until all runs are finished; None before any has logged a step."""
     paces = [one.seconds_per_step for one in found if one.seconds_per_step is not None]
     if not paces:
         return None
@@ -103,7 +103,7 @@ def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
 
 
 def status_table(found: Sequence[Progress], workers: int) -> Any:
-    """A table for the console."""
+    """Table of the runs' progress for the console."""
     from rich.table import Table
 
     left = seconds_left(found, workers)
