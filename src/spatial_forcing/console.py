@@ -1,4 +1,4 @@
-"""What people read while they wait: progress bars, durations."""
+"""Console output of long-running commands: progress bars, durations."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ EVERY, SHARE = 30.0, 0.05
 
 
 def stages(console: "Console") -> "Progress":
-    """One bar per stage, with the time it took and the time left; without a terminal a line now and then."""
+    """Progress bars, one per stage, with elapsed and remaining time; periodic lines without a terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -38,11 +38,11 @@ def stages(console: "Console") -> "Progress":
 
 
 def lines(console: "Console") -> "Progress":
-    """Progress that prints a line when a stage ends, and now and then before: for logs."""
+    """Progress as plain lines for logs: one when a stage ends, and periodic ones before."""
     from rich.progress import Progress
 
     class Lines(Progress):
-        """Draws nothing; says how far a stage is."""
+        """Progress display that prints lines instead of drawing bars."""
 
         def __init__(self) -> None:
             super().__init__(console=console, disable=True)
@@ -71,7 +71,7 @@ def lines(console: "Console") -> "Progress":
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "4.2 s", "3 min 05 s", "12 min" (from ten minutes on) or "1 h 02 min"."""
+    """Formats seconds as "4.2 s", "3 min 05 s", "12 min" (from ten minutes on) or "1 h 02 min"."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds how many seconds a stage took to those of earlier attempts, failed ones included."""
+    """Measures the seconds of a stage, added to those of earlier attempts, failed ones included."""
     start = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Control targets: what a policy is pulled toward when the teacher's content is taken away.
+"""Control targets: alignment targets without the teacher's content, to compare with.
 
 A loss on visual tokens can help a policy without telling it anything about the image: it may bring a
 position signal that the policy lacked, or act as a regulariser. Whatever a control gains over no forcing, the
@@ -21,7 +21,7 @@ CONTROLS = ("shuffled", "place")
 
 
 def of_another_frame(features: Features, *, allow_single: bool = False) -> Features:
-    """Gives every frame the features of the frame before it in the batch; the first gets the last's.
+    """Shuffled control: every frame gets the features of the one before it in the batch, the first the last's.
 
     No random numbers are drawn: neighbours in a batch that was drawn at random, as trainers do, have nothing
     to do with each other. A token is valid where it is valid in both frames.
@@ -46,6 +46,6 @@ def of_another_frame(features: Features, *, allow_single: bool = False) -> Featu
 
 
 def place_embedding(B: int, V: int, h: int, w: int, C: int) -> Tensor:
-    """target_BVhwC (float32, on the CPU) that says of each token only where it is: views side by side."""
+    """Place control: target_BVhwC (float32, on the CPU) of token positions alone, views side by side."""
     embedding_hWC = uv_position_embedding(h, V * w, C)
     return embedding_hWC.unflatten(1, (V, w)).transpose(0, 1).expand(B, V, h, w, C)

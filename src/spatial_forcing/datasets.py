@@ -1,4 +1,4 @@
-"""Opening LeRobotDatasets: by folder or by name on the Hub, without a search for video backends."""
+"""Opening LeRobotDatasets by folder or by name on the Hub, without a search for video backends."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
 
 class DatasetError(SpatialForcingError):
-    """There is no such data set, or it cannot be read."""
+    """A data set does not exist, or cannot be read."""
 
 
 def locate_dataset(dataset: Path | str) -> tuple[str, Path | None]:
@@ -37,7 +37,7 @@ def open_dataset(
     *,
     episodes: Sequence[int] | None = None,
 ) -> Any:
-    """A LeRobotDataset.
+    """Opens a LeRobotDataset.
 
     Args:
         dataset: see :func:`locate_dataset`.

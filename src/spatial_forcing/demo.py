@@ -1,4 +1,4 @@
-"""The main job in minutes: a comparison in the embedded world, demonstrations included.
+"""The demo: a whole comparison in the embedded world within minutes, demonstrations included.
 
 Scripted experts' demonstrations, then what ``spatial-forcing compare`` does with the built-in policy: with
 and without forcing, toward the controls, and two references; rollouts, probe, report. Every stage keeps what
@@ -63,7 +63,7 @@ def run_demo(settings: DemoSettings, out: Path, *, workers: int = 2, console: Co
 
 
 def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progress) -> Path:
-    """Scripted experts' demonstrations, to train on and held out: a LeRobotDataset."""
+    """Records demonstrations of scripted experts, training and held-out ones, as a LeRobotDataset."""
     from spatial_forcing.sim.collect import collect
 
     spec = settings.demonstrations()
@@ -74,7 +74,7 @@ def collect_demos(settings: DemoSettings, out: Path, workers: int, bars: Progres
 
 
 def comparison_of(settings: DemoSettings, out: Path) -> Comparison:
-    """The comparison that a demo is, once its demonstrations are there."""
+    """The comparison that a demo runs once its demonstrations are there."""
     return planned(
         training_flags(settings, out),
         [*arms_of(("plain", "forced"), None, settings.teacher), *references()],
@@ -116,7 +116,7 @@ def training_flags(settings: DemoSettings, out: Path) -> list[str]:
 
 
 def references() -> list[Arm]:
-    """Lines that tell what the others' numbers mean."""
+    """Reference arms of the demo, which give the others' numbers a scale."""
     blind = {"use_images": False}
     return [
         Arm("blind", "blind: sees no images", "reference", policy=blind),

@@ -1,4 +1,4 @@
-"""What decides a demo's result, and the folder of its run: claimed, held by one process, found again.
+"""Settings of the demo, and the folder of its run: claimed, locked by one process, reused.
 
 The command ``demo`` shows the options of :class:`DemoSettings`; defaults of the demonstrations are those of
 ``sim.spec.DemoSpec``.
@@ -23,25 +23,25 @@ SECONDS = {"frame": 0.0155, "feature": 0.01, "step": 0.16, "episode": 0.18, "fix
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Everything that decides the result.
+    """Settings that determine the demo's result.
 
     Args:
         tasks: Meta-World tasks, learned by one policy.
         episodes: demonstrations per task to train on.
         heldout_episodes: demonstrations per task for the held-out action error and the probe's test.
         frames: length of a demonstration.
-        start: where a demonstration starts: random-hand, initial or expert-warmup.
+        start: start state of a demonstration: random-hand, initial or expert-warmup.
         steps: training steps of every policy.
-        batch_size: frames per step.
-        learning_rate: of all policies alike.
-        chunk: actions predicted and executed at a time.
-        evaluations: checkpoints that are rolled out, evenly spread over training.
+        batch_size: frames per training step.
+        learning_rate: learning rate of all policies.
+        chunk: length of action chunks, predicted and executed at a time.
+        evaluations: number of checkpoints that are evaluated, evenly spread over training.
         eval_episodes: rollouts per task and checkpoint.
-        teacher: a registered teacher, or a local file or folder with one.
+        teacher: registered teacher, or a local file or folder with one.
         loss_weight: weight of the alignment loss in the forced arms.
         standardize: standardise the teacher's features channel by channel.
-        seed: of weights, data order and demonstrations.
-        device: where policies train: cpu or cuda.
+        seed: seed of weights, data order and demonstrations.
+        device: device on which policies train: cpu or cuda.
     """
 
     tasks: tuple[str, ...] = DemoSpec.tasks
@@ -62,11 +62,11 @@ class DemoSettings:
     device: str = "cpu"
 
     def demonstrations(self) -> DemoSpec:
-        """What to record, to train on and held out.
+        """Specification of the demonstrations, training and held-out ones.
 
         Raises:
             UnknownNameError: an unknown task or start.
-            SpatialForcingError: a number that makes no sense.
+            SpatialForcingError: an invalid number.
         """
         for name in ("episodes", "heldout_episodes"):
             if (value := getattr(self, name)) < 1:
@@ -75,7 +75,7 @@ class DemoSettings:
         return DemoSpec(self.tasks, episodes, self.frames, self.start, seed=self.seed)
 
     def heldout(self) -> tuple[int, ...]:
-        """The episodes held out: the last ones of each task."""
+        """The held-out episodes: the last ones of each task."""
         per_task = self.episodes + self.heldout_episodes
         return tuple(
             task * per_task + episode
@@ -95,13 +95,13 @@ class DemoSettings:
 
 
 def check_settings(settings: DemoSettings, workers: int) -> None:
-    """Before anything is made.
+    """Validates the settings before anything is computed.
 
     Raises:
         UnknownNameError: a task or teacher does not exist.
         WeightsError: the teacher's file or folder does not say what it is.
-        DeviceError: nor does the device.
-        SpatialForcingError: a number makes no sense.
+        DeviceError: the device does not exist.
+        SpatialForcingError: an invalid number.
     """
     from spatial_forcing.device import checked_device
     from spatial_forcing.ranges import checked_weight
@@ -121,7 +121,7 @@ def check_settings(settings: DemoSettings, workers: int) -> None:
 
 
 def take_folder(out: Path, settings: DemoSettings) -> None:
-    """Takes the folder for this run, or raises if it holds another one or the disk is too full for it."""
+    """Claims the folder for this run, or raises if it holds another one or the disk is too full for it."""
     check_folder(out)
     check_space(out, DEMO_BYTES)
     claim(out / "settings.json", asdict(settings), what="demo", only=True)

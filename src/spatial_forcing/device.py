@@ -1,4 +1,4 @@
-"""Where things run: a device by name, checked before anything is loaded for it."""
+"""Devices by name, checked before anything is loaded on them."""
 
 import torch
 
@@ -6,11 +6,11 @@ from spatial_forcing.errors import SpatialForcingError
 
 
 class DeviceError(SpatialForcingError, ValueError):
-    """A device was named that does not exist, or not on this machine."""
+    """A device does not exist, or not on this machine."""
 
 
 def checked_device(name: torch.device | str) -> torch.device:
-    """The device of this name.
+    """The torch device of this name, checked to exist.
 
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ... or a torch.device.

@@ -16,7 +16,7 @@ MAX_TOKENS = 1024  # singular values of more take seconds on a CPU
 
 
 def linear_cka(X_nD: Tensor, Y_nC: Tensor) -> Tensor:
-    """Linear CKA of two descriptions of the same n tokens, from unbiased estimates of HSIC.
+    """Linear CKA of two representations of the same n tokens, from unbiased estimates of HSIC.
 
         CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)),    K = X Xᵀ, L = Y Yᵀ
         HSIC(K, L) = (tr(K̃L̃) + 1ᵀK̃1 1ᵀL̃1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1ᵀK̃L̃1) / (n (n - 3))
@@ -41,8 +41,8 @@ def linear_cka(X_nD: Tensor, Y_nC: Tensor) -> Tensor:
 
 
 def _centred(X_nD: Tensor) -> Tensor:
-    """Less the mean, and of mean square 1: in float32 the fourth powers of large activations would
-    overflow."""
+    """X less its mean, scaled to a mean square of 1: in float32 the fourth powers of large activations
+    would overflow."""
     X_nD = X_nD.float() - X_nD.float().mean(0)
     return X_nD / X_nD.square().sum(1).mean().sqrt()
 
@@ -55,7 +55,7 @@ def _hsic(X_nD: Tensor, Y_nC: Tensor) -> Tensor:
 
 
 def effective_rank(X_nD: Tensor) -> Tensor:
-    """In how many directions tokens differ: the effective rank of a matrix (Roy and Vetterli 2007).
+    """Effective rank of a matrix of tokens: in how many directions they differ (Roy and Vetterli 2007).
 
         erank = exp(-Σ_k p_k log p_k),    p_k = σ_k / Σ_j σ_j,    σ the singular values of X
 
@@ -104,7 +104,7 @@ def compare_tokens(
 
 
 def _some_of(count: int) -> Tensor:
-    """Indices of at most `MAX_TOKENS` of so many tokens, from everywhere, always the same."""
+    """Fixed random indices of at most `MAX_TOKENS` of ``count`` tokens."""
     if count <= MAX_TOKENS:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_TOKENS]

@@ -1,4 +1,4 @@
-"""Doctor: take LeRobot's training to its first step, look at everything there once, and say what looks wrong.
+"""Doctor: health check of a training command, made at the first step of LeRobot's trainer.
 
 Shapes: B batch, V views, H W pixels.
 """
@@ -28,7 +28,7 @@ from spatial_forcing.rehearsal import FirstStep, first_step
 
 @dataclass
 class Findings:
-    """What the doctor saw. ``wrong`` stops training or makes it pointless; ``odd`` deserves a look."""
+    """Findings of the doctor: ``wrong`` stops training or makes it pointless, ``odd`` deserves a look."""
 
     facts: dict[str, str] = field(default_factory=dict)
     drawing: str = ""
@@ -50,7 +50,7 @@ def examine(arguments: list[str], console: Any) -> bool:
 
 
 def examine_training(config: Any, console: Any, arguments: list[str] | None = None) -> bool:
-    """The same of LeRobot's training configuration."""
+    """Prints a health report of a training configuration. Returns whether training could start."""
     found = diagnose(first_step(config, arguments))
     console.rule("Spatial Forcing doctor")
     console.print(found.drawing, highlight=False, markup=False)
@@ -70,7 +70,7 @@ def examine_training(config: Any, console: Any, arguments: list[str] | None = No
 
 
 def diagnose(step: FirstStep) -> Findings:
-    """One training step with and without forcing, the perturbation check, and what they show.
+    """Runs a training step with and without forcing and the perturbation check; returns the findings.
 
     Every error becomes a finding. The policy keeps its weights.
     """
@@ -130,7 +130,7 @@ def _look_at_parts(found: Findings, step: FirstStep) -> None:
 
 
 def _of(policy: Any, fact: str, part: Part) -> str:
-    """What a fact is called: of several alignments with the alignment's name."""
+    """Name of a fact in the report; with the alignment's name if there are several."""
     return fact if len(policy.forcing.parts) == 1 else f"{fact} of {part.name}"
 
 
@@ -162,7 +162,7 @@ def _images(step: FirstStep) -> ShownImages:
 
 
 def _features(step: FirstStep) -> dict[str, Features]:
-    """What the teacher of every alignment says of the batch, online or stored."""
+    """The teacher features of the batch for every alignment, online or stored."""
     policy = step.policy
     return features_of(policy.forcing.parts, policy.given(step.batch, _images(step)))
 
@@ -202,7 +202,7 @@ def _look_at_step(found: Findings, step: FirstStep) -> None:
 
 
 def _look_at_tokens(found: Findings, step: FirstStep) -> None:
-    """The perturbation check, through the policy's own preprocessing."""
+    """Runs the perturbation check through the policy's own preprocessing."""
     policy = step.policy.eval()
     names = {step.rename_map.get(key, key): key for key in step.raw}
     if policy.record.images is not None:
@@ -230,7 +230,7 @@ def _look_at_tokens(found: Findings, step: FirstStep) -> None:
 
 
 def _latest(images: Tensor, instead_B3HW: Tensor | None = None) -> Tensor:
-    """The last image of a history, which the host reads; or the history with another one there."""
+    """The last image of a history, which the host reads; or the history with that image replaced."""
     if instead_B3HW is None:
         return images[:, -1] if images.ndim == 5 else images
     if images.ndim == 4:
@@ -239,7 +239,7 @@ def _latest(images: Tensor, instead_B3HW: Tensor | None = None) -> Tensor:
 
 
 def _preprocessed(step: FirstStep, raw: dict[str, Any]) -> dict[str, Any]:
-    """A batch; what the preprocessor draws at random (GR00T's crop) is the same every time."""
+    """Preprocesses a batch with fixed random draws (GR00T's crop)."""
     state = random.getstate()
     random.seed(0)
     try:
@@ -276,7 +276,7 @@ def _look_at_cost(found: Findings, step: FirstStep) -> None:
 
 
 def _seconds(run: Callable[[], Any], repeats: int = 2) -> float:
-    """The faster of two runs: what it costs when nothing else disturbs it."""
+    """Seconds of the fastest of some runs, which other load disturbs least."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -289,7 +289,7 @@ def _seconds(run: Callable[[], Any], repeats: int = 2) -> float:
 
 @contextmanager
 def _warnings(found: Findings) -> Iterator[None]:
-    """What the policy warns of is a finding."""
+    """Turns warnings of the policy into findings."""
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

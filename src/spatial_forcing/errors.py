@@ -1,4 +1,4 @@
-"""Errors that tell a person what was expected, what was found, and what to do."""
+"""Error classes, whose messages say what was expected, what was found, and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ class SpatialForcingError(Exception):
 
 
 class UnknownNameError(SpatialForcingError, KeyError):
-    """A teacher, host, task or option was asked for by a name that does not exist.
+    """A teacher, host, task or option with this name does not exist.
 
     ``available`` holds all names that do; the message lists them all if they are few, else the nearest.
     """

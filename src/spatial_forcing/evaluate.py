@@ -1,4 +1,4 @@
-"""Rollouts of a saved policy through LeRobot's evaluation, and its error on held-out demonstrations."""
+"""Evaluation of a saved policy: rollouts through LeRobot, and its error on held-out demonstrations."""
 
 import ctypes
 import time
@@ -76,7 +76,7 @@ class LoadedPolicy:
         Args:
             dataset: the frames.
             batch_size: frames at a time.
-            rename_map: what the trainer was given as such.
+            rename_map: the trainer's ``--rename_map``.
         """
         from spatial_forcing.patches.versions import renames_before_preprocessing
 
@@ -92,7 +92,7 @@ class LoadedPolicy:
             yield self.preprocess({renamed.get(name, name): value for name, value in batch.items()})
 
     def dataset(self, dataset: Path | str, episodes: Sequence[int] | None = None) -> Any:
-        """A data set, or some of its episodes, with the action chunks this policy is trained on."""
+        """Opens a data set, or some of its episodes, with the action chunks this policy is trained on."""
         from lerobot.datasets.factory import resolve_delta_timestamps
 
         from spatial_forcing.chunks import read_chunks_alone
@@ -106,7 +106,7 @@ class LoadedPolicy:
 
 
 def with_adapter(of_type: Any, checkpoint: Path, config: Any) -> Any:
-    """The policy that an adapter (LoRA) was trained on, with the adapter."""
+    """Loads an adapter (LoRA) with the policy that it was trained on."""
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -118,7 +118,7 @@ def with_adapter(of_type: Any, checkpoint: Path, config: Any) -> Any:
 
 @contextmanager
 def fixed_draws(seed: int) -> Iterator[None]:
-    """While inside, torch's random numbers are those of a seed; afterwards they go on as before."""
+    """Context with torch's random numbers seeded; afterwards they continue as before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -128,7 +128,7 @@ def fixed_draws(seed: int) -> Iterator[None]:
 def heldout_measures(
     loaded: LoadedPolicy, frames: Any, *, most: int | None = None, rename_map: Mapping[str, str] | None = None
 ) -> tuple[float, float]:
-    """How a policy does on demonstrations that it was not trained on.
+    """Action error and training loss of a policy on held-out demonstrations.
 
     Noise and time of flow and diffusion policies are drawn from seeds that depend on the batch alone, so that
     policies, and checkpoints of one, are compared on the same draws.
@@ -191,7 +191,7 @@ def roll_out(
     videos: Path | None = None,
     video_count: int = 2,
 ) -> Evaluation:
-    """Runs LeRobot's evaluation; episode i of a task has the seed ``seed`` + i, for every policy.
+    """Rolls out a policy with LeRobot's evaluation; episode i of a task has the seed ``seed`` + i.
 
     Args:
         loaded: the policy.
@@ -199,8 +199,8 @@ def roll_out(
         episodes: per task.
         seed: of the first episode.
         at_once: environments side by side; as many as episodes if None.
-        videos: folder for films; none are made if None.
-        video_count: episodes per task that are filmed.
+        videos: folder for videos; none are recorded if None.
+        video_count: episodes per task that are recorded.
 
     Raises:
         PolicyError: the policy does not fit the environment, or that cannot be made.
@@ -245,10 +245,10 @@ def roll_out(
 
 
 def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
-    """LeRobot's environments, by suite and task.
+    """Creates LeRobot's environments, by suite and task.
 
     Raises:
-        PolicyError: they cannot be made; with what LeRobot, or the simulator, says of it.
+        PolicyError: they cannot be created; with the reason that LeRobot or the simulator gives.
     """
     from lerobot.envs import make_env
 
@@ -264,7 +264,7 @@ def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
 
 
 def task_episodes(task: dict[str, Any], envs: dict[str, dict[int, Any]], seed: int) -> list[Episode]:
-    """The episodes of a task: what LeRobot says of them, and what an environment that keeps a record does."""
+    """Episode records of a task, from LeRobot's results and from environments that keep their own."""
     group, number, said = task["task_group"], task["task_id"], task["metrics"]
     name = group if len(envs[group]) == 1 else f"{group}/{number}"
     kept: list[dict[str, Any]] = [
@@ -283,7 +283,7 @@ def task_episodes(task: dict[str, Any], envs: dict[str, dict[int, Any]], seed: i
 
 
 def give_back_memory() -> None:
-    """Gives freed memory back to the system, where the C library can (glibc).
+    """Returns freed memory to the operating system, where the C library can (glibc).
 
     It keeps what closed environments have freed, about 20 MB each. As other things are allocated in between,
     the next ones find room for a part of themselves only, and a process that evaluates many policies grows.
@@ -293,8 +293,8 @@ def give_back_memory() -> None:
 
 
 def check_fit(policy: Any, env: Any) -> None:
-    """Raises :class:`PolicyError` unless a policy's configuration takes what an environment shows, and acts
-    as it does. Sizes of images are the policy's own business: some take any."""
+    """Raises :class:`PolicyError` unless a policy's inputs and actions fit an environment's. Image sizes are
+    not compared: some policies take any."""
     from lerobot.configs import FeatureType
     from lerobot.utils.constants import OBS_IMAGES
 

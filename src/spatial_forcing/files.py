@@ -1,4 +1,4 @@
-"""Files and folders: checked before work begins, written whole or not at all, claimed for one job.
+"""Files and folders: atomic writes, checks before work begins, and claims of a folder for one job.
 
 Errors say which file or folder, what was expected and found, and what to do.
 """
@@ -24,7 +24,7 @@ from spatial_forcing.errors import SpatialForcingError
 def read_json(
     path: Path, advice: str = "", error: type[SpatialForcingError] = SpatialForcingError
 ) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Args:
         path: the file.
@@ -65,7 +65,7 @@ def write_atomically(
     advice: str = "",
     error: type[SpatialForcingError] = SpatialForcingError,
 ) -> Path:
-    """Writes a file under a temporary name and renames it, so that half a file never has its real name.
+    """Writes a file atomically: under a temporary name, then renamed.
 
     Args:
         path: the file, in a folder that is there.
@@ -124,7 +124,7 @@ def create_once(
 def _temporary(
     path: Path, write: Callable[[Path], Any], advice: str, error: type[SpatialForcingError]
 ) -> Iterator[Path]:
-    """A file beside ``path`` that ``write`` has filled, with the rights of any new file; gone at the end."""
+    """A temporary file beside ``path``, filled by ``write``, with default permissions; removed at the end."""
     # Processes on other machines, or in other containers, may have the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -140,7 +140,7 @@ def _temporary(
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote left behind; nobody may be writing now."""
+    """Removes temporary files left behind by killed processes; no process may be writing now."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -159,7 +159,7 @@ def check_space(
 
 
 def size_text(count: float) -> str:
-    """A number of bytes for people: "1.5 GiB"."""
+    """Formats a number of bytes: "1.5 GiB"."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"
@@ -171,14 +171,14 @@ def size_text(count: float) -> str:
 
 
 def check_folder(folder: Path, error: type[SpatialForcingError] = SpatialForcingError) -> None:
-    """Raises unless ``folder`` is one that can be written to, or can be made. Changes nothing."""
+    """Raises unless ``folder`` is writable or can be created. Changes nothing."""
     reason = _obstacle(folder)
     if reason:
         raise error(f"{folder} cannot be written to: {reason}. Choose another folder.")
 
 
 def _obstacle(folder: Path) -> str | None:
-    """Why nothing can be written to a folder; None if it looks as if it could."""
+    """Why a folder cannot be written to; None if it looks writable."""
     try:
         home = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(part))
         if not home.is_dir():
@@ -194,7 +194,7 @@ def _obstacle(folder: Path) -> str | None:
 
 @contextmanager
 def made_folder(folder: Path, error: type[SpatialForcingError] = SpatialForcingError) -> Iterator[None]:
-    """A folder, made if missing; what was made goes away again if the block fails and leaves it empty.
+    """Creates a folder if missing; removes it again if the block fails and leaves it empty.
 
     Raises:
         SpatialForcingError: it cannot be made.
@@ -232,12 +232,12 @@ def claim(
     unrecorded: tuple[str, ...] = (),
     error: type[SpatialForcingError] = SpatialForcingError,
 ) -> bool:
-    """Notes in a file what its folder holds or will hold, or checks that it notes just this already.
+    """Claims a folder for one job: writes a note of its content, or checks that the note there is the same.
 
     Args:
         path: the JSON file; its folder is made if missing.
         specification: what decides the content, as plain data.
-        what: kind of content, for people: "run".
+        what: kind of content, for messages: "run".
         only: a folder with visible files but without the note belongs to somebody else.
         beside: names that a note may have besides those of the specification.
         unrecorded: names that an earlier version did not note.
@@ -284,7 +284,7 @@ def check_same(
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What is not the same in two nested mappings: "spec.episodes: 3 there, 4 wanted"."""
+    """Differences between two nested mappings, as text: "spec.episodes: 3 there, 4 wanted"."""
     for name in sorted({*found, *wanted}):
         there, here = found.get(name), wanted.get(name)
         if isinstance(there, Mapping) and isinstance(here, Mapping):

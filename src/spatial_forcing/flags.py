@@ -1,4 +1,4 @@
-"""The flags of ``lerobot-train``, read by LeRobot's own parser; what is wrong with them in one message.
+"""Parsing of the flags of ``lerobot-train`` with LeRobot's own parser, with errors as one message.
 
 LeRobot prints 400 lines of usage, wraps an error several times, or shows a traceback.
 """
@@ -28,7 +28,7 @@ class FlagError(SpatialForcingError):
 
 
 def read_config(arguments: list[str]) -> TrainPipelineConfig:
-    """LeRobot's configuration of a training command.
+    """Parses a training command into LeRobot's configuration.
 
     Raises:
         FlagError: LeRobot does not take these flags.
@@ -62,7 +62,7 @@ def read_config(arguments: list[str]) -> TrainPipelineConfig:
 
 
 def reading_error(stop: SystemExit, said: str) -> str:
-    """What was wrong, when LeRobot's or argparse's reading of flags printed it and ended."""
+    """The message of a parsing error that LeRobot or argparse printed before it exited."""
     if stop.__context__ is not None and not isinstance(stop.__context__, ArgumentError):
         return flag_error(stop.__context__)
     *usage, last = said.strip().splitlines() or [""]
@@ -76,7 +76,7 @@ def reading_error(stop: SystemExit, said: str) -> str:
 
 
 def flag_error(error: BaseException) -> str:
-    """The innermost thing that says what is wrong with the flags: draccus wraps it several times."""
+    """The message of the innermost informative error in flags: draccus wraps it several times."""
     ours = message_of_ours(error)
     if ours is not None:
         return ours
@@ -93,7 +93,7 @@ def flag_error(error: BaseException) -> str:
 
 
 def _wraps(error: BaseException) -> bool:
-    """Whether an error of draccus says less than its cause."""
+    """Whether an error of draccus is less informative than its cause."""
     if not type(error).__module__.startswith("draccus."):
         return False
     emptier = ("Couldn't instantiate", "Failed when parsing", "Could not decode", "Failed to load config")

@@ -1,4 +1,4 @@
-"""Token grids: what a teacher saw, where the host's tokens lie on it, and how to carry features across.
+"""Token grids of host and teacher: layouts, affines between their images, and resampling of features.
 
 A host (VLA) and a teacher cut the same images into different grids of tokens: 16 x 16 against 37 x 37, say,
 after the host has padded, cropped or turned its copy. Everything here rests on two ideas:
@@ -35,7 +35,7 @@ VALID_COVERAGE = 0.5
 
 
 class Features(NamedTuple):
-    """Teacher features of a batch of images, patch by patch, and which of them are valid.
+    """Teacher patch features for a batch of images, with a mask of the valid ones.
 
     Attributes:
         tokens_BVHWC: features, any floating dtype.
@@ -82,7 +82,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a host keeps its visual tokens: views x rows x cols, and how an image lands on that grid.
+    """Layout of a host's visual tokens: views x rows x cols, and how an image maps to that grid.
 
     Attributes:
         views, rows, cols: the grid, in the host's own order (view by view, row by row).
@@ -119,7 +119,8 @@ class Layout:
 
     @property
     def coverage(self) -> float:
-        """See ``resample``. A field centred on the image's first pixel lies three quarters outside it."""
+        """Least coverage of a valid token, see ``resample``. Lower with an offset: a field centred on the
+        image's first pixel lies three quarters outside it."""
         return VALID_COVERAGE if self.offset == 0 else 0.15
 
     def affine_23(self, height: int, width: int) -> Tensor:
@@ -144,7 +145,7 @@ class Layout:
         return inside_h[:, None] & inside_w
 
     def draw(self) -> str:
-        """The token sequence as text, one row of boxes per view (for ``doctor`` and docs)."""
+        """Text drawing of the token grid, one row of boxes per view (for ``doctor`` and docs)."""
         box = ["+" + "-" * (2 * self.cols + 1) + "+", *["| " + "o " * self.cols + "|"] * self.rows]
         lines = ["   ".join([line] * self.views) for line in [*box, box[0]]]
         title = f"{self.views} view{'s' if self.views > 1 else ''} x {self.rows} rows x {self.cols} columns"
@@ -155,24 +156,24 @@ class Layout:
 
 
 def identity() -> Tensor:
-    """The affine (2, 3) that changes nothing."""
+    """The identity affine (2, 3)."""
     return torch.eye(2, 3)
 
 
 def crop(x0: float, y0: float, x1: float, y1: float) -> Tensor:
-    """From the cropped image to the whole one; the crop's corners are in unit coordinates of the whole."""
+    """Affine from a cropped image to the whole one; corners of the crop in unit coordinates of the whole."""
     if not (x1 > x0 and y1 > y0):
         raise SpatialForcingError(f"A crop needs x1 > x0 and y1 > y0, got ({x0}, {y0}, {x1}, {y1}).")
     return torch.tensor([[x1 - x0, 0.0, x0], [0.0, y1 - y0, y0]])
 
 
 def flip() -> Tensor:
-    """From the image mirrored left to right to the original."""
+    """Affine from the horizontally flipped image to the original."""
     return torch.tensor([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 
 
 def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
-    """From an image turned counter-clockwise about its centre to the original; aspect = width / height."""
+    """Affine from an image rotated counter-clockwise about its centre to the original; aspect = width/height."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # Turning happens in pixels, so x is stretched by the aspect ratio before and shrunk after.
     a, b = -s / aspect, s * aspect
@@ -180,7 +181,7 @@ def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """``outer`` after ``inner``, both (..., 2, 3): a point goes through ``inner`` first."""
+    """Composition of affines (..., 2, 3): a point goes through ``inner`` first, then ``outer``."""
     # Not `@`: under autocast, or with TF32 on, a matrix product would round coordinates to a few bits.
     moved = (outer[..., :2, None] * inner[..., None, :, :]).sum(-2)
     return torch.cat([moved[..., :2], moved[..., 2:] + outer[..., 2:]], dim=-1)
@@ -198,7 +199,7 @@ def resample(
     published: bool = False,
     coverage: float = VALID_COVERAGE,
 ) -> Features:
-    """Carries teacher features to a grid of ``rows`` x ``cols`` host tokens.
+    """Resamples teacher features to a grid of ``rows`` x ``cols`` host tokens.
 
     Args:
         features: the teacher's grid, any size.
@@ -234,7 +235,7 @@ def resample(
 
 
 def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int, coverage: float) -> Features:
-    """Applies resampling weights (b, v, rows*cols, H, W) to what is valid."""
+    """Applies resampling weights (b, v, rows*cols, H, W) to the valid tokens."""
     tokens_BVHWC, valid_BVHW = features
     B, V, _, _, C = tokens_BVHWC.shape
     # Weights on tokens that are not valid go; what is left is scaled back to one.
@@ -251,7 +252,7 @@ def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int, c
 
 
 def _shaped_affine(affine: Tensor, B: int, V: int) -> Tensor:
-    """An affine that broadcasts to (B, V, 2, 3) as (b, v, 2, 3), b and v being 1 where it is shared."""
+    """Reshapes an affine that broadcasts to (B, V, 2, 3) to (b, v, 2, 3), b and v being 1 where shared."""
     b, v, *matrix = (*(1,) * (4 - affine.ndim), *affine.shape)
     if b not in (1, B) or v not in (1, V) or matrix != [2, 3]:
         raise SpatialForcingError(
@@ -264,7 +265,7 @@ def _shaped_affine(affine: Tensor, B: int, V: int) -> Tensor:
 
 
 def _weights_of(affine_bv23: Tensor, H: int, W: int, h: int, w: int, device: torch.device) -> Tensor:
-    """Weights (b, v, h*w, H, W) on ``device``; those of an affine that all samples share are kept."""
+    """Resampling weights (b, v, h*w, H, W) on ``device``; cached for an affine that all samples share."""
     if len(affine_bv23) > 1 or affine_bv23.device.type != "cpu":
         return _cell_weights(affine_bv23.to(device), H, W, h, w)
     rows = tuple(tuple(view) for view in affine_bv23[0].flatten(1).tolist())
@@ -300,7 +301,7 @@ def _cell_weights(affine_bv23: Tensor, H: int, W: int, h: int, w: int) -> Tensor
 
 
 def _mean_over_points(cells_A23: Tensor, side: int, H: int, W: int, h: int, w: int) -> Tensor:
-    """Weights (A, h*w, H, W) of affines from cells to tokens, each cell read at side x side points."""
+    """Weights (A, h*w, H, W) of affines from cells to tokens, each cell sampled at side x side points."""
     sub_S = (torch.arange(side, device=cells_A23.device) + 0.5) / side
     x_wS = torch.arange(w, device=sub_S.device)[:, None] + sub_S
     y_hS = torch.arange(h, device=sub_S.device)[:, None] + sub_S

@@ -1,4 +1,4 @@
-"""How a program ends when something goes wrong: one message on standard error, and no traceback.
+"""Error handling of commands: one message on standard error, and no traceback.
 
 ``guarded`` is for our own commands. LeRobot's commands print a traceback of whatever reaches the top; there
 ``say_last`` makes an error of ours end with its message alone. It is switched on when a policy with forcing
@@ -24,9 +24,11 @@ OURS = re.compile(r"^(?:lerobot_policy_)?spatial_forcing[\w.]*: ", re.MULTILINE)
 
 
 def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
-    """Runs a command. Ends with status 2 and a message for errors of ours and of the machine (a full disk, a
-    folder that is not ours to write), with 130 after Ctrl-C. What else is raised is a bug, and stays whole,
-    as does everything in Python's development mode (``python -X dev``).
+    """Runs a command and turns expected errors into a message and an exit status.
+
+    The status is 2 for errors of ours and of the machine (a full disk, a folder without write permission),
+    130 after Ctrl-C. Any other exception is a bug and keeps its traceback, as does everything in Python's
+    development mode (``python -X dev``).
 
     Args:
         run: the command.
@@ -52,7 +54,7 @@ def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
 
 
 def message_of(error: BaseException) -> str | None:
-    """What to say of an error of ours, or of the machine; None for any other."""
+    """The message for an error of ours, or of the machine; None for any other."""
     ours = message_of_ours(error)
     if ours is not None or not isinstance(error, OSError) or error.errno is None:
         return ours
@@ -62,7 +64,7 @@ def message_of(error: BaseException) -> str | None:
 
 
 def message_of_ours(error: BaseException) -> str | None:
-    """The message of an error of ours, wherever it was raised; None if it is none."""
+    """The message of an error of ours, also one wrapped in others; None for any other."""
     if FROM_WORKER.match(str(error)):
         *_, last = [None, *OURS.finditer(str(error))]
         return last and str(error)[last.end() :].strip()
@@ -75,16 +77,18 @@ def message_of_ours(error: BaseException) -> str | None:
 
 
 def release(error: BaseException) -> None:
-    """Lets go of what the frames of an error hold: progress bars draw themselves once more when they go."""
+    """Frees the objects held by an error's stack frames: progress bars redraw themselves when freed."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
 
 
 def say_last() -> None:
-    """From now on, an error of ours that ends one of LeRobot's commands is one message at the end of what is
-    on the screen. Everything else is reported as before: other errors, other programs (a script of one's own
-    keeps its tracebacks), and all of it in Python's development mode (``python -X dev``). Idempotent."""
+    """Makes errors of ours that end one of LeRobot's commands print as one last message, without a traceback.
+
+    Everything else is reported as before: other errors, other programs (a script of one's own keeps its
+    tracebacks), and all of it in Python's development mode (``python -X dev``). Idempotent.
+    """
     before = sys.excepthook
     if hasattr(before, "without_spatial_forcing"):
         return
@@ -103,7 +107,7 @@ def say_last() -> None:
 
 @contextmanager
 def said_last() -> Iterator[None]:
-    """An error of ours that is raised inside ends LeRobot's commands with its message alone."""
+    """Context in which an error of ours ends LeRobot's commands with its message alone."""
     try:
         yield
     except SpatialForcingError:
@@ -112,6 +116,5 @@ def said_last() -> Iterator[None]:
 
 
 def runs_lerobot(program: str) -> bool:
-    """Whether this is the path of one of LeRobot's commands: ``lerobot-train``, or its file, as torchrun
-    starts it."""
+    """Whether a path is one of LeRobot's commands: ``lerobot-train``, or its file, as torchrun starts it."""
     return Path(program).stem.replace("_", "-").startswith("lerobot-")

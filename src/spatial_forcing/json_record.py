@@ -1,4 +1,4 @@
-"""JSON objects as classes: read, checked with one message for people, written in one move."""
+"""JSON records as pydantic classes: validated with readable errors, written atomically."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ except ImportError as error:
 
 
 class ResultsError(SpatialForcingError, ValueError):
-    """Results lack something, or hold something that does not belong there."""
+    """A file of results lacks a value, or holds an invalid one."""
 
 
 class Record(BaseModel):
@@ -29,7 +29,7 @@ class Record(BaseModel):
 
     @classmethod
     def checked(cls, value: Any, name: str) -> Self:
-        """The record that ``value`` holds, plain data or a record.
+        """Validates ``value``, plain data or a record, as a record.
 
         Raises:
             ResultsError: names the first key that is missing or wrong, what was expected and what was found;
@@ -42,7 +42,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path, advice: str = "") -> Self:
-        """The record in a JSON file.
+        """Reads a record from a JSON file.
 
         Args:
             path: the file.
@@ -58,7 +58,7 @@ class Record(BaseModel):
             raise ResultsError(f"{path}: {error} {advice}".rstrip()) from error.__cause__
 
     def plain(self, **options: Any) -> dict[str, Any]:
-        """As plain JSON data; ``options`` as of pydantic's ``model_dump``."""
+        """Converts to plain JSON data; ``options`` as of pydantic's ``model_dump``."""
         return self.model_dump(mode="json", **options)
 
 
@@ -74,7 +74,7 @@ EXPECTED = {
 
 
 def first_mistake(error: ValidationError, name: str) -> str:
-    """The first thing that pydantic found wrong, in a sentence: results['arms']['forced'] has no 'steps'."""
+    """The first validation error of pydantic as a sentence: results['arms']['forced'] has no 'steps'."""
     found = error.errors()[0]
     value, kind = found["input"], found["type"]
     if kind == "missing":

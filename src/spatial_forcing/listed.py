@@ -1,4 +1,4 @@
-"""Lists of entries in a YAML or JSON file, or as JSON in a flag: alignments, the arms of a comparison.
+"""Parser of lists in a YAML or JSON file, or as JSON in a flag: alignments, arms of a comparison.
 
     - name: geometry
       site: blocks.12
@@ -7,7 +7,7 @@
       site: vision.-1
       teacher: dinov2-small
 
-What is wrong is said with its line, or with its entry where there are no lines.
+Errors name the line, or the entry where there are no lines.
 """
 
 import json
@@ -26,7 +26,7 @@ _WORDS |= {dict: "a mapping of options", list: "a list"}
 
 
 class Listing(NamedTuple):
-    """What is listed, for messages: the flag that takes the list, and what an entry is ("alignment")."""
+    """Names for messages: the flag that takes the list, and what an entry is called ("alignment")."""
 
     flag: str
     entry: str
@@ -37,7 +37,7 @@ class Listing(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """A value and where it stands."""
+    """A value with its position in the file."""
 
     key: Any
     value: Any
@@ -47,7 +47,7 @@ class _Value(NamedTuple):
 def entries_in(
     given: str | list[Any], listing: Listing, entry_class: type, check: Callable[[str, Any], None]
 ) -> list[dict[str, Any]]:
-    """The entries of a list, checked.
+    """Parses and validates the entries of a list.
 
     Args:
         given: the path of a file, JSON text, or a list.
@@ -92,7 +92,7 @@ def entries_in(
 
 
 def _typed(key: str, value: Any, kind: Any, at: str) -> Any:
-    """The value, a number where one is meant, or an error that says what was expected."""
+    """Converts a value to the type of its key, or raises an error that says what was expected."""
     kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
     if float in kinds and type(value) in (int, str):
         try:

@@ -1,4 +1,4 @@
-"""Folders with one writer at a time: a lock belongs to whoever writes, and ends with the last of them.
+"""Folder locks for one writer at a time, held by a process and the workers that write for it.
 
 The lock is the native one of the operating system, as filelock takes it, on a small file in the folder. It
 is free when every process that held it has closed it or ended, however it ended, so that a killed run never
@@ -31,11 +31,11 @@ WAIT, POLL = 2.0, 0.05
 
 
 class FolderBusyError(SpatialForcingError):
-    """Another process writes in the folder."""
+    """Another process holds the lock of the folder."""
 
 
 class FolderLock:
-    """The right to write in a folder, until ``close``, the end of a ``with`` block or of the process.
+    """Exclusive lock on a folder for writing, until ``close``, the end of a ``with`` block or of the process.
 
     Pickled while a process is started, it gives that process the same lock.
 
@@ -72,7 +72,7 @@ class FolderLock:
         return descriptor
 
     def _tried(self) -> int | None:
-        """A descriptor that holds the lock, or None if another has it."""
+        """Tries to lock; returns the descriptor that holds the lock, or None if another process has it."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             # The one who held it may have removed the file after it was opened here.
@@ -87,21 +87,21 @@ class FolderLock:
         return None
 
     def _is_there(self, descriptor: int) -> bool:
-        """Whether the file has still its name: somebody may have removed it, and another made it anew."""
+        """Whether the lock file still has its name: it may have been removed, and created anew by another."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
             return False
 
     def _holder(self) -> str:
-        """Who took the lock, as far as its file says. Workers that got it from there may hold it still."""
+        """Who took the lock, according to its file. Workers that inherited it may still hold it."""
         try:
             return f"started by {self.path.read_text() or 'an unknown process'}"
         except OSError:
             return "an unknown process"
 
     def close(self) -> None:
-        """Gives the lock back. The file goes with it, unless this process only got the lock from another."""
+        """Releases the lock and removes its file, unless this process inherited the lock from another."""
         if self.descriptor < 0:
             return
         if not self.inherited and self._is_there(self.descriptor):
@@ -125,7 +125,7 @@ class FolderLock:
 
 
 def _inherit(path: Path, descriptor: Any) -> FolderLock:
-    """The lock as a started process gets it."""
+    """Recreates the lock in a started process that inherits it."""
     lock = FolderLock.__new__(FolderLock)
     lock.path, lock.descriptor, lock.inherited = path, descriptor.detach(), True
     return lock

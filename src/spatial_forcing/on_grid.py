@@ -1,4 +1,4 @@
-"""The target y on a host's token grid: a teacher's features, standardised, with position, resampled.
+"""Target y on a host's token grid: teacher features, standardised, with position embedding, resampled.
 
 Shapes: B batch, V views, H W rows and columns of the teacher's grid, h w of the host's, N = V*h*w visual
 tokens of the host, C width of the teacher.
@@ -22,7 +22,7 @@ ImageSize = tuple[int, int] | Sequence[tuple[int, int]]
 
 
 class Given(NamedTuple):
-    """What a step gives of its batch to an alignment; :meth:`SpatialForcing.forward` says what each is.
+    """Inputs of an alignment for one batch, as documented in :meth:`SpatialForcing.forward`.
 
     Attributes:
         images: images_BV3HW in [0, 1] for a model, indices of frames for a store, or Features.
@@ -37,7 +37,7 @@ class Given(NamedTuple):
 
 
 class OnGrid(nn.Module):
-    """Brings features of one target to the token grid of one host. Nothing in it trains or is saved.
+    """Resamples features of one target to the token grid of one host. It has no parameters or saved state.
 
     Args:
         host: the host's name, for messages.
@@ -88,11 +88,11 @@ class OnGrid(nn.Module):
         stored_sizes: Sequence[tuple[int, int]] | None = None,
         batch: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """target_BNC (float32) and valid_BN.
+        """Computes target_BNC (float32) and valid_BN.
 
         Args:
             features: of the batch.
-            given: where they lie in the host's images.
+            given: how they map to the host's images.
             layout: the host's grid.
             stored_sizes: height and width of each view's images, where the target remembers them.
             batch: how many samples there are to be.
@@ -144,7 +144,7 @@ class OnGrid(nn.Module):
     def _image_sizes(
         self, given: Given, stored_sizes: Sequence[tuple[int, int]] | None, layout: Layout, views: int
     ) -> list[tuple[int, int]]:
-        """Height and width of the host's image of each view."""
+        """Height and width of the host's image for each view."""
         shown = isinstance(given.images, Tensor) and given.images.ndim == 5
         sizes: ImageSize | None = given.image_hw
         if sizes is None and not shown:
@@ -165,7 +165,7 @@ class OnGrid(nn.Module):
         return [(int(size[0]), int(size[1])) for size in sizes]  # type: ignore[index]
 
     def _view_indices(self, views: Sequence[int] | None, given: int, there: int) -> list[int]:
-        """The host's view of each view that was given."""
+        """Validated indices of the given views among the host's."""
         if given > there:
             raise SpatialForcingError(
                 f"Got {given} views, but {self.host} has tokens for {there}. Pass the host's views, in "
@@ -198,7 +198,7 @@ class OnGrid(nn.Module):
 
 
 def _of_present(features: Features, present_BV: Tensor | None) -> Features:
-    """The features with the views that a sample lacks marked as not valid."""
+    """Masks the features of views that a sample lacks."""
     if present_BV is None:
         return features
     given = tuple(features.valid_BVHW.shape[:2])
@@ -212,6 +212,6 @@ def _of_present(features: Features, present_BV: Tensor | None) -> Features:
 
 
 def _placed(part: Tensor, view_indices: list[int], views: int) -> Tensor:
-    """(B, V, ...) of some views as (B, ``views``, ...) with each in its place; zero where there is none."""
+    """Scatters (B, V, ...) of some views into (B, ``views``, ...); zero for the others."""
     given, none = dict(zip(view_indices, part.unbind(1), strict=True)), torch.zeros_like(part[:, 0])
     return torch.stack([given.get(view, none) for view in range(views)], dim=1)

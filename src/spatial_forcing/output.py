@@ -1,4 +1,4 @@
-"""What a process prints, sent to a file."""
+"""Redirection of a process's output to a file."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Sends everything this process prints, from C code as well, to the end of a file."""
+    """Redirects all output of this process, from C code as well, to a file, appended."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)

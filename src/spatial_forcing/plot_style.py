@@ -1,4 +1,4 @@
-"""The look of all plots: fonts, axes, grid."""
+"""Matplotlib style of all plots: fonts, axes, grid."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """While inside, matplotlib draws as all plots here look.
+    """Context with the package's matplotlib style.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Hosts: recognise a model and say where its visual tokens are."""
+"""Hosts: recognise a model and find the record of where its visual tokens are."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["RECORDS", "HostError", "PolicyRecord", "SmallPolicy", "host_of", "po
 
 
 class HostError(SpatialForcingError, TypeError):
-    """A model was not recognised, or more must be said about it."""
+    """A model was not recognised, or its host record needs more information."""
 
 
 def host_of(
@@ -71,7 +71,7 @@ def policy_in(model: nn.Module) -> Any | None:
 
 
 def _unwrapped(model: nn.Module) -> list[nn.Module]:
-    """The model and what its wrappers hold, outermost first."""
+    """The model and the models inside its wrappers, outermost first."""
     chain = [model]
     for name in ("_orig_mod", "module", "base_model", "model"):
         inner = getattr(chain[-1], name, None)

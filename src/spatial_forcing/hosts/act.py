@@ -1,4 +1,4 @@
-"""ACT: tokens of a ResNet's last feature map in a post-norm encoder, of images as they come.
+"""ACT: tokens of a ResNet's last feature map in a post-norm encoder, without resizing of images.
 
 Shapes: L sequence, B batch, D width.
 """

@@ -1,4 +1,4 @@
-"""What the builders of several host records share.
+"""Helpers shared by the builders of several host records.
 
 Shapes: B batch, L sequence, N visual tokens, D width.
 """
@@ -22,7 +22,7 @@ def lora_flags(modules: str) -> str:
 def blocks_of_tokens(
     views: int, tokens: int, first: int = 0, step: int | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """hidden_BLD -> visual_BND for views of ``tokens`` each, ``step`` apart, from ``first`` on."""
+    """Selector hidden_BLD -> visual_BND of views with ``tokens`` each, ``step`` apart, from ``first`` on."""
     step = step or tokens
 
     def visual(hidden_BLD: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def blocks_of_tokens(
 
 
 def image_size(config: Any) -> tuple[int, int]:
-    """Height and width of the images of a host that takes them as they come.
+    """Height and width of the images of a host that does not resize them.
 
     Raises:
         SpatialForcingError: the cameras differ, so that one token grid cannot serve them all.

@@ -1,4 +1,4 @@
-"""EO-1: a Qwen2.5-VL takes the images in its prompt, and denoises actions itself."""
+"""EO-1: a Qwen2.5-VL with the images in its prompt, which denoises actions itself."""
 
 from pathlib import Path
 from typing import Any

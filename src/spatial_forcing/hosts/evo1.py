@@ -1,4 +1,4 @@
-"""EVO1: an InternVL3 takes the images in its prompt, which it makes in the forward; an action head on top."""
+"""EVO1: an InternVL3 with the images in its prompt, which is built in the forward, and an action head."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""GR00T N1.7: Cosmos-Reason2, a Qwen3-VL, takes the images in its prompt, an action head on top of it.
+"""GR00T N1.7: Cosmos-Reason2, a Qwen3-VL, with the images in its prompt, and an action head.
 
 Its preprocessor crops the images, at random in training, and leaves their patches only.
 """
@@ -53,7 +53,7 @@ def groot_upstream(policy: Any) -> list[nn.Module]:
 
 
 def groot_images(policy: Any, batch: Mapping[str, Any]) -> list[Tensor]:
-    """The images GR00T sees, read back from their patches."""
+    """The images GR00T sees, reconstructed from their patches."""
     missing = [key for key in ("input_ids", "pixel_values", "image_grid_thw") if key not in batch]
     if missing:
         raise SpatialForcingError(
@@ -73,7 +73,7 @@ def groot_images(policy: Any, batch: Mapping[str, Any]) -> list[Tensor]:
 
 @cache
 def small_processor() -> Any:
-    """What LeRobot would make of the files of Cosmos-Reason2, for images of any size."""
+    """Small processor in place of the one from Cosmos-Reason2's files, for images of any size."""
     from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
@@ -138,7 +138,7 @@ def small_options(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def small_parts() -> Iterator[None]:
-    """While inside, LeRobot makes the small processor."""
+    """Context in which LeRobot builds the small processor."""
     from lerobot.policies.groot import processor_groot
 
     with mock.patch.object(processor_groot, "_build_n1_7_processor", return_value=small_processor()):

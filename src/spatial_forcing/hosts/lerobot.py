@@ -1,4 +1,4 @@
-"""LeRobot's policies as hosts, by their records: the host of a policy, and the images of a batch.
+"""LeRobot's policies as hosts: the host record of a policy, and the images of a batch.
 
 Each policy has a module of its own beside this one; `docs/hosts.md` draws the token sequences. The plug-in
 package makes the policy type ``sf_<type>`` of every record, ``host_of(policy)`` reads the same records.
@@ -22,7 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ShownImages(NamedTuple):
-    """What a batch shows, in the order of the host's visual tokens unless cameras were named.
+    """Images of a batch to align, in the order of the host's visual tokens unless cameras were named.
 
     Attributes:
         images: one B3HW tensor in [0, 1] per view, before the host resizes or pads it; sizes may differ.
@@ -66,7 +66,7 @@ def images_of(
     cameras: Sequence[str] | None = None,
     shown: Sequence[str] | None = None,
 ) -> ShownImages:
-    """The images of a preprocessed batch as the host gets them, with its normalisation undone.
+    """The images of a preprocessed batch as the host gets them, with normalisation undone.
 
     Args:
         policy: a LeRobot policy that has a record.
@@ -99,7 +99,7 @@ def images_of(
 
 
 def present_in(batch: Mapping[str, Any], keys: list[str]) -> Tensor | None:
-    """present_BV of some cameras of a batch; None if no sample lacks one."""
+    """Mask present_BV of some cameras of a batch; None if no sample lacks one."""
     masks = [batch.get(f"{key}_padding_mask") for key in keys]
     if all(mask is None for mask in masks):
         return None
@@ -121,7 +121,7 @@ def shown_cameras(policy: Any, batch: Mapping[str, Any]) -> list[str]:
 
 
 def _view_indices(shown: Sequence[str], cameras: Sequence[str] | None, count: int) -> list[int]:
-    """Where the wanted cameras are among the ``count`` shown; of a camera shown repeatedly all its views."""
+    """View indices of the wanted cameras among the ``count`` shown; of a camera shown repeatedly, all."""
     if cameras is None:
         return list(range(count))
     missing = [camera for camera in cameras if camera not in shown]
@@ -137,7 +137,7 @@ def _view_indices(shown: Sequence[str], cameras: Sequence[str] | None, count: in
 def _to_unit(
     image_B3HW: Tensor, key: str, record: PolicyRecord, config: Any, stats: Mapping[str, Any] | None
 ) -> Tensor:
-    """Undoes what the policy's preprocessor did to the pixels."""
+    """Converts normalised pixels back to [0, 1]."""
     if record.pixels == "imagenet":
         mean, std = image_B3HW.new_tensor(IMAGENET_MEAN), image_B3HW.new_tensor(IMAGENET_STD)
         return (image_B3HW * std[:, None, None] + mean[:, None, None]).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""pi0, pi0.5 and pi0-FAST: PaliGemma's language model reads the views one after the other."""
+"""pi0, pi0.5 and pi0-FAST: visual tokens in PaliGemma's language model, one view after the other."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +35,7 @@ def pi_host(policy: Any, views: int) -> Host:
 
 
 def pi_vision(policy: Any, layout: Layout) -> VisionEncoder:
-    """PaliGemma's SigLIP, which LeRobot calls once per view; its grid is the language model's."""
+    """Vision encoder record of PaliGemma's SigLIP, called once per view; its grid is the language model's."""
     model = policy.model.paligemma_with_expert.paligemma.model
     encoder = model.vision_tower.vision_model
     lora = lora_flags(r".*\.vision_tower\..*\.(q|v)_proj")
@@ -61,7 +61,7 @@ def pi_upstream(policy: Any) -> list[nn.Module]:
 
 @contextmanager
 def small_parts(kind: str) -> Iterator[None]:
-    """While inside, the sizes of PaliGemma and Gemma that LeRobot has written into its code are small."""
+    """Context in which the sizes of PaliGemma and Gemma that LeRobot's code hard-codes are small."""
     from transformers import AutoProcessor
 
     modeling, processor = (
@@ -122,7 +122,7 @@ def _small(kind: str, options: dict[str, Any], **more: Any) -> SmallPolicy:
 
 
 def fast_inputs(config: Any, size: int, draw: Generator) -> dict[str, Tensor]:
-    """Action tokens, which pi0-FAST's preprocessor makes."""
+    """Random action tokens in place of those that pi0-FAST's preprocessor makes."""
     return {
         "action.tokens": torch.randint(1, 20, (size, config.max_action_tokens), generator=draw),
         "action.token_mask": torch.ones(size, config.max_action_tokens, dtype=torch.bool),

@@ -1,4 +1,4 @@
-"""What policies share whose visual tokens stand wherever the prompt has image tokens: Qwen-VL's, InternVL's.
+"""Shared code of hosts whose visual tokens replace image tokens in the prompt: Qwen-VL, InternVL.
 
 The language model is called with ``input_ids``, in which every visual token has the same placeholder, and
 Qwen-VL's also with ``image_grid_thw``, the patches of every image. Both differ from batch to batch, and the
@@ -24,7 +24,7 @@ PACKED_KEY = "spatial_forcing_packed"
 
 
 class Packed(NamedTuple):
-    """What a prompt shows.
+    """Cameras and crops of the images in a prompt.
 
     Attributes:
         cameras: the policy's names of them, in the order of the images of a sample.
@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 
 def qwen_locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:
-    """What finds the visual tokens of a Qwen-VL with this configuration in a call of it."""
+    """Locator of the visual tokens in a call of a Qwen-VL with this configuration."""
     merge, token = config.vision_config.spatial_merge_size, config.image_token_id
 
     def locate(call: Mapping[str, Any]) -> Located:
@@ -49,7 +49,7 @@ def qwen_locate(config: Any) -> Callable[[Mapping[str, Any]], Located]:
 
 
 def image_grid(image_grid_thw: Tensor, batch: int) -> tuple[int, int, int]:
-    """(images of a sample, rows of patches, columns of patches), which all images of a batch share."""
+    """Patch grid of a batch: (images per sample, rows, columns), the same for all images."""
     grids = sorted({(rows, cols) for _, rows, cols in image_grid_thw.tolist()})
     if len(grids) != 1:
         found = ", ".join(f"{rows} x {cols}" for rows, cols in grids)
@@ -78,7 +78,7 @@ def token_indices(visual_BL: Tensor, layout: Layout) -> Tensor:
 
 
 def layer_reached(blocks: Sequence[nn.Module] | nn.ModuleList, before: Sequence[nn.Module]) -> int:
-    """A layer that a gradient reaches: 3/4 of the way from the first block that trains to the last.
+    """Recommended layer that a gradient reaches: 3/4 of the way from the first block that trains to the last.
 
     It is 3/4 of all blocks if those before them train, or nothing does (LoRA is put on later).
     """
@@ -91,7 +91,7 @@ def layer_reached(blocks: Sequence[nn.Module] | nn.ModuleList, before: Sequence[
 
 
 def unpatched(patches_PK: Tensor, grid: tuple[int, int, int], patch: int, merge: int) -> Tensor:
-    """images_BV3HW whose patches Qwen's image processor wrote out, in its normalisation.
+    """Reconstructs images_BV3HW, still normalised, from the patches of Qwen's image processor.
 
     It writes image by image, the merge x merge patches of a token together, each patch as channels x
     frames x rows x columns; the frames of an image are copies.

@@ -1,4 +1,4 @@
-"""Records of LeRobot's policies: where visual tokens are, what views show, how small policies are made.
+"""Records of LeRobot's policies: visual tokens, preprocessing of images, and a small policy for tests.
 
 Nothing here imports LeRobot: a record names its modules and looks at the policy that it is given.
 """
@@ -16,7 +16,7 @@ from spatial_forcing.tap import Host
 
 @dataclass(frozen=True, kw_only=True)
 class SmallPolicy:
-    """How a policy of a record is made of its real classes in a second on a CPU, without downloads.
+    """Recipe of a small policy of LeRobot's own classes, built in a second on a CPU, without downloads.
 
     The tests run over every record that has one.
 
@@ -45,7 +45,7 @@ class SmallPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRecord:
-    """How Spatial Forcing finds its way in one of LeRobot's policies.
+    """Record of a LeRobot policy: everything that Spatial Forcing needs to know of it.
 
     Attributes:
         type: what LeRobot calls it: ``--policy.type=<type>``, ``sf_<type>`` with forcing.

@@ -1,4 +1,4 @@
-"""The policies known by their LeRobot type.
+"""Registry of host records of LeRobot's policies, by policy type.
 
 Every module of this package that is not ``SUPPORT`` holds the records of one policy or of one family in a
 tuple ``RECORDS``; other packages bring theirs by entry points of the group ``spatial_forcing.hosts``.

@@ -1,4 +1,4 @@
-"""What a batch shows a LeRobot policy: which cameras, at which size, cropped how. Pixels are left alone.
+"""Geometry of the images in a policy's batch: cameras, sizes, crops. Pixels are not touched.
 
 Shapes: B batch, V views.
 """
@@ -15,7 +15,9 @@ from spatial_forcing.hosts.record import PolicyRecord
 
 
 class Shown(NamedTuple):
-    """The images of a batch in the order of the host's visual tokens, before it resizes or pads them.
+    """Cameras, sizes and crops of a batch's images, in the order of the host's visual tokens.
+
+    They are those before the host resizes or pads the images.
 
     Attributes:
         cameras: the policy's name of each.
@@ -34,7 +36,7 @@ class Shown(NamedTuple):
 
 
 def shown(policy: Any, batch: Mapping[str, Any]) -> Shown:
-    """What a preprocessed batch shows a policy that has a record.
+    """Cameras, sizes and crops of the images in a preprocessed batch, for a policy that has a record.
 
     Raises:
         SpatialForcingError: the batch has no images, or does not say how they were cropped.

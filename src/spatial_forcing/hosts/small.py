@@ -1,4 +1,4 @@
-"""Parts of small policies: tokenizers of a few words, and sizes. LeRobot's classes then need no download."""
+"""Parts of small test policies: tokenizers with a few words, and sizes, so that nothing is downloaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ def small_tokenizer(special: dict[str, str] = SPECIAL) -> Any:
 
 
 def prompt_tokenizer() -> Any:
-    """The same with the special tokens of Qwen-VL and InternVL, and a template like Qwen's."""
+    """A small tokenizer with the special tokens of Qwen-VL and InternVL, and a chat template like Qwen's."""
     tokenizer = small_tokenizer(PROMPT_SPECIAL)
     tokenizer.chat_template = PROMPT_TEMPLATE
     return tokenizer
@@ -80,7 +80,7 @@ def prompt_tokenizer() -> Any:
 
 @contextmanager
 def small_tokenizers(*names: str) -> Iterator[None]:
-    """While inside, loading the tokenizer of these repositories gives the small one."""
+    """Context in which loading the tokenizer of these repositories gives the small one."""
     from transformers import AutoTokenizer
 
     real = AutoTokenizer.from_pretrained

@@ -1,4 +1,4 @@
-"""SmolVLA: the language model of SmolVLM2 reads the views one after the other, an action expert beside it."""
+"""SmolVLA: visual tokens in SmolVLM2's language model, one view after the other, beside an action expert."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def smolvla_host(policy: Any, views: int) -> Host:
 
 
 def smolvla_vision(policy: Any, layout: Layout) -> VisionEncoder:
-    """SmolVLM's SigLIP, which LeRobot calls once per view; its grid is that of the patches."""
+    """Vision encoder record of SmolVLM's SigLIP, called once per view; its grid is that of the patches."""
     vlm = policy.model.vlm_with_expert.get_vlm_model()
     return VisionEncoder(
         blocks=vlm.vision_model.encoder.layers,

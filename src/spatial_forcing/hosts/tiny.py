@@ -1,4 +1,4 @@
-"""TinyVLA: a small, honest vision-language-action model that trains on a CPU.
+"""TinyVLA: the built-in small vision-language-action model, which trains on a CPU.
 
 One transformer reads one sequence, everything attending to everything:
 
@@ -27,7 +27,7 @@ from spatial_forcing.tap import Host
 
 
 def hash_words(instructions: Sequence[str], vocabulary: int, length: int) -> Tensor:
-    """Word ids words_BK of some instructions: a checksum of each lower-case word, 0 where there is none.
+    """Hashed word ids words_BK of instructions: a checksum of each lower-case word, 0 where there is none.
 
     No tokenizer to train or ship; two words collide once in ``vocabulary`` - 1 times.
     """
@@ -112,7 +112,7 @@ class TinySizes:
 
 
 class TinyVLA(nn.Module):
-    """The network alone: images, instruction and proprioception in, a chunk of actions out.
+    """Network of the built-in VLA: images, instruction and proprioception in, a chunk of actions out.
 
     Args:
         sizes: of the network; the defaults of :class:`TinySizes` if None.
@@ -169,7 +169,7 @@ class TinyVLA(nn.Module):
         return patches_BND + self.patch_position
 
     def spatial_forcing_host(self) -> Host:
-        """Where the visual tokens are: after the words, view by view."""
+        """Host record: the visual tokens come after the words, view by view."""
         if self.layout is None:
             raise SpatialForcingError(
                 "A blind TinyVLA has no visual tokens: Spatial Forcing has nothing to act on."

@@ -37,7 +37,7 @@ class TinyConfig(PreTrainedConfig):
         use_environment_state: True gives the *state* reference policy the true object and goal positions.
         image_size: side in pixels of what the network sees; images of other sizes are stretched to it.
         chunk_size: T, actions predicted at once.
-        n_action_steps: how many of them are executed before looking again.
+        n_action_steps: how many of them are executed before the next prediction.
         position_std: see TinyVLA; the default is what the baseline's held-out error asks for
             (docs/results.md).
         decay_steps: of the cosine learning-rate schedule; LeRobot scales it to the number of training steps.
@@ -173,7 +173,7 @@ class TinyPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """The chunk actions_BTA, standardised."""
+        """Predicted action chunk actions_BTA, standardised."""
         self.eval()
         return self._actions(batch)
 

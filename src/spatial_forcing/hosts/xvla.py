@@ -1,4 +1,4 @@
-"""X-VLA: a policy transformer over actions, Florence-2's tokens of the views, text and soft prompts.
+"""X-VLA: a policy transformer over actions, Florence-2's visual tokens, text and soft prompts.
 
 Shapes: B batch, L sequence, D width.
 """

@@ -1,4 +1,4 @@
-"""Losses: how far projected visual tokens are from their targets. One function a file, found by its name.
+"""Alignment losses between projected visual tokens and their targets: one function per file, by name.
 
 A loss is a function ``(projected_BNC, target_BNC, valid_BN) -> scalar``: float32, 0 where nothing is valid,
 with gradient to valid tokens only. Adding one is adding a file here with ``LOSS = <the function>``, or an
@@ -37,7 +37,7 @@ def loss_of(loss: str | Loss) -> Loss:
 
 
 def only_valid(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides in float32, with ones for tokens that are not valid, which then get no gradient.
+    """Replaces invalid tokens on both sides by ones, which have no gradient; in float32.
 
     Raises:
         SpatialForcingError: the shapes do not fit together.
@@ -50,5 +50,5 @@ def only_valid(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> t
 
 
 def mean_of_valid(distance_BN: Tensor, valid_BN: Tensor) -> Tensor:
-    """The mean over valid tokens, 0 if there are none."""
+    """Mean over valid tokens, 0 if there are none."""
     return distance_BN.where(valid_BN, 0.0).sum() / valid_BN.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The published loss: one minus the cosine."""
+"""Cosine loss, the published one: one minus the cosine similarity."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Relations among the tokens of a sample: which are alike, not what they are (a Gram matrix)."""
+"""Relational loss: compares the pairwise similarities of a sample's tokens (Gram matrices)."""
 
 import torch
 import torch.nn.functional as F

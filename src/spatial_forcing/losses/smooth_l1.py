@@ -1,4 +1,4 @@
-"""Smooth L1 between directions: as the cosine while channels are close, less where single ones are far."""
+"""Smooth L1 loss between normalised tokens: like the cosine, but bounded for outlier channels."""
 
 import torch.nn.functional as F
 from torch import Tensor

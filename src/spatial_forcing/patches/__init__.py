@@ -1,4 +1,4 @@
-"""Every patch of LeRobot, what it is for, and the functions that switch it on.
+"""All monkey patches of LeRobot, with their records and the functions that apply them.
 
 Nothing is patched when a package is imported or a configuration is built: each patch has a named function,
 which is called where its record says. All are idempotent, check what they rely on, and say so when LeRobot
@@ -112,7 +112,7 @@ PATCHES = (CHUNKS, TRANSFORMS, CROPS, FLAGS, TRAINER, ERRORS)
 
 
 def read_chunks_without_images() -> None:
-    """From now on, data sets read action chunks without the images beside them, workers' too.
+    """Patch: data sets read action chunks without decoding the images beside them, in workers too.
 
     Readers that are of another class than LeRobot's own are left alone. Where LeRobot has changed it warns,
     and leaves them all alone.
@@ -133,7 +133,7 @@ def read_chunks_without_images() -> None:
 
 
 def track_image_transforms() -> None:
-    """From now on, frames say where image transforms moved their images; streaming ones are refused.
+    """Patch: frames carry the affine of image transforms; streaming data sets with transforms are refused.
 
     Raises:
         LeRobotChanged: LeRobot transforms images in another way.
@@ -151,7 +151,7 @@ def track_image_transforms() -> None:
 
 
 def track_groot_crops() -> None:
-    """From now on, GR00T's preprocessor says which cameras it packed and how it cropped them.
+    """Patch: GR00T's preprocessor records which cameras it packed and how it cropped them.
 
     Raises:
         LeRobotChanged: the preprocessor has other steps, or they crop with other options.
@@ -163,7 +163,7 @@ def track_groot_crops() -> None:
 
 
 def take_forcing_flags() -> None:
-    """From now on, forcing flags beside ``--policy.path`` are understood.
+    """Patch: LeRobot accepts forcing flags beside ``--policy.path``.
 
     Raises:
         LeRobotChanged: LeRobot reads the configuration of a checkpoint in another way.
@@ -176,7 +176,7 @@ def take_forcing_flags() -> None:
 
 @contextmanager
 def trainer_with(parts: dict[str, Any]) -> Iterator[Any]:
-    """LeRobot's trainer, while inside, with other functions in place of its own of these names.
+    """Context with LeRobot's trainer, in which functions of it are replaced by name.
 
     Raises:
         LeRobotChanged: it has no such functions.
@@ -197,12 +197,12 @@ def trainer_with(parts: dict[str, Any]) -> Iterator[Any]:
 
 
 def say_errors_last() -> None:
-    """From now on, an error of ours that ends one of LeRobot's commands is one message at the end."""
+    """Patch: an error of ours that ends one of LeRobot's commands prints as one last message."""
     guard.say_last()
 
 
 def for_training(*, stored: bool, names: bool, packed: bool) -> None:
-    """What a policy with forcing needs of LeRobot, switched on when the policy is made.
+    """Applies the patches that a policy with forcing needs, when the policy is created.
 
     LeRobot's trainer has made the data set by then and not read it, and makes the preprocessor afterwards.
 

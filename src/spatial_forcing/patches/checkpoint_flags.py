@@ -1,4 +1,4 @@
-"""``--policy.path=<checkpoint> --policy.forcing.<name>=...``: a plain checkpoint, trained on with forcing.
+"""Patch for forcing flags beside ``--policy.path``: training a plain checkpoint on with forcing.
 
 LeRobot reads a checkpoint's configuration as the policy type that it names, and refuses flags which that type
 does not have. With forcing flags, the type read is the one with forcing: ``smolvla`` becomes ``sf_smolvla``;
@@ -15,7 +15,7 @@ WITH_FORCING = "sf_"
 
 
 class ForcedChoices:
-    """Where ``PreTrainedConfig.from_pretrained`` looks up a type when there are forcing flags.
+    """Registry in which ``PreTrainedConfig.from_pretrained`` looks up types when there are forcing flags.
 
     Attributes:
         unknown: the type that was asked for, if there is none of it with forcing.
@@ -39,7 +39,7 @@ class ForcedChoices:
 
 
 def take(patch: Patch) -> None:
-    """From now on, forcing flags beside ``--policy.path`` are understood."""
+    """Patch: LeRobot accepts forcing flags beside ``--policy.path``."""
     owner = lerobots(patch, "lerobot.configs", "PreTrainedConfig")
     method = lerobots(
         patch,

@@ -1,4 +1,4 @@
-"""Where GR00T's preprocessor cropped the images, so that stored features move with them.
+"""Patch that records GR00T's image crops, so that stored features move with the images.
 
 It turns the cameras of a batch into patches and a prompt, with a crop that may be drawn at random, and keeps
 neither the cameras' names nor the crop. With the teacher online that does no harm: it sees the images that
@@ -38,7 +38,7 @@ OPTIONS = (
 
 
 def track(patch: Patch) -> None:
-    """From now on, GR00T's preprocessor says which cameras it packed and how it cropped them."""
+    """Patch: GR00T's preprocessor records which cameras it packed and how it cropped them."""
     from lerobot.lerobot_types import TransitionKey
 
     groot = import_module(MODULE)
@@ -79,7 +79,7 @@ def track(patch: Patch) -> None:
 
 @contextmanager
 def _noting(groot: Any) -> Iterator[list[Tensor]]:
-    """Collects the affine of every image that is transformed inside."""
+    """Context that collects the affine of every image transformed inside."""
     affines: list[Tensor] = []
     plain: dict[str, Callable[..., Any]] = {}
 
@@ -112,7 +112,7 @@ def crop_affine(
     letter_box_transform: bool = False,
     crop_position: tuple[float, float] | None = None,
 ) -> Tensor:
-    """From the image after GR00T's transform to the one of ``image_hw`` pixels before; its options.
+    """Affine from the image after GR00T's transform to the one of ``image_hw`` pixels before; its options.
 
     ``keeps_aspect``: the transform of checkpoints with ``use_albumentations``; the other makes a square.
     """

@@ -1,4 +1,4 @@
-"""Readers of LeRobot's data sets that do more: chunks without images, and where transforms moved the images.
+"""Patched readers of LeRobot's data sets: chunks without images, and affines of image transforms.
 
 LeRobot's trainer makes the data set before it makes the policy, and hands it to nobody. So the *class* of
 LeRobot's readers is patched, where they are read and where they are sent to worker processes: a reader that
@@ -23,7 +23,7 @@ MODULE = "lerobot.datasets.dataset_reader"
 
 
 class TrackingReader(ChunkReader):
-    """Adds the affine of every transformed image to its frame; see ``transforms``."""
+    """Reader that adds the affine of every transformed image to its frame; see ``transforms``."""
 
     _tracked: TrackedTransforms | None = None
 
@@ -68,7 +68,7 @@ def check_tracking(patch: Patch) -> None:
 
 
 def become(patch: Patch, ours: type, *instead_of: type) -> None:
-    """From now on readers of these classes turn into ``ours`` when they are read, or sent to a process."""
+    """Patch: readers of these classes become ``ours`` when they are first read, or sent to a process."""
     read, reduce = DatasetReader.get_item, DatasetReader.__reduce_ex__
 
     @wraps(read)
@@ -88,7 +88,7 @@ def become(patch: Patch, ours: type, *instead_of: type) -> None:
 
 
 def refuse_streaming(patch: Patch) -> None:
-    """From now on a streaming data set with image transforms, which nothing follows, cannot be read."""
+    """Patch: streaming data sets with image transforms, which cannot be tracked, are refused."""
     streaming = lerobots(patch, "lerobot.datasets.streaming_dataset", "StreamingLeRobotDataset")
     lerobots(
         patch, "lerobot.datasets.streaming_dataset", "StreamingLeRobotDataset.__init__", "image_transforms"

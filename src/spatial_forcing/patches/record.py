@@ -1,4 +1,4 @@
-"""What a patch of LeRobot is: a record that says why it is there, and the putting in place and taking back.
+"""Patch records, and the functions that apply and undo patches of LeRobot.
 
 A patch replaces an attribute of a class or module of LeRobot's. Before it does, it looks whether LeRobot
 still is what the patch relies on; if not, :class:`LeRobotChanged` says what differs and what is off because
@@ -17,10 +17,10 @@ from spatial_forcing.errors import SpatialForcingError
 
 @dataclass(frozen=True)
 class Patch:
-    """One change to LeRobot.
+    """Record of one monkey patch of LeRobot.
 
     Attributes:
-        name: what people call it.
+        name: its name.
         target: what of LeRobot is replaced.
         what: what is different with it.
         why: what it is for, and why nothing LeRobot offers would do.
@@ -41,7 +41,7 @@ class Patch:
 
 
 class LeRobotChanged(SpatialForcingError):
-    """LeRobot is not what a patch relies on."""
+    """LeRobot has changed in something that a patch relies on."""
 
     def __init__(self, patch: Patch, difference: str):
         try:
@@ -55,7 +55,7 @@ class LeRobotChanged(SpatialForcingError):
 
 
 def lerobots(patch: Patch, module: str, path: str, *takes: str) -> Any:
-    """What a patch relies on: the object at ``path`` in a module of LeRobot's.
+    """Looks up what a patch relies on: the object at ``path`` in a module of LeRobot's.
 
     Args:
         takes: names of parameters that it must have.
@@ -87,18 +87,18 @@ _REPLACED: list[tuple[Patch, Any, str, Any]] = []
 
 
 def is_on(patch: Patch) -> bool:
-    """Whether a patch is in place in this process."""
+    """Whether a patch is applied in this process."""
     return any(replaced is patch for replaced, *_ in _REPLACED)
 
 
 def replace(patch: Patch, owner: Any, name: str, new: Any) -> None:
-    """Puts ``new`` where ``owner`` has ``name``, and remembers what was there."""
+    """Replaces the attribute ``name`` of ``owner`` by ``new``, and remembers the original."""
     _REPLACED.append((patch, owner, name, vars(owner).get(name, _MISSING)))
     setattr(owner, name, new)
 
 
 def undo_all(down_to: int = 0) -> None:
-    """Takes back all patches of this process, or all but the first so many replacements."""
+    """Undoes all replacements of this process, or all but the first ``down_to``."""
     while len(_REPLACED) > down_to:
         _, owner, name, before = _REPLACED.pop()
         if before is _MISSING:
@@ -108,5 +108,5 @@ def undo_all(down_to: int = 0) -> None:
 
 
 def replaced() -> list[str]:
-    """What is replaced in this process, as ``owner.attribute``."""
+    """Names of what is replaced in this process, as ``owner.attribute``."""
     return [f"{getattr(owner, '__name__', owner)}.{name}" for _, owner, name, _ in _REPLACED]

@@ -1,4 +1,4 @@
-"""Where image transforms moved the images, so that stored features move with them.
+"""Tracking of LeRobot's image transforms, so that stored features move with the images.
 
 LeRobot draws the parameters of its transforms deep inside the data set and forgets them. With the teacher
 online that does no harm: it sees the transformed images. Stored features are of the images as recorded, and
@@ -33,7 +33,7 @@ STILL = {
 
 
 class TrackedTransforms:
-    """Image transforms that remember where they moved the last image.
+    """Image transforms that remember the affine of the last image.
 
     Args:
         transforms: LeRobot's ``ImageTransforms`` or any torchvision v2 transform.
@@ -66,7 +66,7 @@ class TrackedTransforms:
 
 
 class _Recorder:
-    """Stands for a transform's ``make_params`` and notes what it returns."""
+    """Wrapper of a transform's ``make_params`` that records its return value."""
 
     def __init__(self, leaf: Any, drawn: list[tuple[Any, dict[str, Any]]]):
         self.leaf, self.drawn = leaf, drawn
@@ -88,7 +88,7 @@ def _leaves(transform: Any) -> Iterator[Any]:
 
 
 def _inverse_affine(drawn: list[tuple[Any, dict[str, Any]]], before: torch.Size, after: torch.Size) -> Tensor:
-    """From the image after the drawn transforms to that before, in unit coordinates."""
+    """Affine from the image after the drawn transforms to that before, in unit coordinates."""
     from torchvision.transforms import v2
     from torchvision.tv_tensors import KeyPoints, wrap
 
@@ -117,10 +117,10 @@ def _inverse_affine(drawn: list[tuple[Any, dict[str, Any]]], before: torch.Size,
 
 
 def affines_of(batch: dict[str, Any], cameras: list[str]) -> Tensor | None:
-    """affine_BV23 of a batch's views, None if its images are where they were recorded.
+    """Affines affine_BV23 of a batch's views, None if its images are as recorded.
 
     Raises:
-        SpatialForcingError: nobody knows where they are.
+        SpatialForcingError: an affine is not known.
     """
     found = [batch.get(AFFINE_KEY + key) for key in cameras]
     there = [affine for affine in found if affine is not None]

@@ -1,4 +1,4 @@
-"""Where LeRobot's releases differ, asked of LeRobot itself and in one place: no version is compared anywhere.
+"""Differences between LeRobot's releases, detected by feature in this one place, not by version number.
 
 LeRobot 0.6.1 gathers sharded weights in its trainer, hands them over as ``state_dict`` and calls one process;
 the next release (main branch of 2026-08-23) gathers them inside ``_save_pretrained``, which all processes
@@ -27,7 +27,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A state dict with sharded tensors (FSDP2) gathered, all contiguous. All processes must call it then."""
+    """Gathers the sharded tensors (FSDP2) of a state dict, contiguous. All processes must call it then."""
     from torch.distributed.tensor import DTensor
 
     gathered = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
