@@ -21,7 +21,7 @@ CONTROLS = ("shuffled", "place")
 
 
 def of_another_frame(features: Features, *, allow_single: bool = False) -> Features:
-    """Shuffled control: every frame gets the features of the one before it in the batch, the first the last's.
+    """Shuffled control: gives every frame the features of the one before it in the batch, cyclically.
 
     No random numbers are drawn: neighbours in a batch that was drawn at random, as trainers do, have nothing
     to do with each other. A token is valid where it is valid in both frames.

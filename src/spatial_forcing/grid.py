@@ -173,7 +173,7 @@ def flip() -> Tensor:
 
 
 def rotation(degrees: float, aspect: float = 1.0) -> Tensor:
-    """Affine from an image rotated counter-clockwise about its centre to the original; aspect = width/height."""
+    """Affine from an image rotated counter-clockwise about its centre to the original; aspect = w / h."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # Turning happens in pixels, so x is stretched by the aspect ratio before and shrunk after.
     a, b = -s / aspect, s * aspect

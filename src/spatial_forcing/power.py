@@ -1,4 +1,4 @@
-"""Statistical power: the smallest difference that a comparison shows, and what it takes to show one.
+"""Statistical power: the smallest detectable difference of a comparison, and the sample size for one.
 
 Of success rates by McNemar's exact test on paired episodes, and of a mean over seeds by the paired t-test.
 
@@ -23,7 +23,7 @@ MOST_PAIRS, MOST_SEEDS = 1_000_000, 1_000
 def mcnemar_power(
     pairs: int, difference: float, *, discordant: float = UNRELATED, alpha: float = ALPHA
 ) -> float:
-    """How likely McNemar's exact test finds a difference of success rates.
+    """Power of McNemar's exact test to detect a difference of success rates.
 
         D ~ Binomial(n, ψ),  b's share of D ~ Binomial(D, (1 + d/ψ) / 2),  ψ = max(discordant, d)
 
@@ -61,7 +61,7 @@ def detectable_difference(
     power: float = POWER,
     alpha: float = ALPHA,
 ) -> float | None:
-    """The smallest difference of success rates that so many paired episodes and seeds show.
+    """Smallest difference of success rates that McNemar's test detects with these paired episodes and seeds.
 
     The test is McNemar's exact one over the pairs of all seeds: it tells these trained policies apart. How
     much other seeds would change them, it does not know; for that see :func:`detectable_mean_difference`.
@@ -96,7 +96,7 @@ def detectable_difference(
 def pairs_needed(
     difference: float, *, discordant: float = UNRELATED, power: float = POWER, alpha: float = ALPHA
 ) -> int | None:
-    """About how many paired episodes, over all seeds, show a difference of success rates.
+    """Approximate number of paired episodes, over all seeds, that detects a difference of success rates.
 
     The power of an exact test goes up in a saw-tooth; this is where it first passes, found by bisection.
 
@@ -126,7 +126,7 @@ def pairs_needed(
 def detectable_mean_difference(
     seeds: int, spread: float = 1.0, *, power: float = POWER, alpha: float = ALPHA
 ) -> float | None:
-    """The smallest mean difference over seeds, such as of held-out errors, that the paired t-test shows.
+    """Smallest mean difference over seeds, such as of held-out errors, that the paired t-test detects.
 
     Under a true difference δ the test's t has the noncentral t distribution with noncentrality
     sqrt(seeds) · δ / spread.
@@ -158,7 +158,7 @@ def detectable_mean_difference(
 def seeds_needed(
     difference: float, spread: float, *, power: float = POWER, alpha: float = ALPHA
 ) -> int | None:
-    """How many seeds show a mean difference by the paired t-test.
+    """Number of seeds with which the paired t-test detects a mean difference.
 
     Returns:
         None for a difference of 0, and for more than a thousand.

@@ -1,4 +1,4 @@
-"""What a depth probe found, as a comparison's results and its report hold it: a table and curves."""
+"""Depth probe results in a comparison's ``results.json`` and report: a table and curves by layer."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ except ImportError as error:
 
 
 class DepthUsed(Record):
-    """The depth that everything was fitted to and judged by.
+    """The depth source that heads were fitted to and evaluated on.
 
     Attributes:
-        name: for people; says "pseudo" where it is a model's estimate.
+        name: display name; says "pseudo" where it is a model's estimate.
         kind: recorded, or pseudo.
         unit: of RMSE and of ``far``.
         far: depth beyond is neither fitted nor judged.
@@ -28,7 +28,7 @@ class DepthUsed(Record):
 
 
 class Difference(Record):
-    """AbsRel of a source less that of another, on the same cells: below zero is better.
+    """Difference in AbsRel of a source to another, on the same cells: below zero is better.
 
     Attributes:
         absrel: the difference.
@@ -41,7 +41,7 @@ class Difference(Record):
 
 
 class ProbeRow(Record):
-    """One source of tokens and how its probe did on the test episodes.
+    """Result row: one source of tokens, with its probe's metrics on the test episodes.
 
     Attributes:
         name: of the source.
@@ -64,7 +64,7 @@ class ProbeRow(Record):
 
 
 class Probe(Record):
-    """The depth probe of a comparison.
+    """Depth probe results of a comparison.
 
     Attributes:
         rows: the sources and the references.
@@ -88,7 +88,7 @@ class Probe(Record):
 
 
 class LayerPoint(Record):
-    """AbsRel at one site, for a plot against the layer."""
+    """AbsRel at one site, for the plot by layer."""
 
     layer: int
     absrel: float
@@ -97,7 +97,7 @@ class LayerPoint(Record):
 
 
 class ProbeSection(Record):
-    """What a report draws of a probe: AbsRel against the layer, for every policy and stack of blocks.
+    """AbsRel by layer, for every policy and stack of blocks, for the report.
 
     Attributes:
         stacks: "blocks" and "vision" where it was read -> policy -> its points in order.

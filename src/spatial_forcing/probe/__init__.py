@@ -1,4 +1,4 @@
-"""A depth probe: how much depth a frozen layer's visual tokens hold, linearly.
+"""Linear depth probe: how much depth can be read from the visual tokens of a frozen layer.
 
 A ridge regression reads, from one token alone, the depth of the token's own patch on a k x k sub-grid. The
 linear map is the same everywhere; beside it every cell of the depth map has an offset of its own, so that a

@@ -1,4 +1,4 @@
-"""From the numbers of every policy to the rows of a report: intervals, differences, what to know.
+"""Assembles the rows of a probe report from every policy's numbers: metrics, intervals, differences.
 
 Shapes: K metrics or positions, n episodes, R resamples.
 """
@@ -22,7 +22,7 @@ def rows_of(
     positions: Sequence[str],
     aligned: Mapping[str, str],
 ) -> list[SourceRow]:
-    """A row for every source, site and head, policies first.
+    """Report rows, one for every source, site and head, policies first.
 
     Args:
         numbers: by policy, in order.
@@ -94,7 +94,7 @@ def _row(
 
 
 def difference(of: Tallies, other: Tallies) -> Difference:
-    """AbsRel of one less that of the other, with its paired interval."""
+    """Difference in AbsRel of two sources, with its paired interval."""
     value = of.values["absrel"] - other.values["absrel"]
     mine, theirs = of.resampled, other.resampled
     if mine is None or theirs is None:

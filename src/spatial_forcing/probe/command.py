@@ -38,7 +38,7 @@ JSON = "probe.json"
 
 
 def probe(options: ProbeOptions, console: "Console") -> ProbeReport:
-    """Probes policies, writes ``probe.json``, pictures and ``probe.html``, and prints tables.
+    """Probes policies, writes ``probe.json``, figures and ``probe.html``, and prints tables.
 
     Raises:
         SpatialForcingError: see :func:`probed`.
@@ -60,7 +60,7 @@ def probe(options: ProbeOptions, console: "Console") -> ProbeReport:
 
 
 def probed(options: ProbeOptions, bars: "Progress") -> tuple[ProbeReport, list[Path]]:
-    """Probes policies and writes ``probe.json``, pictures and ``probe.html``.
+    """Probes policies and writes ``probe.json``, figures and ``probe.html``.
 
     Args:
         options: what to probe.
@@ -117,7 +117,7 @@ def probed(options: ProbeOptions, bars: "Progress") -> tuple[ProbeReport, list[P
 
 
 def _checked(options: ProbeOptions) -> dict[str, str]:
-    """The policies by name; raises unless all options make sense by themselves."""
+    """Validates the options by themselves; returns the policies by name."""
     named = named_policies(options.policies)
     checked_device(options.device)
     if options.dataset is None:
@@ -143,7 +143,7 @@ def _checked(options: ProbeOptions) -> dict[str, str]:
 
 
 def _test_episodes(words: Sequence[str]) -> float | list[int]:
-    """A fraction ("0.2") or numbers of episodes ("3", "7")."""
+    """Parses --test-episodes: a fraction ("0.2") or episode numbers ("3", "7")."""
     try:
         if len(words) == 1 and "." in words[0]:
             return float(words[0])
@@ -181,7 +181,7 @@ def _teacher(options: ProbeOptions) -> Any:
 def _with_untrained(
     policies: list[ProbedPolicy], sites: dict[str, list[str]], notes: list[str]
 ) -> tuple[list[ProbedPolicy], dict[str, list[str]]]:
-    """The policies and the first one with random weights; a note if it cannot be built."""
+    """Adds the first policy with random weights to the policies; a note if it cannot be built."""
     first = policies[0]
     try:
         twin = untrained(first)
@@ -230,7 +230,7 @@ def _head(policy: ProbedPolicy, named: Mapping[str, str], numbers: PolicyNumbers
 
 
 def _bar_each(bars: "Progress", frames: ProbeFrames) -> Callable[[str], Any]:
-    """A bar for each policy."""
+    """Makes a progress bar for each policy."""
     total = frames.count("train") + frames.count("test")
 
     @contextmanager
@@ -242,7 +242,7 @@ def _bar_each(bars: "Progress", frames: ProbeFrames) -> Callable[[str], Any]:
 
 
 def _pictures(report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Path) -> list[Path]:
-    """Figures and the page."""
+    """Writes figures and the page."""
     from spatial_forcing.probe.figures import layer_figure, reading_images, token_colours
     from spatial_forcing.probe.page import write_page
 
@@ -263,7 +263,7 @@ def _pictures(report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Pa
 def _write(
     report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Path, options: ProbeOptions
 ) -> list[Path]:
-    """All files into ``out``; ``probe.json`` last, so that with it all are there."""
+    """Writes all files into ``out``; ``probe.json`` last, so that its presence means all are there."""
     out.mkdir(parents=True, exist_ok=True)
     written = _pictures(report, numbers, out)
     if options.rerun:

@@ -1,4 +1,4 @@
-"""Depth probes of several sources of tokens on the same frames, with the references that give them a scale.
+"""Depth probes of several sources of tokens on the same frames, with reference lines.
 
 Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels, h w cells of the depth map.
 """
@@ -24,7 +24,7 @@ Maps = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Frames:
-    """What is known of some frames, beside the tokens that sources have for them.
+    """Ground truth of some frames: depth, episodes and images.
 
     Attributes:
         depth: depth_FVHW in metres of the images of the data set, before the host crops or pads them; or
@@ -40,7 +40,7 @@ class Frames:
 
 @dataclass
 class ProbeResult:
-    """A row per source, and the predicted maps behind them.
+    """Results of depth probes: a row per source, and the predicted depth maps.
 
     Attributes:
         rows: the sources in the order given, then the references: "pixels" (if given) and "mean depth".
@@ -62,7 +62,7 @@ class ProbeResult:
     predicted: dict[str, Tensor] = field(repr=False)
 
     def record(self, image: str | None = None) -> Probe:
-        """What the report reads; ``image`` is the path of :meth:`images`, for the report."""
+        """The results as a record for the report; ``image`` is the path of the drawn test frames."""
         return Probe(
             rows=self.rows,
             image=image,
@@ -113,7 +113,7 @@ def run_probe(
     sub_grid: int = SUB_GRID,
     far: float = FAR,
 ) -> ProbeResult:
-    """Fits one depth probe per source on the same frames, and judges all of them on the same test frames.
+    """Fits one depth probe per source on the same frames, and evaluates all of them on the same test frames.
 
     A token is fitted to and judged by the depth of what it sees, and tokens that see padding, or a camera
     that is missing, by none. Two references are added. "mean depth" sees nothing: it is the same probe on
@@ -169,7 +169,7 @@ def _rows(
     far: float,
     baseline: str | None,
 ) -> list[ProbeRow]:
-    """Metrics with their intervals, and differences to mean depth and to the baseline."""
+    """Result rows: metrics with intervals, and differences to mean depth and to the baseline."""
     judged = {name: metrics(depth_FVhw, true_FVhw, far) for name, depth_FVhw in predicted.items()}
     spreads = {name: Spread(depth_FVhw, true_FVhw, episode_F) for name, depth_FVhw in predicted.items()}
     others = [other for other in (baseline, MEAN) if other is not None]
@@ -186,7 +186,7 @@ def _rows(
 
 
 def _common_grid(tokens: Sequence[VisualTokens]) -> VisualTokens:
-    """The first of some tokens with the mask of all: every source is judged on the same cells."""
+    """The first of some tokens with the mask common to all, so that all are evaluated on the same cells."""
     valid_FVHW = tokens[0].valid_FVHW
     for other in tokens[1:]:
         valid_FVHW = valid_FVHW & other.valid_FVHW

@@ -1,4 +1,4 @@
-"""Depth maps: averaging them onto a coarser grid, and comparing two of them.
+"""Depth maps: averaging onto a coarser grid, and error metrics.
 
 Shapes: F frames, V views, H W rows and columns of pixels, h w rows and columns of cells.
 """
@@ -23,7 +23,7 @@ class ProbeError(SpatialForcingError, ValueError):
 def cell_depth(
     depth_FVHW: Tensor, rows: int, cols: int, far: float = FAR, affine_FV23: Tensor | None = None
 ) -> Tensor:
-    """Depth in metres averaged over the area of each of ``rows`` x ``cols`` cells; NaN where there is none.
+    """Mean depth in metres over the area of each of ``rows`` x ``cols`` cells; NaN where there is none.
 
     A pixel counts if 0 < d < far; a cell needs such pixels on half of its area. Any resolution will do: a
     pixel that two cells share counts in each by its part.
@@ -47,7 +47,7 @@ def cell_depth(
 
 
 def area_mean(map_FVHW: Tensor, rows: int, cols: int, affine_FV23: Tensor | None = None) -> Tensor:
-    """The mean of a map (F, V, ..., H, W) over the area of each cell; outside the map there are zeros.
+    """Area mean of a map (F, V, ..., H, W) in each cell, with zeros outside the map.
 
     The affine is as for :func:`cell_depth`. Exact for resizing, padding, cropping and mirroring, in memory
     that grows with the sides of the map and not with its area, as that of ``grid.resample`` does.
@@ -90,13 +90,13 @@ def _area(pixels: int, cells: int, scale: float, start: float) -> Tensor:
 
 @dataclass(frozen=True)
 class DepthMetrics:
-    """How well depth was predicted, over all cells with depth in range (Eigen et al. 2014, arXiv 1406.2283).
+    """Depth error metrics over all cells with depth in range (Eigen et al. 2014, arXiv 1406.2283).
 
     Attributes:
         absrel: mean of |p - t| / t.
         rmse_m: root of the mean of (p - t)², in metres.
         delta1: fraction with max(p / t, t / p) < 1.25.
-        pixels: how many cells that was.
+        pixels: number of these cells.
     """
 
     absrel: float
@@ -106,7 +106,7 @@ class DepthMetrics:
 
 
 def metrics(predicted_FVhw: Tensor, depth_FVHW: Tensor, far: float = FAR) -> DepthMetrics:
-    """Compares predicted depth with true depth, both in metres, without any alignment of scale.
+    """Error metrics of predicted depth against true depth, in metres, without any alignment of scale.
 
     Args:
         predicted_FVhw: above zero.
@@ -133,7 +133,7 @@ def metrics(predicted_FVhw: Tensor, depth_FVHW: Tensor, far: float = FAR) -> Dep
 
 
 def cell_errors(p: Tensor, t: Tensor) -> Tensor:
-    """(3, ...): |p - t| / t, (p - t)², and 1 where max(p / t, t / p) < 1.25, of predicted and true depth."""
+    """Errors per cell (3, ...): |p - t| / t, (p - t)², and 1 where max(p / t, t / p) < 1.25."""
     return torch.stack(
         [(p - t).abs() / t, (p - t).square(), (torch.maximum(p / t, t / p) < 1.25).to(p.dtype)]
     )

@@ -1,4 +1,4 @@
-"""Where a probe's depth comes from: recorded beside the images, or pseudo depth of a model.
+"""Depth sources of a probe: depth recorded beside the images, or pseudo depth of a model.
 
 Depth is per camera, in metres, or for models that know no metres (``relative``) in multiples of the median
 depth of its image. A map of another size than its image is taken as the same field of view at another
@@ -29,7 +29,7 @@ MOST_PIXELS = 128  # per side, of pseudo depth that is kept
 
 @dataclass(frozen=True)
 class Depths:
-    """A source of depth.
+    """A depth source of the probe.
 
     Attributes:
         name: what it is, for tables: "recorded geometry", "pseudo: vggt-1b".
@@ -48,7 +48,7 @@ class Depths:
         return "median depth of the image" if self.relative else "m"
 
     def maps(self, batch: Mapping[str, Any], cameras: Sequence[str], least: int) -> list[Tensor]:
-        """depth_Bhw of each camera of a batch, at least ``least`` pixels a side.
+        """Depth maps depth_Bhw of each camera of a batch, at least ``least`` pixels a side.
 
         Raises:
             ProbeError: a map has another aspect ratio than its image.
@@ -61,7 +61,7 @@ class Depths:
 
 
 def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
-    """Raises :class:`ProbeError` unless depth can show what an image shows."""
+    """Raises :class:`ProbeError` unless a depth map has the aspect ratio of its image."""
     (h, w), (H, W) = depth_Bhw.shape[-2:], image_B3HW.shape[-2:]
     if abs(w * H / (h * W) - 1) > SAME_ASPECT:
         raise ProbeError(
@@ -72,7 +72,7 @@ def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
 
 
 def at_least(depth_Bhw: Tensor, least: int) -> Tensor:
-    """The map, its pixels repeated (nearest) where a side has fewer than ``least``."""
+    """Upsamples a map (nearest) where a side has fewer than ``least`` pixels."""
     h, w = depth_Bhw.shape[-2:]
     times_h, times_w = (-(-least // side) for side in (h, w))
     return depth_Bhw.repeat_interleave(times_h, -2).repeat_interleave(times_w, -1)
@@ -82,7 +82,7 @@ def at_least(depth_Bhw: Tensor, least: int) -> Tensor:
 
 
 def recorded(dataset: Any, cameras: Sequence[str]) -> Depths:
-    """Depth that was recorded with a data set: the embedded world's geometry, or LeRobot's depth features.
+    """Recorded depth of a data set: the embedded world's geometry, or LeRobot's depth features.
 
     Raises:
         ProbeError: there is none, or not of every camera; says what is possible.
@@ -95,7 +95,7 @@ def recorded(dataset: Any, cameras: Sequence[str]) -> Depths:
 
 
 class _Geometry:
-    """The depth of the embedded world, an episode at a time."""
+    """Reader of the embedded world's depth, one episode at a time."""
 
     def __init__(self, root: Path, meta: Any):
         self.root, self.views = root, list(meta.camera_keys)
@@ -115,7 +115,7 @@ class _Geometry:
 
 
 class _DepthFeatures:
-    """Depth features of a LeRobotDataset, in metres."""
+    """Reader of a LeRobotDataset's depth features, in metres."""
 
     def __init__(self, dataset: Any, keys: Mapping[str, str]):
         self.keys = keys
@@ -131,7 +131,7 @@ class _DepthFeatures:
 
 
 def _metres(dataset: Any, key: str) -> float:
-    """What the numbers of a depth feature, as the data set gives them, are multiplied with."""
+    """Factor that converts a depth feature to metres."""
     feature = dataset.meta.features[key]
     stored = (feature.get("info") or {}).get("depth_unit")
     if feature["dtype"] == "image" and stored is None:
@@ -174,7 +174,7 @@ def _camera_name(key: str) -> str:
 
 
 def kept_on_disk(depths: Depths, frames: int, folder: Path) -> Depths:
-    """The same depth, computed once for each frame: kept as float16 in a file, at most 128 pixels a side.
+    """Caches depth on disk, computed once for each frame: float16, at most 128 pixels a side.
 
     Args:
         frames: how many frames the data set has.

@@ -28,7 +28,7 @@ LAYERS = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the head is trained; fixed, so that numbers can be compared.
+    """Training hyperparameters of the DPT head; fixed, so that numbers are comparable.
 
     Attributes:
         steps, batch_size: of training; a batch is frames with all their views.
@@ -64,7 +64,7 @@ class TokenSample:
         self.cells_FVhw = torch.empty(0)
 
     def add(self, layers_FVHWC: Sequence[Tensor], cells_FVhw: Tensor) -> None:
-        """Shows some frames to the sample: the tokens of four layers, and their depth."""
+        """Offers some frames to the sample: the tokens of four layers, and their depth."""
         if not self.layers:
             a_frame = sum(2 * of[0].numel() for of in layers_FVHWC) + 4 * cells_FVhw[0].numel()
             self.size = max(1, min(self.recipe.most_frames, self.recipe.sample_bytes // a_frame))
@@ -87,7 +87,7 @@ class TokenSample:
 
     @property
     def bytes(self) -> int:
-        """What the sample takes."""
+        """Memory of the sample in bytes."""
         return self.cells_FVhw.nbytes + sum(of.nbytes for of in self.layers)
 
 
@@ -96,7 +96,7 @@ def _half(tokens: Tensor) -> Tensor:
 
 
 class DPTProbe(nn.Module):
-    """Depth from the tokens of four layers, with two-layer MLPs and DPT's decoder."""
+    """DPT depth head on the tokens of four layers: two-layer MLPs and DPT's decoder."""
 
     def __init__(self, width: int, sub_grid: int, recipe: Recipe):
         super().__init__()
@@ -113,7 +113,7 @@ class DPTProbe(nn.Module):
         self.seen = (0.0, float("inf"))
 
     def forward(self, layers_FVHWC: Sequence[Tensor]) -> Tensor:
-        """depth_FVhw on the cells, in metres, kept inside the range seen in training."""
+        """Predicts depth_FVhw on the cells, in metres, clamped to the range seen in training."""
         H, W = layers_FVHWC[0].shape[2:4]
         read = []
         for x_FVHWC, scale, norm, mlp in zip(layers_FVHWC, self.scales, self.norms, self.mlps, strict=True):
@@ -123,7 +123,7 @@ class DPTProbe(nn.Module):
 
 
 def fit_dpt(sample: TokenSample, sub_grid: int, recipe: Recipe, seed: int, device: str = "cpu") -> DPTProbe:
-    """A DPT head trained on a sample.
+    """Trains a DPT head on a sample.
 
     Args:
         sample: of the training frames.

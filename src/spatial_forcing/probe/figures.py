@@ -1,4 +1,4 @@
-"""Figures of a probe: AbsRel against the layer, readings with their errors, tokens as colours.
+"""Figures of a depth probe: AbsRel by layer, predicted depth with its errors, tokens as PCA colours.
 
 Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels, N tokens.
 """
@@ -26,7 +26,7 @@ STACKS = {"vision": "layer of the vision encoder", "blocks": "layer of the polic
 
 
 def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
-    """AbsRel against the layer for all policies in one plot, as SVG and PNG; see :func:`layer_plot`.
+    """Writes the plot of AbsRel by layer for all policies, as SVG and PNG; see :func:`layer_plot`.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -41,7 +41,7 @@ def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
 
 
 def layer_plot(section: ProbeSection, colours: Mapping[str, str] | None = None) -> Any:
-    """Draws AbsRel against the layer for all policies.
+    """Plots AbsRel by layer for all policies.
 
     A panel for each stack of blocks, on one scale; bands are 95 % over test episodes, horizontal lines the
     references, and a ring marks the recommended site.
@@ -95,7 +95,7 @@ def _draw_policy(
 
 
 def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str) -> list[Path]:
-    """A PNG of each group of policies on one grid: image, depth, each reading, its error, on one colour bar.
+    """Writes a PNG per group of policies on one grid: image, depth, predictions, errors, on one colour bar.
 
     Args:
         drawn: test frames, by policy.
@@ -123,8 +123,8 @@ def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str
 
 
 def token_colours(drawn: Mapping[str, Sequence[Drawn]], path: Path) -> Path:
-    """A PNG of the tokens of each policy as colours: their first three principal components as red, green
-    and blue, found over all frames drawn of that policy, each stretched to its middle 98 %."""
+    """Writes a PNG of each policy's tokens as PCA colours: their first three principal components as red,
+    green and blue, found over all frames drawn of that policy, each stretched to its middle 98 %."""
     names = [name for name, frames in drawn.items() if frames]
     first = drawn[names[0]]
     figure, axes = panels(len(first), 1 + len(names))
@@ -140,7 +140,7 @@ def token_colours(drawn: Mapping[str, Sequence[Drawn]], path: Path) -> Path:
 
 
 def principal_colours(maps: Sequence[Tensor]) -> list[Tensor]:
-    """rgb_HW3 in [0, 1] of some maps of tokens (H, W, C)."""
+    """PCA colours rgb_HW3 in [0, 1] of maps of tokens (H, W, C)."""
     every_NC = torch.cat([of.flatten(0, 1) for of in maps]).float()
     components_N3 = principal(every_NC, 3)
     low, high = (components_N3.quantile(q, 0) for q in (0.01, 0.99))

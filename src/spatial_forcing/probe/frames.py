@@ -1,4 +1,4 @@
-"""Frames of a LeRobotDataset for a probe: episodes held out, frames evenly spread, batches in order.
+"""Frames of a LeRobotDataset for a probe: train/test split by episode, evenly spread frames, batches.
 
 Shapes: B batch, H W pixels.
 """
@@ -20,10 +20,10 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Split:
-    """Episodes to fit on and episodes to judge on; none is in both.
+    """Train/test split of a probe by episode.
 
     Raises:
-        ProbeError: an episode is in both, there is none to judge on, or fewer than two to fit on.
+        ProbeError: an episode is in both, there is no test episode, or fewer than two training episodes.
     """
 
     train: tuple[int, ...]
@@ -47,10 +47,10 @@ class Split:
 
 
 def split_episodes(total: int, test: float | Sequence[int]) -> Split:
-    """The split of a data set of ``total`` episodes.
+    """Splits a data set of ``total`` episodes into training and test episodes.
 
     Args:
-        test: the episodes to judge on; or their fraction, between 0 and 1, drawn with a fixed seed, so that
+        test: the test episodes; or their fraction, between 0 and 1, drawn with a fixed seed, so that
             it is the same for every policy and every time.
 
     Raises:
@@ -74,13 +74,13 @@ def split_episodes(total: int, test: float | Sequence[int]) -> Split:
 
 
 class ProbeFrames:
-    """The frames that a probe looks at: of a data set, split, and evenly thinned out.
+    """Training and test frames of a probe: evenly subsampled from a data set.
 
     Args:
         dataset: a LeRobotDataset of all episodes.
-        split: which episodes are for what.
-        max_frames: most frames looked at, of both kinds together, in proportion; all if None.
-        batch_size: frames at a time.
+        split: training and test episodes.
+        max_frames: maximum number of frames, of both kinds together, in proportion; all if None.
+        batch_size: frames per batch.
     """
 
     def __init__(self, dataset: Any, split: Split, max_frames: int | None = None, batch_size: int = 32):
@@ -99,21 +99,21 @@ class ProbeFrames:
         self.indices = {phase: _spread(indices, share) for phase, indices in every.items()}
 
     def count(self, phase: Phase) -> int:
-        """How many frames there are."""
+        """Number of frames of a phase."""
         return len(self.indices[phase])
 
     def batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
-        """Batches as the data set gives them, in order."""
+        """Raw batches of a phase, in the order of the data set."""
         frames = Subset(self.dataset, self.indices[phase])
         yield from DataLoader(frames, batch_size=self.batch_size, shuffle=False, num_workers=0)
 
     def held_of(self, batch: dict[str, Any]) -> Tensor:
-        """bool (B,), which frames choose the ridge strength."""
+        """Mask (B,) of the frames that choose the ridge strength."""
         return torch.isin(batch["episode_index"], torch.tensor(self.split.held))
 
 
 def latest(image: Tensor) -> Tensor:
-    """image_B3HW of a camera; of a history of observations the last one."""
+    """The image image_B3HW of a camera; the last one of a history of observations."""
     return image[:, -1] if image.ndim == 5 else image
 
 

@@ -1,4 +1,4 @@
-"""Draws depth: how far it was, how far a probe thought it was, and by how much it erred.
+"""Depth figures: true depth, predicted depth and the errors of probes.
 
 Shapes: F frames, V views, H W rows and columns of pixels, h w of a depth map.
 """
@@ -22,10 +22,10 @@ INCHES = 1.3
 def probe_image(
     images_F3HW: Tensor, depth_Fhw: Tensor, predicted: Mapping[str, Tensor], path: Path, unit: str = "m"
 ) -> Path:
-    """Writes a PNG with two rows per frame: true depth and predictions above, image and errors below.
+    """Writes a PNG of test frames in two rows each: true depth and predictions above, image and errors below.
 
     All depth maps share one colour scale, all errors another, which ends at the 99th percentile. Where
-    there is no true depth, all of them are grey: what a probe says there is not judged.
+    there is no true depth, all of them are grey: predictions there are not evaluated.
 
     Args:
         images_F3HW: in [0, 1].
@@ -87,7 +87,7 @@ def colour_bar(shown: Any, axes: Any, label: str, extend: str = "neither") -> No
 
 
 def value_range(values: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Quantiles of what is not NaN; (0, 1) if everything is."""
+    """Quantiles of the values without NaN; (0, 1) if all are NaN."""
     known = values[~values.isnan()].double().numpy()
     if not known.size:
         return 0.0, 1.0

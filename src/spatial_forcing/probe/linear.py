@@ -1,4 +1,4 @@
-"""The linear head of the depth probe.
+"""Linear head of the depth probe: ridge regression from a token to the depth of its own patch.
 
     d = x W + b_p,      min_W  mean over tokens of |(x̂ - x̂_p) W - (d - d_p)|² + λ |W|²      (ridge regression)
 
@@ -30,7 +30,7 @@ CHUNK = 32
 
 
 class DepthProbe:
-    """Depth of a token's own patch on a k x k sub-grid: a linear map of the token plus an offset of the cell.
+    """Linear depth probe: depth of a token's own patch on a k x k sub-grid, with an offset for each cell.
 
     Ridge regression in closed form, in float64, on standardised inputs. One map serves every position in the
     image, and every cell of the depth map has an offset of its own: tokens need not say where they lie, and
@@ -64,13 +64,13 @@ class DepthProbe:
     def fitted(
         cls, head: "Head", ridge: float, seen: tuple[float, float], *, sub_grid: int, far: float
     ) -> "DepthProbe":
-        """A probe with a head from elsewhere; ``seen`` is the range of depth it was fitted on."""
+        """Builds a probe from a fitted head; ``seen`` is the range of depth it was fitted on."""
         probe = cls(sub_grid, far, [ridge])
         probe.ridge, probe._head, probe._range = ridge, head, seen
         return probe
 
     def fit(self, tokens_FVHWC: Tensor, depth_FVHW: Tensor, episode_F: Tensor) -> "DepthProbe":
-        """Fits the head.
+        """Fits the head by ridge regression.
 
         Args:
             tokens_FVHWC: any floating dtype.
@@ -99,7 +99,7 @@ class DepthProbe:
         return self
 
     def predict(self, tokens_FVHWC: Tensor) -> Tensor:
-        """depth_FVhw in metres, float32, on the CPU, from tokens of the fitted grid and width."""
+        """Predicts depth_FVhw in metres, float32, on the CPU, from tokens of the fitted grid and width."""
         if self._head is None:
             raise ProbeError("The probe has not been fitted: call fit() first.")
         V, H, W, C = (*self._head.offset_VHWM.shape[:3], len(self._head.weight_CM))
@@ -117,13 +117,13 @@ class DepthProbe:
 
 
 def per_token(map_FVhw: Tensor, k: int) -> Tensor:
-    """The k x k cells of each token, map_FVHWK."""
+    """Groups a map by token: map_FVHWK with the k x k cells of each."""
     return map_FVhw.unflatten(3, (-1, k)).unflatten(2, (-1, k)).transpose(3, 4).flatten(4)
 
 
 @dataclass(frozen=True)
 class Head:
-    """W and b_p on raw tokens, in float64, of one ridge strength or of several side by side.
+    """Linear head: W and b_p on raw tokens, in float64, for one ridge strength or several side by side.
 
     A cell without an offset (NaN) is predicted at ``mean``, whatever its token.
     """
@@ -134,7 +134,7 @@ class Head:
 
     @classmethod
     def of(cls, weight_CM: Tensor, tokens_FVHWC: Tensor, target_FVHWK: Tensor) -> "Head":
-        """With the offsets that make the mean error of each cell zero, over frames with a known target."""
+        """Builds a head with the offsets that make each cell's mean error zero, over known targets."""
         times = weight_CM.shape[1] // target_FVHWK.shape[-1]
         chunks = _chunks(tokens_FVHWC, target_FVHWK)
         offset_VHWM = _mean(y.repeat(1, 1, 1, 1, times) - x @ weight_CM for x, y in chunks)
@@ -145,7 +145,7 @@ class Head:
         return torch.where(self.offset_VHWM.isnan(), self.mean, read_FVHWM)
 
     def errors(self, tokens_FVHWC: Tensor, target_FVHWK: Tensor) -> Tensor:
-        """Mean square error of each ridge strength, over known targets."""
+        """Mean squared error of each ridge strength, over known targets."""
         K = target_FVHWK.shape[-1]
         wrong = (
             self(x).unflatten(-1, (-1, K)) - y[..., None, :] for x, y in _chunks(tokens_FVHWC, target_FVHWK)
@@ -154,7 +154,7 @@ class Head:
 
 
 def fit_head(tokens_FVHWC: Tensor, target_FVHWK: Tensor, ridges: Iterable[float]) -> Head:
-    """Ridge regressions of all strengths, from targets that are NaN where unknown.
+    """Fits ridge regressions of all strengths, from targets that are NaN where unknown.
 
     A channel that never varies at one position gets no weight.
     """
@@ -178,13 +178,13 @@ def fit_head(tokens_FVHWC: Tensor, target_FVHWK: Tensor, ridges: Iterable[float]
 
 
 def _chunks(*maps: Tensor) -> Iterator[list[Tensor]]:
-    """A few frames of each at a time, in float64."""
+    """Iterates over maps in chunks of a few frames, in float64."""
     for parts in zip(*(map_.split(CHUNK) for map_ in maps), strict=True):
         yield [part.double() for part in parts]
 
 
 def _mean(parts: Iterable[Tensor]) -> Tensor:
-    """Mean over the first dimension of all parts together, without NaN; NaN where nothing else is."""
+    """Mean over the first dimension of all parts together, ignoring NaN; NaN where all are."""
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
     for part in parts:
         total, count = total + part.nansum(0), count + (~part.isnan()).sum(0)
@@ -202,7 +202,7 @@ def _position_mean(map_FVHWC: Tensor, chosen_FVHW: Tensor) -> Tensor:
 def checked_grid(
     tokens_FVHWC: Tensor, depth_FVHW: Tensor, episode_F: Tensor, what: str = "tokens"
 ) -> tuple[int, int]:
-    """(rows, columns) of the tokens' grid, or a ProbeError that says what does not fit."""
+    """Validates shapes and values; returns (rows, columns) of the token grid, or raises ProbeError."""
     found = f"{what}: got tokens {tokens_FVHWC.dtype} {tuple(tokens_FVHWC.shape)}"
     if tokens_FVHWC.ndim != 5 or not tokens_FVHWC.is_floating_point():
         raise ProbeError(f"{found}, expected floating numbers (frames, views, rows, columns, channels).")
@@ -217,7 +217,7 @@ def checked_grid(
 
 
 def validation_frames(episode_F: Tensor) -> Tensor:
-    """Which frames belong to every fifth episode, at least one and never all."""
+    """Mask of the validation frames: every fifth episode, at least one and never all."""
     episodes = episode_F.unique()
     if len(episodes) < 2:
         raise ProbeError(

@@ -1,4 +1,4 @@
-"""The linear head fitted from a stream: memory does not grow with the number of frames.
+"""Linear head fitted from streamed moments: memory does not grow with the number of frames.
 
 The head of ``linear.py``, from sums instead of all tokens at once. With x' = x - c_p, where c_p is near the
 mean at position p (that of the first batch: sums of squares then lose no digits):
@@ -29,7 +29,7 @@ from spatial_forcing.probe.linear import RIDGES, DepthProbe, Head, per_token
 
 @dataclass
 class Moments:
-    """Sums over the tokens of a fold of which everything is known; x' is less a constant of its position."""
+    """Moments of a fold: sums over its fully known tokens; x' is x less a constant of its position."""
 
     xx_CC: Tensor
     xy_CK: Tensor
@@ -47,7 +47,7 @@ class Moments:
         return Moments(*(mine + vars(other)[name] for name, mine in vars(self).items()))
 
     def add(self, x_FPC: Tensor, y_FPK: Tensor, whole_FP: Tensor) -> None:
-        """Counts tokens in; float64."""
+        """Adds tokens to the sums; float64."""
         x, y = x_FPC[whole_FP], y_FPK[whole_FP]
         self.xx_CC += x.T @ x
         self.xy_CK += x.T @ y
@@ -57,7 +57,8 @@ class Moments:
         self.y_PK += torch.where(whole_FP[..., None], y_FPK, 0.0).sum(0)
 
     def solved(self, square_C: Tensor, ridges: Iterable[float]) -> Tensor:
-        """W for each ridge strength (R, C, K), on raw channels; ``square_C`` says what counts as none."""
+        """Solves for W (R, C, K), one for each ridge strength, on raw channels; ``square_C`` is the scale below
+        which a variance counts as none."""
         n_P1, n = self.n_P.clamp(min=1)[:, None], self.n_P.sum()
         xx_CC = self.xx_CC - (self.x_PC / n_P1).T @ self.x_PC
         xy_CK = self.xy_CK - (self.x_PC / n_P1).T @ self.y_PK
@@ -69,7 +70,7 @@ class Moments:
         return torch.stack(heads) / std_C[:, None]
 
     def error(self, weight_CK: Tensor, of: "Moments") -> float:
-        """Mean square error here of a head with this W and the offsets that ``of`` gives it."""
+        """Mean squared error on this fold of a head with this W and the offsets fitted on ``of``."""
         n_P1 = of.n_P[:, None]
         x_mean_PC = torch.where(n_P1 > 0, of.x_PC / n_P1.clamp(min=1), of.x_PC.sum(0) / n_P1.sum())
         y_mean_PK = torch.where(n_P1 > 0, of.y_PK / n_P1.clamp(min=1), of.y_PK.sum(0) / n_P1.sum())
@@ -82,7 +83,7 @@ class Moments:
 
 
 class StreamedRidge:
-    """Ridge regression of y_FPK on x_FPC, with an offset for each position and value, from batches.
+    """Streaming ridge regression of y_FPK on x_FPC, with an offset for each position and value.
 
     Args:
         ridges: strengths to choose from, by the error on the frames held back.
@@ -97,7 +98,7 @@ class StreamedRidge:
         self._folds: list[Moments] = []
 
     def add(self, x_FPC: Tensor, y_FPK: Tensor, held_F: Tensor) -> None:
-        """Counts frames in.
+        """Adds a batch of frames.
 
         Args:
             x_FPC, y_FPK: floating numbers; y is NaN where unknown.
@@ -131,8 +132,8 @@ class StreamedRidge:
         )
 
     def head(self) -> tuple[Tensor, Tensor, Tensor]:
-        """weight_CK, offset_PK (NaN where a value was never known) and the mean of all values; the sums are
-        given back.
+        """Fits weight_CK, offset_PK (NaN where a value was never known) and the mean of all values; the sums
+        are freed.
 
         Raises:
             ProbeError: of no token everything is known, among the frames held back or among the others.
@@ -155,14 +156,14 @@ class StreamedRidge:
         return weight_CK.cpu(), (mean_PK - x_mean_PC @ weight_CK).cpu(), mean_PK.nanmean().cpu()
 
     def _square(self, of: Moments) -> Tensor:
-        """sum x² of the raw channels."""
+        """Sum of squares of the raw channels."""
         shift = self._shift_PC
         crossed_C = 2 * (shift * of.x_PC).sum(0) + (of.n_P[:, None] * shift.square()).sum(0)
         return of.xx_CC.diagonal() + crossed_C
 
     @property
     def bytes(self) -> int:
-        """What the sums take."""
+        """Memory of the sums in bytes."""
         held = [tensor for fold in self._folds for tensor in vars(fold).values()]
         held += [self._shift_PC, self._some_P, self._x_PC, self._known_PK, self._y_PK] if held else []
         return sum(tensor.nbytes for tensor in held)
@@ -189,7 +190,7 @@ class StreamedProbe:
         self._range = (torch.inf, -torch.inf)
 
     def add(self, tokens_FVHWC: Tensor, cells_FVhw: Tensor, held_F: Tensor) -> None:
-        """Counts frames in.
+        """Adds a batch of frames.
 
         Args:
             tokens_FVHWC: any floating dtype.

@@ -1,4 +1,4 @@
-"""A page of one probe: plot, tables, readings, tokens as colours, and the similarity of tokens to a patch.
+"""HTML page of a probe: plot, tables, predicted depth, PCA colours, and token similarity to a patch.
 
 One self-contained HTML file: nothing is loaded from anywhere, and it needs no server. The similarity is
 computed in the page from codes of the tokens: their principal components, in 8 bits.
@@ -41,7 +41,7 @@ TITLES = {
 def write_page(
     report: ProbeReport, drawn: Mapping[str, Sequence[Drawn]], pictures: Mapping[str, Path], path: Path
 ) -> Path:
-    """Writes the page.
+    """Writes the HTML page of a probe.
 
     Args:
         report: what was found.
@@ -76,7 +76,7 @@ def write_page(
 
 
 def similarity_data(drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
-    """Images and token codes for the page's script, as plain data."""
+    """Images and compressed tokens for the page's similarity view, as plain data."""
     named = {name: frames for name, frames in drawn.items() if frames}
     first = next(iter(named.values()), [])
     return {
@@ -92,7 +92,7 @@ def similarity_data(drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
 
 
 def _codes(frames: Sequence[Drawn]) -> dict[str, Any]:
-    """Unit vectors of the first components of the centred tokens, 127 times, and where tokens are."""
+    """Tokens for the page in 8 bits (unit vectors of their principal components, times 127) and positions."""
     tokens = torch.stack([one.tokens_VHWC for one in frames]).float()
     F, V, H, W, _ = tokens.shape
     codes_ND = principal(tokens.flatten(0, 3), COMPONENTS)

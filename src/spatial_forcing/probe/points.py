@@ -1,4 +1,4 @@
-"""Where something is in 3D, read from all tokens of a frame: the end effector, an object, in centimetres.
+"""Position probe: 3D positions (end effector, object) read linearly from all tokens of a frame.
 
     y = f W + b,    f: each view averaged on 4 x 4 cells, every cell projected to a few numbers
 
@@ -33,7 +33,7 @@ Columns = dict[str, tuple[str, tuple[int, int, int]]]
 
 
 def columns_of(words: Sequence[str], dataset: Any) -> Columns:
-    """Which columns of a data set are positions, by name.
+    """Parses which columns of a data set are positions, by name.
 
     Args:
         words: ``"hand=observation.state:0,1,2"``; of the embedded world's demonstrations end effector,
@@ -65,7 +65,7 @@ def columns_of(words: Sequence[str], dataset: Any) -> Columns:
 
 
 def positions_in(batch: Mapping[str, Any], columns: Columns) -> Tensor:
-    """The positions of some frames side by side, (F, 3 x number of columns), in metres."""
+    """Positions of some frames side by side, (F, 3 x number of columns), in metres."""
     found = []
     for key, elements in columns.values():
         values = batch[key][:, -1] if batch[key].ndim == 3 else batch[key]
@@ -74,7 +74,7 @@ def positions_in(batch: Mapping[str, Any], columns: Columns) -> Tensor:
 
 
 def summary_of(tokens: VisualTokens) -> Tensor:
-    """f of each frame, (F, D)."""
+    """Pooled and projected tokens f of each frame, (F, D)."""
     x_FVHWC = tokens.tokens_FVHWC
     V, C = x_FVHWC.shape[1], x_FVHWC.shape[-1]
     pooled = F.adaptive_avg_pool2d(x_FVHWC.flatten(0, 1).permute(0, 3, 1, 2), CELLS)  # (F V, C, 4, 4)
@@ -89,7 +89,7 @@ def _projection(C: int, few: int) -> Tensor:
 
 
 class PointProbe:
-    """Linear reading of positions, batch by batch."""
+    """Linear position probe, fitted batch by batch."""
 
     def __init__(self) -> None:
         self._fitting = StreamedRidge()
@@ -97,20 +97,20 @@ class PointProbe:
 
     @property
     def started(self) -> bool:
-        """Whether it was given anything."""
+        """Whether any frames were added."""
         return self._head is not None or bool(self._fitting.bytes)
 
     def add(self, tokens: VisualTokens, positions_F3: Tensor, held_F: Tensor) -> None:
-        """Counts frames in."""
+        """Adds a batch of frames."""
         self._fitting.add(summary_of(tokens)[:, None], positions_F3[:, None], held_F)
 
     def fit(self) -> None:
-        """Ends the fitting; raises :class:`ProbeError` if there was too little."""
+        """Fits the probe; raises :class:`ProbeError` if there was too little data."""
         weight_CK, offset_PK, _ = self._fitting.head()
         self._head = (weight_CK, offset_PK[0])
 
     def errors_cm(self, tokens: VisualTokens, positions_F3: Tensor) -> Tensor:
-        """Distance of each frame and position in centimetres, (F, number of positions)."""
+        """Prediction errors of each frame and position in centimetres, (F, number of positions)."""
         assert self._head is not None
         weight_CK, offset_K = self._head
         read = summary_of(tokens).double() @ weight_CK + offset_K

@@ -1,4 +1,4 @@
-"""Policies that a probe reads: by folder or Hub name, with their cameras, and an untrained twin.
+"""Loading policies for a probe: by folder or Hub name, with their cameras, and an untrained copy.
 
 A policy names cameras as it was trained with; where a data set calls them otherwise, its preprocessor's
 rename step says how (LeRobot's ``--rename_map``).
@@ -27,12 +27,12 @@ PRETRAINED_OPTIONS = {"load_vlm_weights": False, "pretrained_backbone_weights": 
 
 @dataclass(frozen=True)
 class ProbedPolicy:
-    """A policy with what a probe needs to know of it.
+    """A policy loaded for a probe, with its cameras.
 
     Attributes:
-        name: as it was called by whoever asks.
+        name: as the user named it.
         loaded: the policy and its processors.
-        module: what is tapped: the loaded policy, or its untrained twin.
+        module: what is tapped: the loaded policy, or its untrained copy.
         cameras: the data set's name of each camera, by the policy's, in the order of the visual tokens.
     """
 
@@ -43,7 +43,7 @@ class ProbedPolicy:
 
     @property
     def sites(self) -> list[str]:
-        """Every site: of the vision encoder where the host's record describes it, and of the blocks."""
+        """All sites: of the vision encoder where the host's record describes it, and of the blocks."""
         return all_sites(self.module)
 
     @property
@@ -52,7 +52,7 @@ class ProbedPolicy:
         return host_of(self.module).site_at().name
 
     def prepared(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of the data set as the policy takes it."""
+        """Preprocesses a batch of the data set for the policy."""
         return self.loaded.preprocess(dict(batch))
 
 
@@ -74,7 +74,7 @@ def four_before(policy: nn.Module, site: str) -> list[str]:
 
 
 def named_policies(words: Sequence[str]) -> dict[str, str]:
-    """``["plain=runs/a", ...]`` by name.
+    """Parses ``["plain=runs/a", ...]`` into folders by name.
 
     Raises:
         ProbeError: none, a word that is no ``name=folder``, or a name twice.
@@ -128,7 +128,7 @@ def checkpoint_folder(where: str) -> Path:
 def load_policies(
     named: Mapping[str, str], dataset: Any, *, rename: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> list[ProbedPolicy]:
-    """The policies of some names, checked against a data set.
+    """Loads the named policies, checked against a data set.
 
     Args:
         named: name -> folder or Hub name.
@@ -166,7 +166,7 @@ def load_policies(
 
 
 def untrained(policy: ProbedPolicy, seed: int = 0) -> ProbedPolicy:
-    """A policy of the same configuration with random weights.
+    """Untrained copy of a policy: the same configuration with random weights.
 
     Raises:
         ProbeError: its class cannot be built without trained weights, or comes with the same ones.
@@ -196,7 +196,7 @@ def _check_type(name: str, folder: Path) -> None:
 
 
 def _cameras(name: str, loaded: LoadedPolicy, dataset: Any, rename: Mapping[str, str]) -> dict[str, str]:
-    """The data set's camera of each of the policy's, without those that LeRobot leaves empty."""
+    """Maps each of the policy's cameras to the data set's, without those that LeRobot leaves empty."""
     there = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
     known_as = {ours: theirs for theirs, ours in {**_renamed(loaded), **rename}.items()}
     wanted = [key for key in loaded.config.image_features if "empty_camera" not in key]
@@ -222,7 +222,7 @@ def _renamed(loaded: LoadedPolicy) -> dict[str, str]:
 def _fit_statistics(
     loaded: LoadedPolicy, folder: Path, dataset: Any, rename: Mapping[str, str], device: str
 ) -> None:
-    """Makes the preprocessor anew with the data set's statistics where its own do not fit, or with names.
+    """Rebuilds the preprocessor with the data set's statistics where its own do not fit, or with renaming.
 
     A base model has statistics of other robots, or none; LeRobot replaces them in the same way when it
     starts to fine-tune.
@@ -264,7 +264,7 @@ def _statistics(loaded: LoadedPolicy) -> dict[str, Any]:
 
 
 def check_sites(policy: ProbedPolicy, wanted: Sequence[str]) -> list[str]:
-    """The sites of a policy by name; ``["all"]`` means all.
+    """Validates site names of a policy; ``["all"]`` means all.
 
     Raises:
         TapError: there is no such site; says which there are.

@@ -1,4 +1,4 @@
-"""Pseudo depth: a model's estimate in place of a measurement. It is said wherever a number stands.
+"""Pseudo depth: a model's estimate in place of a measurement, named as such beside every number.
 
 VGGT's depth head, or any depth-estimation model of the transformers library. What is not in metres (VGGT,
 whose scale is that of its scene; models that give disparity) is divided by its image's median.
@@ -28,7 +28,7 @@ FARTHEST = 20.0  # in medians: disparity near zero is far away, not infinitely f
 
 
 def pseudo(model: str, device: str = "cpu") -> Depths:
-    """Pseudo depth of a model by name.
+    """Pseudo depth source from a model, by name.
 
     Args:
         model: a VGGT of the registered teachers; or a folder or Hub repository of a transformers
@@ -54,7 +54,7 @@ def in_medians(depth_BHW: Tensor) -> Tensor:
 
 
 class _VGGTDepth:
-    """The depth head of a VGGT; all cameras of a frame are one scene."""
+    """Depth estimates of a VGGT's depth head; all cameras of a frame are one scene."""
 
     def __init__(self, name: str, device: str):
         from spatial_forcing.teachers import find_teacher
@@ -87,7 +87,7 @@ class _VGGTDepth:
 
 
 class _TransformersDepth:
-    """A depth-estimation model of transformers, image by image.
+    """Depth estimates of a transformers model, image by image.
 
     Attributes:
         metres: whether it estimates metres; else disparity, the inverse of depth up to a scale.
@@ -126,13 +126,13 @@ class _TransformersDepth:
 
 
 def _from_disparity(disparity_BHW: Tensor) -> Tensor:
-    """Depth up to a scale; what is not above zero is as far as anything."""
+    """Converts disparity to depth up to a scale; what is not above zero gets the largest depth."""
     least_B11 = disparity_BHW.clamp(min=0).flatten(1).amax(1)[:, None, None].clamp(min=1e-6) / 1000
     return 1 / torch.maximum(disparity_BHW, least_B11)
 
 
 def _preprocessing(source: str, config: Any) -> tuple[Sequence[float], Sequence[float], tuple[int, int]]:
-    """Mean, deviation and size (height, width) of its images: as its image processor says, or ImageNet's."""
+    """Image mean, standard deviation and size (height, width): from its image processor, or ImageNet's."""
     from transformers import AutoImageProcessor
 
     try:

@@ -1,4 +1,4 @@
-"""How well depth was read, added up episode by episode: AbsRel, RMSE, log10, delta 1 to 3, depth order.
+"""Depth metrics of a probe, accumulated by episode: AbsRel, RMSE, log10, delta 1 to 3, depth order.
 
 Of an image (one view of one frame) with predicted depth p and true depth t in M cells:
 
@@ -30,14 +30,14 @@ LOWER_IS_BETTER = {name for name in METRICS if not name.startswith(("delta", "or
 
 
 def errors_of(p: Tensor, t: Tensor) -> Tensor:
-    """(6, ...): what :data:`PLAIN` names, of each cell; of RMSE the square."""
+    """Errors of each cell (6, ...), in the order of :data:`PLAIN`; of RMSE the square."""
     ratio = torch.maximum(p / t, t / p)
     within = [(ratio < 1.25**i).to(p.dtype) for i in (1, 2, 3)]
     return torch.stack([(p - t).abs() / t, (p - t).square(), (p / t).log10().abs(), *within])
 
 
 def aligned(predicted_IM: Tensor, true_IM: Tensor) -> Tensor:
-    """s p + o of each image, by least squares over its cells with depth (NaN in ``true_IM``: without)."""
+    """Predictions aligned to the truth, s p + o per image, by least squares over cells with depth (no NaN)."""
     known = ~true_IM.isnan()
     n = known.sum(1, keepdim=True).clamp(min=1)
     p, t = (torch.where(known, of, 0.0) for of in (predicted_IM, true_IM))
@@ -49,7 +49,7 @@ def aligned(predicted_IM: Tensor, true_IM: Tensor) -> Tensor:
 
 
 def order_of(predicted_IM: Tensor, true_IM: Tensor) -> tuple[Tensor, Tensor]:
-    """Points won and pairs judged in each image, of the same random pairs of cells in all images."""
+    """Correctly ordered and counted pairs of each image, of the same random pairs of cells in all images."""
     draw = torch.Generator().manual_seed(0)
     a, b = torch.randint(true_IM.shape[1], (2, PAIRS), generator=draw)
     ratio_IP = true_IM[:, a] / true_IM[:, b]
@@ -61,7 +61,7 @@ def order_of(predicted_IM: Tensor, true_IM: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Tallies:
-    """Totals of some episodes: of :data:`METRICS` (RMSE: squares), and how many cells and pairs those are."""
+    """Metric totals by episode: of :data:`METRICS` (RMSE: squares), with their numbers of cells and pairs."""
 
     totals_nK: np.ndarray
     cells_n: np.ndarray
@@ -84,7 +84,7 @@ class Tallies:
         return _named(np.concatenate([cells, order], 1), slice(None))
 
     def comparable(self, other: "Tallies") -> bool:
-        """Whether both were judged on as many cells in each episode."""
+        """Whether both count the same number of cells in each episode."""
         return np.array_equal(self.cells_n, other.cells_n)
 
     @property
@@ -100,7 +100,7 @@ def _named(means_RK: np.ndarray, rows: int | slice) -> dict:
 
 
 def mean_of(tallies: list[Tallies]) -> Tallies:
-    """The tallies of the mean head of several seeds: totals averaged, on the same cells."""
+    """Tallies averaged over the heads of several seeds, on the same cells."""
     return Tallies(
         np.mean([one.totals_nK for one in tallies], axis=0), tallies[0].cells_n, tallies[0].pairs_n
     )
@@ -108,12 +108,12 @@ def mean_of(tallies: list[Tallies]) -> Tallies:
 
 @dataclass
 class Judge:
-    """Adds up errors batch by batch; memory grows with the number of episodes alone."""
+    """Accumulator of errors, batch by batch; its memory grows with the number of episodes alone."""
 
     _by_episode: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, predicted_FVhw: Tensor, true_FVhw: Tensor, episode_F: Tensor) -> None:
-        """Judges some frames; cells that are NaN in ``true_FVhw`` are left out."""
+        """Adds the errors of some frames; cells that are NaN in ``true_FVhw`` are left out."""
         p, t = (of.double().flatten(2).flatten(0, 1) for of in (predicted_FVhw, true_FVhw))
         known = ~t.isnan()
         p, filled = torch.where(known, p, 1.0), torch.where(known, t, 1.0)
@@ -128,7 +128,7 @@ class Judge:
             self._by_episode[episode] = self._by_episode.get(episode, 0.0) + row_K
 
     def tallies(self) -> Tallies | None:
-        """The totals by episode, episodes in ascending order; None if no cell was judged."""
+        """The totals by episode, episodes in ascending order; None if no cell had depth."""
         rows = [self._by_episode[e] for e in sorted(self._by_episode) if self._by_episode[e][-2] > 0]
         if not rows:
             return None
@@ -137,7 +137,7 @@ class Judge:
 
 
 def interval(values_R: np.ndarray) -> list[float] | None:
-    """The middle 95 % of resamples; None if there are none."""
+    """Percentile interval: the middle 95 % of resamples; None if there are none."""
     if np.isnan(values_R).any():
         return None
     return list(percentile_interval(values_R, CONFIDENCE))

@@ -1,4 +1,4 @@
-"""Reading one policy: every site and reference in one pass over the frames, heads fitted and judged.
+"""Token sources of a probe (sites and references): their heads are fitted and evaluated in one pass.
 
 Shapes: F frames, V views, h w cells of the depth map, k cells per side of a token.
 """
@@ -25,13 +25,13 @@ HEADS = ("linear", "dpt")
 
 
 def sub_grid_of(rows: int, cols: int) -> int:
-    """k, so that the map has about 32 cells on its longer side; 4 for 8 x 8 tokens, 2 for 16 x 16."""
+    """Cells per token side, k, for a map of about 32 on its longer side: 4 for 8 x 8 tokens, 2 for 16 x 16."""
     return max(1, round(CELLS / max(rows, cols)))
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How sources are read.
+    """Settings of the heads.
 
     Attributes:
         heads: of :data:`HEADS`.
@@ -52,7 +52,7 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of some frames beside tokens.
+    """Ground truth of a batch of frames: depth, episodes, positions.
 
     Attributes:
         maps: depth_Fhw of each camera.
@@ -68,7 +68,7 @@ class Known:
 
 @dataclass
 class SourceNumbers:
-    """What came of one source of tokens.
+    """Results of one source of tokens.
 
     Attributes:
         linear: tallies of the linear head; None if it was not asked for.
@@ -84,7 +84,7 @@ class SourceNumbers:
 
 
 class Source:
-    """One source of tokens: a site of a policy, or a reference. Learns, is fitted, and is judged, in batches.
+    """One source of tokens (a site of a policy, or a reference) with its heads, fitted and tested in batches.
 
     Args:
         settings: how it is read.
@@ -105,7 +105,7 @@ class Source:
         self._distances: dict[int, list[Tensor]] = {}
 
     def learn(self, layers: Sequence[VisualTokens], known: Known) -> None:
-        """Counts training frames in; the last of ``layers`` is what the linear head reads."""
+        """Adds training frames; the last of ``layers`` is what the linear head reads."""
         tokens = layers[-1]
         cells_FVhw = self.cells(tokens, known)
         seen = tokens.masked(tokens.valid_FVHW).tokens_FVHWC
@@ -120,7 +120,7 @@ class Source:
             self._points.add(tokens, known.positions_FK, known.held_F)
 
     def fit(self) -> None:
-        """Fits every head; what was kept to fit them is given back."""
+        """Fits every head and frees the memory needed for it."""
         if self._stream is not None:
             self._linear, self._stream = self._stream.fit(), None
         if self._sample is not None:
@@ -132,7 +132,7 @@ class Source:
             self._points.fit()
 
     def judge(self, layers: Sequence[VisualTokens], known: Known) -> dict[str, Tensor]:
-        """Judges test frames; returns what each head reads there, depth_FVhw, the first seed's of DPT."""
+        """Evaluates test frames; returns each head's prediction, depth_FVhw, of DPT the first seed's."""
         tokens = layers[-1]
         cells_FVhw, predicted = self.cells(tokens, known), {}
         if self._linear is not None:
@@ -151,7 +151,7 @@ class Source:
         return predicted
 
     def numbers(self) -> SourceNumbers:
-        """What came of it; raises :class:`ProbeError` if no test cell had depth in range."""
+        """The results; raises :class:`ProbeError` if no test cell had depth in range."""
         linear = self._judge.tallies() if self._linear is not None else None
         dpt = (
             [tallies for judge in self._judges if (tallies := judge.tallies()) is not None]
@@ -171,13 +171,13 @@ class Source:
         )
 
     def cells(self, tokens: VisualTokens, known: Known) -> Tensor:
-        """depth_FVhw of what each token sees, on the cells on which it is judged."""
+        """True depth_FVhw of what each token sees, on the cells of evaluation."""
         k = sub_grid_of(*tokens.tokens_FVHWC.shape[2:4])
         return tokens.depth(known.maps, k, self.settings.far)
 
 
 class OtherFrames:
-    """Tokens of frames of other episodes, in place of each frame's own: the "shuffled" reference.
+    """The "shuffled" reference: tokens of frames of other episodes, in place of each frame's own.
 
     A few frames that went by are kept, at random; of each frame of a batch one of them is taken that is of
     another episode. While there is none, a frame is left out.
@@ -193,7 +193,7 @@ class OtherFrames:
     def __call__(
         self, layers: Sequence[VisualTokens], episode_F: Tensor
     ) -> tuple[list[int], list[Tensor]] | None:
-        """Which frames of the batch have a stand-in, and the tokens_FVHWC of these, for each layer."""
+        """Indices of the frames that have a replacement, and its tokens_FVHWC for each layer."""
         at, taken = [], []
         for i, episode in enumerate(episode_F.tolist()):
             others = [tokens for kept, tokens in self._kept if kept != episode]
@@ -212,12 +212,12 @@ class OtherFrames:
 
 
 def part_of(known: Known, at: Sequence[int]) -> Known:
-    """The same of some of the frames."""
+    """Ground truth of a subset of the frames."""
     chosen = list(at)
     positions = None if known.positions_FK is None else known.positions_FK[chosen]
     return Known([of[chosen] for of in known.maps], known.episode_F[chosen], known.held_F[chosen], positions)
 
 
 def best_site(numbers: Mapping[str, SourceNumbers]) -> str:
-    """The site with the least AbsRel of the linear head."""
+    """The site with the lowest AbsRel of the linear head."""
     return min(numbers, key=lambda name: numbers[name].linear.values["absrel"])  # type: ignore[union-attr]

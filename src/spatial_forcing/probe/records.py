@@ -1,4 +1,4 @@
-"""What a probe found, as it lies on disk in ``probe.json``, and what a report shows of it."""
+"""Result records of a probe as saved in ``probe.json``, and their part in a comparison's report."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,8 @@ class ProbedHead(Record):
     """A policy that was probed.
 
     Attributes:
-        name: as it was called.
-        type: LeRobot's name of its kind.
+        name: as the user named it.
+        type: its LeRobot policy type.
         checkpoint: as it was given.
         sites: that were read, in order.
         aligned_site: the one that its host record recommends for the tap.
@@ -40,7 +40,7 @@ class ProbedHead(Record):
 
 
 class SourceRow(Record):
-    """One source of tokens, read by one kind of head.
+    """Result row: one source of tokens, read by one kind of head.
 
     Attributes:
         source: the name of a policy, or a reference: "mean depth", "raw pixels", "teacher's features",
@@ -77,7 +77,7 @@ class SourceRow(Record):
 
 
 class RankedSite(Record):
-    """A site as a place for the tap.
+    """A site ranked as a place for the tap.
 
     Attributes:
         site: which.
@@ -98,7 +98,7 @@ class RankedSite(Record):
 
 
 class Suggestion(Record):
-    """Sites of one policy, the best first, and in words how sure that is."""
+    """Suggested sites for the tap of one policy, the best first, and a verdict on how sure that is."""
 
     policy: str
     ranked: list[RankedSite]
@@ -106,7 +106,7 @@ class Suggestion(Record):
 
 
 class ProbeReport(Record):
-    """All that one run of ``spatial-forcing probe`` found.
+    """All results of one run of ``spatial-forcing probe``.
 
     Attributes:
         created, command, commit, versions, hardware: see ``provenance``.
@@ -148,16 +148,16 @@ class ProbeReport(Record):
 
     @property
     def heads(self) -> list[str]:
-        """The kinds of heads that read policies; of mean depth alone there is always a linear one."""
+        """The kinds of heads with rows of policies (mean depth alone always has a linear one)."""
         return list(dict.fromkeys(row.head for row in self.rows if row.source != MEAN))
 
     def references(self, head: str = "linear") -> list[SourceRow]:
-        """The rows that give the others a scale."""
+        """The rows of the references."""
         return [row for row in self.rows if row.reference and row.head == head]
 
 
 def probe_section(report: ProbeReport) -> ProbeSection:
-    """AbsRel of the linear head against the layer, with the reference lines."""
+    """AbsRel of the linear head by layer, with reference lines, for the report."""
     stacks: dict[str, dict[str, list[LayerPoint]]] = {}
     lines: dict[str, float] = {}
     for row in (row for row in report.rows if row.head == "linear"):
@@ -176,7 +176,7 @@ def probe_section(report: ProbeReport) -> ProbeSection:
 
 
 def probe_at_aligned_sites(report: ProbeReport, image: str | None) -> Probe:
-    """The linear head at the aligned site of every policy, and on the references.
+    """Results of the linear head at the aligned site of every policy and on the references, for the report.
 
     Args:
         report: what was found.
@@ -209,7 +209,7 @@ def probe_at_aligned_sites(report: ProbeReport, image: str | None) -> Probe:
 
 
 def _renamed(intervals: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
-    """Intervals by the names that :class:`ProbeRow` has for its metrics."""
+    """Renames intervals to the metric names of :class:`ProbeRow`."""
     if intervals is None:
         return None
     names = {"absrel": "absrel", "rmse": "rmse_m", "delta1": "delta1"}

@@ -1,4 +1,4 @@
-"""A recording for the Rerun viewer: images, true depth, each policy's reading, and the points of both.
+"""Recording for the Rerun viewer: images, true depth, each policy's predicted depth, and point clouds.
 
 Points are of a pinhole camera with a vertical field of view of 45 degrees, which is what the embedded world's
 cameras have; of other cameras the viewer shows the right order of depth in the wrong perspective.
@@ -36,7 +36,7 @@ def rerun_module() -> Any:
 
 
 def write_rrd(drawn: Mapping[str, Sequence[Drawn]], report: ProbeReport, path: Path) -> Path:
-    """Writes the recording; a time step per test frame that was drawn.
+    """Writes the Rerun recording; a time step per test frame that was drawn.
 
     Args:
         drawn: test frames, by policy.
@@ -73,7 +73,7 @@ def _log_frame(rr: Any, recording: Any, frames: Mapping[str, Drawn], report: Pro
 
 
 def points_of(depth_hw: Tensor, image_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a depth map in its camera (x right, y down, z forward), and the image's colour there."""
+    """Coloured point cloud of a depth map in camera coordinates (x right, y down, z forward)."""
     h, w = depth_hw.shape
     rows, cols = np.mgrid[0:h, 0:w]
     slope = tan(radians(FIELD_OF_VIEW) / 2)

@@ -1,4 +1,4 @@
-"""A probe from policies and frames to a report: one pass over the frames for each policy.
+"""Runs a probe on policies: one pass over the frames for each policy.
 
 Training frames come first, then heads are fitted, then test frames are judged: no tokens are kept but a
 sample of fixed size for DPT heads and a few frames to draw. Policies are read one after the other, so that
@@ -35,13 +35,13 @@ DRAWN = 4
 
 @dataclass(frozen=True)
 class Drawn:
-    """A test frame to draw.
+    """A test frame to draw, with true and predicted depth and tokens.
 
     Attributes:
-        episode, frame: which it is.
+        episode, frame: its indices.
         images: image_3HW of each camera, in [0, 1].
         depth_Vhw: true depth on the cells.
-        predicted_Vhw: what the linear head reads at the policy's aligned site, or the DPT head without one.
+        predicted_Vhw: of the linear head at the policy's aligned site, or of the DPT head without one.
         tokens_VHWC, affine_V23, valid_VHW: there, as in ``VisualTokens``; float16.
     """
 
@@ -57,7 +57,7 @@ class Drawn:
 
 @dataclass
 class PolicyNumbers:
-    """What came of one policy.
+    """Results of one policy.
 
     Attributes:
         sites: by site.
@@ -72,7 +72,7 @@ class PolicyNumbers:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is read of every policy, and from what.
+    """Plan of a probe: frames, depth, head settings, positions and teacher, the same for every policy.
 
     Attributes:
         frames, depths: of the data set.
@@ -91,7 +91,7 @@ class Plan:
 
 
 class PolicyPass:
-    """The one pass over the frames for a policy.
+    """One pass over the frames for a policy.
 
     Args:
         policy: which.
@@ -135,7 +135,7 @@ class PolicyPass:
         return found
 
     def run(self) -> PolicyNumbers:
-        """Reads all frames, fits, judges."""
+        """Reads all frames, fits the heads and evaluates them."""
         found = PolicyNumbers()
         with SiteTaps(self.policy.module, list(self.tapped)) as read:
             self._over("train", read, self._learn)
@@ -212,7 +212,7 @@ class PolicyPass:
     def _reference_tokens(
         self, tokens: Mapping[str, VisualTokens], known: Known, images: list[Tensor]
     ) -> list[tuple[str, list[VisualTokens], Known]]:
-        """Every reference with its tokens on the grid of the aligned site, as four layers for DPT heads."""
+        """Tokens of every reference on the grid of the aligned site, as four layers for DPT heads."""
         if not self.references:
             return []
         here = tokens[self.aligned]
@@ -237,7 +237,7 @@ class PolicyPass:
 
 
 def grid_of(policy: ProbedPolicy) -> tuple[Any, ...]:
-    """What decides whether two policies see the images at the same positions."""
+    """Key that is equal for policies that see the images at the same positions."""
     return (*policy.cameras.values(), host_of(policy.module).layout)
 
 
@@ -248,7 +248,7 @@ def read_policies(
     plan: Plan,
     stage: Callable[[str], AbstractContextManager[Callable[[int], None]]],
 ) -> dict[str, PolicyNumbers]:
-    """Every policy, one after the other; references once for each grid.
+    """Probes every policy, one after the other; references once for each grid.
 
     Args:
         sites, dpt_sites: by policy.
@@ -277,5 +277,5 @@ def _evenly(indices: Sequence[int], count: int) -> set[int]:
 
 
 def tallies_of(numbers: PolicyNumbers) -> dict[str, Tallies]:
-    """The linear head's, by site."""
+    """Tallies of the linear head, by site."""
     return {site: of.linear for site, of in numbers.sites.items() if of.linear is not None}

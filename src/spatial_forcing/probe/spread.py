@@ -1,4 +1,4 @@
-"""How far a probe's numbers would move with other test episodes: bootstrap intervals, paired differences.
+"""Bootstrap intervals of a probe's metrics over test episodes, and paired differences.
 
 Shapes: F frames, V views, h w cells of the depth map, n episodes, K quantities, R resamples.
 """
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class Spread:
-    """One source's metrics in resamples of the test episodes; the same resamples for every source.
+    """Metrics of one source in bootstrap resamples of the test episodes; the same resamples for every source.
 
     The probe and the tokens are as they are: neither other training seeds nor other episodes to fit on are in
     it.
@@ -41,7 +41,7 @@ class Spread:
         self.means_RK = pooled_resamples(totals_nK, counts_n)
 
     def intervals(self) -> dict[str, list[float]] | None:
-        """95 % of the resamples for absrel, rmse_m and delta1; None with one episode."""
+        """95 % intervals of absrel, rmse_m and delta1; None with one episode."""
         if self.means_RK is None:
             return None
         absrel_R, square_R, within_R = self.means_RK.T
@@ -49,7 +49,7 @@ class Spread:
         return {name: list(percentile_interval(values_R, CONFIDENCE)) for name, values_R in by_name.items()}
 
     def against(self, other: "Spread") -> Difference:
-        """The paired difference of AbsRel to another source."""
+        """Paired difference in AbsRel to another source."""
         value = self.absrel - other.absrel
         if self.means_RK is None or other.means_RK is None:
             return Difference(absrel=value)

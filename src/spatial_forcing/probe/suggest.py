@@ -1,4 +1,4 @@
-"""Which site of a policy holds the most depth, and how sure that is: ranks in resamples of the episodes.
+"""Ranking of a policy's sites by the depth in their tokens, with bootstrap ranks over episodes.
 
 All sites of a policy are judged on the same cells of the same episodes, so that they are resampled together
 (paired): what counts is how often a site is the best one, not whether intervals overlap.
@@ -18,7 +18,7 @@ NEAR, SURE = 1.02, 0.95
 
 
 def ranked_sites(policy: str, tallies: Mapping[str, Tallies], aligned_site: str) -> Suggestion:
-    """The sites of a policy, the one with the lowest AbsRel first.
+    """Ranks the sites of a policy, the lowest AbsRel first.
 
     Args:
         policy: its name, for the verdict.
@@ -63,7 +63,7 @@ def ranked_sites(policy: str, tallies: Mapping[str, Tallies], aligned_site: str)
 
 
 def _verdict(ranked: list[RankedSite], aligned_site: str) -> str:
-    """In words: which site, how sure, and what else is as good."""
+    """Verdict as text: which site, how sure, and what else is as good."""
     first = ranked[0]
     assert first.best is not None
     share = f"the lowest AbsRel in {first.best:.0%} of resamples of the test episodes"

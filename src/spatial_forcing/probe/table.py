@@ -1,4 +1,4 @@
-"""What a probe found, as tables on the screen."""
+"""Console tables of a probe's results."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ def _depth_table(report: ProbeReport, head: str, rows: Sequence[SourceRow]) -> T
 
 
 def _difference_table(report: ProbeReport) -> Table | None:
-    """AbsRel against mean depth and against the first policy, paired."""
+    """Table of paired differences in AbsRel to mean depth and to the first policy."""
     rows = [row for row in report.rows if row.differences]
     versus = dict.fromkeys(name for row in rows for name in row.differences or {})
     if not rows:
@@ -87,7 +87,7 @@ def _points_table(report: ProbeReport) -> Table:
 
 
 def suggestion_table(suggestion: Suggestion) -> Table:
-    """The sites of a policy, the best first."""
+    """Table of a policy's sites, the best first."""
     table = _table(
         f"Sites of {suggestion.policy} by the depth that a linear head reads there",
         suggestion.verdict,
@@ -102,13 +102,13 @@ def suggestion_table(suggestion: Suggestion) -> Table:
 
 
 def with_interval(text: str, row: SourceRow, metric: str, digits: int) -> str:
-    """A number with its interval over test episodes behind it."""
+    """Formats a metric with its interval over test episodes."""
     span = (row.intervals or {}).get(metric)
     return text if span is None else f"{text} ({span[0]:.{digits}f} to {span[1]:.{digits}f})"
 
 
 def difference_text(difference: Difference | None) -> str:
-    """A difference with its interval."""
+    """Formats a difference with its interval."""
     if difference is None:
         return ""
     span = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"

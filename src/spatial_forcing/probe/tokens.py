@@ -1,4 +1,4 @@
-"""Reads the visual tokens of a policy over many frames, and leaves the policy as it was.
+"""Reading a policy's visual tokens over many frames, without changing the policy.
 
 Shapes: F frames, B batch, V views, H W rows and columns of tokens, N = V*H*W, D = C channels.
 """
@@ -21,7 +21,7 @@ from spatial_forcing.tap import Tap
 
 
 class SiteTaps:
-    """Reads the visual tokens of a policy at several sites in one forward, and leaves the policy as it is.
+    """Reads a policy's visual tokens at several sites in one forward, without changing the policy.
 
         with SiteTaps(policy, ["blocks.1", "blocks.2"]) as read:
             for batch in batches:
@@ -155,7 +155,7 @@ def _positioned(tap: Tap, seen: Shown | None, image_hw: ImageSize | None) -> Vis
 
 @contextmanager
 def _undisturbed(policy: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, LeRobot's queues and random numbers are as before."""
+    """Context in evaluation mode; afterwards modes, LeRobot's queues and random numbers are restored."""
     modes = {module: module.training for module in policy.modules()}
     # Under these names LeRobot's policies keep the observations they have seen and the actions they have yet
     # to take.

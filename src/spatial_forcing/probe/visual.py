@@ -1,4 +1,4 @@
-"""Visual tokens of some frames, and the part of its image that each of them sees.
+"""Visual tokens of some frames with their positions in the images.
 
 A host may pad or crop its images, look beyond their edges, or lack a camera. What a token is fitted to and
 judged by must be the depth of what it sees, so tokens, affine and validity travel together.
@@ -22,7 +22,7 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Visual tokens and where they are in the images: made by ``tapped_tokens``, compared by ``run_probe``.
+    """Visual tokens with their positions in the images: made by ``tapped_tokens``, compared by ``run_probe``.
 
     Images, depth maps and features that are given to a method are of the same frames and views, of any
     resolution, and show what the image in the data set shows: one tensor, or one for each view where
@@ -77,7 +77,7 @@ class VisualTokens:
         affine_FV23: Tensor | None = None,
         cameras: Sequence[str] | None = None,
     ) -> "VisualTokens":
-        """A host's tokens of the first ``len(sizes)`` views; the layout's further views are left out.
+        """Tokens of a host's first ``len(sizes)`` views on its layout; further views are left out.
 
         Args:
             visual_FNC: as the tap reads them.
@@ -103,7 +103,7 @@ class VisualTokens:
 
     @classmethod
     def joined(cls, parts: Sequence["VisualTokens"]) -> "VisualTokens":
-        """All frames of some tokens of the same views.
+        """Concatenates the frames of tokens of the same views.
 
         Raises:
             ProbeError: views, rows, columns or channels differ.
@@ -128,7 +128,7 @@ class VisualTokens:
         return len(self.tokens_FVHWC)
 
     def of_cameras(self, cameras: Sequence[str]) -> "VisualTokens":
-        """The same frames with a view for each of ``cameras``; a view that is not there is masked."""
+        """Selects the views of ``cameras``, in this order; a missing view is masked."""
         assert self.cameras is not None
         F, _, H, W, C = self.tokens_FVHWC.shape
         V = len(cameras)
@@ -148,7 +148,7 @@ class VisualTokens:
         )
 
     def masked(self, valid_FVHW: Tensor) -> "VisualTokens":
-        """Zero wherever ``valid_FVHW`` is False: what a token of padding holds must not matter."""
+        """Zeroes tokens where ``valid_FVHW`` is False: the content of padding tokens must not matter."""
         if valid_FVHW.all():
             return replace(self, valid_FVHW=valid_FVHW)
         tokens_FVHWC = torch.where(valid_FVHW[..., None], self.tokens_FVHWC, 0.0)
@@ -157,7 +157,7 @@ class VisualTokens:
     # ---- what the tokens see ---------------------------------------------------------------------------
 
     def depth(self, depth: Tensor | Sequence[Tensor], sub_grid: int, far: float = FAR) -> Tensor:
-        """The depth of what each token sees, on ``sub_grid`` x ``sub_grid`` cells of it: depth_FVhw.
+        """Depth of what each token sees, on ``sub_grid`` x ``sub_grid`` cells of it: depth_FVhw.
 
         NaN beyond the image, where a token is not valid, and where depth is out of range on more than half
         of a cell.
@@ -174,11 +174,11 @@ class VisualTokens:
         return torch.where(self.on_cells(sub_grid), cells_FVhw, torch.nan)
 
     def on_cells(self, sub_grid: int) -> Tensor:
-        """valid_FVhw: the mask of the tokens, for each cell of them."""
+        """Mask valid_FVhw of the tokens, repeated for each of their cells."""
         return self.valid_FVHW.repeat_interleave(sub_grid, 2).repeat_interleave(sub_grid, 3)
 
     def patches(self, images: Tensor | Sequence[Tensor]) -> "VisualTokens":
-        """The pixels that each token sees as a token, C = 3 x height x width of a patch.
+        """Pixel patches at the positions of the tokens, as tokens: C = 3 x height x width of a patch.
 
         Patches have as many pixels per side as the image has there, rounded down.
 
@@ -203,7 +203,7 @@ class VisualTokens:
         return replace(self, tokens_FVHWC=cut_FV3HpWq.permute(0, 1, 3, 5, 2, 4, 6).flatten(4))
 
     def carry(self, features: Features) -> "VisualTokens":
-        """A teacher's features of the whole images, carried to this grid as its training target would be.
+        """Resamples a teacher's features of the whole images to this grid, as the training target would be.
 
         Args:
             features: of the same frames and views, any grid.
@@ -227,7 +227,7 @@ class VisualTokens:
         return replace(self, tokens_FVHWC=carried_FVHWC, valid_FVHW=self.valid_FVHW & seen_FVHW)
 
     def _views(self, maps: Tensor | Sequence[Tensor], what: str, dims: int) -> list[tuple[Tensor, Tensor]]:
-        """(maps_FvHW, affine_Fv23) of all views at once, or of each where they are given one by one."""
+        """Pairs (maps_FvHW, affine_Fv23): one of all views, or one of each where they are given singly."""
         F, V = self.tokens_FVHWC.shape[:2]
         if isinstance(maps, Tensor):
             found = tuple(maps.shape)
@@ -246,5 +246,5 @@ class VisualTokens:
 
 
 def _pixels(side: int, scale_FV: Tensor, tokens: int) -> int:
-    """Pixels of an image that one token spans along a side, at least one."""
+    """Number of image pixels that one token spans along a side, at least one."""
     return max(1, int(float(scale_FV.abs().min()) * side / tokens + 1e-3))
