@@ -1,4 +1,4 @@
-"""Worker processes that are watched: none outlives its parent, dies unseen, or is waited for in vain.
+"""Supervised worker processes: they end with their parent, and crashes and hangs are detected.
 
 A worker is a spawned process that does one job at a time, sent to it over a pipe. It ends when there is
 nothing left to do, and when the process that started it ends, even by SIGKILL. When a job fails, a worker
@@ -48,7 +48,7 @@ class WorkerLost(SpatialForcingError):
 
 
 class JobFailed(Exception):
-    """A job was not done: ``error`` is what its work raised, or a :class:`WorkerLost`."""
+    """A job failed: ``error`` is what its work raised, or a :class:`WorkerLost`."""
 
     def __init__(self, job: Any, error: Exception):
         super().__init__(f"{job}: {error}")
@@ -57,7 +57,7 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True)
 class Watch:
-    """When a job counts as hung.
+    """Watchdog settings: when a job counts as hung.
 
     Args:
         progress: what is different whenever a job has got further (the size of a file, say); asked in the
@@ -158,7 +158,7 @@ class _Worker:
             self.connection.send(message)
 
     def look(self, passed: float, watch: Watch) -> None:
-        """Takes what the worker has to say, after ``passed`` seconds.
+        """Reads the worker's messages and checks that it is alive, after ``passed`` seconds.
 
         Raises:
             JobFailed: its job failed, it is dead, or it made no progress for too long.
@@ -184,7 +184,7 @@ class _Worker:
             raise JobFailed(self.job, WorkerLost(f"its process ({self.process.pid}) {how}", stacks))
 
     def _death(self) -> WorkerLost:
-        """What is known of the end of a worker that nobody ended."""
+        """The error for a worker that died by itself: its exit code or signal."""
         self.process.join(timeout=STACKS)
         code = self.process.exitcode
         how = f"ended by itself with status {code}"
@@ -196,7 +196,7 @@ class _Worker:
         return WorkerLost(f"its process ({self.process.pid}) {how}")
 
     def _read_stacks(self) -> str:
-        """Where each thread of the worker stands; works while it is stuck in foreign code."""
+        """Stack traces of the worker's threads; works while it is stuck in foreign code."""
         os.kill(self.process.pid or 0, signal.SIGUSR1)
         parts, deadline = [], time.monotonic() + STACKS
         # Written at once: a pause is the end.
@@ -209,7 +209,7 @@ class _Worker:
 
 
 def _end(workers: list[_Worker]) -> None:
-    """Ends workers: idle ones at once, others when they have cleaned up, or the time for that is over."""
+    """Terminates workers: idle ones at once, others after they have cleaned up, or a time limit."""
     for worker in workers:
         worker.connection.close()  # an idle one has nothing to wait for now
     running = [worker for worker in workers if worker.process.pid is not None]
@@ -229,11 +229,11 @@ def _end(workers: list[_Worker]) -> None:
 
 
 class _Ended(BaseException):
-    """The parent wants this worker to end."""
+    """Raised in a worker that its parent terminates."""
 
 
 def _serve(connection: Connection, stacks: Connection, locks: tuple[FolderLock, ...]) -> None:
-    """Does jobs until the parent closes the pipe. ``locks`` are held until then."""
+    """Main loop of a worker: does jobs until the parent closes the pipe, and holds ``locks`` until then."""
     end_with_parent()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
@@ -280,7 +280,7 @@ def _do_jobs(connection: Connection) -> None:
 
 
 def _portable(error: BaseException) -> Exception:
-    """The error, or one that says the same if it does not survive pickling; its traceback is a note."""
+    """A picklable form of an error: itself, or one with the same message; its traceback is a note."""
     kept = None
     if isinstance(error, Exception):
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""The projector: from a host's visual tokens to the width of a teacher. It is thrown away after training.
+"""Projector from a host's visual tokens to the width of a teacher, thrown away after training.
 
 Shapes: B batch, N visual tokens, D width of the host, C width of the teacher.
 """
@@ -13,7 +13,7 @@ from spatial_forcing.errors import SpatialForcingError
 
 
 class Projector(nn.Module):
-    """P: norm -> Linear(D, hidden) -> GELU -> Linear(hidden, C).
+    """Projector P, a two-layer MLP: norm -> Linear(D, hidden) -> GELU -> Linear(hidden, C).
 
     Args:
         width_in: D, width of the host.

@@ -1,4 +1,4 @@
-"""What a result was made with: command, commit, versions, hardware."""
+"""Provenance of results: command, commit, versions, hardware."""
 
 import os
 import platform
@@ -24,8 +24,7 @@ PACKAGES = (
 
 
 def made_with(command: str | None = None) -> dict[str, Any]:
-    """What every file of results says of its making: command (the one that is running if None), commit,
-    versions, hardware.
+    """Provenance record for a file of results: command (the running one if None), commit, versions, hardware.
 
     Call it before a long run: the source tree may change under it.
     """

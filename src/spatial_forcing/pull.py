@@ -1,4 +1,4 @@
-"""Who pulls harder at the tapped streams, the alignment or the action loss, and whether the same way."""
+"""Gradients of alignment and action loss compared at the tapped streams: norm ratio and cosine."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from spatial_forcing.tap import Tap, TapError
 
 
 class Pull(NamedTuple):
-    """Gradients of two losses compared, g of the action loss and h of the alignment loss; scalars.
+    """Norm ratio and cosine of two gradients, g of the action loss and h of the alignment loss; scalars.
 
     Attributes:
         ratio: |h| / |g|, at all tokens of the streams.
@@ -81,6 +81,6 @@ def _visual(gradients: Sequence[Sequence[Tensor]], taps: Sequence[Tap]) -> Tenso
 
 
 def _norm(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The length of gradients together."""
+    """Norm of all gradients together."""
     norms = [gradient.float().norm() for of_tap in gradients for gradient in of_tap]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()

@@ -1,4 +1,4 @@
-"""The ranges of the numbers that the objective takes.
+"""Range checks of the objective's numeric options.
 
 Shapes: C channels of the teacher.
 """
@@ -12,7 +12,7 @@ from spatial_forcing.errors import SpatialForcingError
 
 
 def checked_weight(weight: float) -> float:
-    """The weight of an alignment, or :class:`SpatialForcingError` unless it is finite and at least 0."""
+    """Validates an alignment's weight: raises :class:`SpatialForcingError` unless finite and at least 0."""
     if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
         raise SpatialForcingError(
             f"The weight of Spatial Forcing must be a finite number, 0 or more, got {weight!r}."
@@ -40,7 +40,7 @@ def check_position_embedding(position_embedding: float) -> None:
 
 
 def checked_statistics(mean_C: Tensor, std_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, or an error if they are not those of ``width`` channels."""
+    """Validates mean and standard deviation: raises unless finite and of ``width`` channels."""
     if not tuple(mean_C.shape) == tuple(std_C.shape) == (width,):
         raise SpatialForcingError(
             f"standardize needs mean and deviation of each of the teacher's {width} channels, got shapes "

@@ -1,4 +1,4 @@
-"""Steps to a target and data to a target, with censoring: an arm that never gets there is a bound.
+"""Steps to a target and data to a target, with censoring: an arm that never reaches it gives a bound.
 
 A curve is measured at a few steps, or after training on a few amounts of data. One that is never at the
 target within them needs more than the last of them; one that is there at the first needs that much or less.
@@ -18,7 +18,7 @@ from spatial_forcing.stats import StatsError, check_pairs
 
 
 class Curve(NamedTuple):
-    """A value measured after some steps, or amounts of data; lower is better."""
+    """Learning curve: a value measured after some steps, or amounts of data; lower is better."""
 
     steps: Sequence[int]
     values: Sequence[float]
@@ -26,7 +26,7 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Reached:
-    """How much it took until a curve was at a target.
+    """Steps, or amount of data, until a curve reached a target; possibly a bound.
 
     Attributes:
         step: steps, or amount of data.
@@ -38,12 +38,12 @@ class Reached:
 
     @property
     def low(self) -> float:
-        """It took no less than this."""
+        """Lower bound on the steps it took."""
         return 0 if self.sign == "<=" else self.step
 
     @property
     def high(self) -> float:
-        """It took no more than this; infinite if the target was never reached."""
+        """Upper bound on the steps it took; infinite if the target was never reached."""
         return inf if self.sign == ">" else self.step
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Reach:
-    """What two curves took to a target.
+    """Steps, or amounts of data, that two curves needed to reach a target.
 
     Attributes:
         target: the value to reach.
@@ -65,12 +65,12 @@ class Reach:
 
     @property
     def low(self) -> float:
-        """The ratio a / b, how many times less b took, is no less than this; 0 says nothing."""
+        """Lower bound on the ratio a / b, how many times less b took; 0 is no bound."""
         return self.a.low / self.b.high
 
     @property
     def high(self) -> float:
-        """The ratio is no more than this; infinity says nothing."""
+        """Upper bound on the ratio a / b; infinity is no bound."""
         return inf if self.b.low == 0 else self.a.high / self.b.low
 
 
@@ -94,7 +94,7 @@ class Ratio:
     bounds: int
 
     def __str__(self) -> str:
-        """As in a table: 1.31 (1.10 to 1.58), < 1.30, > 2.00, 1.10 to 2.00, or unknown."""
+        """Formats the ratio: 1.31 (1.10 to 1.58), < 1.30, > 2.00, 1.10 to 2.00, or unknown."""
         if self.value is not None:
             interval = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
             return f"{self.value:.2f}{interval}"
@@ -125,7 +125,7 @@ def reached(curve: Curve, target: float) -> Reached:
 
 
 def steps_to_target(curve_a: Curve, curve_b: Curve, target: float | None = None) -> Reach:
-    """What two curves took to a target: by default the last value of a, the baseline.
+    """Steps that two curves needed to reach a target: by default the last value of a, the baseline.
 
     The same rule holds for both curves: on a plateau the baseline may meet its own last value long before the
     end. With amounts of data in place of steps this is data-to-target.
@@ -138,7 +138,7 @@ def steps_to_target(curve_a: Curve, curve_b: Curve, target: float | None = None)
 
 
 def ratio_to_target(reaches: Sequence[Reach], *, resamples: int = RESAMPLES, seed: int = 0) -> Ratio:
-    """Geometric mean over seeds of what a took over what b took, with bounds where a seed is censored.
+    """Geometric mean over seeds of a's steps over b's, with bounds where a seed is censored.
 
         r = exp(mean_i log(a_i / b_i)),    low_i <= a_i / b_i <= high_i gives the same mean of the bounds
 

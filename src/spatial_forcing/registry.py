@@ -1,4 +1,4 @@
-"""Registries: hosts, teachers, losses and schedules by name, ours and those of other packages.
+"""Registries of hosts, teachers, losses and schedules by name, including other packages' entry points.
 
 Ours are in the modules of one package. Another distribution names its own in its ``pyproject.toml``, in a
 group of entry points that is called as our package is::
@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 class RegistryError(SpatialForcingError):
-    """What another distribution registers cannot be used, or a module of this package registers nothing."""
+    """An entry point of another distribution is unusable, or a module of this package registers nothing."""
 
 
 class Registry[T](Mapping[str, T]):
-    """What is registered, by name. Looking a name up raises :class:`UnknownNameError` if there is none.
+    """Registry of objects by name. Looking up an unknown name raises :class:`UnknownNameError`.
 
     Args:
         what: what is registered, for messages: "host", "loss".
@@ -44,15 +44,15 @@ class Registry[T](Mapping[str, T]):
 
     @abstractmethod
     def held_by(self, module: ModuleType) -> Mapping[str, T]:
-        """What a module of ours registers.
+        """What a module of this package registers, by name.
 
         Raises:
-            AttributeError: nothing.
+            AttributeError: it registers nothing.
         """
 
     @abstractmethod
     def check(self, name: str, found: Any) -> None:
-        """Checks what an entry point of another distribution gave.
+        """Validates the object of another distribution's entry point.
 
         Raises:
             RegistryError: it cannot be registered; what it is and should be, to follow the words "<it> is".
@@ -75,17 +75,17 @@ class Registry[T](Mapping[str, T]):
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a name; nothing of another distribution is loaded to find out."""
+        """Whether a name is registered; nothing of another distribution is loaded to find out."""
         self._find()
         return name in self._found or name in self._elsewhere
 
     def own(self) -> dict[str, T]:
-        """What this package alone registers, by name."""
+        """The entries of this package alone, by name."""
         self._find()
         return {name: found for name, found in self._found.items() if name not in self._elsewhere}
 
     def working(self) -> dict[str, T]:
-        """Everything that can be loaded; a warning names what cannot, all of it other distributions'."""
+        """All loadable entries, by name; a warning names other distributions' that cannot be loaded."""
         working = {}
         for name in self:
             try:
@@ -95,12 +95,12 @@ class Registry[T](Mapping[str, T]):
         return working
 
     def add(self, name: str, what: T) -> None:
-        """Registers something in this process, in place of what has that name if anything does."""
+        """Registers an object in this process, replacing an entry of that name."""
         self._find()
         self._found[name] = what
 
     def refresh(self) -> None:
-        """Forgets what was found and added, to look again: a distribution was installed meanwhile, say."""
+        """Clears the registry, to search again, e.g. after a distribution has been installed."""
         self._found: dict[str, T] = {}
         self._elsewhere: dict[str, EntryPoint] = {}
         self._complete = False
@@ -124,7 +124,7 @@ class Registry[T](Mapping[str, T]):
         self._complete = True
 
     def _note(self, point: EntryPoint) -> None:
-        """Takes an entry point; of two with one name the first stays."""
+        """Adds an entry point; of two with one name the first stays."""
         known = self._elsewhere.get(point.name)
         if known is None and point.name not in self._found:
             self._elsewhere[point.name] = point
@@ -151,7 +151,7 @@ class Registry[T](Mapping[str, T]):
 
 
 class Records[R](Registry[R]):
-    """Records by name: our modules have a tuple ``RECORDS`` each; an entry point is one record, of its name.
+    """Registry of records: our modules have a tuple ``RECORDS`` each; an entry point is one record.
 
     Args:
         kind: class of the records.
@@ -177,7 +177,7 @@ class Records[R](Registry[R]):
 
 
 class Functions[F: Callable[..., Any]](Registry[F]):
-    """Functions by name: a module of ours is called as its function, which it keeps under one attribute.
+    """Registry of functions: a module of ours has its function's name, and keeps it under one attribute.
 
     Args:
         attribute: what such a module calls its function.

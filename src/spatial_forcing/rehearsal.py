@@ -1,4 +1,4 @@
-"""LeRobot's trainer, stopped before its first step: what it would train, and on what.
+"""Dry run of LeRobot's trainer up to its first step, to inspect policy, batch and configuration.
 
 Nothing is rebuilt here: ``lerobot_train.train`` itself makes data set, policy, adapter, processors and batch,
 and is stopped where it would update the policy for the first time. It has written nothing by then.
@@ -29,7 +29,7 @@ PACKAGED_TEACHER = "vggt-tiny-sim"
 
 @dataclass
 class FirstStep:
-    """Where training stands before its first update.
+    """State of training before its first update: policy, batch, preprocessing.
 
     Attributes:
         policy: the policy, with forcing without wrappers.
@@ -55,7 +55,7 @@ class _Reached(BaseException):
 def first_step(
     config: TrainPipelineConfig, arguments: list[str] | None = None, *, forced: bool = True
 ) -> FirstStep:
-    """Runs LeRobot's trainer up to its first update.
+    """Runs LeRobot's trainer up to, and without, its first update.
 
     Args:
         config: of the training; fields that write, log or start something elsewhere are turned off in it.
@@ -120,7 +120,7 @@ def _forced(policy: Any) -> Any:
 
 
 def _stay_here(config: TrainPipelineConfig) -> None:
-    """Nothing is written, logged elsewhere or sent away, and no process is started."""
+    """Turns off writing, external logging, uploads and worker processes in a configuration."""
     config.output_dir, config.env, config.num_workers = None, None, 0
     config.wandb, config.job = WandBConfig(enable=False), JobConfig()
     config.save_checkpoint_to_hub = False
@@ -132,7 +132,7 @@ def _stay_here(config: TrainPipelineConfig) -> None:
 
 
 def with_forcing(arguments: list[str]) -> list[str]:
-    """The flags of a training command, its policy type that with forcing: ``smolvla`` is ``sf_smolvla``.
+    """Replaces the policy type in training flags by the one with forcing: ``smolvla`` by ``sf_smolvla``.
 
     Raises:
         UnknownNameError: Spatial Forcing has no record of the type.
@@ -153,7 +153,7 @@ def with_forcing(arguments: list[str]) -> list[str]:
 
 
 def dataset_flags(dataset: str) -> list[str]:
-    """The flags that name a data set: a folder, or its name on the Hub.
+    """LeRobot's flags for a data set, given as a folder or a name on the Hub.
 
     Raises:
         DatasetError: it is a folder that holds no LeRobotDataset, or neither.
@@ -171,7 +171,7 @@ def training_flags(
     batch_size: int = 8,
     **forcing: Any,
 ) -> Iterator[list[str]]:
-    """The training command that is meant, as flags of lerobot-train.
+    """Completes the doctor's options to a training command, as flags of lerobot-train.
 
     Args:
         lerobot: flags of lerobot-train, of which ``--policy.type`` may be the plain one.
@@ -222,7 +222,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _rendered(root: Path, frames: int) -> Path:
-    """A data set of a few frames of reach-v3."""
+    """Renders a data set of a few frames of reach-v3."""
     from spatial_forcing.sim.collect import DemoSpec, collect
 
     return collect(DemoSpec(tasks=("reach-v3",), episodes=1, frames=max(2, frames)), root, workers=1)

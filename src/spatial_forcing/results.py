@@ -1,4 +1,4 @@
-"""Results of a comparison as they lie on disk, written and read by the same classes.
+"""Result files of a comparison, written and read by the same record classes.
 
     results.json                                   Results: where it comes from, its arms and runs, the probe
     runs/<arm>-f<percent>-s<seed>/eval/000500.json Evaluation: one checkpoint, with its Episodes
@@ -44,10 +44,10 @@ __all__ = [
 
 
 class ArmHead(Record):
-    """What a comparison varies: runs of one arm differ in seed and data only.
+    """Description of an arm of a comparison: runs of one arm differ in seed and data only.
 
     Attributes:
-        label: for people.
+        label: display name.
         role: "arm"; "control", whose target has nothing of the teacher's content; "reference", a line to read
             the others against and no competitor.
         differs: the flags in which it differs from the plain arm: ``--policy.forcing.loss_weight=2.0``.
@@ -78,7 +78,7 @@ class Sample(Record):
 
 
 class Provenance(Record):
-    """What a comparison was made with.
+    """Provenance of a comparison: command, versions, settings, teacher, timings.
 
     Attributes:
         title: of the report.
@@ -105,7 +105,7 @@ class Provenance(Record):
 
 
 class Results(Provenance):
-    """Everything a report is drawn from.
+    """All results of a comparison, from which the report is made.
 
     In files of before there were seeds and fractions each of ``arms`` held one run; they are read as an arm
     and a run each.
@@ -182,7 +182,7 @@ class Results(Provenance):
         return next((name for name in ("plain", "baseline") if name in names), next(iter(names), None))
 
     def named(self, role: str) -> list[str]:
-        """The arms of a role, in order."""
+        """Names of the arms of a role, in order."""
         return [name for name, arm in self.arms.items() if arm.role == role]
 
     def fractions(self) -> list[float]:

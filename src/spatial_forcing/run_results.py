@@ -1,4 +1,4 @@
-"""Training runs as records: what was logged, evaluations of checkpoints, episodes."""
+"""Result records of training runs: logged curves, evaluations of checkpoints, episodes."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,7 @@ class Episode(Record):
 
 
 class Evaluation(Record):
-    """What a policy did.
+    """Evaluation of a checkpoint: held-out error and rollouts.
 
     Attributes:
         step: training step of the checkpoint.
@@ -78,7 +78,7 @@ class Evaluation(Record):
 
 
 class CurveRow(Record):
-    """What was logged at one training step: LeRobot's meters and ours, by name. Losses are means since the
+    """Numbers logged at one training step: LeRobot's meters and ours, by name. Losses are means since the
     row before, times are seconds."""
 
     step: int
@@ -96,13 +96,12 @@ class CurveRow(Record):
 
 
 def without_none(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what was not measured."""
+    """Drops the values of a record that were not measured."""
     return {name: value for name, value in record.items() if value is not None}
 
 
 def curve_rows(logged: Iterable[Mapping[str, Any]]) -> list[CurveRow]:
-    """The rows of ``metrics.jsonl`` by step: what was logged at one step, losses and their evaluation, is one
-    row.
+    """Merges the rows of ``metrics.jsonl`` by step: training and evaluation losses of a step become one row.
 
     Raises:
         ResultsError: a row has no step, or text where a number belongs.
@@ -155,7 +154,7 @@ class RunResults(Record):
 
     @property
     def trained_steps(self) -> int:
-        """The last step of which anything is known."""
+        """The last step with a logged row or an evaluation."""
         return max([row.step for row in self.curves] + [e.step for e in self.evaluations], default=0)
 
     @property

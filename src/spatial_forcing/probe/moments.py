@@ -57,8 +57,8 @@ class Moments:
         self.y_PK += torch.where(whole_FP[..., None], y_FPK, 0.0).sum(0)
 
     def solved(self, square_C: Tensor, ridges: Iterable[float]) -> Tensor:
-        """Solves for W (R, C, K), one for each ridge strength, on raw channels; ``square_C`` is the scale below
-        which a variance counts as none."""
+        """Solves for W (R, C, K), one for each ridge strength, on raw channels; ``square_C`` is the scale of
+        what counts as no variance."""
         n_P1, n = self.n_P.clamp(min=1)[:, None], self.n_P.sum()
         xx_CC = self.xx_CC - (self.x_PC / n_P1).T @ self.x_PC
         xy_CK = self.xy_CK - (self.x_PC / n_P1).T @ self.y_PK

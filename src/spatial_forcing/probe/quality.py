@@ -37,7 +37,7 @@ def errors_of(p: Tensor, t: Tensor) -> Tensor:
 
 
 def aligned(predicted_IM: Tensor, true_IM: Tensor) -> Tensor:
-    """Predictions aligned to the truth, s p + o per image, by least squares over cells with depth (no NaN)."""
+    """Predictions aligned to the truth, s p + o per image, by least squares over cells without NaN."""
     known = ~true_IM.isnan()
     n = known.sum(1, keepdim=True).clamp(min=1)
     p, t = (torch.where(known, of, 0.0) for of in (predicted_IM, true_IM))

@@ -25,7 +25,7 @@ HEADS = ("linear", "dpt")
 
 
 def sub_grid_of(rows: int, cols: int) -> int:
-    """Cells per token side, k, for a map of about 32 on its longer side: 4 for 8 x 8 tokens, 2 for 16 x 16."""
+    """Cells per token side, k, for a map about 32 cells long: 4 for 8 x 8 tokens, 2 for 16 x 16."""
     return max(1, round(CELLS / max(rows, cols)))
 
 

@@ -1,4 +1,4 @@
-"""Two arms compared: on the same episodes, in the same seeds, and by how soon they reach an error."""
+"""Paired comparison of two arms: success on the same episodes, errors by seed, steps to an error."""
 
 from dataclasses import asdict
 from itertools import groupby
@@ -23,7 +23,7 @@ POINTS = 100
 
 
 def compare(results: Results, a: str, b: str) -> Comparison:
-    """Two arms over the seeds that both have, on all of the data; ``problem`` says why there is no test."""
+    """Compares two arms over their common seeds, on all of the data; ``problem`` says why without a test."""
     pairs = seed_pairs(results, a, b)
     found = Comparison(
         a=a,
@@ -65,7 +65,7 @@ def at_last_common_step(
 
 
 def no_test(pairs: dict[int, Pair]) -> str:
-    """Why success cannot be compared."""
+    """Reason why success cannot be compared."""
     if not pairs:
         return "they have no seed in common"
     evaluations = [e for pair in pairs.values() for run in pair for e in run.evaluations]
@@ -145,13 +145,13 @@ def errors(pairs: dict[int, Pair]) -> Errors | None:
 
 
 def steps_to(pairs: dict[int, Pair]) -> ToTarget | None:
-    """Training steps to the last held-out error of a, in the seeds in which both have errors."""
+    """Training steps of both arms to a's last held-out error, over the seeds in which both have errors."""
     curves = {seed: (_error_curve(a), _error_curve(b)) for seed, (a, b) in pairs.items()}
     return _to_target({seed: (a, b) for seed, (a, b) in curves.items() if a.steps and b.steps}, "steps")
 
 
 def data_to(results: Results, a: str, b: str) -> ToTarget | None:
-    """Data to the held-out error that a has on all of the data; None with one amount of data.
+    """Amount of data of both arms to the held-out error of a on all of the data; None with one amount.
 
     A seed counts once a has finished on all of the data; points are finished runs.
     """

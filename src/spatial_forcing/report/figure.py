@@ -1,4 +1,4 @@
-"""What the report's figures share: colours and markers of arms, axes, SVG text."""
+"""Helpers of the report's figures: colours and markers of arms, axes, SVG text."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The forest plot of a comparison: every arm and control less the plain arm, with intervals."""
+"""Forest plot of a comparison: differences of every arm and control to the plain arm, with intervals."""
 
 from typing import Any
 
@@ -10,8 +10,7 @@ ROW, AXIS = 0.42, 0.9
 
 
 def draw_forests(summary: Summary) -> dict[str, str]:
-    """Differences in success, and in held-out error, to the plain arm, by name; what nobody measured is left
-    out.
+    """Draws forest plots of success and of held-out error, by name; quantities without data are left out.
 
     Large marks are means with their bootstrap intervals, small ones single seeds; controls are hollow. A
     shaded side is where an arm is better than the plain one.

@@ -1,4 +1,4 @@
-"""Images of the data for the report.
+"""Sample images of the data for the report.
 
 Shapes: F frames, V views, H W rows and columns of pixels.
 """
@@ -16,7 +16,7 @@ from spatial_forcing.probe.image import DEPTH_COLOURS, colour_bar, draw_map, pan
 def frame_strip(
     images: Mapping[str, Tensor], path: Path, depth: Mapping[str, Tensor] | None = None, far: float = FAR
 ) -> Path:
-    """Writes a PNG of some frames: a column per frame, for each camera a row of images and one of depth.
+    """Writes a PNG strip of frames: a column per frame, for each camera a row of images and one of depth.
 
     Args:
         images: images_F3HW in [0, 1] by camera.

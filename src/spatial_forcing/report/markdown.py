@@ -1,4 +1,4 @@
-"""A report's numbers as Markdown, to be pasted into an issue, a README or a paper's notes."""
+"""Markdown version of a report, to paste into an issue, a README or notes."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from spatial_forcing.report.wording import (
 
 
 def markdown(summary: Summary) -> str:
-    """Verdict, arms, paired tests, amounts of data, the probe, and what it was made with."""
+    """Renders a report as Markdown: verdict, arms, paired tests, amounts of data, the probe, provenance."""
     verdict, parts = summary.verdict, []
     if verdict is not None:
         parts += [f"**{verdict.headline}**"]
@@ -71,7 +71,7 @@ def _error(arm: ArmSummary) -> str:
 
 
 def _pairs(summary: Summary) -> str:
-    """Every pair that counts, then the controls against the plain arm."""
+    """Markdown table of paired tests: the pairs that count, then the controls against the plain arm."""
     counted = {(c.a, c.b) for c in summary.comparisons}
     pairs = [*summary.comparisons, *(c for c in summary.against_plain if (c.a, c.b) not in counted)]
     if not pairs:
@@ -92,7 +92,7 @@ def _errors(found: Errors | None) -> list[str]:
 
 
 def _by_data(summary: Summary) -> str:
-    """The last held-out error of every arm for every amount of data, and what it took to the plain arm's."""
+    """Markdown table of every arm's last held-out error by amount of data, with the data to reach plain's."""
     series, unit = summary.plots.by_data.get("heldout_error", {}), summary.plots.data_unit
     amounts = sorted({x for by_seed in series.values() for points in by_seed.values() for x, _ in points})
     if unit is None or not amounts:

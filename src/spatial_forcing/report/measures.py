@@ -1,4 +1,4 @@
-"""Numbers of runs and episodes that may be missing: means, rates, amounts of data."""
+"""Summary statistics of runs and episodes with missing values: means, rates, amounts of data."""
 
 from collections.abc import Iterable, Sequence
 from math import isfinite
@@ -16,7 +16,7 @@ def finite(value: float | None) -> float | None:
 
 
 def mean_of_known(values: Iterable[float | None], unit: float = 1) -> float | None:
-    """Mean of what was measured, in another unit; None if nothing was."""
+    """Mean of the known values, converted to another unit; None if there are none."""
     known = [value for value in values if value is not None and isfinite(value)]
     return unit * fmean(known) if known else None
 
@@ -37,16 +37,16 @@ def success(episodes: Sequence[Episode]) -> Interval | None:
 
 
 def spread(found: Estimate, unit: float = 1) -> Spread:
-    """An estimate as a record, in another unit."""
+    """Converts an estimate to a record, in another unit."""
     value, low, high = (None if x is None else unit * x for x in (found.value, found.low, found.high))
     return Spread(value=value, low=low, high=high)
 
 
 def data_unit(runs: Sequence[RunResults]) -> Literal["episodes", "% of the data"]:
-    """In what the amount of data is told: episodes where all runs say how many."""
+    """Unit of the amount of data: episodes where all runs give their number."""
     return "episodes" if all(run.train_episodes for run in runs) else "% of the data"
 
 
 def amount_of_data(run: RunResults, unit: str) -> int:
-    """What a run was trained on."""
+    """Amount of data that a run was trained on."""
     return run.train_episodes or 0 if unit == "episodes" else round(100 * run.fraction)

@@ -1,4 +1,4 @@
-"""Sentences below the verdict: what is unfinished, how soon errors were reached, references, the probe."""
+"""Notes below the verdict: unfinished runs, steps to an error, references, the probe."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ STATE_FACTOR = 0.7
 
 
 def notes(summary: Summary) -> list[str]:
-    """Sentences below the verdict."""
+    """All notes below the verdict."""
     return [
         *unfinished(summary),
         *earlier_steps(summary),
@@ -28,7 +28,7 @@ def notes(summary: Summary) -> list[str]:
 
 
 def unfinished(summary: Summary) -> list[str]:
-    """A sentence for each arm with a run that has not reached its last step or was not evaluated there."""
+    """Notes on unfinished arms: a run has not reached its last step, or was not evaluated there."""
     found = []
     for name in summary.arms:
         runs = [run for run in summary.runs if run.arm == name]
@@ -46,7 +46,7 @@ def unfinished(summary: Summary) -> list[str]:
 
 
 def earlier_steps(summary: Summary) -> list[str]:
-    """One sentence that names the arms compared before their last step, or in some of their seeds only."""
+    """Note on the arms compared before their last step, or in some of their seeds only."""
     found = []
     for c in (one for one in summary.comparisons if one.step is not None):
         planned = set(summary.arms[c.a].seeds_planned) & set(summary.arms[c.b].seeds_planned)
@@ -63,7 +63,7 @@ def earlier_steps(summary: Summary) -> list[str]:
 
 
 def no_rollouts(summary: Summary) -> list[str]:
-    """What is meant by better without an environment."""
+    """Note on what counts as better without rollouts."""
     evaluated = [arm for arm in summary.arms.values() if arm.evaluated_step is not None]
     if not evaluated or any(arm.success for arm in evaluated):
         return []
@@ -74,7 +74,7 @@ def no_rollouts(summary: Summary) -> list[str]:
 
 
 def unsolved(comparisons: Sequence[Comparison]) -> list[str]:
-    """One sentence that names the arms without any success."""
+    """Note on the arms without any success."""
     none = [c for c in comparisons if not c.problem and not (c.both or c.only_a or c.only_b)]
     names = list(dict.fromkeys([*(c.b for c in none), *(c.a for c in none)]))
     if not names:
@@ -84,7 +84,7 @@ def unsolved(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """For each arm under test: how soon it reached the last errors of the others, and with how much data."""
+    """Notes on each arm under test: steps and data to reach the last errors of the others."""
     found = []
     for b in dict.fromkeys(c.b for c in comparisons):
         of = [c for c in comparisons if c.b == b]
@@ -96,7 +96,7 @@ def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _soon(reached: Sequence[tuple[str, ToTarget]], unit: str) -> str:
-    """Ratios to several targets; a bound is where a seed was never there, or was at its first evaluation."""
+    """Formats the ratios to several targets; bounds where a seed is censored."""
     ratios = "; ".join(f"{a} ({number(to.target)}) {to.ratio}" for a, to in reached)
     text = f"{unit} to the last held-out error of {ratios}"
     if any(to.bounds for _, to in reached):
@@ -105,7 +105,7 @@ def _soon(reached: Sequence[tuple[str, ToTarget]], unit: str) -> str:
 
 
 def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
-    """What the blind and the state references say about the others."""
+    """Notes on what the blind and the state references imply for the others."""
     blind, state = (arms[name].heldout_error if name in arms else None for name in ("blind", "state"))
     if blind is None:
         return []
@@ -127,7 +127,7 @@ def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
 
 
 def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
-    """Arms that are no better than the blind policy, and what that means."""
+    """Note on arms that are no better than the blind policy, and what that means."""
     steps = sorted(arm.evaluated_step or 0 for arm in level.values())
     span = " to ".join(map(str, dict.fromkeys([steps[0], steps[-1]])))
     errors = f"{', '.join(number(arm.heldout_error) for arm in level.values())} against {number(blind)}"
@@ -165,7 +165,7 @@ def probe_gains(summary: Summary, *, shared: bool) -> list[str]:
 
 
 def _probe_without_depth(rows: Sequence[ProbeRow], summary: Summary) -> list[str]:
-    """Says when the probe gains nothing from a policy's tokens over the mean depth, which sees nothing."""
+    """Notes on policies whose tokens give no better depth than the mean depth, which uses no tokens."""
     mean = next((row.absrel for row in rows if row.name == "mean depth"), None)
     if mean is None:
         return []

@@ -1,4 +1,4 @@
-"""Writes the report: checks the results, computes the summary, draws the figures, and puts it all into one
+"""Report writer: validates the results, computes the summary, draws the figures, and renders one HTML
 file, with figures and tables beside it."""
 
 import base64
@@ -110,7 +110,7 @@ def render(
     figures: Mapping[str, str | None],
     tables: Mapping[str, str],
 ) -> str:
-    """The page, with the images and videos that ``folder`` holds; figures are SVG and tables CSV, by name."""
+    """Renders the HTML page, with images and videos from ``folder``, SVG figures and CSV tables by name."""
     measured = summary.plots.measured
     return _template().render(
         **dict(summary),
@@ -139,7 +139,7 @@ def render(
 
 
 def what_there_is(summary: Summary) -> dict[str, bool]:
-    """Which parts of the page have something to show."""
+    """Which sections of the page have content."""
     arms = list(summary.arms.values())
     return {
         "success": any(arm.success for arm in arms),
@@ -156,7 +156,7 @@ def what_there_is(summary: Summary) -> dict[str, bool]:
 
 
 def pairs_shown(summary: Summary) -> list[Comparison]:
-    """The pairs that count, then the controls against the plain arm."""
+    """Pairs of arms on the page: those that count, then the controls against the plain arm."""
     counted = {(c.a, c.b) for c in summary.comparisons}
     return summary.comparisons + [c for c in summary.against_plain if (c.a, c.b) not in counted]
 
@@ -172,7 +172,7 @@ def curve_figures(figures: Mapping[str, str | None]) -> list[tuple[str, str, str
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, text) of everything in nested mappings."""
+    """Flattens nested mappings to (dotted name, text) pairs."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from flatten(item, f"{name}.{key}" if name else str(key))

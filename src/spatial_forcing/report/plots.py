@@ -1,4 +1,4 @@
-"""The report's curves, as SVG: one quantity each, one colour and marker per arm.
+"""Curves of the report as SVG: one quantity per plot, one colour and marker per arm.
 
 With several seeds a line is their mean and the band around it runs from the lowest seed to the highest.
 Controls are dotted, references dashed.
@@ -34,7 +34,7 @@ FROM_ZERO = ("action_loss", "heldout_error", "closest_distance_cm")
 
 
 def draw_plots(summary: Summary) -> dict[str, str | None]:
-    """All figures as SVG text by name; None for one of the usual ones that nothing was measured for."""
+    """Draws all curves as SVG text, by name; None for a standard one without data."""
     arms, data = summary.arms, summary.plots
     with style():
         found: dict[str, str | None] = {**draw_forests(summary)}
@@ -49,12 +49,12 @@ def draw_plots(summary: Summary) -> dict[str, str | None]:
 
 
 def label_of(name: str) -> str:
-    """What an axis says of a quantity."""
+    """Axis label of a quantity."""
     return LABELS.get(name) or name.replace("_", " ")
 
 
 def draw_logged(arms: Mapping[str, ArmSummary], name: str, series: Series) -> str | None:
-    """Quantities logged during training, smoothed; with one seed the values as logged behind them."""
+    """Plots a quantity logged during training, smoothed; with one seed, the raw values behind it."""
     if not any(series.values()):
         return None
     axis = axes()[0]
@@ -69,7 +69,7 @@ def draw_logged(arms: Mapping[str, ArmSummary], name: str, series: Series) -> st
 
 
 def draw_measured(arms: Mapping[str, ArmSummary], name: str, series: Series, summary: Summary) -> str | None:
-    """Quantities measured at some steps; references as horizontal lines at their last value."""
+    """Plots a quantity measured at some steps; references as horizontal lines at their last value."""
     if not any(series.values()):
         return None
     axis, colour = axes()[0], colours(list(arms))
@@ -91,7 +91,7 @@ def draw_measured(arms: Mapping[str, ArmSummary], name: str, series: Series, sum
 
 
 def draw_by_data(arms: Mapping[str, ArmSummary], name: str, series: Series, unit: str) -> str | None:
-    """A quantity at the end of training over the amount of data."""
+    """Plots a quantity at the end of training over the amount of data."""
     if not any(series.values()):
         return None
     axis, colour = axes()[0], colours(list(arms))
@@ -119,7 +119,7 @@ def band(by_seed: Mapping[int, Points]) -> list[tuple[float, float, float, float
 
 
 def smooth(points: Points) -> Points:
-    """The same points with running means for values."""
+    """Smooths points by running means."""
     return [(x, y) for (x, _), y in zip(points, running_mean([y for _, y in points]), strict=True)]
 
 
@@ -140,7 +140,7 @@ def _band(axis, by_seed: Mapping[int, Points], **look) -> None:
 
 
 def _wilson_bars(axis, points: Points, arm: ArmSummary, apart: float, colour: str) -> None:
-    """Wilson's intervals of the rates of one seed, set slightly apart so that bars can be seen."""
+    """Draws Wilson intervals of one seed's rates, offset slightly so that bars do not overlap."""
     if arm.success is None:
         return
     rates = [
@@ -153,7 +153,7 @@ def _wilson_bars(axis, points: Points, arm: ArmSummary, apart: float, colour: st
 
 
 def _over_steps(axis, arms: Mapping[str, ArmSummary], name: str) -> None:
-    """The same range of steps in all plots, a legend, and zero in sight where it means something."""
+    """Formats a plot over steps: the same range in all plots, a legend, and zero in view where meaningful."""
     axis.set(xlabel="training step", ylabel=label_of(name))
     axis.set_xlim(0, 1.02 * max(arm.steps for arm in arms.values()))
     axis.legend()

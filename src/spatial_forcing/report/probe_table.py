@@ -1,4 +1,4 @@
-"""The depth probe as a table on the screen."""
+"""Console table of the depth probe in a comparison."""
 
 from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What a report says, as records: ``report.json`` is a :class:`Summary`."""
+"""Records of a report's content: ``report.json`` is a :class:`Summary`."""
 
 from math import isfinite
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class Spread(Record):
 
 
 class Cost(Record):
-    """What training an arm took; None where nothing was measured.
+    """Training cost of an arm: time and memory; None where nothing was measured.
 
     Attributes:
         update_ms, dataloading_ms: per step, mean over seeds of the medians, milliseconds.
@@ -42,7 +42,7 @@ class Cost(Record):
 
 
 class ArmSummary(ArmHead):
-    """An arm at its last evaluation, on all of the data; None where nothing was measured.
+    """Summary of an arm at its last evaluation, on all of the data; None where nothing was measured.
 
     Attributes:
         seeds: that were evaluated at that step.
@@ -103,7 +103,7 @@ class Errors(Record):
 
 
 class ToTarget(Record):
-    """What a and b took to the last held-out error of a.
+    """Steps, or data, that a and b needed to reach the last held-out error of a.
 
     Attributes:
         unit: of a and b.
@@ -122,7 +122,7 @@ class ToTarget(Record):
 
 
 class Comparison(Record):
-    """Two arms on the same episodes and seeds, at the last step at which a seed of both was evaluated.
+    """Paired comparison of two arms, at the last step at which a seed of both was evaluated.
 
     Attributes:
         a, b: names; b is the arm under test.
@@ -165,7 +165,7 @@ class Comparison(Record):
 
 
 class RunState(Record):
-    """How far a run is."""
+    """Progress of a run."""
 
     arm: str
     seed: int
@@ -178,7 +178,7 @@ class RunState(Record):
 
 
 class ProbeSummary(Record):
-    """The depth probe.
+    """Depth probe results in the report.
 
     Attributes:
         rows: sources at the aligned site, and references.
@@ -195,7 +195,7 @@ class ProbeSummary(Record):
 
 
 class Plots(Record):
-    """What the plots draw.
+    """Data of the plots.
 
     Attributes:
         logged: during training, by name of the quantity; on all of the data.
@@ -213,7 +213,7 @@ class Plots(Record):
 
 
 class Verdict(Record):
-    """What a comparison says, in sentences: in one, what it shows, what it does not, what it would take."""
+    """Verdict of a comparison as sentences: a headline, what is shown, what is not, what it would take."""
 
     headline: str
     shown: list[str]
@@ -222,7 +222,7 @@ class Verdict(Record):
 
 
 class Summary(Provenance):
-    """Every number of a report, and what it says of them.
+    """Content of a report: every number, and the verdict and notes on them.
 
     Attributes:
         plain_arm: that others are measured against.
@@ -240,13 +240,13 @@ class Summary(Provenance):
     notes: list[str] = Field(default_factory=list)
 
     def json_data(self) -> dict[str, Any]:
-        """As JSON data without NaN or infinity, which JSON does not know. What only fitting the probe needs
-        stays in ``results.json``."""
+        """Converts to JSON data without NaN or infinity, which JSON does not know. What only fitting the
+        probe needs stays in ``results.json``."""
         return without_nan(self.plain(exclude={"probe": {"rows": {"__all__": {"ridge", "pixels"}}}}))
 
 
 def without_nan(value: Any) -> Any:
-    """The same data with None for NaN and infinity."""
+    """Replaces NaN and infinity by None in nested data."""
     if isinstance(value, dict):
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

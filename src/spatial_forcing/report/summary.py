@@ -1,4 +1,4 @@
-"""Every number the report shows, computed from the results. ``report.json`` is a :class:`Summary`."""
+"""Computes every number of the report from the results. ``report.json`` is a :class:`Summary`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ LOGGED = ("action_loss", "cosine", "gradient_ratio", "gradient_cosine", "cka", "
 
 
 def summarise(results: Results) -> Summary:
-    """Computes the report's numbers."""
+    """Computes the summary of a comparison's results."""
     plain = results.plain_arm
     others = [name for name in (*results.named("arm"), *results.named("control")) if name != plain]
     pairs = results.pairs()
@@ -61,7 +61,7 @@ def summarise(results: Results) -> Summary:
 
 
 def summarise_arm(results: Results, name: str) -> ArmSummary:
-    """An arm at its last evaluation, over the seeds that have it."""
+    """Summarises an arm at its last evaluation, over the seeds that have it."""
     head, runs = results.arms[name], results.runs_of(name)
     step = max((run.evaluations[-1].step for run in runs if run.evaluations), default=None)
     last = {run.seed: e for run in runs for e in run.evaluations if e.step == step}
@@ -98,7 +98,7 @@ def last_tenth(run: RunResults) -> float | None:
 
 
 def cost(results: Results, name: str) -> Cost:
-    """What an arm's training took, and that over what the plain arm's took in the same seeds."""
+    """Training cost of an arm, and its ratio to the plain arm's in the same seeds."""
     plain = {run.seed: run for run in results.runs_of(results.plain_arm)} if results.plain_arm else {}
     runs = results.runs_of(name)
     memory = [run.peak_memory_mb for run in runs if run.peak_memory_mb is not None]
@@ -152,7 +152,7 @@ MEASURED = {
 
 
 def plots(results: Results) -> Plots:
-    """What the plots draw: for each quantity, arm and seed, the points that exist."""
+    """Data of the plots: for each quantity, arm and seed, the points that exist."""
     rows = [row for run in results.runs for row in run.curves]
     logged = [
         key for key in dict.fromkeys(key for row in rows for key in row.plain()) if key.startswith(LOGGED)
@@ -199,7 +199,7 @@ def _by_data(results: Results, unit: str, quantity: Any) -> Series:
 
 
 def probe_summary(probe: Probe | None) -> ProbeSummary | None:
-    """What the page shows of the depth probe."""
+    """Summarises the depth probe for the page."""
     if probe is None:
         return None
     return ProbeSummary(

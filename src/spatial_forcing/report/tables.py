@@ -1,4 +1,4 @@
-"""The report's tables as CSV, with all digits: what the page rounds, a spreadsheet can read here."""
+"""CSV tables of the report, with all digits, for spreadsheets."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def arms(summary: Summary) -> list[Row]:
-    """What each arm did at its last evaluation."""
+    """Table of the arms at their last evaluation."""
     found = []
     for name, arm in summary.arms.items():
         row = {"arm": name, "role": arm.role, "label": arm.label, "differs": " ".join(arm.differs)}
@@ -59,7 +59,7 @@ def arms(summary: Summary) -> list[Row]:
 
 
 def tasks(summary: Summary) -> list[Row]:
-    """Success of each arm by task."""
+    """Table of each arm's success by task."""
     return [
         {"arm": name, "task": task, "successes": rate.successes, "episodes": rate.episodes}
         | {"wilson_low": rate.low, "wilson_high": rate.high}
@@ -70,7 +70,7 @@ def tasks(summary: Summary) -> list[Row]:
 
 
 def comparison(c: Comparison) -> Row:
-    """One pair of arms."""
+    """Row of one pair of arms."""
     row: Row = {"arm": c.b, "against": c.a, "step": c.step, "seeds": _listed(c.seeds), "problem": c.problem}
     row |= {"both": c.both, "only_arm": c.only_b, "only_against": c.only_a, "neither": c.neither}
     row |= {"mcnemar_p": c.p_value, "mcnemar_p_holm": c.p_holm}
@@ -89,7 +89,7 @@ def comparison(c: Comparison) -> Row:
 
 
 def cost(summary: Summary) -> list[Row]:
-    """What training each arm took."""
+    """Table of each arm's training cost."""
     found = []
     for name, arm in summary.arms.items():
         row = {"arm": name, "parameters": arm.parameters, "update_ms": arm.cost.update_ms}
@@ -101,7 +101,7 @@ def cost(summary: Summary) -> list[Row]:
 
 
 def evaluations(results: Results) -> list[Row]:
-    """Every checkpoint of every run."""
+    """Table of the evaluations: every checkpoint of every run."""
     return [
         {"arm": run.arm, "seed": run.seed, "fraction": run.fraction, "step": e.step}
         | {"heldout_error": e.heldout_error, "heldout_loss": e.heldout_loss}
@@ -112,7 +112,7 @@ def evaluations(results: Results) -> list[Row]:
 
 
 def episodes(results: Results) -> list[Row]:
-    """Every rollout with whatever numbers the environment gave."""
+    """Table of all rollouts, with the numbers that the environment gave."""
     return [
         {"arm": run.arm, "training_seed": run.seed, "fraction": run.fraction, "step": e.step}
         | {"episode_seed" if key == "seed" else key: value for key, value in one.plain().items()}
@@ -123,7 +123,7 @@ def episodes(results: Results) -> list[Row]:
 
 
 def curves(results: Results) -> list[Row]:
-    """Every logged row of every run."""
+    """Table of the training curves: every logged row of every run."""
     return [
         {"arm": run.arm, "seed": run.seed, "fraction": run.fraction} | row.plain()
         for run in results.runs
@@ -132,7 +132,7 @@ def curves(results: Results) -> list[Row]:
 
 
 def probe(summary: Summary) -> list[Row]:
-    """The depth probe, one source of tokens per row."""
+    """Table of the depth probe, one source of tokens per row."""
     found = []
     for row in summary.probe.rows if summary.probe else []:
         one: Row = {"tokens_of": row.name}
@@ -147,7 +147,7 @@ def probe(summary: Summary) -> list[Row]:
 
 
 def probe_sites(summary: Summary) -> list[Row]:
-    """AbsRel of every policy at every site."""
+    """Table of AbsRel of every policy at every site."""
     section = summary.plots.probe_sites
     return [
         {"tokens_of": name, "site": f"{stack}.{point.layer}"}

@@ -24,7 +24,7 @@ ALPHA = 0.05
 
 
 def verdict(summary: Summary) -> Verdict:
-    """What was found, in plain sentences with their numbers."""
+    """The verdict of a comparison, in plain sentences with numbers."""
     compared = summary.comparisons
     if not compared:
         text = "There is nothing to compare: the results hold no second arm."
@@ -56,7 +56,7 @@ def verdict(summary: Summary) -> Verdict:
 
 
 def measure(compared: Sequence[Comparison]) -> str:
-    """By what an arm is judged: success, or held-out errors where nothing was solved or no rollout ran."""
+    """The criterion for an arm: success, or held-out error where nothing was solved or no rollout ran."""
     return "success" if any(c.both or c.only_a or c.only_b for c in compared) else "error"
 
 
@@ -74,7 +74,7 @@ def different(c: Comparison, by: str) -> bool:
 
 
 def gain(c: Comparison, by: str) -> float:
-    """What b gained over a, above zero if b is better."""
+    """Gain of b over a, positive if b is better."""
     if by == "error":
         return 0.0 if c.errors is None else -(c.errors.difference.value or 0)
     return 0.0 if c.difference is None else c.difference.value or 0
@@ -127,7 +127,7 @@ def _no_claim(c: Comparison) -> str:
 
 
 def headline(compared: Sequence[Comparison], summary: Summary) -> str:
-    """What is shown of one arm, against all that it was compared with."""
+    """Headline for one arm, against all that it was compared with."""
     b, by = compared[0].b, measure(compared)
     verb = "succeeded more often" if by == "success" else "had a lower held-out action error"
     controls = [c for c in compared if summary.arms[c.a].role == "control"]
@@ -165,14 +165,14 @@ def _not_better(rivals: Sequence[Comparison], controls: Sequence[Comparison], by
 
 
 def so_far(summary: Summary) -> list[str]:
-    """That a comparison is not at its end."""
+    """Sentence on an unfinished comparison."""
     if all(arm.finished for arm in summary.arms.values()):
         return []
     return ["The comparison is unfinished: this is what it says so far."]
 
 
 def seeds_note(summary: Summary) -> str:
-    """How much the number of seeds allows to say."""
+    """Sentence on what the number of seeds allows to conclude."""
     arms = [arm for arm in summary.arms.values() if arm.role != "reference"]
     seeds = sorted({seed for arm in arms for seed in arm.seeds_planned})
     if len(seeds) == 1:
@@ -183,7 +183,7 @@ def seeds_note(summary: Summary) -> str:
 
 
 def no_control(summary: Summary) -> list[str]:
-    """What is not known without controls."""
+    """Sentence on what is not known without controls."""
     if any(summary.arms[c.a].role == "control" for c in summary.comparisons):
         return []
     return ["That the teacher's content matters: no control was compared."]
@@ -193,7 +193,7 @@ def no_control(summary: Summary) -> list[str]:
 
 
 def what_it_takes(compared: Sequence[Comparison]) -> list[str]:
-    """How many episodes or seeds would show what one arm did not show."""
+    """Sentences on how many episodes or seeds would show what one arm did not show."""
     by, found = measure(compared), []
     level = [c for c in compared if not better(c, by)]
     if by == "success":
@@ -208,7 +208,7 @@ def what_it_takes(compared: Sequence[Comparison]) -> list[str]:
 
 
 def _episodes(level: Sequence[Comparison]) -> list[str]:
-    """What these episodes can show of one arm, and how many it takes to show what was seen."""
+    """Sentences on what difference these episodes detect for one arm, and how many the observed one needs."""
     if not level:
         return []
     pairs = [sum(x or 0 for x in (c.both, c.only_a, c.only_b, c.neither)) for c in level]
@@ -235,7 +235,7 @@ def _episodes(level: Sequence[Comparison]) -> list[str]:
 
 
 def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
-    """What these seeds can show of one arm's error, and how many it takes to show what was seen."""
+    """Sentences on what error difference these seeds detect for one arm, and how many the seen one needs."""
     if not level:
         return []
     least = [e.detectable for _, e in level if e.detectable is not None]
@@ -252,6 +252,6 @@ def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
 
 
 def _span(values: Sequence[float], digits: int) -> str:
-    """One number, or the lowest and the highest."""
+    """Formats one number, or the lowest and the highest."""
     texts = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
     return " to ".join(texts)

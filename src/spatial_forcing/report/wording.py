@@ -1,4 +1,4 @@
-"""Numbers and names as the report words them."""
+"""Text formatting of numbers and names in the report."""
 
 from collections.abc import Iterable
 from math import isfinite
@@ -9,14 +9,14 @@ from spatial_forcing.stats import Interval
 
 
 def rate_text(rate: Interval | None, level: str = "95 % ") -> str:
-    """A success rate as everywhere in the report: 14/25 (95 % 37 to 73 %)."""
+    """Formats a success rate: 14/25 (95 % 37 to 73 %)."""
     if rate is None:
         return "not evaluated"
     return f"{rate.successes}/{rate.episodes} ({level}{100 * rate.low:.0f} to {100 * rate.high:.0f} %)"
 
 
 def with_interval(row: ProbeRow, key: str) -> str:
-    """A number of the depth probe as everywhere: 0.119 (0.112 to 0.127)."""
+    """Formats a metric of the depth probe: 0.119 (0.112 to 0.127)."""
     value, interval = getattr(row, key), (row.intervals or {}).get(key)
     if interval is None:
         return number(value)
@@ -24,7 +24,7 @@ def with_interval(row: ProbeRow, key: str) -> str:
 
 
 def difference_text(found: Difference | None) -> str:
-    """A difference of AbsRel with its interval: -0.011 (-0.015 to -0.007)."""
+    """Formats a difference in AbsRel with its interval: -0.011 (-0.015 to -0.007)."""
     if found is None:
         return "–"
     if found.low is None or found.high is None:
@@ -33,7 +33,7 @@ def difference_text(found: Difference | None) -> str:
 
 
 def spread_text(found: Spread | None, digits: int = 3, sign: bool = True) -> str:
-    """An estimate with its interval: -0.003 (-0.013 to +0.010)."""
+    """Formats an estimate with its interval: -0.003 (-0.013 to +0.010)."""
     if found is None or found.value is None:
         return "–"
     form = f"{{:{'+' if sign else ''}.{digits}f}}"
@@ -43,7 +43,7 @@ def spread_text(found: Spread | None, digits: int = 3, sign: bool = True) -> str
 
 
 def percent_text(found: Spread | None) -> str:
-    """A rate with its interval in percent: 44 % (38 to 51 %)."""
+    """Formats a rate with its interval in percent: 44 % (38 to 51 %)."""
     if found is None or found.value is None:
         return "–"
     text = f"{100 * found.value:.0f} %"
@@ -63,7 +63,7 @@ def p_text(p: float | None) -> str:
 
 
 def corrected_text(p: float | None, p_holm: float | None) -> str:
-    """A p-value, with the corrected one where that is another."""
+    """Formats a p-value, with the corrected one where it differs."""
     if p is None or p_holm is None or p_holm == p:
         return p_text(p)
     return f"{p_text(p)}, with Holm's correction {p_text(p_holm)}"
@@ -74,11 +74,11 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def upper(name: str) -> str:
-    """The name at the head of a sentence."""
+    """Capitalises a name at the start of a sentence."""
     return name[:1].upper() + name[1:]
 
 
 def listed(names: Iterable[str], last: str = "and") -> str:
-    """Names as in a sentence: a, b and c."""
+    """Joins names as in a sentence: a, b and c."""
     *others, final = names
     return f"{', '.join(others)} {last} {final}" if others else final

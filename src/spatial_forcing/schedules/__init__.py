@@ -1,4 +1,4 @@
-"""Schedules: the weight of an alignment as a function of the training step. One a file, found by its name.
+"""Schedules of the loss weight as a function of the training step, one per file, by name.
 
 A schedule is anything that maps a step, counted from 0, to a weight, 0 or more. As text, for flags and files:
 
@@ -23,7 +23,7 @@ SCHEDULES = Functions[Callable[..., Schedule]]("schedule", attribute="SCHEDULE",
 
 
 def schedule_of(weight: Weight) -> float | Schedule:
-    """A weight that stays, as a number, or a schedule.
+    """Parses a weight: a constant number, or a schedule.
 
     Args:
         weight: a number, text (see above), or a schedule.
@@ -44,7 +44,7 @@ def schedule_of(weight: Weight) -> float | Schedule:
 
 
 def weight_at(schedule: float | Schedule, step: int) -> float:
-    """The weight at a step.
+    """The loss weight at a training step.
 
     Raises:
         SpatialForcingError: a schedule gave something that is no weight.
@@ -77,7 +77,7 @@ def _parsed(text: str) -> Schedule:
 
 
 def _number(text: str) -> float | None:
-    """A whole number as such, another number as it is, None for other text."""
+    """Parses a number, as int where it is whole; None for other text."""
     for kind in (int, float):
         try:
             return kind(text)

@@ -1,4 +1,4 @@
-"""A weight that stays."""
+"""Constant loss weight."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A weight that goes from one value to another along half a cosine: slowly at both ends."""
+"""Cosine schedule: the weight goes from one value to another along half a cosine, slowly at both ends."""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from spatial_forcing.schedules.linear import Linear
 
 @dataclass(frozen=True)
 class Cosine(Linear):
-    """``initial`` up to step ``start``, ``final`` from step ``end`` on, half a cosine between."""
+    """Cosine schedule: ``initial`` up to step ``start``, ``final`` from ``end`` on, half a cosine between."""
 
     def part(self, step: int) -> float:
-        """How much of the way is gone at a step, 0 to 1."""
+        """Progress from ``initial`` to ``final`` at a step, 0 to 1."""
         return (1 - math.cos(math.pi * super().part(step))) / 2
 
 

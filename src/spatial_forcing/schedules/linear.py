@@ -1,4 +1,4 @@
-"""A weight that goes from one value to another in a straight line."""
+"""Linear schedule: the weight goes from one value to another in a straight line."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from spatial_forcing.ranges import checked_span, checked_weight
 
 @dataclass(frozen=True)
 class Linear:
-    """``initial`` up to step ``start``, ``final`` from step ``end`` on, a straight line between.
+    """Linear schedule: ``initial`` up to step ``start``, ``final`` from ``end`` on, a straight line between.
 
     Attributes:
         initial, final: weights, finite, 0 or more.
@@ -25,7 +25,7 @@ class Linear:
         checked_span(self.start, self.end)
 
     def part(self, step: int) -> float:
-        """How much of the way is gone at a step, 0 to 1."""
+        """Progress from ``initial`` to ``final`` at a step, 0 to 1."""
         return min(max((step - self.start) / (self.end - self.start), 0.0), 1.0)
 
     def __call__(self, step: int) -> float:
