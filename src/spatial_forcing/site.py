@@ -1,4 +1,4 @@
-"""Host and Site: records of where a model keeps its visual tokens, and of one site where they are read.
+"""Host and Site: records of a model's visual tokens, and of a place in the model where they are read.
 
 A site has a name: ``"blocks.12"`` is the residual stream after 12 blocks, which is the input of block 12 and,
 after the last, that of the final norm; ``"vision.-1"`` is the output of the last block of the vision encoder,
@@ -27,11 +27,11 @@ _NAME = re.compile(r"(\w+)\.(-?\d+)")
 
 
 class TapError(SpatialForcingError, RuntimeError):
-    """Visual tokens could not be read where they were to be read."""
+    """Visual tokens cannot be read at a site."""
 
 
 class Located(NamedTuple):
-    """Where the visual tokens of one forward are.
+    """Positions of the visual tokens in one forward.
 
     Attributes:
         token_indices_BN: positions in the sequence, view by view, row by row.
@@ -44,7 +44,7 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class VisionEncoder:
-    """Where a host's vision encoder keeps the tokens of its images, so that they can be read there, too.
+    """Record of a host's vision encoder, so that visual tokens can be read there, too.
 
     Attributes:
         blocks: the transformer blocks, in order.
@@ -73,7 +73,7 @@ class VisionEncoder:
 
 @dataclass(frozen=True)
 class Site:
-    """A site of a host: where its visual tokens are read.
+    """A site of a host: a place in the model where its visual tokens are read.
 
     Attributes:
         name: ``"blocks.12"``, ``"vision.24"``; counted from the front.
@@ -106,7 +106,7 @@ class Site:
 
     @property
     def where(self) -> str:
-        """The label and the host's name."""
+        """Label of the site and the host's name, for messages."""
         return f"{self.label} of {self.host}"
 
     @property
@@ -116,19 +116,19 @@ class Site:
 
     @property
     def device(self) -> torch.device:
-        """Where the stream is."""
+        """Device of the stream."""
         parameter = next(self.beside.parameters(), None)
         return torch.get_default_device() if parameter is None else parameter.device
 
     @property
     def record(self) -> str:
-        """What to look at if the tokens do not fit."""
+        """The fields of the host record to check if the tokens do not fit, for messages."""
         return "Host.vision" if self.in_vision else "Host.layout and Host.visual"
 
 
 @dataclass(frozen=True)
 class Host:
-    """A record of where a VLA keeps its visual tokens. Adding a host is filling in this record.
+    """Record of a host model (VLA): where its visual tokens are. Adding a host is filling in this record.
 
     Attributes:
         name: what to call it in messages.
@@ -172,7 +172,7 @@ class Host:
 
     @property
     def default_layer(self) -> int:
-        """The layer recommended for reading: how many blocks come before it."""
+        """Recommended layer for reading: the number of blocks before it."""
         return max(1, round(0.75 * len(self.blocks))) if self.layer is None else self.layer
 
     def site_at(self, layer: int | None = None) -> Site:
@@ -265,7 +265,7 @@ class Host:
 
 
 def _deepest(of: Host | VisionEncoder) -> int:
-    """The last layer at which something reads the stream."""
+    """The last layer at which a module reads the stream."""
     return len(of.blocks) if of.final_norm is not None else len(of.blocks) - 1
 
 

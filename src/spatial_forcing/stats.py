@@ -1,4 +1,4 @@
-"""Statistics of a comparison of policies: intervals of success rates, paired tests, correction for several.
+"""Statistics of a comparison of policies: intervals of success rates, paired tests, multiple testing.
 
 Two policies are compared on the *same* evaluation episodes, and several seeds share everything but the arm,
 so all tests here and in ``bootstrap`` are paired. What cannot be computed is None.
@@ -17,7 +17,7 @@ from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
 
 class StatsError(SpatialForcingError, ValueError):
-    """Numbers that cannot be compared: of different episodes, different lengths, or none at all."""
+    """Invalid input of a statistic: different episodes, different lengths, or no data."""
 
 
 # ---- success rates -----------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """How two arms, a and b, did on the same episodes.
+    """Paired successes of two arms, a and b, on the same episodes.
 
     Attributes:
         both, only_a, only_b, neither: episodes by who succeeded; ``only_a`` and ``only_b`` are discordant.

@@ -1,4 +1,4 @@
-"""Tap: read the visual tokens of a running model at any site, once, with gradient, or say why not.
+"""Tap: reads the visual tokens of a running model at any site, once, with gradient.
 
 The obvious way, a forward hook on a transformer block, never fires in pi0, pi0.5 and SmolVLA: their loop
 reaches into the blocks (``input_layernorm``, ``self_attn.q_proj``, ``mlp``) to interleave the action expert
@@ -22,7 +22,7 @@ __all__ = ["Host", "Located", "Site", "Tap", "TapError", "VisionEncoder", "Visua
 
 
 class Tap:
-    """Reads the stream of a host at one site.
+    """Hook that reads the stream of a host at one site.
 
     The hook is attached at construction and does nothing unless armed by :meth:`watch`. It keeps the first
     value it sees (of a vision encoder that is called once per view, the first of every view) and disarms:
@@ -85,7 +85,7 @@ class Tap:
 
     @property
     def layer(self) -> int:
-        """How many blocks come before the site."""
+        """Number of blocks before the site."""
         return self.site.layer
 
     @property
@@ -99,12 +99,12 @@ class Tap:
         return self.site.layout if self.located is None else self.located.layout
 
     def moved_to(self, host: Host) -> None:
-        """From now on the site is the one of the same name of another record of the same modules: one with
-        another number of views."""
+        """Moves the tap to the site of the same name in another record of the same modules, with another
+        number of views."""
         self.site = host.site(self.site.name)
 
     def visual_of(self, *streams: Tensor) -> Tensor:
-        """The visual tokens of the tapped stream, or of others of its shape (its gradient, say)."""
+        """Selects the visual tokens of the tapped stream, or of others of its shape (e.g. its gradient)."""
         if self.site.visual is not None:
             visual = [self.site.visual(stream_BLD) for stream_BLD in streams]
             return visual[0] if len(visual) == 1 else torch.cat(visual, dim=1)

@@ -1,4 +1,4 @@
-"""What visual tokens are pulled toward: a frozen model that looks at images, or features that are stored.
+"""Alignment targets: a frozen teacher that maps images to features, or a store of such features.
 
 Both are a :class:`Target`. Anything else with a ``width`` that maps images_BV3HW to Features is made one by
 :func:`target_of`.
@@ -19,17 +19,17 @@ UNKNOWN = "unknown"
 
 
 class HasWidth(Protocol):
-    """The least that can be a target: a width, and a call that maps images_BV3HW to Features."""
+    """Protocol of a minimal target: a width, and a call that maps images_BV3HW to Features."""
 
     @property
     def width(self) -> int:
-        """C, how wide its features are."""
+        """C, the number of channels of its features."""
         ...
 
 
 @runtime_checkable
 class Target(Protocol):
-    """Gives features of a batch. A teacher of this package and a ``FeatureStore`` are targets.
+    """Protocol of an alignment target: features of a batch. Teachers and ``FeatureStore`` implement it.
 
     Attributes:
         name: of the teacher that the features are of.
@@ -60,15 +60,15 @@ class Target(Protocol):
         ...
 
     def fingerprint_of(self, layer: int) -> str:
-        """The fingerprint of another layer than the one that comes by itself."""
+        """The fingerprint of another layer than the default one."""
         ...
 
 
 class AdaptedTarget:
-    """A model with a ``width`` that maps images to Features, as a :class:`Target`.
+    """Adapter of a model with a ``width`` that maps images to Features to a :class:`Target`.
 
     Args:
-        model: what else a target says is taken from it where it has it.
+        model: other attributes of a target are taken from it where it has them.
     """
 
     def __init__(self, model: Any):
@@ -115,7 +115,7 @@ class AdaptedTarget:
 
 
 def target_of(thing: Any) -> Target:
-    """A teacher, a ``FeatureStore``, or anything with a ``width`` that maps images to Features, as a target.
+    """Converts a teacher, a ``FeatureStore``, or anything with a ``width`` that maps images to Features.
 
     Raises:
         SpatialForcingError: it has no width.
@@ -132,7 +132,7 @@ def target_of(thing: Any) -> Target:
 
 
 def ask(target: Target, asked: Tensor, layers: Iterable[int | None]) -> dict[int | None, Features]:
-    """Features of some layers of a batch in one pass, by layer; None is the layer that the target gives.
+    """Computes features of some layers of a batch in one pass, by layer; None is the target's default.
 
     Raises:
         SpatialForcingError: the target has no such layer.

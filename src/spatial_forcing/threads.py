@@ -1,4 +1,4 @@
-"""Threads of matrix products that wait must not spin: on a busy machine that is slower than one thread.
+"""Makes waiting OpenMP threads sleep instead of spin, which on a busy machine is slower than one thread.
 
 OpenMP reads ``OMP_WAIT_POLICY`` from the environment when it is loaded, with torch: the variable has to be
 there before torch is imported, and before a process that will import it is started.
@@ -8,6 +8,8 @@ import os
 
 
 def waiting_threads_sleep() -> None:
-    """For processes started from now on, and for this one if it has not imported torch. A choice of the
-    user's own stays."""
+    """Sets ``OMP_WAIT_POLICY`` to passive, unless the user has set it.
+
+    It holds for processes started from now on, and for this one if it has not imported torch.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

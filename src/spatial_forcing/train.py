@@ -1,4 +1,4 @@
-"""Training through LeRobot's own trainer, with its logged numbers kept as a file.
+"""Training through LeRobot's own trainer, with its logged metrics saved to a file.
 
 ``spatial-forcing train`` takes exactly the flags of ``lerobot-train`` and adds ``metrics.jsonl`` in the
 output folder, which the report draws its curves from: a JSON object per logged step, and one with
@@ -32,7 +32,7 @@ EVAL_LOSS = re.compile(r"step (\d+): eval_loss=(\S+)")
 
 
 class MetricsFile(logging.Filter):
-    """Writes every MetricsTracker and evaluation loss that LeRobot logs to ``<output_dir>/metrics.jsonl``.
+    """Logging filter that writes LeRobot's logged metrics and evaluation losses to ``metrics.jsonl``.
 
     An evaluation loss has the four decimals that LeRobot prints.
     A filter on the root logger and not a handler, because LeRobot clears the handlers when training starts.
@@ -55,7 +55,7 @@ class MetricsFile(logging.Filter):
 
 
 def logged_row(message: Any) -> dict[str, Any] | None:
-    """The numbers in what LeRobot's trainer logs, None if there are none."""
+    """Extracts the metrics from a log message of LeRobot's trainer; None if there are none."""
     if isinstance(message, MetricsTracker):
         # A meter without an update in this window reads 0, which is not a measurement.
         means = {name: meter.avg for name, meter in message.metrics.items() if meter.count}
@@ -66,7 +66,7 @@ def logged_row(message: Any) -> dict[str, Any] | None:
 
 
 def log_short_runs(config: TrainPipelineConfig) -> None:
-    """A run shorter than ``log_freq`` would log nothing at all: it is logged once, after its last step."""
+    """Makes a run shorter than ``log_freq``, which would log nothing, log once after its last step."""
     if 0 < config.steps < config.log_freq:
         if os.environ.get("RANK", "0") == "0":  # of several processes one says it
             print(
@@ -93,7 +93,7 @@ def train_policy(config: TrainPipelineConfig) -> Path:
 
 
 def policy_config(type_name: str, forcing: dict[str, Any] | None, **options: Any) -> PreTrainedConfig:
-    """LeRobot's configuration of a policy: of ``sf_<type>`` with these options of forcing, plain if None.
+    """Builds LeRobot's configuration of a policy: of ``sf_<type>`` with forcing options, plain if None.
 
     Raises:
         UnknownNameError: LeRobot knows no such type; for ``sf_<type>`` the plug-in must be installed.
@@ -121,7 +121,7 @@ def train_config(
     save_every: int,
     log_every: int = 10,
 ) -> TrainPipelineConfig:
-    """A LeRobot configuration for a local data set: offline, nothing pushed, nothing logged elsewhere."""
+    """Builds a LeRobot training configuration for a local data set: offline, without uploads or trackers."""
     policy.push_to_hub = False
     return TrainPipelineConfig(
         dataset=DatasetConfig(repo_id=f"local/{dataset_root.name}", root=str(dataset_root)),
@@ -140,8 +140,7 @@ def train_config(
 
 
 def train_or_continue(config: TrainPipelineConfig, arguments: Sequence[str] = ()) -> Path:
-    """Trains, or continues an interrupted training from its last checkpoint, or does nothing if it is
-    complete.
+    """Trains, or resumes an interrupted training from its last checkpoint, or does nothing if complete.
 
     Args:
         config: of the training.
@@ -201,7 +200,7 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 @contextmanager
 def command_line(*arguments: str) -> Iterator[None]:
-    """LeRobot reads some of its configuration from ``sys.argv``: show it these arguments, not ours."""
+    """Context with ``sys.argv`` replaced, from which LeRobot reads some of its configuration."""
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         yield

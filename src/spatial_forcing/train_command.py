@@ -1,5 +1,7 @@
-"""What ``spatial-forcing train`` adds around LeRobot's trainer: what is wrong with its flags, its data set or
-its output folder is said in one message, before anything is computed; and what an interruption leaves.
+"""The command ``spatial-forcing train``: LeRobot's trainer with early, readable errors.
+
+What is wrong with flags, data set or output folder is said in one message, before anything is computed; an
+interruption says what it leaves.
 """
 
 import logging
@@ -17,11 +19,11 @@ LEAST = {"steps": 1, "batch_size": 1, "num_workers": 0, "log_freq": 0, "eval_ste
 
 
 class TrainError(SpatialForcingError):
-    """LeRobot's trainer cannot start, or gave up."""
+    """LeRobot's trainer cannot start, or failed outside a training step."""
 
 
 class TrainCommand:
-    """One run of the command.
+    """One run of the command ``train``.
 
     Attributes:
         folder: the output folder, once it is known.
@@ -58,14 +60,14 @@ class TrainCommand:
             raise TrainError(given_up(config, error)) from error
 
     def stopped(self) -> str:
-        """What Ctrl-C leaves of a training, and how to go on."""
+        """Message after Ctrl-C: what is saved, and how to resume."""
         if self.folder is None or not self.folder.is_dir():
             return "Nothing was written."
         return what_is_there(self.folder)
 
 
 def check_run(config: Any) -> None:
-    """Raises :class:`TrainError` or :class:`FlagError` for what LeRobot would find wrong later, with a
+    """Raises :class:`TrainError` or :class:`FlagError` for errors that LeRobot would find later, with a
     traceback."""
     from lerobot.configs import parser
 
@@ -93,13 +95,13 @@ def check_run(config: Any) -> None:
 
 
 def in_a_step(error: Exception) -> bool:
-    """Whether an error comes from a step of training. Whatever comes from elsewhere is about files: the data
-    set's, the policy's, the checkpoints'."""
+    """Whether an error comes from a training step. Errors from elsewhere are about files: the data set's,
+    the policy's, the checkpoints'."""
     return any(frame.name == "update_policy" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def given_up(config: Any, error: Exception) -> str:
-    """What LeRobot stumbled over, with the names of what it was reading or writing."""
+    """Message for an error in LeRobot outside a step, with the names of what it was reading or writing."""
     policy = config.policy and config.policy.pretrained_path
     read = [f"the data set {config.dataset.root or config.dataset.repo_id}"]
     read += [f"the policy {policy}"] if policy else []
@@ -110,7 +112,7 @@ def given_up(config: Any, error: Exception) -> str:
 
 
 def what_is_there(folder: Path) -> str:
-    """What of a training lies in its output folder, and how to go on."""
+    """Describes what of a training is in its output folder, and how to resume."""
     last = folder / "checkpoints" / "last"
     config = last / "pretrained_model" / "train_config.json"
     if config.is_file():

@@ -17,7 +17,7 @@ def uv_position_embedding(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Sines and cosines of where each cell of a grid lies in the image.
+    """Sinusoidal embedding of the position of each grid cell in the image.
 
     Cell centres have coordinates `u` (rightwards) and `v` (downwards), scaled so that the image's corners
     lie on the unit circle: `|u| <= a / sqrt(1 + a^2)`, `|v| <= 1 / sqrt(1 + a^2)` with aspect ratio `a`.

@@ -1,4 +1,4 @@
-"""A world to try it in: Meta-World with cameras, depth, experts, demonstrations and a LeRobot environment.
+"""Simulation: Meta-World with cameras, depth, scripted experts, demonstrations and a LeRobot environment.
 
     from spatial_forcing.sim import DemoSpec, collect, demo_dataset, load_geometry
 

@@ -1,4 +1,4 @@
-"""Cameras: a pose on a sphere around a point, its matrices, and small random moves of it.
+"""Cameras: pose on a sphere around a point, intrinsics and extrinsics, and random jitter.
 
 N views or points, H rows, W columns. World axes are MuJoCo's (metres, z up). Camera axes are OpenCV's (x
 right, y down, z forward): the pixel (u, v) with depth z is at `inv(K) @ (u, v, 1) * z` in the camera.
@@ -63,7 +63,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Half widths of uniform random moves of a camera: degrees, metres (distance, look-at), degrees (fov)."""
+    """Camera jitter: half widths of uniform moves in degrees, metres (distance, look-at), degrees (fov)."""
 
     azimuth: float = 25.0
     elevation: float = 12.0
@@ -72,7 +72,7 @@ class Jitter:
     fov: float = 0.0
 
     def __call__(self, camera: Camera, rng: np.random.Generator) -> Camera:
-        """Return `camera` moved at random; always draws seven numbers, so that streams stay aligned."""
+        """Returns `camera` moved at random; always draws seven numbers, so that streams stay aligned."""
         a, e, d, f, *shift = rng.uniform(-1.0, 1.0, 7)
         x, y, z = np.asarray(camera.lookat) + self.lookat * np.asarray(shift)
         return replace(

@@ -1,4 +1,4 @@
-"""Demonstrations in a folder: a LeRobotDataset, and beside it the geometry that a probe needs.
+"""Recording of demonstrations into a LeRobotDataset, with depth and cameras beside it for the probe.
 
     root/
       demos.json                                what was asked for, versions, whether it is complete
@@ -57,7 +57,7 @@ _VECTORS = {
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some consecutive episodes of one task, in one file."""
+    """Unit of recording: some consecutive episodes of one task, in one file."""
 
     number: int
     task: str
@@ -69,7 +69,7 @@ class _Piece:
         return root / ".pieces" / f"{self.number:05d}.safetensors"
 
     def finished(self, root: Path) -> int:
-        """How many of its episodes have been recorded; they are lost if the process ends now."""
+        """Number of its episodes recorded so far; they are lost if the process ends now."""
         episodes = range(self.first_of_all, self.first_of_all + self.episodes)
         return sum(_geometry_path(root, episode).exists() for episode in episodes)
 
@@ -80,7 +80,7 @@ class _Piece:
 def collect(
     spec: DemoSpec, root: Path, workers: int = 2, progress: Callable[[int], None] = lambda episodes: None
 ) -> Path:
-    """Record demonstrations into a folder, or what is missing of them.
+    """Records demonstrations into a folder, or those of them that are missing.
 
     Args:
         spec: what to record.
@@ -95,7 +95,7 @@ def collect(
         SpatialForcingError: `root` holds something else, another process writes there, the disk is too small,
             or a worker died; nothing is lost.
         UnknownNameError: an unknown task.
-        RenderingError: this machine cannot draw; says what to install.
+        RenderingError: this machine cannot render; says what to install.
     """
     root = Path(root)
     if workers < 1:
@@ -122,7 +122,7 @@ def collect(
 
 
 def demo_dataset(root: Path) -> Any:
-    """The `LeRobotDataset` in a folder that `collect` filled; needs no network.
+    """Opens the `LeRobotDataset` in a folder that `collect` filled; needs no network.
 
     Raises:
         SpatialForcingError: there is none, or it is not complete.
@@ -132,7 +132,7 @@ def demo_dataset(root: Path) -> Any:
 
 
 def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
-    """Depth and cameras of one episode, aligned with its frames.
+    """Loads depth and camera matrices of one episode, aligned with its frames.
 
     Args:
         root: folder that `collect` filled.
@@ -157,7 +157,7 @@ def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
 
 
 def render_frames(task: str, count: int, size: int = 112, seed: int = 0) -> "tuple[Tensor, Tensor, Tensor]":
-    """Single frames from random hand positions, without a data set.
+    """Renders single frames at random hand positions, without a data set.
 
     Returns:
         images_BV3HW float32 in [0, 1], state_B4 and the expert's action_B4.
@@ -196,7 +196,7 @@ def _record(
     count: Callable[[], None],
     lock: FolderLock,
 ) -> None:
-    """Record the pieces that are missing, and join them all."""
+    """Records the missing pieces, and joins all."""
     for folder in (root / ".pieces", root / "geometry"):
         folder.mkdir(exist_ok=True)
     # Takes seconds, while the other processes draw. Nobody waits for it when the work is stopped.
@@ -215,7 +215,7 @@ def _record(
 
 
 def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
-    """Record some episodes: geometry first, then the piece, whose presence says that all is there."""
+    """Records the episodes of a piece: geometry first, then the piece, whose presence marks it complete."""
     from safetensors.numpy import save_file
 
     world = World(piece.task, spec.size)
@@ -239,7 +239,7 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
 
 
 def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
-    """The episodes of a piece as `write_dataset` wants them."""
+    """Reads the episodes of a piece in the form that `write_dataset` takes."""
     from safetensors.numpy import load_file
 
     tensors = load_file(piece.path(root))
@@ -258,7 +258,7 @@ def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _assemble(spec: DemoSpec, root: Path, pieces: list[_Piece], manifest: dict[str, Any]) -> None:
-    """Join the pieces; only our own unfinished work is removed on the way."""
+    """Joins the pieces into a data set; removes only our own unfinished work."""
     for folder in (root / ".building", root / "meta", root / "data"):
         shutil.rmtree(folder, ignore_errors=True)
     building = root / ".building"

@@ -1,4 +1,4 @@
-"""Recorded episodes as a LeRobotDataset with images in parquet, through LeRobot's own metadata and schema.
+"""Fast writer of LeRobotDatasets with images in parquet, through LeRobot's own metadata and schema.
 
 LeRobot's `save_episode` takes 0.3 to 0.5 s whatever the length, most of it to build and hash one Hugging Face
 dataset an episode: minutes for hundreds of short demonstrations. Here an episode is one row group, written
@@ -34,7 +34,7 @@ def features(size: int) -> dict[str, dict[str, Any]]:
 
 
 def encode_png(rgb_HW3: np.ndarray) -> bytes:
-    """An image as PNG bytes, quickly (compression level 1)."""
+    """Encodes an image as PNG bytes, quickly (compression level 1)."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -43,7 +43,7 @@ def encode_png(rgb_HW3: np.ndarray) -> bytes:
 
 
 def image_histogram(rgb_THW3: np.ndarray) -> np.ndarray:
-    """Counts of the 256 values of each channel, (3, 256) int64: all that statistics of images need."""
+    """Histogram of each channel, (3, 256) int64, from which image statistics are computed."""
     return np.stack([np.bincount(rgb_THW3[..., c].ravel(), minlength=256) for c in range(3)])
 
 
@@ -126,7 +126,7 @@ def _columns(meta: Any, number: int, episode: dict[str, Any]) -> dict[str, Any]:
 
 
 class _DataFiles:
-    """LeRobot's data files: one row group an episode, and a new file when one is full."""
+    """Writer of LeRobot's data files: one row group per episode, and a new file when one is full."""
 
     def __init__(self, meta: Any):
         from lerobot.datasets.feature_utils import get_hf_features_from_features

@@ -27,7 +27,7 @@ from spatial_forcing.sim.tasks import TASKS, task_record
 from spatial_forcing.sim.world import World
 
 LEAST_REACH = 0.15
-"""Least distance of hand and goal at the start of reach-v3, metres: no episode is won by standing still."""
+"""Minimum distance of hand and goal at the start of reach-v3, metres: no episode is won by standing still."""
 
 _STARTS = ("random-hand", "initial")
 _ATTEMPTS = 100
@@ -53,8 +53,8 @@ class SimEnv(gym.Env):
 
     Raises:
         UnknownNameError: an unknown task, camera mode or start.
-        SpatialForcingError: a number that makes no sense, or a step after the end of an episode.
-        RenderingError: this machine cannot draw (at the first reset); says what to install.
+        SpatialForcingError: an invalid number, or a step after the end of an episode.
+        RenderingError: this machine cannot render (at the first reset); says what to install.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012 (gymnasium's contract)
@@ -103,7 +103,7 @@ class SimEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin the episode of `seed`, or of the next seed that the last given one leads to."""
+        """Begins the episode of `seed`, or of the next seed in the sequence that the last given one started."""
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
         world = self.world
@@ -118,7 +118,7 @@ class SimEnv(gym.Env):
         return self._observe(), {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Move one control step; `info["is_success"]` says whether the task is done."""
+        """Runs one control step; `info["is_success"]` says whether the task is done."""
         if self._over:
             raise SpatialForcingError("The episode is over: reset the environment before the next step.")
         world = self.world
@@ -155,17 +155,17 @@ class SimEnv(gym.Env):
         self._drawn = self._steps
 
     def expert_action(self) -> np.ndarray:
-        """Privileged: what the scripted expert does now, (4,) float32."""
+        """The scripted expert's action in this state, (4,) float32; it uses privileged information."""
         return self.world.expert_action()
 
     def render(self) -> np.ndarray:
-        """What the cameras see now, side by side and twice as large: (2 H, 4 W, 3) uint8."""
+        """Renders the cameras' current images, side by side and twice as large: (2 H, 4 W, 3) uint8."""
         if self._drawn != self._steps:
             self._draw()
         return np.concatenate(self._images, axis=1).repeat(2, axis=0).repeat(2, axis=1)
 
     def close(self) -> None:
-        """Forget the simulator."""
+        """Frees the simulator."""
         self._world = None
 
 
@@ -213,7 +213,7 @@ class SimEnvConfig(EnvConfig):
     def create_envs(
         self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
-        """One suite a task: a vector environment of `n_envs` worlds, each at rest once its episode ends.
+        """Creates a vector environment of `n_envs` worlds for each task, each at rest once its episode ends.
 
         Worlds of one process share the compiled model and the renderer; processes (`use_async_envs`) do not.
 

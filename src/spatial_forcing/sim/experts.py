@@ -1,4 +1,4 @@
-"""Demonstrations of Meta-World's scripted experts: recording one episode.
+"""Recording of one demonstration of Meta-World's scripted experts.
 
 T frames of an episode, V = 2 views, H rows, W columns.
 """
@@ -29,7 +29,7 @@ _STACKED = {
 
 
 def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterator[tuple[Camera, ...]]:
-    """The pair of cameras of every frame of an episode, for one of `spec.CAMERA_MODES`; never ends."""
+    """Infinite stream of the camera pair for every frame of an episode, for one of `spec.CAMERA_MODES`."""
     pair: tuple[Camera, ...] = default_cameras()
     if mode == "episode":
         pair = tuple(jitter(camera, rng) for camera in pair)
@@ -41,7 +41,7 @@ def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterat
 
 
 def observe(world: World, cameras: tuple[Camera, ...]) -> dict[str, np.ndarray]:
-    """All that is known of a world now: images, depth, camera matrices, hand and privileged state."""
+    """Observation of a world: images, depth, camera matrices, hand state and privileged state."""
     images = [world.draw(camera) for camera in cameras]
     intrinsics_V33, extrinsics_V34 = stack_matrices(cameras, world.size, world.size)
     return {
@@ -55,7 +55,7 @@ def observe(world: World, cameras: tuple[Camera, ...]) -> dict[str, np.ndarray]:
 
 
 def demonstrate(world: World, spec: DemoSpec, episode: int) -> dict[str, np.ndarray]:
-    """Record one demonstration of the world's task.
+    """Records one demonstration of the world's task.
 
     Args:
         world: of one of the spec's tasks.

@@ -1,4 +1,4 @@
-"""Fewer triangles: vertex clustering on the meshes of a compiled MuJoCo model.
+"""Mesh simplification by vertex clustering, for a compiled MuJoCo model.
 
 Software rendering spends its time on triangles that are smaller than a pixel. Vertices in one cell of a cubic
 grid become one vertex (Rossignac and Borrel, 1993). Only the drawn faces change; collisions use the convex
@@ -13,7 +13,7 @@ import numpy as np
 def cluster_faces(
     vertices_V3: np.ndarray, faces_F3: np.ndarray, cell: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merge vertices by grid cell and drop the faces that collapse.
+    """Merges vertices by grid cell and drops the faces that collapse.
 
     Args:
         vertices_V3: positions, metres.
@@ -44,7 +44,7 @@ def cluster_faces(
 
 
 def decimate(model: Any, cell: float = 0.012, small: int = 800) -> int:
-    """Simplify the drawn meshes of `model` in place; must run before a render context is made from it.
+    """Simplifies the rendered meshes of `model` in place; must run before a render context is made from it.
 
     Args:
         model: a `mujoco.MjModel`.

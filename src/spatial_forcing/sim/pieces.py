@@ -1,4 +1,4 @@
-"""Work in pieces that are files: a folder is claimed for one job, and several processes make what it lacks.
+"""Resumable parallel work in pieces that are files: several processes make those that a folder lacks.
 
 A piece is written under another name and moved into place when it is whole. Its presence is all the state
 there is, so that an interrupted run is started again and makes the rest.
@@ -18,7 +18,7 @@ from spatial_forcing.processes import WATCH, JobFailed, Watch, WorkerLost, run_j
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of packages that decide what is made.
+    """Installed versions of packages that the result depends on.
 
     Raises:
         MissingDependencyError: one of them is not installed.
@@ -38,7 +38,7 @@ def in_processes(
     lock: FolderLock,
     watch: Watch = WATCH,
 ) -> None:
-    """Run `work(job)` for all jobs, each process a contiguous part of them.
+    """Runs `work(job)` for all jobs in parallel, each process a contiguous part of them.
 
     Args:
         work: picklable; called in spawned processes, or in this one if `workers` is 1.

@@ -1,4 +1,4 @@
-"""Random colours, lights, shapes and camera moves, so that a teacher does not learn one room by heart."""
+"""Domain randomisation of teacher scenes: colours, lights, shapes and camera moves."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _KEEP = 0.3  # chance that a part keeps its own look, so that the true colours a
 
 
 def randomise_looks(world: World, rng: np.random.Generator) -> None:
-    """Recolour surfaces and move lights of `world` in place; `World.reset` undoes it.
+    """Randomises surface colours and lights of `world` in place; `World.reset` undoes it.
 
     Bodies of the robot share a hue; the other geoms get one each. Textures are tinted or dropped.
     """
@@ -54,7 +54,7 @@ def _randomise_lights(model: Any, rng: np.random.Generator) -> None:
 
 
 def random_primitives(rng: np.random.Generator) -> list[Primitive]:
-    """Zero to four coloured spheres, boxes and cylinders, in the air over the table or standing on it."""
+    """Zero to four random coloured spheres, boxes and cylinders, above the table or standing on it."""
     return [_random_primitive(rng) for _ in range(rng.integers(0, 5))]
 
 

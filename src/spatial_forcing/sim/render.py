@@ -1,4 +1,4 @@
-"""Images and depth from MuJoCo by software rendering, one pass for both.
+"""Software rendering of images and depth from MuJoCo, one pass for both.
 
 H rows, W columns. A `Renderer` owns a GL context with the meshes and textures of one compiled model; any copy
 of that model, with any data, is drawn with it, so that many worlds of one task share one renderer.
@@ -21,11 +21,11 @@ CLIP_NEAR, CLIP_FAR = 0.02, 12.0
 
 
 class RenderingError(SpatialForcingError, RuntimeError):
-    """No image can be drawn on this machine as it is set up."""
+    """Images cannot be rendered on this machine as it is set up."""
 
 
 def load_mujoco() -> ModuleType:
-    """Import mujoco with a GL backend that works here: OSMesa if none is chosen and there is no display.
+    """Imports mujoco with a GL backend that works here: OSMesa if none is chosen and there is no display.
 
     Raises:
         MissingDependencyError: mujoco is not installed.
@@ -62,7 +62,7 @@ def _install_hint(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Primitive:
-    """A shape that exists in images only: nothing collides with it.
+    """A visual-only shape: nothing collides with it.
 
     Attributes:
         kind: "sphere", "box" or "cylinder".
@@ -80,7 +80,7 @@ class Primitive:
 
 
 class Renderer:
-    """Draws worlds of one compiled model as square images.
+    """Renderer of the worlds of one compiled model, as square images.
 
     Args:
         model: a `mujoco.MjModel` that `prepare` has set up.
@@ -111,7 +111,7 @@ class Renderer:
     def draw(
         self, model: Any, data: Any, camera: Camera, primitives: Sequence[Primitive] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw what `camera` sees.
+        """Renders the image and depth of `camera`.
 
         Args:
             model: the compiled model or a copy of it.
@@ -150,7 +150,7 @@ class Renderer:
         self._scene.ngeom += 1
 
     def close(self) -> None:
-        """Free the GL resources; the renderer cannot be used afterwards."""
+        """Frees the GL resources; the renderer cannot be used afterwards."""
         if getattr(self, "_context", None) is not None:
             self._gl.make_current()
             self._context.free()
@@ -163,7 +163,7 @@ class Renderer:
 
 
 def prepare(model: Any, size: int) -> None:
-    """Set a model up, in place, for fast small images; before a `Renderer` is made from it."""
+    """Configures a model, in place, for fast small images; before a `Renderer` is made from it."""
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = size
@@ -173,6 +173,6 @@ def prepare(model: Any, size: int) -> None:
 
 
 def _metric_depth(buffer_HW: np.ndarray) -> np.ndarray:
-    """Metres along the viewing axis from a reversed depth buffer (1 at `CLIP_NEAR`, 0 at `CLIP_FAR`)."""
+    """Converts a reversed depth buffer (1 at `CLIP_NEAR`, 0 at `CLIP_FAR`) to z-depth in metres."""
     inverse_HW = 1.0 / CLIP_FAR + buffer_HW.astype(np.float64) * (1.0 / CLIP_NEAR - 1.0 / CLIP_FAR)
     return (1.0 / inverse_HW).astype(np.float32)

@@ -38,7 +38,7 @@ _SPLITS = ("train", "seen-val", "unseen-val")
 
 @dataclass(frozen=True)
 class ScenesSpec:
-    """What to render.
+    """Specification of a set of scenes.
 
     Attributes:
         train: scenes of `TEACHER_TASKS` to train on.
@@ -57,7 +57,7 @@ class ScenesSpec:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: consecutive scenes of one task."""
+    """A file of consecutive scenes of one task."""
 
     file: str
     split: str
@@ -86,7 +86,7 @@ def plan(spec: ScenesSpec) -> list[Shard]:
 
 
 def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
-    """One random scene of `world`, a function of `seed`; keys as in a shard, without N."""
+    """Renders one random scene of `world`, a function of `seed`; keys as in a shard, without N."""
     rng = np.random.default_rng(seed)
     world.reset(seed, start="anywhere")
     for action in rng.uniform(-1.0, 1.0, (rng.integers(0, 8), 4)):
@@ -110,7 +110,7 @@ def render_scene(world: World, seed: list[int]) -> dict[str, np.ndarray]:
 def _good_view(
     world: World, home: Camera, primitives: list[Primitive], rng: np.random.Generator
 ) -> tuple[Camera, tuple[np.ndarray, np.ndarray]]:
-    """A random view with the hand in the image and nothing large right before the lens, or else `home`."""
+    """Samples a view with the hand in the image and nothing large right before the lens, or else `home`."""
     hand = world.state[:3]
     for _ in range(20):
         camera = WIDE(home, rng)
@@ -123,7 +123,7 @@ def _good_view(
 
 
 def render_shard(spec: ScenesSpec, out: Path, shard: Shard) -> None:
-    """Render one shard and move it into place."""
+    """Renders one shard and moves it into place."""
     from safetensors.numpy import save_file
 
     world = World(shard.task, spec.size)
@@ -141,7 +141,7 @@ def render_scenes(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Render a set of scenes, or what is missing of it.
+    """Renders a set of scenes, or those of them that are missing.
 
     Args:
         spec: what to render.

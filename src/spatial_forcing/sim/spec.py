@@ -1,4 +1,4 @@
-"""What demonstrations to record: the options of the command `collect`, and defaults of the demo."""
+"""Specification of demonstrations: the options of the command `collect`, and defaults of the demo."""
 
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -13,24 +13,25 @@ DEMO_STARTS = ("random-hand", "initial", "expert-warmup")
 
 @dataclass(frozen=True)
 class DemoSpec:
-    """What demonstrations to record; together with package versions it decides every byte.
+    """Specification of demonstrations; together with package versions it determines every byte.
 
     Attributes:
         tasks: Meta-World tasks.
         episodes: demonstrations per task.
         frames: length of a demonstration; None records until shortly after success.
-        start: where a demonstration starts: "random-hand" (anywhere over the table), "initial"
+        start: start state of a demonstration: "random-hand" (anywhere over the table), "initial"
             (Meta-World's), or "expert-warmup" (from a random position the expert, with noise, for a random
             number of steps first, so that short demonstrations cover whole episodes).
         camera: a new random pose every "frame" or "episode", or "fixed".
-        jitter: how far cameras move from the default pair.
+        jitter: range of random camera moves from the default pair.
         size: height and width of images, pixels.
-        noise: standard deviation of noise on what is executed; what is recorded is the expert's answer to it.
-        seed: of everything.
+        noise: standard deviation of noise on executed actions; the recorded actions are the expert's, which
+            respond to it.
+        seed: seed of all random numbers.
 
     Raises:
         UnknownNameError: an unknown task, start or camera mode.
-        SpatialForcingError: a number that makes no sense.
+        SpatialForcingError: an invalid number.
     """
 
     tasks: tuple[str, ...] = ("reach-v3",)
@@ -61,5 +62,5 @@ class DemoSpec:
 
     @property
     def longest(self) -> int:
-        """Frames of the longest possible demonstration."""
+        """Number of frames of the longest possible demonstration."""
         return self.frames or max(task_record(task).max_steps for task in self.tasks)

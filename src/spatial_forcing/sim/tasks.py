@@ -1,4 +1,4 @@
-"""The Meta-World tasks: what each is told to do, which policies learn, and which a teacher may see."""
+"""Meta-World tasks: their instructions, and the split into tasks for policies and for training teachers."""
 
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ POLICY_TASKS = (
     "drawer-open-v3",
     "door-open-v3",
 )
-"""Tasks that policies learn. No teacher is trained on an image of them."""
+"""Tasks for policies. No teacher is trained on images of them."""
 
 TEACHER_TASKS = (
     "assembly-v3",

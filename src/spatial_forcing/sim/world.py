@@ -1,4 +1,4 @@
-"""A Meta-World task as a world with cameras: reset by seed, step, ask the expert, draw.
+"""Meta-World task as a simulated world with cameras: reset by seed, step, expert actions, rendering.
 
 H rows, W columns. Positions are metres in MuJoCo's world frame (z up, the robot stands at the origin and
 faces +y).
@@ -20,13 +20,13 @@ from spatial_forcing.sim.tasks import task_record
 GOAL_RADIUS = 0.04
 GOAL_RGBA = (0.1, 0.9, 0.2, 1.0)
 HAND_BOX = np.array([[-0.28, 0.45, 0.10], [0.28, 0.82, 0.38]])
-"""Where the hand starts in `start="random-hand"`: low and high corner, metres."""
+"""Box of hand positions at a "random-hand" start: low and high corner, metres."""
 
 REACH_BOX = np.array([[-0.25, 0.50, 0.06], [0.25, 0.85, 0.35]])
-"""Where the goal of reach-v3 may be. Meta-World's own box, 20 x 10 x 25 cm, is near one place throughout."""
+"""Box of the goal positions of reach-v3. Meta-World's own box is only 20 x 10 x 25 cm."""
 
 CLEARANCE = 0.10
-"""Least distance of hand and object at a "random-hand" start, metres."""
+"""Minimum distance of hand and object at a "random-hand" start, metres."""
 
 Seed = int | Sequence[int] | np.random.SeedSequence
 STARTS = ("initial", "random-hand", "anywhere")
@@ -39,18 +39,18 @@ _RESTORED = (
 
 
 class World:
-    """One Meta-World v3 task in MuJoCo, drawn in software.
+    """One Meta-World v3 task in MuJoCo, with software rendering.
 
     Args:
         task: name, for instance "reach-v3".
         size: height and width of images, pixels.
         seed: of the first reset.
-        decimated: draw simplified meshes (about a sixth of the triangles).
+        decimated: render simplified meshes (about a sixth of the triangles).
 
     Raises:
         UnknownNameError: no such task.
         MissingDependencyError: metaworld or mujoco is not installed.
-        RenderingError: this machine cannot draw; says what to install.
+        RenderingError: this machine cannot render; says what to install.
     """
 
     def __init__(self, task: str, size: int = 112, seed: Seed = 0, *, decimated: bool = True):
@@ -68,7 +68,7 @@ class World:
         self.reset(seed)
 
     def reset(self, seed: Seed, start: str = "initial") -> None:
-        """Begin an episode. Everything that follows is a function of `seed`, `start` and the actions alone.
+        """Begins an episode. Everything that follows is a function of `seed`, `start` and the actions alone.
 
         Args:
             seed: a non-negative integer, several, or a `numpy.random.SeedSequence`.
@@ -113,7 +113,7 @@ class World:
         return bool(settled and np.linalg.norm(hand - thing) > CLEARANCE)
 
     def restore_looks(self) -> None:
-        """Undo every change to positions, colours and lights of the model."""
+        """Undoes every change to positions, colours and lights of the model."""
         for name, values in self._pristine.items():
             getattr(self.env.model, name)[:] = values
         for name, values in self._headlight.items():
@@ -129,12 +129,12 @@ class World:
             env.model.site("goal").rgba = GOAL_RGBA
 
     def forward(self) -> None:
-        """Recompute all derived quantities, lights included, after a change of the model or the state."""
+        """Recomputes all derived quantities, lights included, after a change of the model or the state."""
         self._mujoco.mj_forward(self.env.model, self.env.data)
         self._info = self._observed = None
 
     def step(self, action: np.ndarray) -> None:
-        """Move one control step (12.5 ms).
+        """Runs one control step (12.5 ms).
 
         Args:
             action: (4,), displacement of the hand in units of 1 cm and gripper effort, clipped to [-1, 1].
@@ -152,7 +152,7 @@ class World:
 
     @property
     def distance(self) -> float:
-        """Metres from done: hand to goal in reach-v3, else object to target as Meta-World measures it."""
+        """Distance to success in metres: hand to goal in reach-v3, else Meta-World's object to target."""
         if self.task == "reach-v3":
             return float(np.linalg.norm(self.env.get_endeff_pos() - self.goal))
         return float(self._outcome()["obj_to_target"])
@@ -162,7 +162,7 @@ class World:
         return self.distance <= radius if self.task == "reach-v3" else bool(self._outcome()["success"])
 
     def move(self, action: np.ndarray) -> None:
-        """Move like `step`, without Meta-World's reward, which raises an error after some unusual starts."""
+        """Runs a control step without Meta-World's reward, which raises errors after some unusual starts."""
         env = self.env
         action = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
         env.set_xyz_action(action[:3])
@@ -170,7 +170,7 @@ class World:
         self.forward()
 
     def expert_action(self) -> np.ndarray:
-        """What Meta-World's scripted policy, which knows the goal, does now: (4,) float32 in [-1, 1]."""
+        """Action of Meta-World's scripted policy, which knows the goal: (4,) float32 in [-1, 1]."""
         before = self.env._prev_obs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Meta-World warns of actions beyond the limits, which we clip
@@ -185,7 +185,7 @@ class World:
 
     @property
     def environment_state(self) -> np.ndarray:
-        """Privileged: object position and goal position, (6,) float32."""
+        """Privileged state: object position and goal position, (6,) float32."""
         return np.concatenate([self._observation()[4:7], self.goal]).astype(np.float32)
 
     def _observation(self) -> np.ndarray:
@@ -199,13 +199,13 @@ class World:
         return np.array(self.env._target_pos, dtype=np.float64)
 
     def draw(self, camera: Camera, primitives: Sequence[Primitive] = ()) -> tuple[np.ndarray, np.ndarray]:
-        """rgb (H, W, 3) uint8 and z-depth (H, W) float32 in metres of what `camera` sees."""
+        """Renders `camera`: rgb (H, W, 3) uint8 and z-depth (H, W) float32 in metres."""
         return self._renderer.draw(self.env.model, self.env.data, camera, primitives)
 
 
 @functools.lru_cache(maxsize=4)
 def compiled_model(task: str, size: int, decimated: bool):
-    """The task's `mujoco.MjModel`, compiled once a process; copy it before changing anything."""
+    """The task's `mujoco.MjModel`, compiled once per process; copy it before changing anything."""
     mujoco = load_mujoco()
     model = mujoco.MjModel.from_xml_path(_task_class(task).model_name.fget(None))
     prepare(model, size)
@@ -218,7 +218,7 @@ def compiled_model(task: str, size: int, decimated: bool):
 
 @functools.lru_cache(maxsize=4)
 def renderer_for(task: str, size: int, decimated: bool) -> Renderer:
-    """The process's renderer of a task, which all its worlds share: it takes a third of a second to make."""
+    """Renderer of a task, shared by all worlds of the process: it takes a third of a second to create."""
     return Renderer(compiled_model(task, size, decimated), size)
 
 
@@ -239,7 +239,7 @@ def _expert_class(task: str) -> type:
 
 @functools.lru_cache(maxsize=64)
 def _environment_class(task: str, size: int, decimated: bool) -> type:
-    """Meta-World's class with our compiled model, goals visible in observations, and draws from the seed."""
+    """Subclass of Meta-World's environment with our compiled model, visible goals, and seeded randomness."""
     mujoco = load_mujoco()
     base = _task_class(task)
 

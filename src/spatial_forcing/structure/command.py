@@ -1,4 +1,4 @@
-"""What ``spatial-forcing teachers`` does and prints. Its options are in ``options.py``."""
+"""The command ``spatial-forcing teachers``. Its options are in ``options.py``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,10 +29,10 @@ from spatial_forcing.teachers.record import TeacherRecord
 
 
 def list_or_score(options: Teachers) -> None:
-    """Lists the registered teachers, or scores some on a data set; see the options.
+    """Lists the registered teachers, or scores teachers on a data set; see the options.
 
     Raises:
-        SpatialForcingError: options without a data set that only make sense with one.
+        SpatialForcingError: options that need a data set, without one.
         UnknownNameError: no such teacher, or camera.
         NoSuchLayerError: a teacher does not have a layer.
         StructureError: too few frames, or a grid that does not fit.
@@ -51,7 +51,7 @@ def list_or_score(options: Teachers) -> None:
 
 
 def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
-    """Scores of the teachers that options name, or of all whose weights are on this machine.
+    """Scores the teachers in the options, or all whose weights are on this machine.
 
     Everything that can be wrong is checked, and every teacher loaded, before the first looks at a frame.
     """
@@ -82,7 +82,7 @@ def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
 
 
 def loaded(options: Teachers, sample: Sample) -> tuple[dict[str, FrozenTeacher], list[LeftOut]]:
-    """The teachers that options name; or all that can be loaded without a download, and why not the others.
+    """Loads the teachers in the options, or all that need no download, with the reasons for those left out.
 
     Raises:
         SpatialForcingError: one that was named cannot be loaded, or none can.
@@ -127,7 +127,7 @@ def _gathered(
 
 
 def not_here() -> dict[str, str]:
-    """Registered teachers whose weights are not on this machine, and what to do."""
+    """Registered teachers whose weights are not on this machine, with how to get them."""
     reasons = {}
     for name in RECORDS:
         record = RECORDS[name]
@@ -143,7 +143,7 @@ def not_here() -> dict[str, str]:
 
 
 def teacher_table(records: Mapping[str, TeacherRecord]) -> Table:
-    """Registered teachers with what is known of them without loading them."""
+    """Table of the registered teachers, from their records, without loading them."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("teacher", no_wrap=True)
     for name in ("licence", "width", "layers", "weights", "what"):
@@ -183,7 +183,7 @@ SHARES = {
 
 
 def print_scores(found: TeacherScores, console: Console) -> None:
-    """Both tables, what they are of, licences, and who was left out."""
+    """Prints the score tables, their data, licences, and the teachers left out."""
     console.print(score_table(found, STRUCTURE, "Spatial structure"), "")
     console.print(score_table(found, SHARES, "What tokens consist of"))
     rows, cols = found.grid
@@ -200,7 +200,7 @@ def print_scores(found: TeacherScores, console: Console) -> None:
 
 
 def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], title: str) -> Table:
-    """A row per teacher and layer."""
+    """Table of scores with a row per teacher and layer."""
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("teacher", no_wrap=True)
     table.add_column("layer", justify="right", min_width=5)
@@ -216,7 +216,7 @@ def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], ti
 
 
 def score_text(score: Score, digits: int) -> str:
-    """A score with its interval on a second line."""
+    """Formats a score with its interval on a second line."""
     if score.value is None:
         return "-"
     value = f"{score.value:.{digits}f}"

@@ -12,19 +12,19 @@ class Teachers:
     dataset: str | None = None
     """Folder of a LeRobotDataset, or its name on the Hub (owner/name)."""
     teachers: tuple[str, ...] = ()
-    """Registered teachers, or local files or folders; all whose weights are here if none are named."""
+    """Registered teachers, or local files or folders; if empty, all whose weights are on this machine."""
     frames: int = 64
-    """How many frames to look at, evenly over the episodes."""
+    """Number of frames, evenly spread over the episodes."""
     layers: tuple[int, ...] = ()
-    """Layers of each teacher that has a choice, negative from the end; the last if none are named."""
+    """Layers of each teacher that has a choice, negative from the end; the last if empty."""
     grid: tuple[int, int] = (8, 8)
     """Rows and columns of tokens that all features are pooled to before they are compared."""
     cameras: tuple[str, ...] = ()
     """Camera keys; all of the data set if empty."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the teachers' matrix products, bfloat16 on GPUs; float32 if None."""
+    """Data type of the teachers' matrix products, bfloat16 on GPUs; float32 if None."""
     device: str = "cpu"
-    """Where the teachers run."""
+    """Device the teachers run on."""
     out: Path | None = None
     """JSON file for the scores; none is written if None."""
 

@@ -28,12 +28,12 @@ BATCH = 8
 
 
 class StructureError(SpatialForcingError, ValueError):
-    """Structure scores cannot be computed of this data set, or with these numbers."""
+    """Structure scores cannot be computed from this data set, or with these options."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Frames of a data set at which teachers look.
+    """Sample of a data set's frames, on which teachers are scored.
 
     Attributes:
         dataset: a folder, or a name on the Hub.
@@ -53,7 +53,7 @@ class Sample:
 def sample_of(
     dataset: Path | str, frames: int, grid: tuple[int, int] = (8, 8), cameras: Sequence[str] | None = None
 ) -> Sample:
-    """At most ``frames`` frames of a data set, evenly over its episodes and within each.
+    """Samples at most ``frames`` frames of a data set, evenly over its episodes and within each.
 
     Raises:
         DatasetError: there is no such data set.
@@ -77,8 +77,8 @@ def sample_of(
 
 
 def evenly(lengths: Sequence[int], frames: int) -> list[int]:
-    """Indices of at most ``frames`` frames, as many of each episode, or of as many episodes as there are to
-    be frames."""
+    """Evenly spread indices of at most ``frames`` frames: equally many per episode, or one each of as many
+    episodes as frames."""
     starts = [0, *np.cumsum(lengths).tolist()]
     whole = [e for e, length in enumerate(lengths) if length]
     chosen = [whole[at] for at in spread(len(whole), frames)]
@@ -99,11 +99,11 @@ def layer_scores(
     control: bool = False,
     progress: Callable[[int], object] = lambda frames: None,
 ) -> list[LayerScores]:
-    """Scores of layers of a teacher, from one pass over the frames.
+    """Structure scores of layers of a teacher, from one pass over the frames.
 
     Args:
         teacher: from ``load_teacher``.
-        name: what to call it.
+        name: its name in the results.
         sample: the frames.
         layers: the teacher's own if none are named; see :func:`layers_of`.
         control: as its record says.
@@ -164,7 +164,7 @@ def check_grid(teacher: FrozenTeacher, name: str, grid: tuple[int, int]) -> None
 
 
 def scored(tokens_FVhwC: Tensor, episodes: Sequence[int]) -> dict[str, Score]:
-    """All scores of tokens, by name, with intervals over episodes.
+    """All structure scores of tokens, by name, with intervals over episodes.
 
     Scores of frames are averaged over the frames, shares of variance computed from all; both again in
     resamples of the episodes, the same for all teachers.
@@ -190,7 +190,7 @@ def scored(tokens_FVhwC: Tensor, episodes: Sequence[int]) -> dict[str, Score]:
 
 
 def resampled_weights(episodes: Sequence[int]) -> Tensor | None:
-    """Weights of the frames, which sum to 1, in resamples of the episodes; None if there is one alone."""
+    """Bootstrap weights of the frames, summing to 1, in resamples of the episodes; None for one episode."""
     names, of_frame = np.unique(np.asarray(episodes), return_inverse=True)
     if len(names) < 2:
         return None

@@ -16,7 +16,7 @@ class Score(Record):
 
 
 class LayerScores(Record):
-    """Scores of one layer of a teacher; what they mean is in ``structure.scores``.
+    """Structure scores of one layer of a teacher, explained in ``structure.scores``.
 
     Attributes:
         teacher: its name, or the path that it was named by.
@@ -65,7 +65,7 @@ class LeftOut(Record):
 
 
 class TeacherScores(Record):
-    """Scores of teachers on the same frames and grid.
+    """Structure scores of teachers on the same frames and grid.
 
     Attributes:
         dataset: as it was named.
@@ -91,6 +91,6 @@ class TeacherScores(Record):
     hardware: Any
 
     def save(self, path: Path) -> Path:
-        """Writes it as JSON, into a folder that is made if it is missing."""
+        """Writes the scores as JSON; makes the folder if missing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_json(path, self.plain())

@@ -1,4 +1,4 @@
-"""Structure scores of patch features: local against distant similarity, and what a token's variance is about.
+"""Structure scores of patch features: local against distant similarity, and shares of token variance.
 
 The first are those of arXiv 2512.10794, which finds over 27 encoders that the spatial structure of a target,
 and not what it knows of the image as a whole, decides how much alignment with it helps (of diffusion models
@@ -22,7 +22,7 @@ FAR = 3 / 8  # of the longer side: 6 on a grid of 16 x 16, as in the code that c
 
 
 class FrameScores(NamedTuple):
-    """Scores of every frame, the mean over its views; each (F,), float32.
+    """Structure scores of every frame, the mean over its views; each (F,), float32.
 
     Attributes:
         local_distant_F: LDS = E[cos(x_i, x_j) | d_ij = 1] - E[cos(x_i, x_j) | d_ij >= far]: how much more
@@ -42,7 +42,7 @@ class FrameScores(NamedTuple):
 
 
 def frame_scores(tokens_FVhwC: Tensor) -> FrameScores:
-    """Scores of frames from their tokens; at least 2 x 2 of them per image."""
+    """Computes the structure scores of frames from their tokens; at least 2 x 2 per image."""
     rows, cols = tokens_FVhwC.shape[2:4]
     tokens_INC = tokens_FVhwC.float().flatten(2, 3).flatten(0, 1)  # I images
     unit_INC = F.normalize(tokens_INC, dim=-1)
@@ -60,7 +60,7 @@ def frame_scores(tokens_FVhwC: Tensor) -> FrameScores:
 
 
 def far_distance(rows: int, cols: int) -> int:
-    """From which Manhattan distance on tokens count as far apart."""
+    """The Manhattan distance from which on tokens count as far apart."""
     return max(2, round(FAR * max(rows, cols)))
 
 
@@ -82,7 +82,7 @@ def similarity_by_distance(unit_INC: Tensor, rows: int, cols: int) -> tuple[Tens
 
 
 class Likeness(NamedTuple):
-    """Inner products of frames, all that shares of variance need, for any weights of the frames.
+    """Inner products between frames: sufficient statistics of the shares of variance, for any frame weights.
 
     Attributes:
         tokens_FF: E_p <x_fp, x_gp>, of tokens at the same position.
@@ -98,8 +98,8 @@ class Likeness(NamedTuple):
 
 
 def likeness(tokens_FVhwC: Tensor, episodes: Sequence[int]) -> Likeness:
-    """Inner products of frames in float64; ``episodes`` is that of each. Of one episode alone each frame
-    counts as one."""
+    """Computes inner products between frames in float64; ``episodes`` is that of each frame. With one
+    episode, each frame counts as one."""
     tokens_FpC = tokens_FVhwC.flatten(1, 3)
     frames, positions = tokens_FpC.shape[:2]
     scale = tokens_FpC.float().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
@@ -111,7 +111,7 @@ def likeness(tokens_FVhwC: Tensor, episodes: Sequence[int]) -> Likeness:
 
 
 class Shares(NamedTuple):
-    """What tokens consist of, as shares; each a scalar, or one for each set of weights.
+    """Variance shares of tokens; each a scalar, or one for each set of weights.
 
     With x_fp = m + a_p + b_f + r_fp (two-way analysis of variance: a_p what tokens at a position have in
     common in all frames, b_f what those of a frame have in common, r_fp the rest) and T = E|x_fp - m|²:
@@ -130,7 +130,7 @@ class Shares(NamedTuple):
 
 
 def shares(of: Likeness, weights_RF: Tensor) -> Shares:
-    """Shares of variance with every row of weights of the frames, which sum to 1.
+    """Computes the variance shares for every row of frame weights, which sum to 1.
 
     What is in common is measured between frames of different episodes, |m|² as E <E_p x_fp, E_p x_gp> and
     |m|² + E|a_p|² as E <x_fp, x_gp>: frames of one episode are alike for other reasons, and with few

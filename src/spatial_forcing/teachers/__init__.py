@@ -50,7 +50,7 @@ def load_teacher(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> FrozenTeacher:
-    """A frozen teacher by name, or from a local file or folder.
+    """Loads a frozen teacher by name, or from a local file or folder.
 
     Args:
         name_or_path: see `find_teacher`.
@@ -92,7 +92,7 @@ def load_teacher(
 
 
 def _weights(record: TeacherRecord, weights: str | os.PathLike | None) -> Path | None:
-    """The local file or folder with the weights of a teacher; None if its loader knows where they are."""
+    """Local file or folder with the weights of a teacher; None if its loader finds them."""
     if weights is None:
         return record.path
     if record.path is not None:
@@ -110,7 +110,7 @@ def _weights(record: TeacherRecord, weights: str | os.PathLike | None) -> Path |
 
 @cache
 def _show_licence(record: TeacherRecord) -> None:
-    """Says the terms of a teacher's weights, once per process; aloud where they restrict the use."""
+    """Shows the licence of a teacher's weights once per process, as a warning where it restricts the use."""
     message = f"Teacher {record.name}: weights under {record.licence}, see {record.terms}."
     if record.non_commercial:
         _log.warning("%s Commercial use is not allowed.", message)

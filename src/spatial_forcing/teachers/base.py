@@ -1,4 +1,4 @@
-"""What every teacher is and does: check the images, resize them, and give patch features without gradient.
+"""Base of all teachers: validates images, resizes them, and computes patch features without gradient.
 
 B: batch, V: views of one scene, H, W: pixels, h, w: patches, C: channels.
 """
@@ -37,7 +37,7 @@ class NoSuchLayerError(SpatialForcingError, IndexError):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen model that says something about images, patch by patch.
+    """Protocol of a teacher: a frozen model that maps images to patch features.
 
     Attributes:
         width: channels of its features.
@@ -59,7 +59,7 @@ class Teacher(Protocol):
 
 
 class FrozenTeacher(nn.Module):
-    """Base of this package's teachers: images in, features out, never trained and never in training mode.
+    """Base class of teachers: a frozen module from images to patch features, always in evaluation mode.
 
     Subclasses implement `tokens` and, where there is a choice of layers, set `layer` and `layers`. Images of
     any size are resized to `resolution` (bilinear, antialiased, half-pixel centres), in batches of at most
@@ -158,14 +158,14 @@ class FrozenTeacher(nn.Module):
         return {layer: found[at] for layer, at in index.items()}
 
     def _scenes(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> Sequence[Tensor]:
-        """tokens_BVhwC of each layer, view by view where the views do not see each other."""
+        """Computes tokens_BVhwC of each layer, view by view where the views do not attend to each other."""
         if self.multi_view:
             return self.tokens(images_BV3HW, layers)
         single_B13HW = images_BV3HW.flatten(0, 1)[:, None]
         return [of[:, 0].unflatten(0, images_BV3HW.shape[:2]) for of in self.tokens(single_B13HW, layers)]
 
     def layer_index(self, layer: int) -> int:
-        """A layer counted from 0; raises `NoSuchLayerError`, or `TeacherInputError` for no number."""
+        """A layer counted from 0; raises `NoSuchLayerError`, or `TeacherInputError` if it is no integer."""
         if not isinstance(layer, Integral):
             raise TeacherInputError(f"A layer is a whole number, negative from the last; got {layer!r}.")
         count = self.layers or 1
@@ -179,7 +179,7 @@ class FrozenTeacher(nn.Module):
         return self.fingerprint if self.layer is None else _short_digest({**self.identity, "layer": at})
 
     def freeze(self) -> Self:
-        """No gradients, evaluation mode."""
+        """Turns gradients off and sets evaluation mode."""
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -204,7 +204,7 @@ def _short_digest(identity: Mapping[str, Any]) -> str:
 
 
 def named_dtype(name: str | None) -> torch.dtype:
-    """The dtype of a name in `DTYPES`, float32 if None; raises `UnknownNameError` for another."""
+    """Looks up a dtype by name in `DTYPES`, float32 if None; raises `UnknownNameError` for another."""
     if name is not None and name not in DTYPES:
         raise UnknownNameError("dtype of a teacher", name, DTYPES)
     return DTYPES[name or "float32"]
@@ -259,8 +259,8 @@ def resize(images_BV3HW: Tensor, resolution: tuple[int, int]) -> Tensor:
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """B3HW images of several cameras as images_BV3HW, the smaller ones stretched to the largest height and
-    width. Teachers resize anyway; an affine in unit coordinates does not notice."""
+    """Stacks B3HW images of several cameras to images_BV3HW, the smaller ones stretched to the largest height
+    and width. Teachers resize anyway, and affines in unit coordinates do not change."""
     height, width = (max(view.shape[side] for view in views) for side in (-2, -1))
     same = [
         view

@@ -1,4 +1,4 @@
-"""Reading weights: every name and shape accounted for, only the wanted tensors brought into memory."""
+"""Strict reading of weights: checks every name and shape, loads only the wanted tensors into memory."""
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -20,7 +20,7 @@ class WeightsError(SpatialForcingError):
 
 
 class Checkpoint:
-    """A file of named tensors: `.safetensors`, or a PyTorch file with a flat state dict (weights_only).
+    """A checkpoint file: `.safetensors`, or a PyTorch file with a flat state dict (weights_only).
 
     Args:
         path: the file, or a folder that holds `model.safetensors` or `model.pt`.
@@ -37,7 +37,7 @@ class Checkpoint:
             self.metadata, self.shapes = {}, {k: tuple(v.shape) for k, v in self._state_dict.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names, on the CPU, in the dtype they are stored in."""
+        """Reads tensors by name, on the CPU, in their stored dtype."""
         if self.path.suffix != ".safetensors":
             return {name: self._state_dict[name] for name in names}
         from safetensors import safe_open

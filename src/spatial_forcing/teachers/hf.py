@@ -32,7 +32,7 @@ Statistics = tuple[float, float, float]
 
 
 class Architecture(NamedTuple):
-    """What the `model_type` of a config.json means.
+    """Architecture by the `model_type` of a config.json: final norm and image normalisation.
 
     Attributes:
         norm: the module that its last hidden state has passed.
@@ -56,7 +56,7 @@ ARCHITECTURES = {
 
 
 class TransformersTeacher(FrozenTeacher):
-    """Patch tokens of the layers of a vision transformer, after its final norm; one view at a time.
+    """Teacher from a transformers vision model: patch tokens of its layers after the final norm, per view.
 
     The model is computed to its end for any layer; all of its hidden states are kept for a moment unless the
     last layer alone is wanted.
@@ -130,7 +130,7 @@ class TransformersTeacher(FrozenTeacher):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersRecord(TeacherRecord):
-    """A vision transformer by name.
+    """Record of a transformers vision model.
 
     Attributes:
         architecture: what config.json says of it: ways to write the `model_type`, and the `hidden_size`.
@@ -142,7 +142,7 @@ class TransformersRecord(TeacherRecord):
 def load_transformers(
     record: TransformersRecord, *, weights: Path | None, device: torch.device | str, **options: Any
 ) -> TransformersTeacher:
-    """A `TransformersTeacher` from the record's Hub repository, or from a local folder in the Hub's layout.
+    """Loads a `TransformersTeacher` from the record's Hub repository, or a local folder in the Hub's layout.
 
     Raises:
         TeacherUnavailableError: the Hub cannot be reached, or asks for terms to be accepted.
@@ -168,7 +168,7 @@ def load_transformers(
 
 
 def _read(source: str, record: TransformersRecord, weights: Path | None) -> tuple["PreTrainedModel", str]:
-    """The vision model of a folder or Hub repository and its `model_type`; raises OSError if unreadable."""
+    """Reads the vision model and `model_type` of a folder or Hub repository; raises OSError if unreadable."""
     try:
         from transformers import AutoConfig, AutoModel, SiglipVisionModel
         from transformers.utils import logging as said
@@ -212,7 +212,7 @@ def check_architecture(config: Any, record: TransformersRecord, weights: Path) -
 
 
 def record_of_folder(path: Path) -> TransformersRecord:
-    """What a record would say of a folder with a transformers model.
+    """Builds a record for a folder with a transformers model.
 
     Raises:
         WeightsError: its config.json cannot be read.
@@ -229,7 +229,7 @@ def record_of_folder(path: Path) -> TransformersRecord:
 
 
 def _control(name: str, repo: str, what: str, types: tuple[str, ...], width: int, **more: Any) -> Any:
-    """The record of a 2D control on the Hub."""
+    """Builds the record of a 2D control on the Hub."""
     said = {
         "width": width,
         "layers": 12,

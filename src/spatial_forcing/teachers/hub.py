@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face Hub, with errors that say what to do instead."""
+"""Downloads of teacher weights from the Hugging Face Hub, with errors that say what to do instead."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from spatial_forcing.teachers.record import TeacherRecord
 
 
 class TeacherUnavailableError(SpatialForcingError):
-    """The weights of a teacher could not be fetched."""
+    """The weights of a teacher cannot be downloaded."""
 
     def __init__(self, record: TeacherRecord, reason: object):
         gate = f" Accept its terms at {record.terms} and run `hf auth login`." if record.gated else ""
@@ -20,7 +20,7 @@ class TeacherUnavailableError(SpatialForcingError):
 
 
 def fetch(record: TeacherRecord) -> Path:
-    """The first of the record's files that its repository has, from the local Hub cache or downloaded.
+    """Fetches the first of the record's files that its repository has, from the local cache or the Hub.
 
     Raises:
         TeacherUnavailableError: offline and not cached, gated, or gone.

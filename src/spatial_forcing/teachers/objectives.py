@@ -1,4 +1,4 @@
-"""What small VGGTs are trained to do, and how well they do it: geometry, or masked modelling, its 2D control.
+"""Training objectives and metrics of the small VGGTs: geometry, or masked modelling as its 2D control.
 
 B: batch, V: views, H, W: pixels, P: patches, C: channels, I: refinements of the camera.
 """
@@ -21,7 +21,7 @@ CAMERA_DECAY = 0.6  # weight of one refinement of the camera over that of the ne
 def dense_loss(
     x_BVHWC: Tensor, confidence_BVHW: Tensor, target_BVHWC: Tensor, batch: Batch, loss: Loss
 ) -> Tensor:
-    """Mean of `c e - alpha log c` over valid pixels, plus the error of the differences between neighbours.
+    """Dense loss: mean of `c e - alpha log c` over valid pixels, plus the error of differences of neighbours.
 
     e is the distance to the target over the depth; c the confidence (one if the loss is plain).
     """
@@ -40,7 +40,7 @@ def dense_loss(
 
 
 def camera_loss(pose_IBV9: Tensor, pose_BV9: Tensor) -> Tensor:
-    """Robust error of the encodings, later refinements weighing more."""
+    """Camera loss: robust error of the pose encodings, later refinements weighing more."""
     e_I = F.smooth_l1_loss(pose_IBV9, pose_BV9.expand_as(pose_IBV9), beta=0.05, reduction="none").mean(
         (1, 2, 3)
     )
@@ -49,13 +49,13 @@ def camera_loss(pose_IBV9: Tensor, pose_BV9: Tensor) -> Tensor:
 
 
 class GeometryVGGT(VGGT):
-    """VGGT with its losses (arXiv 2503.11651, section 3.4): depth, point maps and cameras."""
+    """VGGT with its training losses (arXiv 2503.11651, section 3.4): depth, point maps and cameras."""
 
     def __init__(self, config: VGGTConfig):
         super().__init__(config, MODULES)
 
     def losses(self, batch: Batch, loss: Loss) -> dict[str, Tensor]:
-        """Losses by name; their sum is to be minimised."""
+        """Training losses by name; their sum is minimised."""
         p = self(batch.images_BV3HW)
         depth_BVHW1, target_BVHW1 = p.depth_BVHW[..., None], batch.depth_BVHW[..., None]
         return {
@@ -66,7 +66,7 @@ class GeometryVGGT(VGGT):
 
     @torch.no_grad()
     def numbers(self, batch: Batch) -> dict[str, Tensor]:
-        """Errors with no scale or shift fitted.
+        """Evaluation metrics, without fitting scale or shift.
 
         Depth AbsRel and delta1 (the fraction within a ratio of 1.25), mean distance of the points in metres,
         and the mean error of the cameras in metres and degrees.
@@ -87,7 +87,9 @@ class GeometryVGGT(VGGT):
 
 
 class MaskedVGGT(VGGT):
-    """The aggregator with a linear head that fills in masked patches of single views (arXiv 2111.06377).
+    """Masked modelling: the aggregator with a linear head that predicts masked patches (arXiv 2111.06377).
+
+    Views are masked and predicted one by one.
 
     Targets are the pixels of a patch less their mean, over their standard deviation.
     """
@@ -97,7 +99,7 @@ class MaskedVGGT(VGGT):
         self.pixel_head = nn.Linear(2 * config.embed_dim, 3 * config.patch**2)
 
     def losses(self, batch: Batch, fraction: float, rng: torch.Generator) -> dict[str, Tensor]:
-        """Mean squared error of the masked patches, a random `fraction` of all; 1 is an empty guess."""
+        """Mean squared error of the masked patches, a random `fraction` of all; 1 for predicting zeros."""
         images_B13HW = batch.images_BV3HW.flatten(0, 1)[:, None]
         pixels_B1PC = F.pixel_unshuffle(images_B13HW, self.config.patch).flatten(-2).mT
         mean, std = pixels_B1PC.mean(-1, keepdim=True), pixels_B1PC.std(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The pixels of each patch as its feature: a control without any learning.
+"""Pixel teacher: the pixels of each patch as its feature, a control without any learning.
 
 B: batch, V: views, H, W: pixels, h, w: patches.
 """
@@ -16,7 +16,8 @@ PATCH = 14
 
 
 class PixelTeacher(FrozenTeacher):
-    """Normalised RGB values of each patch, 3 x patch x patch channels. Arguments as for `FrozenTeacher`."""
+    """Teacher of raw pixels: normalised RGB values of each patch, 3 x patch x patch channels. Arguments as
+    for `FrozenTeacher`."""
 
     def __init__(
         self, *, name: str, resolution: int | tuple[int, int], patch: int = PATCH, batch_size: int = 32
@@ -41,7 +42,7 @@ class PixelTeacher(FrozenTeacher):
 def load_pixels(
     record: TeacherRecord, *, resolution: int | tuple[int, int], layer: int, batch_size: int, **_: Any
 ) -> PixelTeacher:
-    """The teacher of a record; weights, dtype and device mean nothing to it.
+    """Loads the pixel teacher of a record; weights, dtype and device are ignored.
 
     Raises:
         TeacherInputError: a layer other than the only one.

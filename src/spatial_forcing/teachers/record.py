@@ -1,4 +1,4 @@
-"""What is known of a teacher before it is loaded: where its weights are, on what terms, and what loads it."""
+"""Teacher records: name, loader, weights and licence, known before a teacher is loaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord:
-    """One teacher by name.
+    """Record of a teacher.
 
     A subclass may say more, for its own loader.
 
@@ -58,11 +58,11 @@ class TeacherRecord:
 
     @property
     def slug(self) -> str:
-        """A name for files and folders about this teacher."""
+        """Name for files and folders about this teacher."""
         return self.name if self.path is None else self.path.resolve().stem
 
     def load(self, **options: Any) -> Any:
-        """Calls the loader with the options above.
+        """Loads the teacher with the options above.
 
         Raises:
             SpatialForcingError: there is no such loader, or it gives something else than a `FrozenTeacher`.

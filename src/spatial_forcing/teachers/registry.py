@@ -1,4 +1,4 @@
-"""The teachers known by name, and the one way from a name or a path to a record.
+"""Registry of teachers by name, and the lookup of a record by name or path.
 
 Every module of this package that is not `SUPPORT` holds records of teachers in a tuple `RECORDS`; other
 packages bring theirs by entry points of the group `spatial_forcing.teachers`.
@@ -30,7 +30,7 @@ RECORDS: Records[TeacherRecord] = Records(
 
 
 def find_teacher(name_or_path: str | os.PathLike) -> TeacherRecord:
-    """The record of a teacher by name, or of the one in a local file or folder.
+    """Finds the record of a teacher by name, or of the one in a local file or folder.
 
     Args:
         name_or_path: a name of `RECORDS`; a `.safetensors` teacher of `recipes/vggt_tiny_sim.py`; or a

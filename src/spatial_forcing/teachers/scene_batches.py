@@ -30,7 +30,7 @@ class Scenes(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images in [0, 1] and what a VGGT should say about them."""
+    """Training batch of a VGGT: images in [0, 1], and their depth, points and cameras as targets."""
 
     images_BV3HW: Tensor
     depth_BVHW: Tensor
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def read_scenes(folder: Path, split: str, size: int) -> Scenes:
-    """All shards of a split ("train", "seen-val", "unseen-val"), `size` pixels square.
+    """Reads all shards of a split ("train", "seen-val", "unseen-val"), `size` pixels square.
 
     Raises:
         SpatialForcingError: the folder holds no scenes, lacks a shard, or its images have another size.
@@ -67,7 +67,7 @@ def read_scenes(folder: Path, split: str, size: int) -> Scenes:
 
 
 def make_batch(scenes: Scenes, index_B: Tensor, frame: Frame, views_BV: Tensor | None = None) -> Batch:
-    """Scenes with their targets.
+    """Makes a training batch of scenes with their targets.
 
     Args:
         scenes: where from.
@@ -96,7 +96,7 @@ def to_batch(rgb_BVHW3: Tensor, depth_BVHW: Tensor, K_BV33: Tensor, E_BV34: Tens
 
 
 def unproject(depth_BVHW: Tensor, K_BV33: Tensor, E_BV34: Tensor) -> Tensor:
-    """World points (B, V, H, W, 3) of all pixels, from z-depth in metres; pixel centres are at halves."""
+    """Unprojects z-depth in metres to world points (B, V, H, W, 3); pixel centres are at halves."""
     R, t = E_BV34[..., :3], E_BV34[..., 3]
     H, W = depth_BVHW.shape[-2:]
     v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
@@ -116,7 +116,7 @@ def encode_pose(R_BV33: Tensor, t_BV3: Tensor, K_BV33: Tensor, size: tuple[int, 
 
 
 def jitter(images_BV3HW: Tensor, rng: torch.Generator) -> Tensor:
-    """Random gamma, gain of each colour, saturation, contrast and noise, for each view."""
+    """Photometric augmentation per view: random gamma, colour gains, saturation, contrast and noise."""
     B, V = images_BV3HW.shape[:2]
 
     def draw(low: float, high: float, channels: int = 1) -> Tensor:

@@ -78,7 +78,7 @@ class VGGTConfig:
 
 
 class Aggregator(nn.Module):
-    """Alternates attention within each view and across all views of a scene."""
+    """Alternating-attention transformer: attention within each view, then across all views of a scene."""
 
     def __init__(self, config: VGGTConfig):
         super().__init__()
@@ -108,7 +108,7 @@ class Aggregator(nn.Module):
     def forward(
         self, images_BV3HW: Tensor, layers: Sequence[int] = (-1,), mask_BVP: Tensor | None = None
     ) -> list[Tensor]:
-        """Tokens after the wanted layers; others are not kept, and deeper ones are not computed.
+        """Computes the tokens after the wanted layers; others are not kept, and deeper ones not computed.
 
         Args:
             images_BV3HW: floating point, values in [0, 1], H and W multiples of the patch size.
@@ -172,7 +172,7 @@ class Aggregator(nn.Module):
 
 
 class Predictions(NamedTuple):
-    """What the heads say about the views of a scene; None where a head was not built.
+    """Predictions of the heads for the views of a scene; None where a head was not built.
 
     pose_IBV9 are the encodings of `CameraHead` after each refinement; confidences are above one.
     """
@@ -228,7 +228,7 @@ class VGGT(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draws the learned tokens and the patch encoder's linear weights (truncated normal, 0.02)."""
+        """Initialises the learned tokens and the patch encoder's linear weights (truncated normal, 0.02)."""
         encoder = self.aggregator.patch_embed
         nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
         for token in (encoder.cls_token, encoder.register_tokens, encoder.mask_token):

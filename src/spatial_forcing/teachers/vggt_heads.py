@@ -17,7 +17,7 @@ UV_RATIO = 0.1  # weight of the UV position embedding in the dense heads
 
 
 class CameraHead(nn.Module):
-    """Camera token to pose: translation (3), quaternion xyzw (4), vertical and horizontal field of view.
+    """Camera head: from the camera token to translation (3), quaternion xyzw (4) and fields of view (2).
 
     Refined over a few iterations: the previous estimate modulates the token through an adaptive layer norm.
     """
@@ -50,7 +50,7 @@ class CameraHead(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """Tokens of four layers to a value and a confidence for each pixel."""
+    """DPT head: from the tokens of four layers to a value and a confidence for each pixel."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ def _add_uv(x_BChw: Tensor, aspect: float) -> Tensor:
 
 
 class _Fusion(nn.Module):
-    """DPT's decoder: maps at strides 1/4, 1/2, 1 and 2 patches, merged from coarse to fine."""
+    """Fusion decoder of DPT: maps at strides 1/4, 1/2, 1 and 2 patches, merged from coarse to fine."""
 
     def __init__(self, channels: tuple[int, int, int, int], features: int, hidden: int, outputs: int):
         super().__init__()

@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Feed-forward network: two linear layers with a GELU between them."""
 
     def __init__(self, width: int, hidden: int, out: int | None = None):
         super().__init__()
@@ -111,7 +111,7 @@ def rotate(x_BHND: Tensor, rope: Rope) -> Tensor:
 
 
 class PatchProjection(nn.Module):
-    """Cuts an image into patches and projects each."""
+    """Patch embedding: cuts an image into patches and projects each."""
 
     def __init__(self, patch: int, width: int):
         super().__init__()

@@ -34,7 +34,7 @@ def load_vggt(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> VGGT:
-    """A VGGT with the weights of a file or folder, in the names of the released checkpoint.
+    """Loads a VGGT from a file or folder with the parameter names of the released checkpoint.
 
     Args:
         weights: see `Checkpoint`.
@@ -56,12 +56,14 @@ def load_vggt(
 
 
 class VGGTTeacher(FrozenTeacher):
-    """Patch tokens of layers of a VGGT aggregator, special tokens cut off. Deeper ones are not computed.
+    """Teacher from a VGGT aggregator: patch tokens of its layers, without special tokens.
+
+    Layers deeper than asked for are not computed.
 
     Args:
         model: in float32, as loaded; the fingerprint is taken from it. Only its aggregator is kept.
         layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
-        multi_view: whether the views of a scene see each other; if not, each is a scene of its own.
+        multi_view: whether the views of a scene attend to each other; if not, each is a scene of its own.
         dtype: of the matrix products, see `VGGT.set_dtype`.
         name, licence, resolution, batch_size: see `FrozenTeacher`.
     """
@@ -112,7 +114,7 @@ class VGGTTeacher(FrozenTeacher):
 
 @dataclass(frozen=True, kw_only=True)
 class VGGTRecord(TeacherRecord):
-    """A VGGT by name.
+    """Record of a VGGT teacher.
 
     Attributes:
         config: sizes, where the weights do not carry them.
@@ -126,7 +128,7 @@ class VGGTRecord(TeacherRecord):
 def load_vggt_teacher(
     record: VGGTRecord, *, weights: Path | None, device: torch.device | str, **options: Any
 ) -> VGGTTeacher:
-    """The teacher of a record with its trained weights; the options are those of `VGGTTeacher`.
+    """Loads the teacher of a record with its trained weights; the options are those of `VGGTTeacher`.
 
     Raises:
         TeacherUnavailableError: the weights cannot be fetched.
@@ -137,7 +139,7 @@ def load_vggt_teacher(
 
 
 def checkpoint_of(record: VGGTRecord, weights: Path | None = None) -> tuple[Checkpoint, VGGTConfig]:
-    """The trained weights of a record, local ones if ``weights`` names them, and the sizes of the model.
+    """Opens the trained weights of a record, or local ones in ``weights``, with the sizes of the model.
 
     Raises: as :func:`load_vggt_teacher`.
     """
@@ -153,7 +155,7 @@ def checkpoint_of(record: VGGTRecord, weights: Path | None = None) -> tuple[Chec
 def load_untrained(
     record: VGGTRecord, *, weights: None, device: torch.device | str, **options: Any
 ) -> VGGTTeacher:
-    """The teacher of a record with its initial random weights, always the same."""
+    """Loads the teacher of a record with its initial random weights, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
         model = VGGT(record.config, modules=("aggregator",))
@@ -168,7 +170,7 @@ def _teacher(
 
 
 def record_of_file(path: Path) -> VGGTRecord:
-    """What a record would say of a file of this package's format, or of a folder that holds one.
+    """Builds a record for a file of this package's format, or for a folder that holds one.
 
     Raises:
         WeightsError: it cannot be read, or does not say what it is.
