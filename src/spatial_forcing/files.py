@@ -238,7 +238,7 @@ def claim(
         path: the JSON file; its folder is made if missing.
         specification: what decides the content, as plain data.
         what: kind of content, for messages: "run".
-        only: a folder with visible files but without the note belongs to somebody else.
+        only: a folder with visible files but without the note is refused.
         beside: names that a note may have besides those of the specification.
         unrecorded: names that an earlier version did not note.
         error: what to raise.

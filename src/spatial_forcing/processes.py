@@ -60,8 +60,8 @@ class Watch:
     """Watchdog settings: when a job counts as hung.
 
     Args:
-        progress: what is different whenever a job has got further (the size of a file, say); asked in the
-            process that waits.
+        progress: a value that changes whenever a job makes progress (such as the size of a file); called in
+            the process that waits.
         patience: seconds without progress and without an end. Time during which the waiting process was
             itself stopped does not count.
     """

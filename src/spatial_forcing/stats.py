@@ -88,7 +88,7 @@ def mcnemar(
     a_episodes: Sequence[Hashable] | None = None,
     b_episodes: Sequence[Hashable] | None = None,
 ) -> Paired:
-    """McNemar's exact test (McNemar 1947, Psychometrika 12:153): do two arms differ on the same episodes?
+    """McNemar's exact test (McNemar 1947, Psychometrika 12:153) of two arms on the same episodes.
 
     Under the null hypothesis ``only_b`` ~ Binomial(only_a + only_b, 1/2); the test is two-sided. Episodes
     that both arms solve, or neither, say nothing. Without discordant episodes the p-value is 1.
@@ -139,7 +139,7 @@ def _sign_test(only_a: int, only_b: int) -> float:
 
 
 def paired_t_test(values_a: Sequence[float], values_b: Sequence[float]) -> float | None:
-    """Two-sided p-value of the paired t-test over seeds: is the mean of b - a zero?
+    """Two-sided p-value of the paired t-test over seeds, for a mean of b - a of zero.
 
     Returns:
         None for one seed, which has no spread, and for equal differences in all seeds.

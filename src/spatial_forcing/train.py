@@ -32,7 +32,7 @@ EVAL_LOSS = re.compile(r"step (\d+): eval_loss=(\S+)")
 
 
 class MetricsFile(logging.Filter):
-    """Logging filter that writes LeRobot's logged metrics and evaluation losses to ``metrics.jsonl``.
+    """Logging filter that writes LeRobot's metrics and evaluation losses to ``<output_dir>/metrics.jsonl``.
 
     An evaluation loss has the four decimals that LeRobot prints.
     A filter on the root logger and not a handler, because LeRobot clears the handlers when training starts.

@@ -68,8 +68,8 @@ def _is_alone(root: Path) -> bool:
 def claim(root: Path, claimed: dict[str, Any], alone: bool = False) -> bool:
     """Records what an unfinished cache will hold, so that nobody continues it with something else.
 
-    ``alone``: no other process is at work here. Then a claim beside which nothing was finished (its process
-    was killed at once) protects nothing, and gives way to this one.
+    ``alone``: no other process writes here. Then a claim beside which nothing was finished (its process was
+    killed at once) protects nothing, and is replaced by this one.
 
     Returns:
         Whether the claim is a new one.

@@ -60,7 +60,7 @@ def folder_of(root: Path, layer: int | None) -> Path:
 
 
 def _layers(folder: Path) -> int:
-    """How many layers the teacher of a layer's cache has; 0 if it does not say."""
+    """Number of layers of the teacher of a layer's cache; 0 if not recorded."""
     with suppress(CacheError):
         return claimed_of(folder).get("layers") or 0
     return 0

@@ -43,7 +43,7 @@ class Cache(Cached):
     episodes: tuple[int, ...] = ()
     """Episodes to store; all of the data set if empty. To train on them alone: --dataset.episodes='[...]'."""
     codec: Literal["pca-int8", "float16", "raw"] = "pca-int8"
-    """How tokens are stored; raw (float32) is for checks."""
+    """Codec of the stored tokens; raw (float32) is for checks."""
     fidelity: float = 0.99
     """pca-int8: mean cosine to keep between stored and raw tokens."""
     components: int | None = None

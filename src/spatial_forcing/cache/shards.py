@@ -143,7 +143,7 @@ def finish(cuts: Cuts) -> None:
 
 
 def write_manifest(cuts: Cuts) -> None:
-    """Writes the manifest of a part whose shards are all there, and removes what nobody needs now."""
+    """Writes the manifest of a part whose shards are all there, and removes files no longer needed."""
     root, tokens = cuts.part.root, cuts.part.source.frames * cuts.tokens_per_frame
     sums: dict[str, Tensor | float] = {}
     for shard in cuts.shards():

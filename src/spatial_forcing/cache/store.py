@@ -113,7 +113,7 @@ class FeatureStore:
         return list(self.source.pictures) or None
 
     def __call__(self, asked: Tensor, /) -> Features:
-        """The same as :meth:`read`."""
+        """Reads features of frames by index; see :meth:`read`."""
         return self.read(asked)
 
     def layers_of(self, asked: Tensor, /, layers: tuple[int, ...]) -> dict[int, Features]:

@@ -218,7 +218,7 @@ def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None
     Args:
         out: the folder.
         comparison: what it will hold.
-        only: whether a folder that holds something and no comparison belongs to somebody else.
+        only: whether a folder that holds files but no comparison is refused.
 
     Raises:
         CompareError: it holds another comparison, or something else.

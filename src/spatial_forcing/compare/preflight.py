@@ -58,11 +58,11 @@ def small_version(comparison: Comparison, *, steps: int, frames: int) -> Compari
 
 @dataclass(frozen=True)
 class Looked:
-    """What the first step of every arm showed.
+    """Preflight findings, by arm.
 
     Attributes:
-        odd: by name of the arm, what deserves a look.
-        checkpoint: by name of the arm, about how many bytes a checkpoint takes.
+        odd: by name of the arm, warnings.
+        checkpoint: by name of the arm, estimated bytes of a checkpoint.
     """
 
     odd: dict[str, list[str]]
@@ -70,7 +70,7 @@ class Looked:
 
 
 def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -> Looked:
-    """Takes every arm to its first step, in a process of its own.
+    """Checks every arm at its first training step, each in a process of its own.
 
     Args:
         comparison: of a few episodes, see :func:`small_version`.
@@ -111,7 +111,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
 
 
 def look(job: tuple[Arm, list[str]], out: Path) -> None:
-    """Takes one arm to its first step and writes the findings."""
+    """Checks one arm at its first training step and writes the findings."""
     from spatial_forcing.doctor import diagnose
     from spatial_forcing.flags import read_config
     from spatial_forcing.output import output_to
@@ -135,7 +135,7 @@ def look(job: tuple[Arm, list[str]], out: Path) -> None:
 
 
 def checkpoint_bytes(policy: Any) -> int:
-    """About what a checkpoint takes: the weights, and Adam's two moments of those that train."""
+    """Estimated bytes of a checkpoint: the weights, and Adam's two moments of those that train."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
     return sum(size * (3 if trains else 1) for size, trains in sizes)
 

@@ -1,7 +1,7 @@
 """Visual tokens of some frames with their positions in the images.
 
-A host may pad or crop its images, look beyond their edges, or lack a camera. What a token is fitted to and
-judged by must be the depth of what it sees, so tokens, affine and validity travel together.
+A host may pad or crop its images, look beyond their edges, or lack a camera. A token must be fitted
+to and evaluated on the depth of what it sees, so tokens, affine and validity are kept together.
 
 Shapes: F frames, V views, H W rows and columns of tokens or pixels, C channels, N = V*H*W, h w rows and
 columns of cells of a depth map, k of them a side of a token.

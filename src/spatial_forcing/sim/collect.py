@@ -1,7 +1,7 @@
 """Recording of demonstrations into a LeRobotDataset, with depth and cameras beside it for the probe.
 
     root/
-      demos.json                                what was asked for, versions, whether it is complete
+      demos.json                                specification, versions, whether it is complete
       meta/, data/                              a LeRobotDataset: lerobot-train --dataset.root=root
       geometry/episode_000000.safetensors       depth_TVHW float16 (metres), intrinsics_TV33 (pixels),
                                                 extrinsics_TV34 (world to camera)

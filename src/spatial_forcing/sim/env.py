@@ -103,7 +103,7 @@ class SimEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begins the episode of `seed`, or of the next seed in the sequence that the last given one started."""
+        """Begins the episode of `seed`, or of the next seed in the sequence that the last one started."""
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
         world = self.world
