@@ -38,7 +38,7 @@ class TinyConfig(PreTrainedConfig):
         image_size: side in pixels of what the network sees; images of other sizes are stretched to it.
         chunk_size: T, actions predicted at once.
         n_action_steps: how many of them are executed before the next prediction.
-        position_std: see TinyVLA; the default minimises the baseline's held-out error
+        position_std: see TinyVLA; the default was chosen by the baseline's held-out error
             (docs/results.md).
         decay_steps: of the cosine learning-rate schedule; LeRobot scales it to the number of training steps.
     """
