@@ -30,7 +30,7 @@ LISTING = Listing("--policy.forcing.alignments", "alignment")
 
 @dataclass
 class AlignmentConfig:
-    """One alignment: which tokens are pulled toward which features, how and how hard."""
+    """Options of one alignment: teacher features, site of the policy's tokens, loss and weight."""
 
     # Draccus takes the help of a flag from the string below its field.
     teacher: str | None = None
@@ -80,7 +80,7 @@ class AlignmentConfig:
 
 @dataclass
 class ListedAlignment(AlignmentConfig):
-    """One of several alignments."""
+    """Options of one alignment in a list of several, with a name."""
 
     name: str | None = None
     """Name in logs and checkpoints; the site, with _ for the dot, if None."""

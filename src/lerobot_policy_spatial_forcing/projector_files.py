@@ -112,7 +112,7 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
 
 
 def name_plain_class(save_directory: Path, plain: type) -> None:
-    """Writes the host's own class into a saved adapter, in place of the one with forcing that PEFT names."""
+    """Writes the host's own class, which every machine has, into a saved adapter; PEFT names the other."""
     path = save_directory / "adapter_config.json"
     if not path.is_file():
         return

@@ -37,7 +37,7 @@ STEP_KEY = "training_step"
 
 
 class SpatialForcing(nn.Module):
-    """The sum of alignment losses of one host; its parameters are the projectors'.
+    """Spatial Forcing objective: the sum of a host's alignment losses; its parameters are the projectors'.
 
         sf = SpatialForcing(host_of(vla), teacher=load_teacher("vggt-1b"), weight=0.5)
         optimizer.add_param_group({"params": sf.parameters()})

@@ -160,7 +160,7 @@ class Report:
 
 @dataclass
 class Doctor:
-    """Check a training command (any flags of lerobot-train) before it runs, and say what looks wrong."""
+    """Check a training command (any flags of lerobot-train) before it runs, and report what looks wrong."""
 
     dataset: str | None = None
     """Folder of a LeRobotDataset, or its name on the Hub; without one a few frames are rendered."""

@@ -191,7 +191,7 @@ def roll_out(
     videos: Path | None = None,
     video_count: int = 2,
 ) -> Evaluation:
-    """Rolls out a policy with LeRobot's evaluation; episode i of a task has the seed ``seed`` + i.
+    """Rolls out a policy with LeRobot's evaluation; episode i of a task has seed ``seed`` + i for any policy.
 
     Args:
         loaded: the policy.

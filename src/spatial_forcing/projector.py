@@ -43,7 +43,7 @@ class Projector(nn.Module):
         self.fc2 = nn.Linear(hidden, width_out)
 
     def forward(self, visual_BND: Tensor, valid_BN: Tensor) -> Tensor:
-        """Projects visual_BND to projected_BNC. Tokens that are not valid get no gradient, change nothing."""
+        """Projects visual_BND to projected_BNC. Invalid tokens get no gradient and have no effect."""
         # Hosts often run in bfloat16; the projector keeps its own precision.
         x = torch.where(valid_BN[..., None], visual_BND, 0.0).to(self.fc1.weight.dtype)
         if isinstance(self.norm, nn.BatchNorm1d):

@@ -151,7 +151,7 @@ class Registry[T](Mapping[str, T]):
 
 
 class Records[R](Registry[R]):
-    """Registry of records: our modules have a tuple ``RECORDS`` each; an entry point is one record.
+    """Registry of records: our modules have a tuple ``RECORDS`` each; an entry point is one, of its name.
 
     Args:
         kind: class of the records.

@@ -177,7 +177,7 @@ class Results(Provenance):
 
     @property
     def plain_arm(self) -> str | None:
-        """The arm that others are measured against: "plain", "baseline", or the first; None without arms."""
+        """The baseline that arms are compared with: "plain", "baseline", or the first; None without arms."""
         names = self.named("arm")
         return next((name for name in ("plain", "baseline") if name in names), next(iter(names), None))
 
@@ -196,7 +196,7 @@ class Results(Provenance):
         return sorted(found, key=lambda run: run.seed)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The pairs (a, b) to compare: those asked for; else the plain arm and every control with every other
+        """The pairs (a, b) to compare: those specified; else the plain arm and every control with every other
         arm."""
         if self.comparisons is not None:
             return [(a, b) for a, b in self.comparisons]

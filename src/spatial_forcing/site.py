@@ -274,7 +274,7 @@ def _sliced(where: slice, hidden_BLD: Tensor) -> Tensor:
 
 
 def _of_images(visual: Visual | None, views: int, calls: str, tokens_bLD: Tensor) -> Tensor:
-    """visual_BND of the images of a batch, those of one view (then N is n) or of all."""
+    """Selects visual_BND from the tokens of a batch's images, those of one view (then N is n) or of all."""
     if visual is not None:
         tokens_bLD = tokens_bLD[:, visual] if isinstance(visual, slice) else visual(tokens_bLD)
     if calls == "per view" or tokens_bLD.ndim != 3 or len(tokens_bLD) % views:

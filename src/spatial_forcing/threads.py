@@ -1,4 +1,4 @@
-"""Makes waiting OpenMP threads sleep instead of spin, which on a busy machine is slower than one thread.
+"""Makes waiting OpenMP threads sleep: on a busy machine, spinning ones are slower than a single thread.
 
 OpenMP reads ``OMP_WAIT_POLICY`` from the environment when it is loaded, with torch: the variable has to be
 there before torch is imported, and before a process that will import it is started.

@@ -102,7 +102,7 @@ class Share:
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Share":
-        """The share given by the environment of torchrun, accelerate or SLURM; all of it by default."""
+        """The share set in the environment by torchrun, accelerate, a SLURM array or job; all by default."""
         names = (
             ("RANK", "WORLD_SIZE"),
             ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),

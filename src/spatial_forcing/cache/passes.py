@@ -68,7 +68,7 @@ def check_storable(features: Features, frames: Sequence[int]) -> None:
 
 
 def smaller(grid: tuple[int, int], features: Features) -> tuple[int, int]:
-    """``grid``, or a :class:`CacheError` if it is larger than that of the features in rows or columns."""
+    """Validates ``grid``: raises :class:`CacheError` if it has more rows or columns than the features."""
     rows, cols = features.tokens_BVHWC.shape[2:4]
     if grid[0] > rows or grid[1] > cols:
         raise CacheError(
@@ -84,7 +84,7 @@ def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """``most`` whole numbers evenly spread over all below ``count``, or all of them."""
+    """Evenly spread integers below ``count``: ``most`` of them, or all."""
     most = min(most, count)
     return [round(i * (count - 1) / max(1, most - 1)) for i in range(most)]
 

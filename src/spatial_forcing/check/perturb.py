@@ -187,7 +187,7 @@ def _repeatable(seed: int) -> Iterator[None]:
 def _visual_and_stream(entered: Entered, batch: int) -> tuple[Tensor, Tensor]:
     """(token_indices_BN in the sequence of the visual tokens, the stream as (B, L, D)).
 
-    ``Host.visual`` is asked to pick from a stream of numbers. Where it computes instead of picking, the
+    ``Host.visual`` is applied to a stream of position numbers. Where it computes instead of picking, the
     visual tokens stand for the whole sequence.
     """
     stream = entered.stream

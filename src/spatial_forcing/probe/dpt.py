@@ -1,4 +1,4 @@
-"""The published form of the depth probe: a DPT head on the tokens of four layers, host frozen.
+"""DPT head of the depth probe, its published form: on the tokens of four layers, host frozen.
 
 arXiv 2510.12276 reads depth from a frozen policy with a DPT head (arXiv 2103.13413) over the aligned layer
 and the three before it. Its code is not public; what it leaves open is fixed here: every token goes through

@@ -170,7 +170,7 @@ class StreamedRidge:
 
 
 class StreamedProbe:
-    """:class:`DepthProbe` fitted batch by batch.
+    """Linear depth probe (:class:`DepthProbe`) fitted batch by batch.
 
     Args:
         sub_grid, far, ridges: of the :class:`DepthProbe`.

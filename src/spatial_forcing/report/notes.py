@@ -143,8 +143,8 @@ def _blind_note(level: Mapping[str, ArmSummary], blind: float) -> str:
 
 
 def probe_gains(summary: Summary, *, shared: bool) -> list[str]:
-    """A sentence for every arm from whose tokens depth is read better than from the plain arm's: those whose
-    gain a control shares, or those whose gain none does."""
+    """Notes on arms whose tokens give better depth than the plain arm's: those whose gain a control shares,
+    or those whose gain none does."""
     arms, plain = summary.arms, summary.plain_arm or ""
     rows = summary.probe.rows if summary.probe else []
     differ = {row.name: to[plain] for row in rows if plain in (to := row.differences or {})}

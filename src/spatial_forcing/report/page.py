@@ -183,7 +183,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _video_rows(results: Results, folder: Path) -> list[dict[str, Any]]:
-    """Row i: the i-th video of every arm that has one; evaluation episodes are the same for all arms."""
+    """Rows of videos: the i-th video of every arm that has one; evaluation episodes are equal in all arms."""
     runs = {name: of[0] for name in results.arms if (of := results.runs_of(name))}
     filmed = {name: [_medium(folder, p) for p in run.videos or []] for name, run in runs.items()}
     filmed = {name: videos for name, videos in filmed.items() if videos}

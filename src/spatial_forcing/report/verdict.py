@@ -89,7 +89,7 @@ def worse(c: Comparison, by: str) -> bool:
 
 
 def claim(c: Comparison, by: str) -> str:
-    """One comparison in a sentence, with its numbers."""
+    """Sentence on one comparison of two arms, with its numbers."""
     if by == "error":
         return _error_claim(c, c.errors) if c.errors else _no_claim(c)
     if c.problem or c.success_a is None or c.success_b is None:

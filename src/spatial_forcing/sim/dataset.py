@@ -77,7 +77,7 @@ def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_dataset(root: Path, repo_id: str, size: int, episodes: Iterable[dict[str, Any]]) -> None:
-    """Write a LeRobotDataset (v3, images in parquet).
+    """Writes a LeRobotDataset (v3, images in parquet).
 
     Args:
         root: folder; must not exist.

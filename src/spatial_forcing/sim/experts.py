@@ -13,7 +13,7 @@ from spatial_forcing.sim.tasks import TASKS
 from spatial_forcing.sim.world import World
 
 DEMONSTRATIONS, EVALUATIONS = 1, 2
-"""First words of all random seeds: no demonstration shares its random numbers with an evaluation episode."""
+"""Prefixes of all random seeds: demonstrations and evaluation episodes share no random numbers."""
 
 _HOLD = 10  # frames recorded after success in a full demonstration, so that a policy learns to stay
 _WARMUP_NOISE = 0.5

@@ -9,7 +9,7 @@ from spatial_forcing.sim.render import Primitive
 from spatial_forcing.sim.world import World
 
 WIDE = Jitter(azimuth=40.0, elevation=18.0, distance=0.25, lookat=0.07, fov=7.0)
-"""Camera moves for teacher scenes: wider in every way than those of any policy's demonstrations."""
+"""Camera jitter of teacher scenes: wider in every way than that of any policy's demonstrations."""
 
 _KEEP = 0.3  # chance that a part keeps its own look, so that the true colours are seen as well
 

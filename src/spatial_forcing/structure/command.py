@@ -163,7 +163,7 @@ def teacher_table(records: Mapping[str, TeacherRecord]) -> Table:
 
 
 def licence_text(licence: str, non_commercial: bool) -> str:
-    """A licence, and whether it forbids commercial use."""
+    """Formats a licence, with a mark if it forbids commercial use."""
     return licence + (", not commercial" if non_commercial else "")
 
 

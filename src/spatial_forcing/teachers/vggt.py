@@ -185,7 +185,7 @@ class Predictions(NamedTuple):
 
 
 class VGGT(nn.Module):
-    """The aggregator and, where asked for, its heads.
+    """VGGT model: the aggregator and the requested heads.
 
     Args:
         config: sizes; VGGT-1B by default.
