@@ -16,7 +16,10 @@ from small_policies import PICTURE, small_batch, small_config, small_policy
 from small_training import assert_equal_bits, assert_resumed_from, interrupt, observed_steps, saved, train
 from torch import Tensor
 
+from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import images_of
+from spatial_forcing.probe.policies import all_sites
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers.base import stack_views
 from spatial_forcing.train import checkpoints, read_metrics
@@ -219,6 +222,16 @@ def test_with_lora_only_the_adapter_and_the_projector_train(runs, folder, datase
     reached = {name for name, p in trains.items() if "lora_B" in name and p.grad is not None and p.grad.any()}
     layers = {int(name.split(".layers.")[1].partition(".")[0]) for name in reached}
     assert layers == {0, 1, 2}, "the blocks before the tap"
+
+
+def test_an_adapter_checkpoint_is_loaded_to_be_evaluated_and_probed(lora_run):
+    loaded = LoadedPolicy(checkpoints(lora_run)[4])
+    adapted = {name for name, _ in loaded.policy.named_parameters() if ".lora_" in name}
+    assert adapted
+    host = host_of(loaded.policy)
+    assert all_sites(loaded.policy)[-1] == f"blocks.{len(host.blocks)}"
+    inside = loaded.policy.base_model.model
+    assert host.blocks is host_of(inside).blocks
 
 
 def test_an_adapter_checkpoint_has_nothing_of_ours(lora_run, runs):

@@ -64,7 +64,7 @@ def make(
             problem = probe_last(comparison, out, bars, device, timings)
         if problem is not None:
             console.print("[yellow]The depth probe was left out:[/]", end=" ")
-            console.print(str(problem), highlight=False, markup=False)
+            console.print(problem, highlight=False, markup=False)
     report = write_report(gather(comparison, out, made, timings, title), out)
     console.print(f"Report: [bold]{report}[/]")
     return report
@@ -118,10 +118,8 @@ def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timing
         watch()
 
 
-def probe_last(
-    comparison: Any, out: Path, bars: Any, device: str, timings: dict[str, float]
-) -> SpatialForcingError | None:
-    """Probes the trained policies; returns the error if that fails, so that the rest is still reported."""
+def probe_last(comparison: Any, out: Path, bars: Any, device: str, timings: dict[str, float]) -> str | None:
+    """Probes the trained policies; returns why if that fails, so that the rest is still reported."""
     from spatial_forcing.compare.probing import probe_arms
     from spatial_forcing.console import timed
 
@@ -129,7 +127,9 @@ def probe_last(
         with timed(timings, "depth probe"):
             probe_arms(comparison, out, bars, device)
     except SpatialForcingError as error:
-        return error
+        return str(error)
+    except Exception as error:  # of many kinds: policies run their own code, on a device that may be full
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -47,7 +47,8 @@ class ShownImages(NamedTuple):
 
 def record_of(policy: Any) -> PolicyRecord | None:
     """The record of a LeRobot policy, plain or with forcing; None for anything else."""
-    name = getattr(policy, "name", None)
+    # Of the class: PEFT's wrappers pass attributes of the policy inside on as their own.
+    name = getattr(type(policy), "name", None)
     if not isinstance(name, str) or not hasattr(policy, "config"):
         return None
     return RECORDS.get(name.removeprefix("sf_"))
