@@ -61,7 +61,7 @@ class Compare:
     workers: int | None = None
     """Number of runs in parallel; one per GPU, or two without a GPU, if None."""
     accelerate: str | None = None
-    """Options of accelerate launch, to start each run under it: --accelerate="--num_processes=2 --multi_gpu"."""
+    """Options of accelerate launch, which starts each run then: --accelerate="--num_processes=2"."""
     submitit: str | None = None
     """Submit each run as a job through submitit: slurm, or local to try it here."""
     job: tuple[str, ...] = ()
