@@ -187,12 +187,10 @@ class SpatialForcing(nn.Module):
                 from a cache; or, for a ``FeatureStore``, the indices of the frames (B,). Of several
                 alignments that are not given the same, a mapping of their names. Fewer views than the host
                 has: the missing ones (the last, without ``views``) are left out of the loss.
-            affine_BV23: from the image the host was given to the image the teacher saw, in unit
-                coordinates, where they differ (random crops, flips and rotations of the host's copy): see
-                ``spatial_forcing.grid``.
-            image_hw: height and width in pixels of the image the host was given (or one pair per view), where
-                ``images`` does not say: with Features, for a host that pads; with crops that change the
-                aspect ratio.
+            affine_BV23: from the host's image to the teacher's, in unit coordinates, where they differ
+                (random crops, flips and rotations of the host's copy): see ``spatial_forcing.grid``.
+            image_hw: height and width in pixels of the host's image (or a pair per view), where ``images``
+                does not say: with Features, for a host that pads; with crops that change the aspect ratio.
             present_BV: bool, False where a sample lacks a view; all are there if None.
             views: which of the host's views ``images`` shows, in its order, counted from 0; the first ones if
                 None. The others are left out of the loss.
@@ -205,8 +203,7 @@ class SpatialForcing(nn.Module):
         Raises:
             TapError: a tap never fired, carries no gradient, or found tokens that do not fit the layout.
             SpatialForcingError: images or features do not fit the host or the teacher, or valid features are
-                not finite. On an accelerator only the first call waits to look at the latter: see
-                :meth:`check_loss`.
+                not finite; on an accelerator only the first call checks the latter (:meth:`check_loss`).
         """
         given = self._given(images, affine_BV23, image_hw, present_BV, views)
         weights = [part.weight_at(self.step) for part in self.parts]

@@ -196,8 +196,7 @@ def roll_out(
     Args:
         loaded: the policy.
         env_config: any of LeRobot's.
-        episodes: per task.
-        seed: of the first episode.
+        episodes, seed: how many per task, and the seed of the first.
         at_once: environments side by side; as many as episodes if None.
         videos: folder for videos; none are recorded if None.
         video_count: episodes per task that are recorded.

@@ -39,7 +39,7 @@ class TinyConfig(PreTrainedConfig):
         chunk_size: T, actions predicted at once.
         n_action_steps: how many of them are executed before the next prediction.
         position_std: see TinyVLA; the default was chosen by the baseline's held-out error
-            (docs/results.md).
+            (LOG.md, 2026-11-26).
         decay_steps: of the cosine learning-rate schedule; LeRobot scales it to the number of training steps.
     """
 
