@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory, dataset) -> Path:
     [
         ({"policies": ("runs/a",)}, "given as name=folder"),
         ({"policies": ("a=x", "a=y")}, "The name 'a' is taken"),
-        ({"policies": ("untrained=x",)}, "is taken"),
+        ({"policies": ("untrained host=x",)}, "is taken"),
         ({"policies": ()}, "Name the policies to probe"),
         ({"dataset": None}, "Name the data set"),
         ({"heads": ("linaer",)}, "Did you mean 'linear'"),

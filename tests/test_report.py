@@ -94,7 +94,7 @@ def test_the_blocks_come_in_order_and_say_how_to_read_them(results, tmp_path):
         "Training and evaluation",
         "Cost of training",
         "Depth probe",
-        "What the policies see",
+        "Samples of the data",
         "Rollouts",
         "What differs between the arms",
         "How it was made",

@@ -45,7 +45,26 @@ def test_a_control_below_the_baseline_makes_no_gain(results):
     run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(14)
     headline = summarised(results)["verdict"]["headline"]
     assert headline.startswith("That forced helps is not shown: no significant sign of more success than")
-    assert "though it did better than shuffled and place." in headline
+    assert (
+        "though it did better than shuffled and place; shuffled and place did worse than baseline."
+        in headline
+    )
+    shown = summarised(results)["verdict"]["shown"]
+    for control in ("Shuffled", "Place"):
+        assert any(
+            f"{control} itself did worse than baseline: that a wrong target costs" in one for one in shown
+        )
+
+
+def test_depth_that_is_better_by_one_measure_alone_is_not_called_shown(results):
+    forced = next(row for row in results["probe"]["rows"] if row["name"] == "forced")
+    forced["differences"]["baseline"] |= {"low": -0.08, "high": -0.04}
+    said = summarised(results)
+    assert any(text.startswith("Depth probe: depth is read better") for text in said["verdict"]["shown"])
+    forced["rmse_m"] = 0.2113
+    said = summarised(results)
+    assert not any(text.startswith("Depth probe") for text in said["verdict"]["shown"])
+    assert any("; by RMSE it is not (0.211 against 0.201)." in note for note in said["notes"])
 
 
 def test_seeds_that_disagree_are_no_gain_whatever_the_pooled_test_says(results):

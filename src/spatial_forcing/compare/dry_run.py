@@ -31,12 +31,20 @@ class Cost:
         heldout: seconds per held-out frame.
         rollout: seconds of one rollout per task; 0 without an environment.
         checkpoint: bytes.
+        start: seconds of a run beside all that: imports, the policy, its first steps.
     """
 
     step: float
     heldout: float
     rollout: float
     checkpoint: int
+    start: float = 0.0
+
+    def of_run(self, steps: int, evaluations: int, frames: int, episodes: int) -> float:
+        """Seconds of a run."""
+        return (
+            self.start + steps * self.step + evaluations * (frames * self.heldout + episodes * self.rollout)
+        )
 
 
 def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
@@ -54,9 +62,15 @@ def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
         storing = time.perf_counter() - start
         bar = bars.add_task("first steps of every arm", total=len(small.arms))
         alone = replace(how, workers=1, cluster=None)
+        start = time.perf_counter()
         launch(prepare(small, out, features), out, alone, lambda: None)
+        took = time.perf_counter() - start
         bars.update(bar, completed=len(small.arms))
         costs = {run.arm.name: cost_of(small, run, out) for run in small.runs()}
+        looked_at = min(small.measures.heldout_frames, frames_of(small, small.split.heldout))
+        known = sum(one.of_run(TIMED, 1, looked_at, small.measures.episodes) for one in costs.values())
+        start = max(0.0, took - known) / len(costs)
+        costs = {name: replace(one, start=start) for name, one in costs.items()}
         frames = frames_of(small, small.split.train)
         stored = sum(path.stat().st_size for path in (out / "features").rglob("*") if path.is_file())
     workers = how.workers or gpu_count() or 2
@@ -105,13 +119,12 @@ def lines(
     each = len(comparison.seeds) * len(comparison.fractions)
     looked_at = min(measures.heldout_frames, frames_of(comparison, comparison.split.heldout))
     seconds = {
-        name: comparison.steps * one.step
-        + evaluations[name] * (looked_at * one.heldout + measures.episodes * one.rollout)
+        name: one.of_run(comparison.steps, evaluations[name], looked_at, measures.episodes)
         for name, one in costs.items()
     }
     said = [
-        f"{len(comparison.runs())} runs: {len(comparison.arms)} arms x {len(comparison.seeds)} seeds x "
-        f"{len(comparison.fractions)} fractions, {comparison.steps} steps each; trained on "
+        f"{len(comparison.runs())} runs: arms {len(comparison.arms)} x seeds {len(comparison.seeds)} x "
+        f"fractions {len(comparison.fractions)}, {comparison.steps} steps each; trained on "
         f"{len(comparison.split.train)} episodes, {len(comparison.split.heldout)} held out."
     ]
     for name, differs in what_differs(comparison):

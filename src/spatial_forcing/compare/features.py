@@ -99,7 +99,7 @@ def store(
     from spatial_forcing.teachers.base import named_dtype
 
     dataset = dataset_of(comparison)
-    bar = bars.add_task(f"features {root.name}", total=None)
+    bar = bars.add_task(f"frames for {root.name}", total=None)
     teacher = load_teacher(
         teaching.teacher,
         weights=teaching.teacher_checkpoint,

@@ -258,7 +258,10 @@ def _no_comparison(out: Path) -> str:
     """Error message for a folder without a comparison."""
     start = f"spatial-forcing compare --out {out} ... -- <flags of lerobot-train>, or spatial-forcing demo"
     if not out.is_dir():
-        return f"There is no folder {out}. Start a comparison: {start}"
+        return (
+            f"There is no folder {out}; one that has just been started takes it after a look at every arm. "
+            f"Start a comparison: {start}"
+        )
     if not ((out / "checkpoints").is_dir() or (out / "config.json").is_file()):
         return (
             f"{out} holds no comparison and no demo (no {NOTE}). Start one in a new or empty folder: {start}"

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.files import write_atomically
-from spatial_forcing.plot_style import style
+from spatial_forcing.plot_style import colours, style
 from spatial_forcing.probe.image import panels, probe_image, save_png
 from spatial_forcing.probe.records import MEAN, PIXELS, SHUFFLED, TEACHER, UNTRAINED
 from spatial_forcing.probe.run import Drawn
 from spatial_forcing.probe_results import LayerPoint, ProbeSection
 
-# Okabe and Ito's palette, which readers with any colour vision can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 LINES = {MEAN: ":", PIXELS: "--", TEACHER: "-.", SHUFFLED: (0, (1, 3))}
 GREY = "0.45"
@@ -40,15 +38,11 @@ def layer_figure(section: ProbeSection, svg: Path, png: Path) -> None:
         write_atomically(png, lambda to: figure.savefig(to, format="png"))
 
 
-def layer_plot(section: ProbeSection, colours: Mapping[str, str] | None = None) -> Any:
+def layer_plot(section: ProbeSection) -> Any:
     """Plots AbsRel by layer for all policies.
 
     A panel for each stack of blocks, on one scale; bands are 95 % over test episodes, horizontal lines the
     references, and a ring marks the recommended site.
-
-    Args:
-        section: what to draw.
-        colours: of policies; others have one of the usual palette.
 
     Returns:
         An axis of the figure.
@@ -61,17 +55,15 @@ def layer_plot(section: ProbeSection, colours: Mapping[str, str] | None = None) 
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     names = list(dict.fromkeys(name for stack in stacks for name in section.stacks[stack]))
-    colours = {
-        name: GREY if name == UNTRAINED else (colours or {}).get(name, COLOURS[i % len(COLOURS)])
-        for i, name in enumerate(names)
-    }
+    policies = [name for name in names if name != UNTRAINED]
+    looks = {**colours(policies), UNTRAINED: GREY}
     for axis, stack in zip(axes, stacks, strict=True):
         axis.set_xlabel(STACKS[stack])
         for i, name in enumerate(names):
             aligned = section.aligned.get(name) if stack == "blocks" else None
             marker = "x" if name == UNTRAINED else MARKERS[i % len(MARKERS)]
             points = section.stacks[stack].get(name, [])
-            _draw_policy(axis, name, points, {"color": colours[name], "marker": marker}, aligned)
+            _draw_policy(axis, name, points, {"color": looks[name], "marker": marker}, aligned)
         for name, value in section.lines.items():
             axis.axhline(value, color=GREY, linewidth=1.2, linestyle=LINES.get(name, "-"), label=name)
         axis.xaxis.get_major_locator().set_params(integer=True)

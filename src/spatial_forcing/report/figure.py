@@ -4,27 +4,13 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-# Okabe and Ito's palette, which readers with any colour vision can tell apart.
-KNOWN_COLOURS = {
-    "plain": "#D55E00",
-    "baseline": "#D55E00",
-    "forced": "#0072B2",
-    "shuffled": "#CC79A7",
-    "place": "#E69F00",
-    "blind": "#6B6B6B",
-    "state": "#009E73",
-}
-OTHER_COLOURS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99")
+from spatial_forcing.plot_style import colours
+
+__all__ = ["DASHES", "axes", "colours", "markers", "svg"]
+
 DASHES = {"arm": "-", "control": ":", "reference": "--"}
 MARKERS = "osD^vPX*"
 SIZE = (5.2, 3.1)
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A fixed colour for each arm; the usual arms always have their own."""
-    others = [name for name in names if name not in KNOWN_COLOURS]
-    mixed = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
-    return {name: KNOWN_COLOURS.get(name) or mixed[name] for name in names}
 
 
 def markers(names: Sequence[str]) -> dict[str, str]:

@@ -151,7 +151,11 @@ def probe_gains(summary: Summary, *, shared: bool) -> list[str]:
     gained = [name for name, one in differ.items() if one.high is not None and one.high < 0]
     controls = [name for name in differ if name in arms and arms[name].role == "control"]
     also, found = [one for one in controls if one in gained], []
-    for name in (one for one in gained if one in arms and arms[one].role == "arm" and shared == bool(also)):
+    rmse = {row.name: row.rmse_m for row in rows}
+    for name in (one for one in gained if one in arms and arms[one].role == "arm"):
+        agrees = rmse[name] < rmse[plain]
+        if shared != (bool(also) or not agrees):
+            continue
         text = (
             f"Depth probe: depth is read better from the tokens of {name} than from those of {plain} "
             f"(AbsRel {difference_text(differ[name])})"
@@ -160,6 +164,8 @@ def probe_gains(summary: Summary, *, shared: bool) -> list[str]:
             theirs = ", ".join(f"{one} {difference_text(differ[one])}" for one in controls)
             content = "so do those of a control" if also else "not so from those of the controls"
             text += f"; {content} ({theirs})"
+        if not agrees:
+            text += f"; by RMSE it is not ({number(rmse[name])} against {number(rmse[plain])})"
         found.append(f"{text}. The intervals are over held-out episodes of one training.")
     return found
 

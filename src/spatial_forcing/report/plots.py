@@ -43,7 +43,7 @@ def draw_plots(summary: Summary) -> dict[str, str | None]:
         for name, series in data.by_data.items():
             found[f"data_{name}"] = draw_by_data(arms, name, series, data.data_unit or "")
         if data.probe_sites and data.probe_sites.stacks:
-            found["probe_sites"] = svg(layer_plot(data.probe_sites, colours(list(arms))))
+            found["probe_sites"] = svg(layer_plot(data.probe_sites))
     usual = dict.fromkeys(ALWAYS)
     return usual | {name: text for name, text in found.items() if text is not None}
 

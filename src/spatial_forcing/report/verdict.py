@@ -30,7 +30,12 @@ def verdict(summary: Summary) -> Verdict:
         text = "There is nothing to compare: the results hold no second arm."
         return Verdict(headline=f"{text} {seeds_note(summary)}", shown=[], not_shown=[], takes=[])
     arms = [[c for c in compared if c.b == b] for b in dict.fromkeys(c.b for c in compared)]
-    lines = [(better(c, by) or worse(c, by), claim(c, by)) for of in arms for by in [measure(of)] for c in of]
+    lines = [
+        (better(c, by) or worse(c, by), claim(c, by) + beside_plain(c, by, summary))
+        for of in arms
+        for by in [measure(of)]
+        for c in of
+    ]
     by_success = [c for of in arms if measure(of) == "success" for c in of]
     lines += [(True, claim(c, "error")) for c in by_success if better(c, "error") or worse(c, "error")]
     return Verdict(
@@ -88,6 +93,28 @@ def worse(c: Comparison, by: str) -> bool:
     return different(c, by) and gain(c, by) < 0
 
 
+def fell_behind(control: str, by: str, summary: Summary) -> bool:
+    """Whether a control did significantly worse than the plain arm (uncorrected)."""
+    own = next((c for c in summary.against_plain if c.b == control), None)
+    if own is None:
+        return False
+    p_value = own.p_value if by == "success" else own.errors and own.errors.p_value
+    return p_value is not None and p_value < ALPHA and gain(own, by) < 0
+
+
+def beside_plain(c: Comparison, by: str, summary: Summary) -> str:
+    """Caveat on a gain over a control that did worse than plain, by an arm that did not beat plain."""
+    over_plain = [one for one in summary.comparisons if (one.a, one.b) == (summary.plain_arm, c.b)]
+    if summary.arms[c.a].role != "control" or not better(c, by) or any(better(one, by) for one in over_plain):
+        return ""
+    if not fell_behind(c.a, by, summary):
+        return ""
+    return (
+        f" {upper(c.a)} itself did worse than {summary.plain_arm}: that a wrong target costs says nothing "
+        "for the teacher's content."
+    )
+
+
 def claim(c: Comparison, by: str) -> str:
     """Sentence on one comparison of two arms, with its numbers."""
     if by == "error":
@@ -136,7 +163,11 @@ def headline(compared: Sequence[Comparison], summary: Summary) -> str:
     if not any(c.errors if by == "error" else not c.problem for c in compared):
         return _no_claim(compared[0])
     if not rivals or not all(better(c, by) for c in rivals):
-        return _not_better([c for c in rivals if not better(c, by)], controls, by)
+        text = _not_better([c for c in rivals if not better(c, by)], controls, by)
+        fell = [c.a for c in controls if better(c, by) and fell_behind(c.a, by, summary)]
+        if fell and "though it did better" in text:
+            return f"{text.removesuffix('.')}; {listed(fell)} did worse than {summary.plain_arm}."
+        return text
     ahead = f"{upper(b)} {verb} than {listed(c.a for c in rivals)}"
     if not controls:
         return f"{ahead}. Whether a target that knows nothing of the image does as well is not known."
