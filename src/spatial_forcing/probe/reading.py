@@ -3,7 +3,7 @@
 Shapes: F frames, V views, h w cells of the depth map, k cells per side of a token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -216,8 +216,3 @@ def part_of(known: Known, at: Sequence[int]) -> Known:
     chosen = list(at)
     positions = None if known.positions_FK is None else known.positions_FK[chosen]
     return Known([of[chosen] for of in known.maps], known.episode_F[chosen], known.held_F[chosen], positions)
-
-
-def best_site(numbers: Mapping[str, SourceNumbers]) -> str:
-    """The site with the lowest AbsRel of the linear head."""
-    return min(numbers, key=lambda name: numbers[name].linear.values["absrel"])  # type: ignore[union-attr]
