@@ -1,5 +1,6 @@
 """What a comparison is made of: arms, their training commands, splits of episodes; before anything runs."""
 
+import json
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -12,9 +13,10 @@ from rich.console import Console
 from spatial_forcing.compare.arm import Arm, arms_of
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined
 from spatial_forcing.compare.options import job_options
-from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, take_folder
+from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
 from spatial_forcing.compare.preflight import check_shared
 from spatial_forcing.compare.split import Split, split_episodes
+from spatial_forcing.compare.status import work_done
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
 FLAGS = [
@@ -258,3 +260,16 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_anything_tra
     with pytest.raises(CompareError, match=r"needs about 8.0 GiB; 5.0 GiB are free. The checkpoints of all"):
         command.look_first(one, tmp_path / "out", None, "cpu", Console(quiet=True), {})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_work_that_is_done_is_read_from_the_ends_of_the_logs(tmp_path):
+    arms = (Arm("plain"), Arm("blind", role="reference"))
+    one = Comparison((), arms, (0,), (1.0,), Split((0,), (1,)), steps=400, measures=Measures(2))
+    assert work_done(one, tmp_path) == {"plain": (0, 500), "blind": (0, 450)}
+    run = folder_of(tmp_path, one.runs()[0])
+    (run / "train").mkdir(parents=True)
+    (run / "eval").mkdir()
+    rows = [json.dumps({"step": step, "filler": "x" * 500}) for step in range(10, 310, 10)]
+    (run / "train" / "metrics.jsonl").write_text("\n".join(rows) + '\n{"step": 31')
+    (run / "eval" / "000200.json").write_text("{}")
+    assert work_done(one, tmp_path) == {"plain": (300 + 50, 500), "blind": (0, 450)}

@@ -1,5 +1,6 @@
 """Progress of a comparison, from its files: a row per run, and the time left."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # Steps that tell how long one takes now.
 RECENT = 5
+# Bytes at the end of a log that hold its last row.
+TAIL = 2**14
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,33 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
 
 
 def work_done(comparison: Comparison, out: Path) -> dict[str, tuple[int, int]]:
-    """Work (done, total) by arm, in training steps; an evaluation is a quarter of the steps before it."""
+    """By arm, training steps done and in all; an evaluation counts as a quarter of the steps before it.
+
+    It is asked every second, so it reads no more than the end of each log.
+    """
     share = comparison.save_every // 4
     found = {arm.name: (0, 0) for arm in comparison.arms}
-    for run, one in zip(comparison.runs(), progress_of(comparison, out), strict=True):
+    for run in comparison.runs():
+        folder, steps = folder_of(out, run), comparison.steps
+        evaluated = len(list((folder / "eval").glob("[0-9]*.json")))
         done, total = found[run.arm.name]
-        done += min(one.step, one.steps) + share * len(one.evaluations)
-        found[run.arm.name] = done, total + one.steps + share * one.to_evaluate
+        done += min(last_step(folder / "train"), steps) + share * evaluated
+        found[run.arm.name] = done, total + steps + share * len(comparison.steps_of(run))
     return found
+
+
+def last_step(run: Path) -> int:
+    """The last step in the metrics of a training run; 0 before there is one."""
+    from spatial_forcing.train import METRICS
+
+    path = run / METRICS
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        # The last line may be half written while the run goes on.
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
