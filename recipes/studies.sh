@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The studies on the embedded benchmark, one after the other; docs/results.md shows those that were run. Each continues
-# where it stopped. Two idle cores: demonstrations 1 min, sites 25 min, weights 25 min, learning rates 50 min, data 80 min.
+# where it stopped. Two idle cores: demonstrations 1 min, learning rates 50 min, data 80 min, sweep 45 min.
 #
 #     bash recipes/studies.sh                          # into outputs/
-#     python scripts/keep_results.py outputs/sites sites && python scripts/tables.py
+#     python scripts/keep_results.py outputs/sweep sweep && python scripts/tables.py
 set -euo pipefail
 
 [ -d outputs/reach ] || spatial-forcing collect --out outputs/reach --episodes 280
@@ -16,11 +16,9 @@ world=(--env.type=sf_metaworld --env.task=reach-v3 --env.look_every=4)
 forcing=(--policy.forcing.loss_weight=2 --policy.forcing.standardize=true)
 compare=(spatial-forcing compare --teacher vggt-tiny-sim --seeds 0 1 2 --videos 0)
 
-"${compare[@]}" --out outputs/sites --no-controls --arms plain forced --arms-file recipes/sites.yaml --evaluations 1 -- \
-  --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
-"${compare[@]}" --out outputs/weights --arms plain forced --arms-file recipes/weights.yaml --evaluations 1 -- \
-  --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
 "${compare[@]}" --out outputs/learning-rates --no-controls --arms plain --arms-file recipes/learning_rates.yaml --evaluations 4 --probe none -- \
   --policy.type=tiny "${common[@]}" --steps=2400
 "${compare[@]}" --out outputs/data --arms plain forced --fractions 0.1 0.25 0.5 1 --evaluations 1 --probe none -- \
+  --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
+"${compare[@]}" --out outputs/sweep --arms plain forced --arms-file recipes/sweep.yaml --evaluations 1 -- \
   --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
