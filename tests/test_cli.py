@@ -47,6 +47,11 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["doctor", "--dataset", "OUT", "--teacher", "untrained-tiny"], "not a LeRobotDataset"),
         (["doctor", "--checkpoint", "OUT"], "has no config.json"),
         (["doctor", "--policy.type=smolvlo"], "Did you mean 'smolvla'"),
+        (["doctor", "--policy.type=sf_smolvlm"], "Did you mean 'sf_smolvla'"),
+        (
+            ["doctor", "--policy.type=sf_act", "--policy.forcing.weigth=1"],
+            "Did you mean --policy.forcing.loss_weight?",
+        ),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):

@@ -84,6 +84,16 @@ def test_lerobots_flags_and_the_plain_type(monkeypatch, capsys, folder, data):
     assert "blanked cells move most the token" in text
 
 
+def test_an_output_folder_that_exists_would_stop_training(monkeypatch, capsys, demos, tmp_path):
+    flags = ["--dataset", str(demos), "--teacher=untrained-tiny", f"--output_dir={tmp_path}"]
+    code, text = doctor(monkeypatch, capsys, *flags)
+    assert code == 1
+    assert "wrong: The output folder" in text
+    code, text = doctor(monkeypatch, capsys, *flags[:-1], f"--output_dir={tmp_path / 'new'}")
+    assert code == 0, text
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_and_lerobots_path(monkeypatch, capsys, folder, data, tmp_path):
     plain = small_config("smolvla", folder)
     run = train_config(plain, data(SMALL), tmp_path / "run", steps=1, batch_size=2, seed=3, save_every=1)

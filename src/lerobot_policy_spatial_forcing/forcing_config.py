@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lerobot_policy_spatial_forcing.cameras import check_cameras
+from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import said_last
@@ -16,15 +17,6 @@ from spatial_forcing.losses import loss_of
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
 
-# What options were called earlier. LeRobot's parser refuses a flag that is no field with 600 lines of usage;
-# these are fields, and refuse a value with the new name.
-RENAMED = {
-    "weight": "loss_weight",
-    "weights": "teacher_checkpoint",
-    "coefficients": "pca_targets",
-    "depth": "site",
-    "ratio_every": "diagnostics_every",
-}
 LISTING = Listing("--policy.forcing.alignments", "alignment")
 
 
@@ -113,7 +105,7 @@ class ForcingConfig(AlignmentConfig):
     """Renamed to diagnostics_every."""
 
     def _check(self) -> None:
-        for name in RENAMED:
+        for name in RENAMED_FORCING:
             check_not_renamed(name, getattr(self, name))
         super()._check()
         if self.diagnostics_every < 0:
@@ -149,8 +141,8 @@ class ForcingConfig(AlignmentConfig):
 
 def check_not_renamed(name: str, value: Any) -> None:
     """Raises :class:`SpatialForcingError` with the new name if an earlier one has a value."""
-    if name in RENAMED and value is not None:
-        new = RENAMED[name]
+    if name in RENAMED_FORCING and value is not None:
+        new = RENAMED_FORCING[name]
         said = f"blocks.{value}" if name == "depth" else value
         raise SpatialForcingError(
             f"forcing.{name} is called forcing.{new} now: write --policy.forcing.{new}={said}. In the "

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER
-from lerobot_policy_spatial_forcing.forcing_config import RENAMED, AlignmentConfig, ForcingConfig
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig
 from spatial_forcing.align import STEP_KEY, SpatialForcing
 from spatial_forcing.alignment import Part
+from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.patches.versions import whole, writes_here
 
@@ -54,7 +55,7 @@ def save_projectors(
 def describe_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
     """Writes the description of the projectors, alone where their weights are among sharded ones."""
     side.mkdir(parents=True, exist_ok=True)
-    record = {name: value for name, value in asdict(config).items() if name not in RENAMED}
+    record = {name: value for name, value in asdict(config).items() if name not in RENAMED_FORCING}
     described = [_described(part, entry) for part, entry in zip(forcing.parts, config.entries(), strict=True)]
     record |= {"alignments": described} if config.alignments else described[0]
     record["step"] = forcing.step
@@ -172,7 +173,7 @@ def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dic
     here, there = _site(part), _saved_site(saved, part)
     pairs |= {"site" if name == "name" else f"tapped {name}": (there[name], here[name]) for name in here}
     known = asdict(AlignmentConfig())
-    saved = {RENAMED[name]: value for name, value in saved.items() if name in RENAMED} | saved
+    saved = {RENAMED_FORCING[name]: value for name, value in saved.items() if name in RENAMED_FORCING} | saved
     pairs |= {name: (saved.get(name, known[name]), getattr(entry, name)) for name in OF_THE_PROJECTOR}
     return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
 

@@ -13,6 +13,15 @@ RENAMED_OPTIONS = {
     "cache": {"--weights": "--teacher-checkpoint"},
     "doctor": {"--weights": "--teacher-checkpoint", "--depth": "--site"},
 }
+# The same of --policy.forcing.<name>. LeRobot's parser refuses a flag that is no field with 600 lines of
+# usage; these are fields, and refuse a value with the new name.
+RENAMED_FORCING = {
+    "weight": "loss_weight",
+    "weights": "teacher_checkpoint",
+    "coefficients": "pca_targets",
+    "depth": "site",
+    "ratio_every": "diagnostics_every",
+}
 
 
 def check_names(arguments: list[str], commands: Collection[str]) -> None:

@@ -24,6 +24,7 @@ from spatial_forcing.grid import Features
 from spatial_forcing.hosts.lerobot import ShownImages, policy_host
 from spatial_forcing.hosts.shown import shown
 from spatial_forcing.rehearsal import FirstStep, first_step
+from spatial_forcing.train_command import check_output
 
 
 @dataclass
@@ -51,7 +52,9 @@ def examine(arguments: list[str], console: Any) -> bool:
 
 def examine_training(config: Any, console: Any, arguments: list[str] | None = None) -> bool:
     """Prints a health report of a training configuration. Returns whether training could start."""
+    refused = _refused_output(config)
     found = diagnose(first_step(config, arguments))
+    found.wrong += refused
     console.rule("Spatial Forcing doctor")
     console.print(found.drawing, highlight=False, markup=False)
     for name, value in found.facts.items():
@@ -95,6 +98,15 @@ def diagnose(step: FirstStep) -> Findings:
     drawn = {tap.site.name: tap.layout.draw() for tap in policy.forcing.taps}
     found.drawing = "\n".join(text if len(drawn) == 1 else f"{name}: {text}" for name, text in drawn.items())
     return found
+
+
+def _refused_output(config: Any) -> list[str]:
+    """Why training could not write where the configuration says, if so. The first step needs no folder."""
+    try:
+        check_output(config)
+    except SpatialForcingError as error:
+        return [str(error)]
+    return []
 
 
 def _look_at_parts(found: Findings, step: FirstStep) -> None:
@@ -142,7 +154,8 @@ def _look_at_features(found: Findings, step: FirstStep, part: Part, features: Fe
     grid = forcing.grids[part.name]
     tokens = ((tokens_BVHWC.float() - grid.mean_C) / grid.std_C).flatten(0, -2)
     common = torch.nn.functional.cosine_similarity(tokens, tokens.mean(0, keepdim=True)).mean().item()
-    found.facts[f"{teacher}'s common part"] = f"cosine of a token to the mean token: {common:.2f}"
+    how = "as they are" if part.alignment.standardize is None else "standardised"
+    found.facts[f"{teacher}'s common part"] = f"cosine of a token to the mean token: {common:.2f}, {how}"
     if common > 0.8:
         found.odd.append(
             "The teacher's tokens share a large common part, so a cosine is high without learning anything. "

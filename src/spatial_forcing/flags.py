@@ -14,11 +14,13 @@ from lerobot.configs import parser
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import message_of_ours
 from spatial_forcing.patches import take_forcing_flags
 from spatial_forcing.train import command_line
 
+RENAMED_FLAGS = {f"--policy.forcing.{old}": f"--policy.forcing.{new}" for old, new in RENAMED_FORCING.items()}
 FLAG = re.compile(r"--[\w.]+")
 CHOICE = re.compile(r"(?:argument (--[\w.]+): )?invalid choice: '(.*)' \(choose from (.*)\)")
 
@@ -71,7 +73,7 @@ def reading_error(stop: SystemExit, said: str) -> str:
         return str(UnknownNameError(choice[1] or "choice", choice[2], choice[3].replace("'", "").split(", ")))
     unknown = message.startswith("unrecognized arguments") and FLAG.search(message)
     near = get_close_matches(unknown[0], FLAG.findall("\n".join(usage)), n=1) if unknown else []
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = f" Did you mean {RENAMED_FLAGS.get(near[0], near[0])}?" if near else ""
     return f"{message}.{hint} All flags: lerobot-train --help"
 
 

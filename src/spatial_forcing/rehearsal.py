@@ -143,7 +143,7 @@ def with_forcing(arguments: list[str]) -> list[str]:
         return arguments
     plain = kind.removeprefix("sf_")
     if plain not in RECORDS:
-        raise UnknownNameError("policy type", kind, RECORDS)
+        raise UnknownNameError("policy type", kind, [kind.removesuffix(plain) + name for name in RECORDS])
     for at, argument in enumerate(arguments):
         if argument == f"--policy.type={kind}":
             arguments[at] = f"--policy.type=sf_{plain}"

@@ -78,11 +78,7 @@ def check_run(config: Any) -> None:
             raise TrainError(f"--{name} must be at least {least}; got {value}.")
     if config.job.is_remote:
         return
-    folder = config.output_dir and Path(config.output_dir)
-    if folder and folder.exists() and not config.resume:
-        raise TrainError(f"The output folder {folder} exists. {what_is_there(folder)}")
-    if folder:
-        check_folder(folder, TrainError)
+    check_output(config)
     try:
         config.validate()
     except SpatialForcingError:
@@ -92,6 +88,15 @@ def check_run(config: Any) -> None:
         where = f"--policy.path={path}: " if path else ""
         raise FlagError(where + flag_error(error)) from error
     check_dataset(config.dataset)
+
+
+def check_output(config: Any) -> None:
+    """Raises :class:`TrainError` if LeRobot would refuse the output folder, or could not write there."""
+    folder = config.output_dir and Path(config.output_dir)
+    if folder and folder.exists() and not config.resume:
+        raise TrainError(f"The output folder {folder} exists. {what_is_there(folder)}")
+    if folder:
+        check_folder(folder, TrainError)
 
 
 def in_a_step(error: Exception) -> bool:

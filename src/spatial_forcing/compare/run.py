@@ -4,7 +4,7 @@
     start.json         checksums of what it began with
     train/             LeRobot's run: checkpoints, metrics.jsonl
     eval/000500.json   Evaluation of the checkpoint at step 500
-    cost.json          peak memory
+    cost.json          peak memory, seconds of training
     log.txt            what was printed
 
     python -m spatial_forcing.compare.run <folder>
@@ -78,13 +78,17 @@ def run(folder: Path) -> None:
     from spatial_forcing.flags import read_config
     from spatial_forcing.train import checkpoints
 
+    begun = time.perf_counter()
     spec = RunSpec.read(folder)
     config = read_config(list(spec.flags))
     # Training asks for it only to log its name, and the environment may need what this machine lacks.
     env, config.env = config.env, None
-    train(config, spec, folder)
+    trained = train(config, spec, folder)
     if os.environ.get("RANK", "0") != "0":
         return
+    if trained:
+        cost = {"peak_memory_mb": round(peak_memory_mb()), "seconds": round(time.perf_counter() - begun, 1)}
+        write_json(folder / COST, cost)
     found = checkpoints(folder / "train")
     for step in spec.steps:
         if step not in found:
@@ -95,22 +99,24 @@ def run(folder: Path) -> None:
             evaluate(spec, config, env, step, found[step], folder)
 
 
-def train(config: Any, spec: RunSpec, folder: Path) -> None:
-    """Trains or resumes, or does nothing if training is complete; records start checksums and peak memory."""
+def train(config: Any, spec: RunSpec, folder: Path) -> bool:
+    """Trains or resumes, or does nothing if training is complete; records start checksums.
+
+    Returns whether it trained.
+    """
     from spatial_forcing.compare.start import Start
     from spatial_forcing.train import checkpoint_step, train_or_continue
 
     last = folder / "train" / "checkpoints" / "last"
     if (last / "training_state").is_dir() and checkpoint_step(last) >= config.steps:
-        return
+        return False
     siblings = [folder.parent / name for name in spec.siblings]
     if last.exists():  # it is past its first steps
         train_or_continue(config, list(spec.flags))
     else:
         with Start(folder, siblings).noted():
             train_or_continue(config, list(spec.flags))
-    if os.environ.get("RANK", "0") == "0":
-        write_json(folder / COST, {"peak_memory_mb": round(peak_memory_mb())})
+    return True
 
 
 def peak_memory_mb() -> float:

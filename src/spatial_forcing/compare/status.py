@@ -29,6 +29,7 @@ class Progress:
         evaluations: of checkpoints, finished.
         to_evaluate: how many checkpoints there will be.
         seconds_per_step: of late, waiting for data included; None before anything was logged.
+        startup_seconds: of training apart from its steps: start-up and checkpoints; None before it ended.
         failed: whether its log ends with an error of ours.
     """
 
@@ -38,6 +39,7 @@ class Progress:
     evaluations: "list[Evaluation]"
     to_evaluate: int
     seconds_per_step: float | None
+    startup_seconds: float | None
     failed: bool
 
     @property
@@ -56,6 +58,8 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
     """Progress of every run, from its files."""
     from spatial_forcing.compare.gather import evaluations_of
     from spatial_forcing.compare.launch import LOG
+    from spatial_forcing.compare.run import COST
+    from spatial_forcing.files import read_json
     from spatial_forcing.train import read_metrics
 
     found = []
@@ -63,7 +67,12 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
         folder = folder_of(out, run)
         rows = [row for row in read_metrics(folder / "train") if "update_s" in row]
         seconds = [row["update_s"] + row.get("dataloading_s", 0.0) for row in rows[-RECENT:]]
-        log = folder / LOG
+        pace, log = median(seconds) if seconds else None, folder / LOG
+        cost = read_json(folder / COST) if (folder / COST).is_file() else {}
+        startup = None
+        if pace is not None and "seconds" in cost:
+            # Of a resumed run only the last attempt is timed.
+            startup = max(0.0, cost["seconds"] - pace * comparison.steps)
         ended = log.is_file() and "\nspatial-forcing: " in f"\n{log.read_text(errors='replace')[-2000:]}"
         found.append(
             Progress(
@@ -72,7 +81,8 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
                 steps=comparison.steps,
                 evaluations=evaluations_of(folder),
                 to_evaluate=len(comparison.steps_of(run)),
-                seconds_per_step=median(seconds) if seconds else None,
+                seconds_per_step=pace,
+                startup_seconds=startup,
                 failed=ended,
             )
         )
@@ -110,15 +120,20 @@ def last_step(run: Path) -> int:
 
 
 def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
-    """Estimated seconds until all runs are finished; None before any has logged a step."""
+    """Estimated seconds until all runs are finished; None before any has logged a step.
+
+    Start-up and evaluations are counted once a run has shown what they take.
+    """
     paces = [one.seconds_per_step for one in found if one.seconds_per_step is not None]
     if not paces:
         return None
-    rolled = [e.seconds or 0.0 for one in found for e in one.evaluations]
-    per_evaluation = median(rolled) if rolled else 0.0
+    evaluated = [(e.seconds or 0.0) + (e.heldout_seconds or 0.0) for one in found for e in one.evaluations]
+    started = [one.startup_seconds for one in found if one.startup_seconds is not None]
+    per_evaluation, per_start = (median(known) if known else 0.0 for known in (evaluated, started))
     total = sum(
         (one.steps - min(one.step, one.steps)) * (one.seconds_per_step or median(paces))
         + (one.to_evaluate - len(one.evaluations)) * per_evaluation
+        + (0.0 if one.step else per_start)
         for one in found
     )
     return total / max(1, workers)
@@ -131,8 +146,8 @@ def status_table(found: Sequence[Progress], workers: int) -> Any:
     left = seconds_left(found, workers)
     done = sum(one.state == "finished" for one in found)
     title = f"{done} of {len(found)} runs finished"
-    if done < len(found):
-        title += "" if left is None else f", about {duration(left)} left with {workers} at a time"
+    if done < len(found) and left is not None:
+        title += f", about {duration(left)} of training and evaluation left with {workers} at a time"
     table = Table("run", "state", "s per step", "evaluated", "held-out error", "success", title=title)
     for one in found:
         last = one.evaluations[-1] if one.evaluations else None
