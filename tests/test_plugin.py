@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_dataset import CAMERAS
 from small_plugin import SMALL, SfTinyPolicy, forced_config, interrupted_after, prepared, train, weights
 
-from lerobot_policy_spatial_forcing.forcing_config import RENAMED
+from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
@@ -194,7 +194,7 @@ def test_a_projector_for_something_else_does_not_continue(
     if version != "now":
         said = {k: v for k, v in said.items() if k not in NEW_IN_RECORDS}
         said["site"] = {"host": "TinyVLA", "width": 32, "depth": 3}
-        said |= {old: said.pop(new) for old, new in RENAMED.items() if new in said and old != "depth"}
+        said |= {old: said.pop(new) for old, new in RENAMED_FORCING.items() if new in said and old != "depth"}
     if version == "no site":
         said = {k: v for k, v in said.items() if k not in ("site", "control")}
     described.write_text(json.dumps(said))

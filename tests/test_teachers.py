@@ -23,6 +23,7 @@ from spatial_forcing.teachers import (
     load_teacher,
 )
 from spatial_forcing.teachers.base import NoSuchLayerError, digest, resize
+from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD, VGGT, VGGTConfig
 from spatial_forcing.teachers.vggt_teacher import METADATA_KEY
 
@@ -234,6 +235,16 @@ def offline(monkeypatch, tmp_path):
 def test_without_a_connection_the_error_says_how_to_give_a_file(offline):
     with pytest.raises(TeacherUnavailableError, match=r'load_teacher\("vggt-1b", weights='):
         load_teacher("vggt-1b")
+
+
+def test_without_a_connection_any_of_the_files_in_the_cache_will_do(offline, tmp_path):
+    """VGGT's repository has two; the first is missing from the cache here."""
+    commit, repo = "0" * 40, tmp_path / "hub" / "models--facebook--VGGT-1B"
+    stored = repo / "snapshots" / commit / "model.pt"
+    for path, text in ((repo / "refs" / "main", commit), (stored, "weights")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert fetch(RECORDS["vggt-1b"]) == stored
 
 
 def test_restricted_licences_are_said_once(offline, caplog):

@@ -14,8 +14,8 @@ class TeacherUnavailableError(SpatialForcingError):
         super().__init__(
             f"The weights of teacher {record.name!r} could not be fetched from the Hub ({record.repo}): "
             f"{str(reason).strip()}{gate} If the files are on this machine, name the file or folder: "
-            f'load_teacher("{record.name}", weights="/path/to/weights"); as an option: '
-            "teacher_checkpoint."
+            f'load_teacher("{record.name}", weights="/path/to/weights"); on the command line: '
+            "--teacher-checkpoint, in training --policy.forcing.teacher_checkpoint."
         )
 
 
@@ -36,12 +36,14 @@ def fetch(record: TeacherRecord) -> Path:
     except ImportError as error:
         raise MissingDependencyError("huggingface_hub", "teachers") from error
     reason: Exception | None = None
+    connected = True
     for name in record.files:
         try:
-            return Path(hf_hub_download(str(record.repo), name))
+            return Path(hf_hub_download(str(record.repo), name, local_files_only=not connected))
         except RemoteEntryNotFoundError as error:  # the repository has no such file: try the next
             reason = error
         except LocalEntryNotFoundError:  # offline, or no connection: another file may still be cached
+            connected = False
             reason = ConnectionError(
                 "no connection (or HF_HUB_OFFLINE is set), and no copy in the Hub's cache."
             )
