@@ -167,3 +167,12 @@ def test_names_are_text_and_not_markup(results, tmp_path):
     page = page_of(results, tmp_path)
     assert "<script>alert(1)</script>" in page.text
     assert "script" not in {tag for tag, _ in page.tags}
+
+
+def test_a_held_out_loss_that_is_the_error_is_not_shown_twice(results, tmp_path):
+    for run in results["runs"]:
+        for evaluation in run["evaluations"]:
+            evaluation["heldout_loss"] = evaluation["heldout_error"]
+    assert "Held-out loss" not in page_of(results, tmp_path).text
+    run_of(results, "forced")["evaluations"][-1]["heldout_loss"] += 0.5
+    assert "Held-out loss" in page_of(results, tmp_path).text

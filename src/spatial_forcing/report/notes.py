@@ -90,15 +90,15 @@ def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
         of = [c for c in comparisons if c.b == b]
         steps = [(c.a, c.steps_to_target) for c in of if c.steps_to_target]
         data = [(c.a, c.data_to_target) for c in of if c.data_to_target]
-        found += [f"{upper(b)}: {_soon(steps, 'times fewer steps')}."] if steps else []
-        found += [f"{upper(b)}: {_soon(data, 'times less data')}."] if data else []
+        found += [f"Steps{_soon(b, steps)}."] if steps else []
+        found += [f"Data{_soon(b, data)}."] if data else []
     return found
 
 
-def _soon(reached: Sequence[tuple[str, ToTarget]], unit: str) -> str:
+def _soon(b: str, reached: Sequence[tuple[str, ToTarget]]) -> str:
     """Formats the ratios to several targets; bounds where a seed is censored."""
     ratios = "; ".join(f"{a} ({number(to.target)}) {to.ratio}" for a, to in reached)
-    text = f"{unit} to the last held-out error of {ratios}"
+    text = f" of others to their final held-out errors, over those of {b} to the same: {ratios}"
     if any(to.bounds for _, to in reached):
         text += " (a bound where a seed was never at the target, or at its first measurement already)"
     return text

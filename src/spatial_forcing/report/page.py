@@ -111,7 +111,10 @@ def render(
     tables: Mapping[str, str],
 ) -> str:
     """Renders the HTML page, with images and videos from ``folder``, SVG figures and CSV tables by name."""
-    measured = summary.plots.measured
+    measured, has = summary.plots.measured, what_there_is(summary)
+    figures = {
+        name: text for name, text in figures.items() if has["loss"] or not name.endswith("heldout_loss")
+    }
     return _template().render(
         **dict(summary),
         figures={name: _uri("image/svg+xml", text.encode()) for name, text in figures.items() if text},
@@ -119,7 +122,7 @@ def render(
         curve_figures=curve_figures(figures),
         colour=colours(list(summary.arms)),
         several_seeds=len({run.seed for run in summary.runs}) > 1,
-        has=what_there_is(summary),
+        has=has,
         pairs=pairs_shown(summary),
         settings_rows=list(flatten(summary.settings)),
         hardware_rows=list(flatten(summary.hardware)),
@@ -144,7 +147,8 @@ def what_there_is(summary: Summary) -> dict[str, bool]:
     return {
         "success": any(arm.success for arm in arms),
         "distance": any(arm.closest_distance_cm is not None for arm in arms),
-        "loss": any(arm.heldout_loss is not None for arm in arms),
+        # Of policies trained by the action error itself, the two are the same number.
+        "loss": any(a.heldout_loss is not None and a.heldout_loss != a.heldout_error for a in arms),
         "tasks": any(len(arm.tasks) > 1 for arm in arms),
         "memory": any(arm.cost.peak_memory_mb is not None for arm in arms),
         "differs": any(arm.differs for arm in arms),

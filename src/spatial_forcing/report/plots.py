@@ -79,8 +79,9 @@ def draw_measured(arms: Mapping[str, ArmSummary], name: str, series: Series, sum
             last = fmean(points[-1][1] for points in by_seed.values())
             axis.axhline(last, color=colour[arm], linestyle="--", linewidth=1.3, label=arm)
         elif by_seed:
-            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 5}
-            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], **look)
+            width = _width(moving.index(arm), len(moving))
+            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
+            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], linewidth=width, **look)
             if name == "success" and len(by_seed) == 1:
                 apart = 0.008 * summary.arms[arm].steps * (moving.index(arm) - (len(moving) - 1) / 2)
                 _wilson_bars(axis, next(iter(by_seed.values())), summary.arms[arm], apart, colour[arm])
@@ -95,10 +96,11 @@ def draw_by_data(arms: Mapping[str, ArmSummary], name: str, series: Series, unit
     if not any(series.values()):
         return None
     axis, colour = axes()[0], colours(list(arms))
-    for arm, by_seed in series.items():
+    for number, (arm, by_seed) in enumerate(series.items()):
         if by_seed:
-            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 5}
-            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], **look)
+            width = _width(number, len(series))
+            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
+            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], linewidth=width, **look)
     amounts = sorted({x for of in series.values() for points in of.values() for x, _ in points})
     axis.set(xlabel=f"training {unit}" if unit == "episodes" else unit, ylabel=label_of(name), xscale="log")
     axis.set_xticks(amounts, [f"{x:g}" for x in amounts])
@@ -128,6 +130,11 @@ def running_mean(values: Sequence[float]) -> list[float]:
     half = int(SMOOTHING * len(values) / 2)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
+
+
+def _width(number: int, count: int) -> float:
+    """Line width of one of several arms; later ones are thinner, so that an equal one below is seen."""
+    return 1.3 + 1.1 * (count - 1 - number) / max(1, count - 1)
 
 
 def _band(axis, by_seed: Mapping[int, Points], **look) -> None:
