@@ -173,6 +173,6 @@ def test_a_held_out_loss_that_is_the_error_is_not_shown_twice(results, tmp_path)
     for run in results["runs"]:
         for evaluation in run["evaluations"]:
             evaluation["heldout_loss"] = evaluation["heldout_error"]
-    assert "Held-out loss" not in page_of(results, tmp_path).text
+    assert "Held-out loss" not in report(results, tmp_path)[0].text
     run_of(results, "forced")["evaluations"][-1]["heldout_loss"] += 0.5
-    assert "Held-out loss" in page_of(results, tmp_path).text
+    assert "Held-out loss" in report(results, tmp_path)[0].text

@@ -135,7 +135,7 @@ def not_here() -> dict[str, str]:
             gate = (
                 f"gated: accept its terms at {record.terms} and run `hf auth login`; " if record.gated else ""
             )
-            reasons[name] = f"{gate}not downloaded, --teachers {name} does ({record.licence})."
+            reasons[name] = f"{gate}not downloaded; --teachers {name} downloads it ({record.licence})."
     return reasons
 
 
@@ -144,10 +144,9 @@ def not_here() -> dict[str, str]:
 
 def teacher_table(records: Mapping[str, TeacherRecord]) -> Table:
     """Table of the registered teachers, from their records, without loading them."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("teacher", no_wrap=True)
-    for name in ("licence", "width", "layers", "weights", "what"):
-        table.add_column(name)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for name in ("teacher", "licence", "width", "layers", "weights", "what"):
+        table.add_column(name, no_wrap=name in ("teacher", "width", "layers"), overflow="fold")
     for name, record in sorted(records.items()):
         here = "none needed" if not record.takes_weights else "packaged" if record.packaged else "downloaded"
         there = "on the Hub, gated" if record.gated else "on the Hub"
