@@ -41,7 +41,7 @@ def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
     assert run(monkeypatch, *options, "--teacher", "untrained-tiny", "--components", "24") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "15 frames of 2 views" in said
-    assert "24 numbers per token; mean cosine to raw tokens 0." in said
+    assert "24 numbers per token; cosine of stored to raw tokens 0." in said
     assert "s per frame: about" in said
 
     assert run(monkeypatch, "verify", *options) == 0

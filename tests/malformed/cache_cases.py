@@ -79,7 +79,7 @@ OPTIONS = [
         ("number", "--layers 1 1", "none twice; got 1, 1", 0),
         ("name", "--layer 1 --layers 1 2", "or --layers for several", 1),
         ("taken", "--layers 0 1 --out {features}", "of one layer, and several need folders of their own", 0),
-        ("taken", "--layers 0 1 --out {data}", "not empty and holds no feature cache", 0),
+        ("taken", "--layers 0 1 --out {data}", "is the folder of a data set: choose another", 0),
         ("missing", "--dataset {here}/nothing", "nothing does not exist", 0),
         ("missing", "--dataset ''", "is not a LeRobotDataset", 0),
         ("foreign", "--dataset {data}/meta", "is not a LeRobotDataset", 0),
@@ -101,7 +101,7 @@ OPTIONS = [
         ("foreign", "--out {plain}/deep/f", "plain.txt is not a folder", 0),
         ("foreign", "--out /proc/self/f", "cannot be", 0),
         ("name", "--out {here}/" + "n" * 300, "File name too long", 0),
-        ("taken", "--out {data}", "not empty and holds no feature cache", 0),
+        ("taken", "--out {data}", "is the folder of a data set: choose another", 0),
         ("taken", "--out {root}", "not empty and holds no feature cache", 0),
     )
 ]

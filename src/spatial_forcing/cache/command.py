@@ -83,7 +83,7 @@ def check_options(options: Any) -> None:
 
     Raises:
         CacheError: no data set or teacher was named, a number makes no sense, options exclude each other, or
-            the folder cannot be written to.
+            the folder cannot be written to or is a data set's.
         SpatialForcingError: no such episode.
         DatasetError: no such data set.
         UnknownNameError: no such teacher or camera.
@@ -101,6 +101,11 @@ def check_options(options: Any) -> None:
         raise CacheError(
             f"Give --layer for a cache of one layer, or --layers for several; got --layer {options.layer} "
             f"and --layers {' '.join(map(str, options.layers))}."
+        )
+    if (options.out / "meta" / "info.json").is_file():
+        raise CacheError(
+            f"{options.out} is the folder of a data set: choose another for the features, such as "
+            f"{options.out.with_name(options.out.resolve().name + '-features')}."
         )
     CodecOptions(options.codec, options.components, options.fidelity)
     check_numbers(options.batch, options.grid, options.decoders)
@@ -226,9 +231,10 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
     for layer, codec in plan.codecs.items():
         report, of = codec["report"], "" if len(plan.codecs) == 1 else f"layer {layer}: "
         lines.append(
-            f"{of}{codec['kind']}, {codec['components']} numbers per token; mean cosine to raw tokens "
-            f"{report['cosine_mean']:.4f}, less their mean {report['cosine_centred_mean']:.4f} (worst "
-            f"{report['cosine_centred_worst']:.3f})"
+            f"{of}{codec['kind']}, {codec['components']} numbers per token; cosine of stored to raw tokens "
+            f"{report['cosine_mean']:.4f} on average; without what all tokens share, "
+            f"{report['cosine_centred_mean']:.4f} on average and {report['cosine_centred_worst']:.3f} for the "
+            "worst token"
         )
     if plan.seconds_per_frame is not None:
         left = plan.seconds_per_frame * plan.mine
