@@ -1,9 +1,10 @@
 """Keeps the results of a comparison: docs/results/<name>.json, from which docs/results.md is drawn.
 
-    python scripts/keep_results.py outputs/learning-rates learning-rates
+    python scripts/keep_results.py outputs/sweep sweep --figures probe_sites forest_success
     python scripts/tables.py
 
-What is kept is results.json without images and videos, and with a few rows of each training curve.
+What is kept is results.json without images and videos, and with a few rows of each training curve; of the
+report's figures those that are named, as docs/results/<name>-<figure>.svg.
 """
 
 import argparse
@@ -33,11 +34,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the comparison")
     parser.add_argument("name", help="under which it is kept")
+    parser.add_argument("--figures", nargs="*", default=[], help="of the report, by the names of their files")
     options = parser.parse_args()
     KEPT.mkdir(exist_ok=True)
     path = KEPT / f"{options.name}.json"
     kept(Results.read(options.folder / "results.json")).save(path)
     print(path)
+    for figure in options.figures:
+        drawn = KEPT / f"{options.name}-{figure}.svg"
+        drawn.write_bytes((options.folder / "figures" / f"{figure}.svg").read_bytes())
+        print(drawn)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["demo", "--out", "OUT/d", "--teacher", "vgtt-1b"], "Did you mean 'vggt-1b'"),
         (["eval", "--checkpoint", "OUT"], "has no config.json"),
         (["report", "--out", "OUT"], "holds no comparison"),
+        (["report", "OUT"], "holds no comparison"),
+        (["compare", "status", "OUT"], "holds no comparison"),
         (["probe", "--comparison", "OUT"], "holds no comparison"),
         (["probe", "--out", "OUT"], "Name the policies to probe"),
         (

@@ -18,7 +18,7 @@ from typing import Literal
 
 from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
-from spatial_forcing.command_names import check_names, parted, words
+from spatial_forcing.command_names import check_names, parted, with_out, words
 from spatial_forcing.compare.options import EVAL_SEED, Compare, CompareStatus
 from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
@@ -234,6 +234,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name need not be valid text
             stream.reconfigure(errors="backslashreplace")
+    sys.argv[1:] = with_out(sys.argv[1:])
     guarded(lambda: check_names(sys.argv[1:], COMMANDS), lambda: "")
     if sys.argv[1:2] == ["--version"]:
         print(f"spatial-forcing {__version__}")

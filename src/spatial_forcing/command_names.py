@@ -6,6 +6,8 @@ from itertools import takewhile
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
 SUBCOMMANDS = {"cache": ("verify",), "compare": ("status",)}
+# Commands on one folder, which may be given without its option: `report runs/mine`.
+ON_A_FOLDER = (("report",), ("compare", "status"))
 # What was called otherwise before 0.1: commands, and options by command.
 RENAMED_COMMANDS = {"demos": "collect"}
 RENAMED_OPTIONS = {
@@ -56,3 +58,12 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Splits arguments at ``--``: what precedes it, and what follows."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]
+
+
+def with_out(arguments: list[str]) -> list[str]:
+    """Puts ``--out`` before a folder that is given without it."""
+    for command in ON_A_FOLDER:
+        at = len(command)
+        if tuple(arguments[:at]) == command and arguments[at:] and not arguments[at].startswith("-"):
+            return [*command, "--out", *arguments[at:]]
+    return arguments

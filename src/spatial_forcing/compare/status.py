@@ -141,14 +141,22 @@ def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
 
 def status_table(found: Sequence[Progress], workers: int) -> Any:
     """Table of the runs' progress for the console."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     left = seconds_left(found, workers)
     done = sum(one.state == "finished" for one in found)
     title = f"{done} of {len(found)} runs finished"
     if done < len(found) and left is not None:
         title += f", about {duration(left)} of training and evaluation left with {workers} at a time"
-    table = Table("run", "state", "s per step", "evaluated", "held-out error", "success", title=title)
+    table = Table(
+        Column("run", no_wrap=True),
+        "state",
+        "s per step",
+        "evaluated",
+        "held-out error",
+        "success",
+        title=title,
+    )
     for one in found:
         last = one.evaluations[-1] if one.evaluations else None
         solved = [episode.success for episode in last.episodes] if last else []
