@@ -134,8 +134,8 @@ def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
     assert summarised(results)["notes"] == [
         "None of forced, baseline, shuffled and place solved an episode.",
         "Steps of others to their final held-out errors, over those of forced to the same: baseline (0.257) "
-        "2.00; shuffled (0.260) < 0.50; place (0.107) < 1.00 (a bound where a seed was never at the target, or at its first "
-        "measurement already).",
+        "2.00; shuffled (0.260) < 0.50; place (0.107) < 1.00 (a bound where a seed was never at the target, "
+        "or at its first measurement already).",
         "Baseline and shuffled are hardly better than the blind policy by their action error (0.257, 0.260 "
         "against 0.257): in 400 steps they have not learned to use their images. How they would do with "
         "more steps, this run cannot say.",

@@ -233,8 +233,8 @@ def plan_lines(plan: Plan, share: Share) -> list[str]:
         lines.append(
             f"{of}{codec['kind']}, {codec['components']} numbers per token; cosine of stored to raw tokens "
             f"{report['cosine_mean']:.4f} on average; without what all tokens share, "
-            f"{report['cosine_centred_mean']:.4f} on average and {report['cosine_centred_worst']:.3f} for the "
-            "worst token"
+            f"{report['cosine_centred_mean']:.4f} on average, "
+            f"{report['cosine_centred_worst']:.3f} for the worst token"
         )
     if plan.seconds_per_frame is not None:
         left = plan.seconds_per_frame * plan.mine
