@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from small_dataset import make_dataset
 from small_policies import small_config, small_parts
 from torch import Tensor
+from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
-from spatial_forcing.train import checkpoints, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, train_or_continue
 
 STEPS = 6
 TINY = {"image_size": 28, "width": 32, "depth": 4, "heads": 2, "device": "cpu"}

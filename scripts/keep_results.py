@@ -1,15 +1,17 @@
-"""Keeps the results of a comparison: docs/results/<name>.json, from which docs/results.md is drawn.
+"""Keeps results of a comparison or a probe: docs/results/<name>.json, from which docs/results.md is drawn.
 
     python scripts/keep_results.py outputs/sweep sweep --figures probe_sites forest_success
     python scripts/tables.py
 
-What is kept is results.json without images and videos, and with a few rows of each training curve; of the
-report's figures those that are named, as docs/results/<name>-<figure>.svg.
+What is kept of a comparison is results.json without images and videos, and with a few rows of each training
+curve; of the report's figures those that are named, as docs/results/<name>-<figure>.svg. Of a probe it is
+probe.json.
 """
 
 import argparse
 from pathlib import Path
 
+from spatial_forcing.probe.records import ProbeReport
 from spatial_forcing.results import Results, RunResults
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -32,13 +34,17 @@ def _thinned(run: RunResults) -> RunResults:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the comparison")
+    parser.add_argument("folder", type=Path, help="of the comparison or the probe")
     parser.add_argument("name", help="under which it is kept")
     parser.add_argument("--figures", nargs="*", default=[], help="of the report, by the names of their files")
     options = parser.parse_args()
     KEPT.mkdir(exist_ok=True)
     path = KEPT / f"{options.name}.json"
-    kept(Results.read(options.folder / "results.json")).save(path)
+    probe = options.folder / "probe.json"
+    if probe.is_file():
+        ProbeReport.read(probe, "Probe again.").save(path)
+    else:
+        kept(Results.read(options.folder / "results.json")).save(path)
     print(path)
     for figure in options.figures:
         drawn = KEPT / f"{options.name}-{figure}.svg"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import Extraction
-from spatial_forcing.train import checkpoints, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, train_or_continue
 
 SfTinyConfig = CLASSES["tiny"]
 SfTinyPolicy = forced_policy_class("tiny")

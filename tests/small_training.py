@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from small_policies import small_parts
 from torch import Tensor
+from training_configs import train_config
 
-from spatial_forcing.train import checkpoints, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, train_or_continue
 
 PROJECTOR = "spatial_forcing/projector.safetensors"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from small_dataset import datasets_of_size
 from small_policies import LEFT, PICTURE, RIGHT, SMALL, small_config, small_parts
+from training_configs import train_config
 
 from spatial_forcing import SpatialForcingError, load_teacher
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.doctor import Findings, diagnose
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.rehearsal import FirstStep, first_step
-from spatial_forcing.train import train_config
 
 pytestmark = pytest.mark.usefixtures("groot_untouched")
 MIXED = {LEFT: SMALL, RIGHT: (64, 40)}

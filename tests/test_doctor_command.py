@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 from small_dataset import datasets_of_size, make_dataset
 from small_policies import LEFT, RIGHT, SMALL, small_config, small_parts
+from training_configs import train_config
 
 from spatial_forcing.cli import main
 from spatial_forcing.doctor import examine_training
 from spatial_forcing.flags import read_config
 from spatial_forcing.hosts.smolvla import small_smolvlm
 from spatial_forcing.rehearsal import training_flags
-from spatial_forcing.train import checkpoints, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, train_or_continue
 
 pytestmark = pytest.mark.usefixtures("groot_untouched")
 MIXED = {LEFT: SMALL, RIGHT: (64, 40)}

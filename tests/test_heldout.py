@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_dataset import make_dataset
 from small_policies import small_config
+from training_configs import train_config
 
 from spatial_forcing.evaluate import LoadedPolicy, PolicyError, chunk_error, heldout_measures
-from spatial_forcing.train import checkpoints, train_config, train_or_continue
+from spatial_forcing.train import checkpoints, train_or_continue
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_plugin import SMALL, TEACHER, SfTinyConfig, interrupted_after, prepared, train
+from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.forcing_config import ForcingConfig
 from spatial_forcing.doctor import diagnose
@@ -15,7 +16,7 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.flags import read_config
 from spatial_forcing.rehearsal import first_step
 from spatial_forcing.teachers import load_teacher
-from spatial_forcing.train import checkpoints, read_metrics, train_config
+from spatial_forcing.train import checkpoints, read_metrics
 
 RAMP = "linear:initial=1,final=0,end=4"
 

@@ -152,7 +152,9 @@ def test_the_second_step_alone_does_what_it_does_without_the_patch(folder):
 
 @pytest.mark.parametrize("kind", PROMPTED)
 def test_training_with_stored_features(folder, dataset, tmp_path, kind, request):
-    from spatial_forcing.train import read_metrics, train_config, train_or_continue
+    from training_configs import train_config
+
+    from spatial_forcing.train import read_metrics, train_or_continue
 
     if kind == "groot":
         request.getfixturevalue("tracked")

@@ -16,11 +16,12 @@ from ranks import in_ranks
 from safetensors.torch import load_file
 from small_dataset import make_dataset
 from small_plugin import SMALL, TEACHER
+from training_configs import policy_config, train_config
 
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.hosts.tiny_policy import TinyConfig
 from spatial_forcing.teachers import load_teacher
-from spatial_forcing.train import checkpoints, command_line, policy_config, train_config
+from spatial_forcing.train import checkpoints, command_line
 
 SHARDS = find_spec("lerobot.distributed") is not None
 sharded = pytest.mark.skipif(not SHARDS, reason="LeRobot's trainer has no FSDP2 in this version (0.6.1)")

@@ -249,7 +249,15 @@ def test_data_to_target_is_a_bound_for_an_arm_that_never_gets_there(results, tmp
             run["evaluations"][-1]["heldout_error"] = 0.26
     c = summarised(results)["comparisons"][0]["data_to_target"]
     assert (c["b"], c["ratio"]) == ({"7": "> 240"}, "< 1.00")
-    assert "Data efficiency" in page_of(results, tmp_path).headings
+    page = page_of(results, tmp_path)
+    assert "Data efficiency" in page.headings
+    by_data = summarised(results)["plots"]["success_by_data"]["forced"]
+    assert {amount: (rate["successes"], rate["episodes"]) for amount, rate in by_data.items()} == {
+        "60": (14, 25),
+        "120": (14, 25),
+        "240": (14, 25),
+    }
+    assert "14/25 (37 to 73 %) 14/25 (37 to 73 %) 14/25 (37 to 73 %)" in page.text
 
 
 def test_arms_without_success_are_said_to_be_indistinguishable(results):

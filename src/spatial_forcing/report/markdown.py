@@ -92,7 +92,7 @@ def _errors(found: Errors | None) -> list[str]:
 
 
 def _by_data(summary: Summary) -> str:
-    """Markdown table of every arm's last held-out error by amount of data, with the data to reach plain's."""
+    """Markdown tables by amount of data: error and success of every arm, and the data to others' errors."""
     series, unit = summary.plots.by_data.get("heldout_error", {}), summary.plots.data_unit
     amounts = sorted({x for by_seed in series.values() for points in by_seed.values() for x, _ in points})
     if unit is None or not amounts:
@@ -102,10 +102,16 @@ def _by_data(summary: Summary) -> str:
         at = {x: [y for points in by_seed.values() for there, y in points if there == x] for x in amounts}
         rows.append([name, *(number(sum(ys) / len(ys)) if ys else "–" for ys in at.values())])
     found = [table([f"held-out error at {unit}", *(f"{x:g}" for x in amounts)], rows)]
+    rates = {name: by for name, by in summary.plots.success_by_data.items() if by}
+    if rates:
+        rows = [[name, *(rate_text(by.get(x), "") for x in amounts)] for name, by in rates.items()]
+        found.append(table([f"success (Wilson 95 %) at {unit}", *(f"{x:g}" for x in amounts)], rows))
     reached = [c for c in summary.comparisons if c.data_to_target]
     if reached:
         lines = [[c.b, c.a, c.data_to_target.ratio] for c in reached if c.data_to_target]
-        found.append(table(["arm", "against", "times less data to the last error of the other"], lines))
+        found.append(
+            table(["arm", "against", "data to the final error of the other: its own over the arm's"], lines)
+        )
     return "\n\n".join(found)
 
 

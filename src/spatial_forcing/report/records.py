@@ -201,6 +201,7 @@ class Plots(Record):
         logged: during training, by name of the quantity; on all of the data.
         measured: at evaluations, by name; on all of the data.
         by_data: at the last step, by name, over the unit of ``data_unit``.
+        success_by_data: at the last step, by arm and amount, over all seeds.
         data_unit: of the amount of data; None if there is one amount only.
         probe_sites: what a depth probe read at every site; None without one.
     """
@@ -208,6 +209,7 @@ class Plots(Record):
     logged: dict[str, Series]
     measured: dict[str, Series]
     by_data: dict[str, Series]
+    success_by_data: dict[str, dict[int, Interval]] = Field(default_factory=dict)
     data_unit: str | None = None
     probe_sites: ProbeSection | None = None
 

@@ -29,7 +29,8 @@ from spatial_forcing.report.records import (
     Summary,
 )
 from spatial_forcing.report.verdict import verdict
-from spatial_forcing.results import Evaluation, Provenance, Results, RunResults
+from spatial_forcing.results import Episode, Evaluation, Provenance, Results, RunResults
+from spatial_forcing.stats import Interval
 
 CM = 100
 # What is drawn of the training log, by what a quantity's name begins with.
@@ -157,10 +158,11 @@ def plots(results: Results) -> Plots:
     logged = [
         key for key in dict.fromkeys(key for row in rows for key in row.plain()) if key.startswith(LOGGED)
     ]
-    unit, by_data = None, {}
+    unit, by_data, success_by_data = None, {}, {}
     if len(results.fractions()) > 1:
         unit = data_unit(results.runs)
         by_data = {name: _by_data(results, unit, of) for name, of in MEASURED.items()}
+        success_by_data = _success_by_data(results, unit)
     return Plots(
         logged={name: _series(results, lambda run, name=name: _logged(run, name)) for name in logged},
         measured={
@@ -168,6 +170,7 @@ def plots(results: Results) -> Plots:
             for name, of in MEASURED.items()
         },
         by_data=by_data,
+        success_by_data=success_by_data,
         data_unit=unit,
         probe_sites=results.probe_sites,
     )
@@ -193,6 +196,16 @@ def _by_data(results: Results, unit: str, quantity: Any) -> Series:
             points = known_points([(amount_of_data(run, unit), quantity(run.evaluations[-1]))])
             found[run.arm].setdefault(run.seed, []).extend(points)
     return {name: {seed: of for seed, of in by_seed.items() if of} for name, by_seed in found.items()}
+
+
+def _success_by_data(results: Results, unit: str) -> dict[str, dict[int, Interval]]:
+    """By arm and amount of data, the successes of all finished seeds."""
+    rolled: dict[str, dict[int, list[Episode]]] = {name: {} for name in results.arms}
+    for run in sorted(results.runs, key=lambda run: run.fraction):
+        if run.finished:
+            rolled[run.arm].setdefault(amount_of_data(run, unit), []).extend(run.evaluations[-1].episodes)
+    rates = {name: {x: success(of) for x, of in by.items()} for name, by in rolled.items()}
+    return {name: {x: rate for x, rate in by.items() if rate} for name, by in rates.items()}
 
 
 # ---- the probe ---------------------------------------------------------------------------------------------
