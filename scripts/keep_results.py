@@ -5,7 +5,7 @@
 
 What is kept of a comparison is results.json without images and videos, and with a few rows of each training
 curve; of the report's figures those that are named, as docs/results/<name>-<figure>.svg. Of a probe it is
-probe.json.
+probe.json, as docs/results/probes/<name>.json.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("name", help="under which it is kept")
     parser.add_argument("--figures", nargs="*", default=[], help="of the report, by the names of their files")
     options = parser.parse_args()
-    KEPT.mkdir(exist_ok=True)
-    path = KEPT / f"{options.name}.json"
     probe = options.folder / "probe.json"
+    path = (KEPT / "probes" if probe.is_file() else KEPT) / f"{options.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if probe.is_file():
         ProbeReport.read(probe, "Probe again.").save(path)
     else:
