@@ -1,11 +1,13 @@
 """Malformed inputs: each gives one clear message and leaves everything as it was.
 
-Here all cases of the API and those of our own commands that take a moment; ``python tests/malformed`` (or
-``--slow``) also those that start LeRobot's trainer.
+Here all cases of the API and those of our own commands that take a moment. Those of ``compare``, which reads
+every arm's flags with LeRobot's parser, are system tests. ``python tests/malformed`` (or ``--slow``) also
+runs those that start LeRobot's trainer.
 """
 
 import pytest
 from malformed.bench import Bench
+from malformed.case import Case
 from malformed.cases import CASES
 
 
@@ -20,10 +22,11 @@ def test_there_are_many_and_no_two_are_alike():
     assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * ("train" in case.of)) for case in CASES],
-)
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] * ("train" in case.of) + [pytest.mark.system] * (case.of == "compare")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks(case)) for case in CASES])
 def test_one_clear_message_and_nothing_changed(bench, case):
     bench.try_case(case)
 
