@@ -37,9 +37,10 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import write_atomically
 from spatial_forcing.teachers import load_teacher
 from spatial_forcing.teachers.checkpoint import Checkpoint
+from spatial_forcing.teachers.described import METADATA_KEY
 from spatial_forcing.teachers.objectives import GeometryVGGT, Loss, MaskedVGGT
 from spatial_forcing.teachers.scene_batches import Batch, Frame, Scenes, jitter, make_batch, read_scenes
-from spatial_forcing.teachers.vggt_teacher import METADATA_KEY, TINY
+from spatial_forcing.teachers.vggt_teacher import TINY
 
 VALIDATION = ("seen-val", "unseen-val")
 LICENCE = "Apache-2.0"

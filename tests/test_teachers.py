@@ -23,9 +23,9 @@ from spatial_forcing.teachers import (
     load_teacher,
 )
 from spatial_forcing.teachers.base import NoSuchLayerError, digest, resize
+from spatial_forcing.teachers.described import METADATA_KEY
 from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD, VGGT, VGGTConfig
-from spatial_forcing.teachers.vggt_teacher import METADATA_KEY
 
 
 @pytest.fixture(scope="module")

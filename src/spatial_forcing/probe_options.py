@@ -16,8 +16,8 @@ class ProbeOptions:
     sites: tuple[str, ...] = ("all",)
     """Sites where tokens are read: all, or names such as blocks.12 vision.-1."""
     depth: str = "recorded"
-    """Depth source: recorded (geometry beside the data set, or its depth features), or pseudo:<model>, a VGGT
-    among the teachers, or a folder or Hub name of a transformers depth-estimation model."""
+    """Depth source: recorded (geometry beside the data set, or its depth features), or pseudo:<model>, a
+    teacher that gives depth, or a folder or Hub name of a transformers depth-estimation model."""
     test_episodes: tuple[str, ...] = ("0.2",)
     """Test episodes, which no head is fitted on: a fraction such as 0.2, or their numbers."""
     heads: tuple[str, ...] = ("linear",)

@@ -1,7 +1,8 @@
 """Pseudo depth: a model's estimate in place of a measurement, named as such beside every number.
 
-VGGT's depth head, or any depth-estimation model of the transformers library. What is not in metres (VGGT,
-whose scale is that of its scene; models that give disparity) is divided by its image's median.
+Of a teacher that has a depth head, or of any depth-estimation model of the transformers library. What is not
+in metres (VGGT and Depth Anything 3, whose scale is that of the scene; models that give disparity) is divided
+by its image's median.
 
 Shapes: B batch, V views, H W pixels.
 """
@@ -31,7 +32,7 @@ def pseudo(model: str, device: str = "cpu") -> Depths:
     """Pseudo depth source from a model, by name.
 
     Args:
-        model: a VGGT of the registered teachers; or a folder or Hub repository of a transformers
+        model: a registered teacher that gives depth; or a folder or Hub repository of a transformers
             depth-estimation model.
 
     Raises:
@@ -40,7 +41,8 @@ def pseudo(model: str, device: str = "cpu") -> Depths:
     """
     checked_device(device)
     if model in TEACHERS or Path(model).suffix == ".safetensors":
-        return Depths(f"pseudo: {model}", "pseudo", True, _VGGTDepth(model, device))
+        estimate = _TeacherDepth(model, device)
+        return Depths(f"pseudo: {model}", "pseudo", not estimate.metres, estimate)
     if not (Path(model) / "config.json").is_file() and model.count("/") != 1:
         raise UnknownNameError("depth model (and no folder with a config.json)", model, _with_depth_head())
     estimate = _TransformersDepth(model, device)
@@ -53,22 +55,22 @@ def in_medians(depth_BHW: Tensor) -> Tensor:
     return (depth_BHW / median_B11.clamp(min=1e-6)).clamp(max=FARTHEST)
 
 
-class _VGGTDepth:
-    """Depth estimates of a VGGT's depth head; all cameras of a frame are one scene."""
+class _TeacherDepth:
+    """Depth estimates of a teacher that gives depth; all cameras of a frame are one scene.
+
+    Attributes:
+        metres: whether it estimates metres; else depth up to the scale of the scene.
+    """
 
     def __init__(self, name: str, device: str):
         from spatial_forcing.teachers import find_teacher
-        from spatial_forcing.teachers.checkpoint import Checkpoint
-        from spatial_forcing.teachers.vggt_teacher import VGGTRecord, checkpoint_of, load_vggt
 
         record = find_teacher(name)
-        if not isinstance(record, VGGTRecord) or record.control:
+        if record.depth is None:
             raise ProbeError(
                 f"{name} has no depth head. Of the teachers these have: {', '.join(_with_depth_head())}."
             )
-        checkpoint, config = checkpoint_of(record)
-        assert isinstance(checkpoint, Checkpoint)
-        self.model = load_vggt(checkpoint, config, ("aggregator", "depth_head"), device=device).eval()
+        self.depth, self.metres = record.depth(record, device), record.metric
         self.resolution, self.device = (record.resolution, record.resolution), device
 
     @torch.no_grad()
@@ -76,13 +78,12 @@ class _VGGTDepth:
         images = [latest(batch[camera]) for camera in cameras]
         images_BV3HW = stack_views(images)
         check_images(images_BV3HW)
-        depth_BVHW = self.model(resize(images_BV3HW.to(self.device), self.resolution)).depth_BVHW
-        assert depth_BVHW is not None
+        depth_BVHW = self.depth(resize(images_BV3HW.to(self.device), self.resolution))
         found = []
-        for view, image in enumerate(images):  # VGGT sees squares: back to the shape of the image
+        for view, image in enumerate(images):  # teachers see squares: back to the shape of the image
             size = image.shape[-2:]
             depth_B1HW = F.interpolate(depth_BVHW[:, view, None].cpu(), size=size, mode="nearest")
-            found.append(in_medians(depth_B1HW[:, 0]))
+            found.append(depth_B1HW[:, 0] if self.metres else in_medians(depth_B1HW[:, 0]))
         return found
 
 
@@ -151,6 +152,4 @@ def _preprocessing(source: str, config: Any) -> tuple[Sequence[float], Sequence[
 
 
 def _with_depth_head() -> list[str]:
-    from spatial_forcing.teachers.vggt_teacher import VGGTRecord
-
-    return [n for n, of in TEACHERS.own().items() if isinstance(of, VGGTRecord) and not of.control]
+    return [name for name, record in TEACHERS.own().items() if record.depth is not None]

@@ -104,7 +104,7 @@ def _by_data(summary: Summary) -> str:
     found = [table([f"held-out error at {unit}", *(f"{x:g}" for x in amounts)], rows)]
     rates = {name: by for name, by in summary.plots.success_by_data.items() if by}
     if rates:
-        rows = [[name, *(rate_text(by.get(x), "") for x in amounts)] for name, by in rates.items()]
+        rows = [[name, *(rate_text(by.get(int(x)), "") for x in amounts)] for name, by in rates.items()]
         found.append(table([f"success (Wilson 95 %) at {unit}", *(f"{x:g}" for x in amounts)], rows))
     reached = [c for c in summary.comparisons if c.data_to_target]
     if reached:

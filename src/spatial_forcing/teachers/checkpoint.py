@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatial_forcing.errors import SpatialForcingError
 
@@ -108,6 +108,26 @@ def check_names(found: Shapes, expected: Shapes, source: object, ignored: Iterab
             f"The weights in {source} do not fit the model "
             f"({len(expected)} tensors expected, {len(found)} found). " + "; ".join(problems) + "."
         )
+
+
+def load_strictly(
+    model: nn.Module, checkpoint: Checkpoint, *, ignored: Iterable[str] = (), prefix: str = ""
+) -> None:
+    """Loads the weights of a checkpoint into a model, which may be on the meta device, in their stored dtype.
+
+    Args:
+        model: takes every tensor of its state dict from the file.
+        checkpoint: the file.
+        ignored: prefixes of names that may be in the file but are not wanted (known modules not built).
+        prefix: of all names in the file.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown or of another shape.
+    """
+    expected = {f"{prefix}{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_names(checkpoint.shapes, expected, checkpoint.path, ignored=[f"{prefix}{name}" for name in ignored])
+    state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.read(expected).items()}
+    model.load_state_dict(state, assign=True)
 
 
 def _some(names: list[str]) -> str:

@@ -33,6 +33,9 @@ class TeacherRecord:
         resolution: default resolution in pixels.
         multi_view: whether the views of a scene see each other.
         control: whether it is there to compare with.
+        depth: loads it as an estimator of depth, if it is one: `depth(record, device)` gives a function from
+            images_BV3HW in [0, 1] at `resolution` to depth_BVHW.
+        metric: whether that depth is in metres; else it is up to the scale of the scene.
         width, layers: of its features, and how many layers there are to choose from, for tables; None if
             not said, or if there is no choice.
         note: one sentence for a table.
@@ -53,6 +56,8 @@ class TeacherRecord:
     path: Path | None = None
     multi_view: bool = False
     control: bool = False
+    depth: Callable[..., Any] | None = None
+    metric: bool = False
     width: int | None = None
     layers: int | None = None
 

@@ -15,6 +15,9 @@ from spatial_forcing.teachers.record import TeacherRecord
 SUPPORT = (
     "base",
     "checkpoint",
+    "da3",
+    "da3_heads",
+    "described",
     "hub",
     "objectives",
     "record",
@@ -53,6 +56,6 @@ def find_teacher(name_or_path: str | os.PathLike) -> TeacherRecord:
         from spatial_forcing.teachers.hf import record_of_folder
 
         return record_of_folder(path)
-    from spatial_forcing.teachers.vggt_teacher import record_of_file
+    from spatial_forcing.teachers.described import record_of_file
 
     return record_of_file(path)

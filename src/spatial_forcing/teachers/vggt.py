@@ -102,8 +102,7 @@ class Aggregator(nn.Module):
 
     def _block(self) -> Block:
         c = self.config
-        scales = {"mlp_ratio": c.mlp_ratio, "layer_scale": c.layer_scale}
-        return Block(c.embed_dim, c.num_heads, qk_norm=True, **scales)
+        return Block(c.embed_dim, c.num_heads, mlp_ratio=c.mlp_ratio, layer_scale=c.layer_scale, qk_norm=True)
 
     def forward(
         self, images_BV3HW: Tensor, layers: Sequence[int] = (-1,), mask_BVP: Tensor | None = None

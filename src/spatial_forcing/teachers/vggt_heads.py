@@ -62,6 +62,7 @@ class DPTHead(nn.Module):
         features: int = 256,
         channels: Sequence[int] = (256, 512, 1024, 1024),
         hidden: int = 32,
+        skip_relu: bool = True,
     ):
         super().__init__()
         self.patch = patch
@@ -77,7 +78,7 @@ class DPTHead(nn.Module):
                 nn.Conv2d(c4, c4, kernel_size=3, stride=2, padding=1),
             ]
         )
-        self.scratch = _Fusion((c1, c2, c3, c4), features, hidden, outputs)
+        self.scratch: Fusion = Fusion((c1, c2, c3, c4), features, hidden, outputs, skip_relu)
 
     def forward(self, layers_BVNC: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Value (B, V, H, W, outputs - 1) and confidence (B, V, H, W), above one.
@@ -86,19 +87,25 @@ class DPTHead(nn.Module):
             layers_BVNC: aggregator tokens of the four layers the head reads, special tokens first.
             size: H, W of the images.
         """
+        return self.read(self.pyramid(layers_BVNC, size), size, layers_BVNC[0].shape[:2])
+
+    def read(self, maps: list[Tensor], size: tuple[int, int], views: torch.Size) -> tuple[Tensor, Tensor]:
+        """Value and confidence from the maps of `pyramid`."""
         height, width = size
-        rows, cols, aspect = height // self.patch, width // self.patch, width / height
-        views = layers_BVNC[0].shape[:2]
-        maps = []
+        x = F.interpolate(self.scratch.fuse(maps), size=size, mode="bilinear", align_corners=True)
+        x = self.scratch.output_conv2(add_uv(x, width / height)).unflatten(0, views).movedim(2, -1)
+        value, confidence = x[..., :-1], 1 + x[..., -1].exp()
+        return (value.exp() if self.activation == "exp" else inverse_log(value)), confidence
+
+    def pyramid(self, layers_BVNC: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Maps at four scales from the tokens of the four layers, all views as one batch."""
+        (height, width), maps = size, []
+        rows, cols = height // self.patch, width // self.patch
         for tokens_BVNC, project, resize in zip(layers_BVNC, self.projects, self.resize_layers, strict=True):
             x = self.norm(tokens_BVNC[:, :, -rows * cols :]).flatten(0, 1)
             x = project(x.transpose(1, 2).unflatten(-1, (rows, cols)))
-            maps.append(resize(_add_uv(x, aspect)))
-        x = self.scratch.fuse(maps)
-        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-        x = self.scratch.output_conv2(_add_uv(x, aspect)).unflatten(0, views).movedim(2, -1)
-        value, confidence = x[..., :-1], 1 + x[..., -1].exp()
-        return (value.exp() if self.activation == "exp" else inverse_log(value)), confidence
+            maps.append(resize(add_uv(x, width / height)))
+        return maps
 
 
 def inverse_log(x: Tensor) -> Tensor:
@@ -106,7 +113,8 @@ def inverse_log(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-def _add_uv(x_BChw: Tensor, aspect: float) -> Tensor:
+def add_uv(x_BChw: Tensor, aspect: float) -> Tensor:
+    """Adds the UV position embedding, with its small weight, to a map of an image of this aspect ratio."""
     channels, rows, cols = x_BChw.shape[1:]
     uv_hwC = uv_position_embedding(
         rows, cols, channels, aspect=aspect, device=x_BChw.device, dtype=x_BChw.dtype
@@ -114,14 +122,21 @@ def _add_uv(x_BChw: Tensor, aspect: float) -> Tensor:
     return x_BChw + UV_RATIO * uv_hwC.permute(2, 0, 1)
 
 
-class _Fusion(nn.Module):
+class Fusion(nn.Module):
     """Fusion decoder of DPT: maps at strides 1/4, 1/2, 1 and 2 patches, merged from coarse to fine."""
 
-    def __init__(self, channels: tuple[int, int, int, int], features: int, hidden: int, outputs: int):
+    def __init__(
+        self,
+        channels: tuple[int, int, int, int],
+        features: int,
+        hidden: int,
+        outputs: int,
+        skip_relu: bool,
+    ):
         super().__init__()
         for i, c in enumerate(channels, start=1):
             self.add_module(f"layer{i}_rn", nn.Conv2d(c, features, kernel_size=3, padding=1, bias=False))
-            self.add_module(f"refinenet{i}", _FusionBlock(features, merges=i < 4))
+            self.add_module(f"refinenet{i}", FusionBlock(features, skip_relu, merges=i < 4))
         self.output_conv1 = nn.Conv2d(features, features // 2, kernel_size=3, padding=1)
         self.output_conv2 = nn.Sequential(
             nn.Conv2d(features // 2, hidden, kernel_size=3, padding=1),
@@ -130,20 +145,27 @@ class _Fusion(nn.Module):
         )
 
     def fuse(self, maps: list[Tensor]) -> Tensor:
+        return self.output_conv1(self.merged(maps))
+
+    def merged(self, maps: list[Tensor], branch: str = "") -> Tensor:
+        """The maps merged, at twice the resolution of the finest; a second branch has blocks of its own."""
         laterals = [self.get_submodule(f"layer{i}_rn")(x) for i, x in enumerate(maps, start=1)]
         finest = [2 * s for s in laterals[0].shape[-2:]]
         sizes = [finest, *(x.shape[-2:] for x in laterals[:-1])]
         x = None
         for i in (4, 3, 2, 1):
-            x = self.get_submodule(f"refinenet{i}")(laterals[i - 1], x, sizes[i - 1])
-        return self.output_conv1(x)
+            x = self.get_submodule(f"refinenet{i}{branch}")(laterals[i - 1], x, sizes[i - 1])
+        assert x is not None
+        return x
 
 
-class _FusionBlock(nn.Module):
-    def __init__(self, features: int, *, merges: bool):
+class FusionBlock(nn.Module):
+    """Merges the coarser map with a lateral one, and resizes the sum."""
+
+    def __init__(self, features: int, skip_relu: bool, *, merges: bool):
         super().__init__()
-        self.resConfUnit1 = _ResidualConv(features) if merges else None
-        self.resConfUnit2 = _ResidualConv(features)
+        self.resConfUnit1 = _ResidualConv(features, skip_relu) if merges else None
+        self.resConfUnit2 = _ResidualConv(features, skip_relu)
         self.out_conv = nn.Conv2d(features, features, kernel_size=1)
 
     def forward(self, lateral: Tensor, coarser: Tensor | None, size: Sequence[int]) -> Tensor:
@@ -153,12 +175,13 @@ class _FusionBlock(nn.Module):
 
 
 class _ResidualConv(nn.Module):
-    def __init__(self, features: int):
+    def __init__(self, features: int, skip_relu: bool):
         super().__init__()
+        self.skip_relu = skip_relu
         self.conv1 = nn.Conv2d(features, features, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(features, features, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The released weights were trained with an in-place ReLU, so the skip carries relu(x), not x.
-        x = x.relu()
-        return x + self.conv2(self.conv1(x).relu())
+        # VGGT's weights were trained with an in-place ReLU, so that its skip carries relu(x), not x.
+        skip = x.relu() if self.skip_relu else x
+        return skip + self.conv2(self.conv1(x.relu()).relu())

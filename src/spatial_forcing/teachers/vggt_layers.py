@@ -1,4 +1,6 @@
-"""Transformer layers of VGGT (arXiv 2503.11651) and its DINOv2 patch encoder (arXiv 2304.07193, 2309.16588).
+"""Transformer layers of VGGT (arXiv 2503.11651) and of the DINOv2 under it (arXiv 2304.07193, 2309.16588).
+
+Depth Anything 3 and MapAnything are built of the same.
 
 B: batch (or batch x views), N: tokens, C: width, H: heads, D: width of a head, P: patches.
 
@@ -50,6 +52,23 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
 
 
+class SwiGLU(nn.Module):
+    """Gated feed-forward network of DINOv2's largest size: `w3(silu(a) * b)` with `a, b = w12(x)`.
+
+    The hidden width is two thirds of the nominal one, rounded up to a multiple of eight.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        hidden = 8 * -(-int(hidden * 2 / 3) // 8)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x.to(self.w12.weight.dtype)).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
 class LayerScale(nn.Module):
     """A learned gain per channel on a residual branch."""
 
@@ -73,13 +92,14 @@ class Block(nn.Module):
         layer_scale: float = 0.01,
         qk_norm: bool = False,
         eps: float = 1e-5,
+        swiglu: bool = False,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads, qk_norm=qk_norm)
         self.ls1 = LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = (SwiGLU if swiglu else Mlp)(width, int(width * mlp_ratio))
         self.ls2 = LayerScale(width, layer_scale)
 
     def forward(self, x_BNC: Tensor, rope: Rope | None = None) -> Tensor:
@@ -88,15 +108,19 @@ class Block(nn.Module):
 
 
 def rope_2d(rows: int, cols: int, special: int, head_width: int, base: float, device: torch.device) -> Rope:
-    """Tables of the 2D rotary embedding for one view: `special` tokens at (0, 0), patch (r, c) at (r+1, c+1).
+    """Rotary tables of one view: `special` tokens at (0, 0), patch (r, c) at (r+1, c+1); see `rope_at`."""
+    r_P = torch.arange(1, rows + 1, device=device).repeat_interleave(cols)
+    c_P = torch.arange(1, cols + 1, device=device).repeat(rows)
+    return rope_at(F.pad(torch.stack([r_P, c_P]).float(), (special, 0)), head_width, base)
+
+
+def rope_at(position_2N: Tensor, head_width: int, base: float) -> Rope:
+    """Tables of the 2D rotary embedding for tokens at the given rows and columns.
 
     The first half of a head turns with the row, the second with the column; within a half of width D/2 the
     frequencies are `base^(-2i / (D/2))`, `i = 0 .. D/4 - 1`, each for channels i and i + D/4.
     """
-    r_P = torch.arange(1, rows + 1, device=device).repeat_interleave(cols)
-    c_P = torch.arange(1, cols + 1, device=device).repeat(rows)
-    position_2N = F.pad(torch.stack([r_P, c_P]).float(), (special, 0))
-    i = torch.arange(0, head_width // 2, 2, device=device, dtype=torch.float32)
+    i = torch.arange(0, head_width // 2, 2, device=position_2N.device, dtype=torch.float32)
     angle_2NF = position_2N[..., None] * (1.0 / base ** (i / (head_width // 2)))
     angle_ND = torch.cat([angle_2NF, angle_2NF], dim=-1).transpose(0, 1).flatten(1)
     return angle_ND.cos(), angle_ND.sin()

@@ -3,8 +3,7 @@
 B: batch, V: views, H, W: pixels, h, w: patches, C: twice the embedding width (frame, then global attention).
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.teachers.base import FrozenTeacher, digest
-from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError, check_names
+from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError, load_strictly
+from spatial_forcing.teachers.described import METADATA_KEY, description_of
 from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.vggt import MODULES, VGGT, VGGTConfig
 
-METADATA_KEY = "spatial_forcing_teacher"  # in a safetensors file's metadata: what a record would say, as JSON
 UNTRAINED_SEED = 0
 
 # What a checkpoint may hold beside what is built: published ones a track head, our 2D control a pixel head.
@@ -48,10 +47,8 @@ def load_vggt(
     checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
     with torch.device("meta"):
         model = VGGT(config, modules)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     not_built = [f"{name}." for name in KNOWN_MODULES if name not in model.modules_built]
-    check_names(checkpoint.shapes, expected, checkpoint.path, ignored=not_built)
-    model.load_state_dict(checkpoint.read(expected), assign=True)
+    load_strictly(model, checkpoint, ignored=not_built)
     return model.set_dtype(dtype).to(device)
 
 
@@ -149,7 +146,13 @@ def checkpoint_of(record: VGGTRecord, weights: Path | None = None) -> tuple[Chec
         _check_description(checkpoint, record)
     else:
         checkpoint = Checkpoint(_packaged(record) if record.packaged else fetch(record))
-    return checkpoint, record.config or VGGTConfig(**_described(checkpoint)["config"])
+    return checkpoint, record.config or VGGTConfig(**description_of(checkpoint)["config"])
+
+
+def load_depth(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
+    model = load_vggt(*checkpoint_of(record), modules=("aggregator", "depth_head"), device=device).eval()
+    return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
 
 
 def load_untrained(
@@ -169,16 +172,12 @@ def _teacher(
     return VGGTTeacher(model, **said, **options).to(device)
 
 
-def record_of_file(path: Path) -> VGGTRecord:
-    """Builds a record for a file of this package's format, or for a folder that holds one.
-
-    Raises:
-        WeightsError: it cannot be read, or does not say what it is.
-    """
-    said = _described(Checkpoint(path))
+def record_of_file(path: Path, said: dict[str, Any]) -> VGGTRecord:
+    """Builds a record for a file of this package's format, from its description."""
     return VGGTRecord(
         name=str(path),
         loader=load_vggt_teacher,
+        depth=load_depth,
         licence=said["licence"],
         resolution=said["config"]["img_size"],
         multi_view=said["multi_view"],
@@ -197,21 +196,11 @@ def _packaged(record: VGGTRecord) -> Path:
     return path
 
 
-def _described(checkpoint: Checkpoint) -> dict:
-    """The description a teacher file of this package carries in its metadata."""
-    if METADATA_KEY not in checkpoint.metadata:
-        raise WeightsError(
-            f"{checkpoint.path} does not say what it is (no {METADATA_KEY!r} in its metadata). For "
-            f'published weights give the name as well: load_teacher("vggt-1b", weights="{checkpoint.path}").'
-        )
-    return json.loads(checkpoint.metadata[METADATA_KEY])
-
-
 def _check_description(checkpoint: Checkpoint, record: VGGTRecord) -> None:
     """Raises `WeightsError` if a file says that it is another teacher than the one it was named as."""
     if record.path is not None or METADATA_KEY not in checkpoint.metadata:
         return  # given by its path: it is what it says; published weights say nothing
-    said = _described(checkpoint)
+    said = description_of(checkpoint)
     if (said["note"], said["multi_view"]) == (record.described, record.multi_view):
         return
     names = [other.name for other in RECORDS if other.described == said["note"]]
@@ -243,6 +232,7 @@ RECORDS = (
     VGGTRecord(
         name="vggt-1b",
         loader=load_vggt_teacher,
+        depth=load_depth,
         repo="facebook/VGGT-1B",
         files=("model.safetensors", "model.pt"),
         licence="CC-BY-NC-4.0",
@@ -258,6 +248,7 @@ RECORDS = (
     VGGTRecord(
         name="vggt-tiny-sim",
         loader=load_vggt_teacher,
+        depth=load_depth,
         licence="Apache-2.0",
         packaged="vggt-tiny-sim.safetensors",
         resolution=TINY.img_size,

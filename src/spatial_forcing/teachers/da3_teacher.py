@@ -1,0 +1,225 @@
+"""Depth Anything 3 as a teacher: strict loading of its weights, features of its blocks, its records.
+
+B: batch, V: views, H, W: pixels, h, w: patches, C: twice the width (within the view, then the normed stream).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.teachers.base import FrozenTeacher, digest
+from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
+from spatial_forcing.teachers.da3 import DA3, MODULES, DA3Config
+from spatial_forcing.teachers.described import description_of
+from spatial_forcing.teachers.hub import fetch
+from spatial_forcing.teachers.record import TeacherRecord
+
+REFERENCE = "saddle_balanced"
+# How the released files begin all names.
+PREFIX = "model."
+# What they hold beside what is built: GIANT's Gaussians, and ray outputs at coarser scales, never read.
+KNOWN_MODULES = (*MODULES, "gs_head", "gs_adapter")
+UNREAD = (
+    *(f"head.scratch.output_conv1_aux.{scale}." for scale in range(3)),
+    *(f"head.scratch.output_conv2_aux.{part}." for part in ("0.0", "0.5", "1", "2")),
+)
+# Settings that do not change the features.
+OF_HEADS = ("head_", "camera_", "out_layers")
+
+
+def load_da3(
+    weights: str | Path | Checkpoint,
+    config: DA3Config | None = None,
+    modules: Iterable[str] = MODULES,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DA3:
+    """Loads a Depth Anything 3 from a file or folder with the parameter names of the released checkpoints.
+
+    Args:
+        weights: see `Checkpoint`.
+        config: sizes of the model; DA3-SMALL by default.
+        modules: which of `MODULES` to build and load; the others are not read.
+        device, dtype: see `DA3.set_dtype`.
+
+    Raises:
+        WeightsError: if a wanted tensor is missing or of another shape, or one belongs to no known module.
+    """
+    checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
+    with torch.device("meta"):
+        model = DA3(config, modules)
+    not_built = [f"{name}." for name in KNOWN_MODULES if name not in (*model.modules_built, "backbone")]
+    load_strictly(model, checkpoint, ignored=(*not_built, *UNREAD), prefix=PREFIX)
+    return model.set_dtype(dtype).to(device)
+
+
+class DA3Teacher(FrozenTeacher):
+    """Teacher from a Depth Anything 3: patch tokens of its blocks, as its own heads read them.
+
+    Blocks deeper than asked for are not computed. With three views or more the features do not depend on
+    their order; of two, the first is the reference.
+
+    Args:
+        model: in float32, as loaded; the fingerprint is taken from it. Only its backbone is kept.
+        layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
+        multi_view: whether the views of a scene attend to each other; if not, each is a scene of its own.
+        dtype: of the matrix products, see `DA3.set_dtype`.
+        name, licence, resolution, batch_size: see `FrozenTeacher`.
+    """
+
+    def __init__(
+        self,
+        model: DA3,
+        *,
+        name: str,
+        licence: str,
+        resolution: int | tuple[int, int],
+        layer: int = -1,
+        multi_view: bool = True,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+    ):
+        config = model.config
+        layer = model.features.layer_index(layer)
+        super().__init__(
+            name=name,
+            width=2 * config.embed_dim,
+            patch=config.patch,
+            licence=licence,
+            multi_view=multi_view,
+            resolution=resolution,
+            identity={
+                "architecture": "da3",
+                "weights": digest(model.features.state_dict().items()),
+                "config": {k: v for k, v in asdict(config).items() if not k.startswith(OF_HEADS)},
+                "reference": REFERENCE,
+                "layer": layer,
+            },
+            batch_size=batch_size,
+        )
+        self.layer, self.layers, self.dtype = layer, config.depth, dtype
+        self.backbone = model.set_dtype(dtype).features
+        self.freeze()
+
+    def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        grid = tuple(side // self.patch for side in images_BV3HW.shape[-2:])
+        found = self.backbone(images_BV3HW, layers, reference=REFERENCE)
+        return [self.backbone.features(layer).unflatten(2, grid) for layer in found]
+
+
+# ---- by name -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DA3Record(TeacherRecord):
+    """Record of a Depth Anything 3 teacher.
+
+    Attributes:
+        config: sizes, where the weights do not carry them.
+    """
+
+    config: DA3Config | None = None
+
+
+def load_da3_teacher(
+    record: DA3Record, *, weights: Path | None, device: torch.device | str, **options: Any
+) -> DA3Teacher:
+    """Loads the teacher of a record with its trained weights; the options are those of `DA3Teacher`.
+
+    Raises:
+        TeacherUnavailableError: the weights cannot be fetched.
+        WeightsError: they cannot be read, or do not fit.
+    """
+    checkpoint, config = checkpoint_of(record, weights)
+    model = load_da3(checkpoint, config, modules=("backbone",))
+    said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
+    return DA3Teacher(model, **said, **options).to(device)
+
+
+def load_depth(record: DA3Record, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
+    model = load_da3(*checkpoint_of(record), modules=("backbone", "head"), device=device).eval()
+    return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
+
+
+def checkpoint_of(record: DA3Record, weights: Path | None = None) -> tuple[Checkpoint, DA3Config]:
+    """Opens the trained weights of a record, or local ones in ``weights``, with the sizes of the model.
+
+    Raises: as :func:`load_da3_teacher`.
+    """
+    checkpoint = Checkpoint(weights or record.path or fetch(record))
+    return checkpoint, record.config or DA3Config(**description_of(checkpoint)["config"])
+
+
+def record_of_file(path: Path, said: dict[str, Any]) -> DA3Record:
+    """Builds a record for a file of this package's format, from its description."""
+    return DA3Record(
+        name=str(path),
+        loader=load_da3_teacher,
+        depth=load_depth,
+        licence=said["licence"],
+        resolution=said["config"]["img_size"],
+        multi_view=said["multi_view"],
+        note=said["note"],
+        path=path,
+    )
+
+
+BASE = DA3Config(embed_dim=768, num_heads=12, head_features=128, head_channels=(96, 192, 384, 768))
+LARGE = DA3Config(
+    embed_dim=1024,
+    depth=24,
+    num_heads=16,
+    alt_start=8,
+    qknorm_start=8,
+    rope_start=8,
+    out_layers=(11, 15, 19, 23),
+    head_features=256,
+    head_channels=(256, 512, 1024, 1024),
+)
+GIANT = DA3Config(
+    embed_dim=1536,
+    depth=40,
+    num_heads=24,
+    swiglu=True,
+    alt_start=13,
+    qknorm_start=13,
+    rope_start=13,
+    out_layers=(19, 27, 33, 39),
+    head_features=256,
+    head_channels=(256, 512, 1024, 1024),
+)
+
+
+def _record(size: str, config: DA3Config, parameters: str, *, non_commercial: bool = False) -> DA3Record:
+    repo = f"depth-anything/DA3-{size}"
+    return DA3Record(
+        name=f"da3-{size.partition('-')[0].lower()}",
+        loader=load_da3_teacher,
+        depth=load_depth,
+        repo=repo,
+        files=("model.safetensors",),
+        licence="CC-BY-NC-4.0" if non_commercial else "Apache-2.0",
+        terms=f"https://huggingface.co/{repo}",
+        non_commercial=non_commercial,
+        config=config,
+        width=2 * config.embed_dim,
+        layers=config.depth,
+        resolution=504,
+        multi_view=True,
+        note=f"Depth Anything 3, {parameters} parameters, several views.",
+    )
+
+
+RECORDS = (
+    _record("SMALL", DA3Config(), "34 M"),
+    _record("BASE", BASE, "135 M"),
+    # 1.1: trained again after an error in the training of the first release.
+    _record("LARGE-1.1", LARGE, "0.4 B", non_commercial=True),
+    _record("GIANT-1.1", GIANT, "1.4 B", non_commercial=True),
+)
