@@ -25,7 +25,8 @@ from spatial_forcing.teachers import (
 from spatial_forcing.teachers.base import NoSuchLayerError, digest, resize
 from spatial_forcing.teachers.described import METADATA_KEY
 from spatial_forcing.teachers.hub import fetch
-from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD, VGGT, VGGTConfig
+from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
+from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +201,10 @@ def test_unknown_names_list_the_known_ones():
 
 
 def test_of_many_names_the_nearest_are_listed_and_the_rest_counted():
-    names = [f"{letter}-name" for letter in "abcdefghijklmnop"]
-    assert "Available: a-name, b-name, " in str(UnknownNameError("thing", "m-nam", names[:12]))
+    names = [f"{letter}-name" for letter in "abcdefghijklmnopqrstuvwx"]
+    assert "Available: a-name, b-name, " in str(UnknownNameError("thing", "m-nam", names[:20]))
     many = UnknownNameError("thing", "m-nam", names)
-    listed = re.search(r"Did you mean 'm-name'.*The nearest: (.*), and 8 more\.$", str(many))
+    listed = re.search(r"Did you mean 'm-name'.*The nearest: (.*), and 16 more\.$", str(many))
     assert listed, many
     assert listed[1].split(", ")[0] == "m-name"
     assert len(set(listed[1].split(", "))) == 8

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers import WeightsError, load_teacher
-from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
+from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

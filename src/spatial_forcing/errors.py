@@ -6,7 +6,7 @@ from difflib import get_close_matches
 # What pip installs; LeRobot finds plug-ins by this spelling.
 DISTRIBUTION = "lerobot_policy_spatial_forcing"
 # So many names are listed whole; of more, the nearest ones.
-LISTED_WHOLE, NEAREST = 12, 8
+LISTED_WHOLE, NEAREST = 20, 8
 
 
 class SpatialForcingError(Exception):

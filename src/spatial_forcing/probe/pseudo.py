@@ -21,8 +21,8 @@ from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.depths import Depths
 from spatial_forcing.probe.frames import latest
 from spatial_forcing.teachers.base import check_images, resize, stack_views
+from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 from spatial_forcing.teachers.registry import RECORDS as TEACHERS
-from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
 
 METRES = ("zoedepth", "depth_pro", "glpn")
 FARTHEST = 20.0  # in medians: disparity near zero is far away, not infinitely far

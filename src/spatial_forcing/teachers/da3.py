@@ -10,16 +10,15 @@ E: width, C: twice the width.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.teachers.base import NoSuchLayerError
 from spatial_forcing.teachers.da3_heads import CameraDecoder, CameraEncoder, Cameras, DualDPTHead
-from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
+from spatial_forcing.teachers.model import Model, checked, initialise, layer_index, normalised
 from spatial_forcing.teachers.vggt_layers import Block, PatchProjection, Rope, rope_2d, rope_at
 
 MODULES = ("backbone", "head", "cam_dec", "cam_enc")
@@ -141,8 +140,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: for images of a wrong shape; IndexError for a layer that does not exist.
         """
-        c, wanted = self.config, [self.layer_index(layer) for layer in layers]
-        B, V, _, H, W = self._checked(images_BV3HW).shape
+        c, wanted = self.config, [layer_index(layer, self.config.depth) for layer in layers]
+        B, V, _, H, W = checked(images_BV3HW, c.patch).shape
         tokens_BVNE = local_BVNE = self._embed(images_BV3HW)
         view_rope, scene_rope = self._ropes(H // c.patch, W // c.patch, V, images_BV3HW.device)
         order_BV = torch.arange(V, device=images_BV3HW.device).expand(B, V)
@@ -169,24 +168,8 @@ class Backbone(nn.Module):
         """Patch features_BVPC as the heads read them: within the view, and the stream after the last norm."""
         return torch.cat([layer.local_BVNE, self.norm(layer.tokens_BVNE)], dim=-1)[:, :, 1:]
 
-    def layer_index(self, layer: int) -> int:
-        """Counts negative layers from the end; raises IndexError where there is no such layer."""
-        depth = self.config.depth
-        if not -depth <= layer < depth:
-            raise NoSuchLayerError("this model", layer, depth)
-        return layer % depth
-
-    def _checked(self, images_BV3HW: Tensor) -> Tensor:
-        shape, patch = tuple(images_BV3HW.shape), self.config.patch
-        if len(shape) != 5 or shape[2] != 3 or shape[1] < 1:
-            raise ValueError(f"Expected images of shape (batch, views, 3, height, width), got {shape}.")
-        if shape[3] % patch or shape[4] % patch or not shape[3] or not shape[4]:
-            raise ValueError(f"Height and width of images must be multiples of {patch}, got {shape[3:]}.")
-        return images_BV3HW
-
     def _embed(self, images_BV3HW: Tensor) -> Tensor:
-        mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        patches_BPE = self.patch_embed(((images_BV3HW - mean) / std).flatten(0, 1)).to(self.pos_embed.dtype)
+        patches_BPE = self.patch_embed(normalised(images_BV3HW).flatten(0, 1)).to(self.pos_embed.dtype)
         rows, cols = (side // self.config.patch for side in images_BV3HW.shape[-2:])
         cls_B1E = self.cls_token.expand(len(patches_BPE), -1, -1)
         x_BNE = torch.cat([cls_B1E, patches_BPE], dim=1) + positions(self.pos_embed, rows, cols)
@@ -274,7 +257,7 @@ class Predictions(NamedTuple):
     cameras: Cameras | None
 
 
-class DA3(nn.Module):
+class DA3(Model):
     """Depth Anything 3: the backbone and the requested heads.
 
     Args:
@@ -310,20 +293,10 @@ class DA3(nn.Module):
     def reset_parameters(self) -> None:
         """Initialises the learned tokens and the backbone's linear weights (truncated normal, 0.02)."""
         backbone = self.features
-        for token in (backbone.pos_embed, backbone.cls_token, backbone.camera_token):
-            nn.init.trunc_normal_(token, std=0.02)
-        for layer in backbone.blocks.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        initialise((backbone.pos_embed, backbone.cls_token, backbone.camera_token), [backbone.blocks])
 
-    def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Runs the backbone's matrix products in `dtype`; residuals, norms and heads stay in float32."""
-        self.float()
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)
-        return self
+    def trunk(self) -> list[nn.Module]:
+        return [self.backbone]
 
     def forward(
         self,

@@ -4,18 +4,18 @@ B: batch, V: views, H, W: pixels, h, w: patches, C: twice the width (within the 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatial_forcing.teachers.base import FrozenTeacher, digest
 from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
 from spatial_forcing.teachers.da3 import DA3, MODULES, DA3Config
-from spatial_forcing.teachers.described import description_of
+from spatial_forcing.teachers.described import description_of, record_from
 from spatial_forcing.teachers.hub import fetch
+from spatial_forcing.teachers.model_teacher import ModelTeacher
 from spatial_forcing.teachers.record import TeacherRecord
 
 REFERENCE = "saddle_balanced"
@@ -27,8 +27,6 @@ UNREAD = (
     *(f"head.scratch.output_conv1_aux.{scale}." for scale in range(3)),
     *(f"head.scratch.output_conv2_aux.{part}." for part in ("0.0", "0.5", "1", "2")),
 )
-# Settings that do not change the features.
-OF_HEADS = ("head_", "camera_", "out_layers")
 
 
 def load_da3(
@@ -58,52 +56,27 @@ def load_da3(
     return model.set_dtype(dtype).to(device)
 
 
-class DA3Teacher(FrozenTeacher):
+class DA3Teacher(ModelTeacher):
     """Teacher from a Depth Anything 3: patch tokens of its blocks, as its own heads read them.
 
     Blocks deeper than asked for are not computed. With three views or more the features do not depend on
     their order; of two, the first is the reference.
 
     Args:
-        model: in float32, as loaded; the fingerprint is taken from it. Only its backbone is kept.
-        layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
-        multi_view: whether the views of a scene attend to each other; if not, each is a scene of its own.
-        dtype: of the matrix products, see `DA3.set_dtype`.
-        name, licence, resolution, batch_size: see `FrozenTeacher`.
+        model: see `ModelTeacher`; only its backbone is kept.
+        options: layer, dtype, name, licence, multi_view, resolution, batch_size: see `ModelTeacher`.
     """
 
-    def __init__(
-        self,
-        model: DA3,
-        *,
-        name: str,
-        licence: str,
-        resolution: int | tuple[int, int],
-        layer: int = -1,
-        multi_view: bool = True,
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 32,
-    ):
-        config = model.config
-        layer = model.features.layer_index(layer)
+    def __init__(self, model: DA3, **options: Any):
         super().__init__(
-            name=name,
-            width=2 * config.embed_dim,
-            patch=config.patch,
-            licence=licence,
-            multi_view=multi_view,
-            resolution=resolution,
-            identity={
-                "architecture": "da3",
-                "weights": digest(model.features.state_dict().items()),
-                "config": {k: v for k, v in asdict(config).items() if not k.startswith(OF_HEADS)},
-                "reference": REFERENCE,
-                "layer": layer,
-            },
-            batch_size=batch_size,
+            model,
+            model.features.state_dict().items(),
+            width=2 * model.config.embed_dim,
+            heads=("head_", "camera_", "out_layers"),
+            identity={"architecture": "da3", "reference": REFERENCE},
+            **options,
         )
-        self.layer, self.layers, self.dtype = layer, config.depth, dtype
-        self.backbone = model.set_dtype(dtype).features
+        self.backbone = model.set_dtype(self.dtype).features
         self.freeze()
 
     def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
@@ -135,8 +108,7 @@ def load_da3_teacher(
         TeacherUnavailableError: the weights cannot be fetched.
         WeightsError: they cannot be read, or do not fit.
     """
-    checkpoint, config = checkpoint_of(record, weights)
-    model = load_da3(checkpoint, config, modules=("backbone",))
+    model = load_da3(*checkpoint_of(record, weights), modules=("backbone",))
     said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
     return DA3Teacher(model, **said, **options).to(device)
 
@@ -158,16 +130,7 @@ def checkpoint_of(record: DA3Record, weights: Path | None = None) -> tuple[Check
 
 def record_of_file(path: Path, said: dict[str, Any]) -> DA3Record:
     """Builds a record for a file of this package's format, from its description."""
-    return DA3Record(
-        name=str(path),
-        loader=load_da3_teacher,
-        depth=load_depth,
-        licence=said["licence"],
-        resolution=said["config"]["img_size"],
-        multi_view=said["multi_view"],
-        note=said["note"],
-        path=path,
-    )
+    return record_from(said, path, DA3Record, loader=load_da3_teacher, depth=load_depth)
 
 
 BASE = DA3Config(embed_dim=768, num_heads=12, head_features=128, head_channels=(96, 192, 384, 768))

@@ -43,3 +43,16 @@ def record_of_file(path: Path) -> TeacherRecord:
     said = description_of(Checkpoint(path))
     module = import_module(f"spatial_forcing.teachers.{said['architecture']}_teacher")
     return module.record_of_file(path, said)
+
+
+def record_from[R: TeacherRecord](said: dict[str, Any], path: Path, kind: type[R], **more: Any) -> R:
+    """A record of a kind for a file, from its description and what its architecture adds."""
+    return kind(
+        name=str(path),
+        licence=said["licence"],
+        resolution=said["config"]["img_size"],
+        multi_view=said["multi_view"],
+        note=said["note"],
+        path=path,
+        **more,
+    )

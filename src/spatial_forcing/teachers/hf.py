@@ -22,8 +22,8 @@ from spatial_forcing.files import read_json
 from spatial_forcing.teachers.base import FrozenTeacher, NoSuchLayerError, TeacherInputError, digest
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
+from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 from spatial_forcing.teachers.record import TeacherRecord
-from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

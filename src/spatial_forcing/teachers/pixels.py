@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
 from spatial_forcing.teachers.base import FrozenTeacher, TeacherInputError
+from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 from spatial_forcing.teachers.record import TeacherRecord
-from spatial_forcing.teachers.vggt import IMAGENET_MEAN, IMAGENET_STD
 
 PATCH = 14
 

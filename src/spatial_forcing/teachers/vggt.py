@@ -8,18 +8,16 @@ B: batch, V: views of a scene, H, W: pixels, P: patches, N: tokens of a view (ca
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.teachers.base import NoSuchLayerError
+from spatial_forcing.teachers.model import Model, checked, initialise, layer_index, normalised
 from spatial_forcing.teachers.vggt_heads import CameraHead, DPTHead
 from spatial_forcing.teachers.vggt_layers import Block, PatchEncoder, rope_2d
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MODULES = ("aggregator", "camera_head", "depth_head", "point_head")
 
 
@@ -121,8 +119,8 @@ class Aggregator(nn.Module):
         Raises:
             ValueError: for images of a wrong shape; IndexError for a layer that does not exist.
         """
-        wanted = [self.layer_index(layer) for layer in layers]
-        B, V, _, H, W = self._checked(images_BV3HW).shape
+        wanted = [layer_index(layer, self.config.depth) for layer in layers]
+        B, V, _, H, W = checked(images_BV3HW, self.config.patch).shape
         rows, cols = H // self.config.patch, W // self.config.patch
         tokens_BVNC = self._embed(images_BV3HW, mask_BVP)
         cos_ND, sin_ND = rope_2d(
@@ -143,26 +141,10 @@ class Aggregator(nn.Module):
                 kept[layer] = torch.cat([frame_BVNC, tokens_BVNC], dim=-1)
         return [kept[layer] for layer in wanted]
 
-    def layer_index(self, layer: int) -> int:
-        """Counts negative layers from the end; raises IndexError where there is no such layer."""
-        depth = self.config.depth
-        if not -depth <= layer < depth:
-            raise NoSuchLayerError("this model", layer, depth)
-        return layer % depth
-
-    def _checked(self, images_BV3HW: Tensor) -> Tensor:
-        shape, patch = tuple(images_BV3HW.shape), self.config.patch
-        if len(shape) != 5 or shape[2] != 3 or shape[1] < 1:
-            raise ValueError(f"Expected images of shape (batch, views, 3, height, width), got {shape}.")
-        if shape[3] % patch or shape[4] % patch or not shape[3] or not shape[4]:
-            raise ValueError(f"Height and width of images must be multiples of {patch}, got {shape[3:]}.")
-        return images_BV3HW
-
     def _embed(self, images_BV3HW: Tensor, mask_BVP: Tensor | None) -> Tensor:
         B, V = images_BV3HW.shape[:2]
-        mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
         mask = None if mask_BVP is None else mask_BVP.flatten(0, 1)
-        normed_B3HW = ((images_BV3HW - mean) / std).flatten(0, 1)
+        normed_B3HW = normalised(images_BV3HW).flatten(0, 1)
         patches_BVPC = self.patch_embed(normed_B3HW, mask).unflatten(0, (B, V))
         special_12XC = torch.cat([self.camera_token, self.register_token], dim=2)
         first, others = special_12XC.expand(B, -1, -1, -1).split(1, dim=1)
@@ -183,7 +165,7 @@ class Predictions(NamedTuple):
     points_confidence_BVHW: Tensor | None
 
 
-class VGGT(nn.Module):
+class VGGT(Model):
     """VGGT model: the aggregator and the requested heads.
 
     Args:
@@ -228,24 +210,12 @@ class VGGT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialises the learned tokens and the patch encoder's linear weights (truncated normal, 0.02)."""
-        encoder = self.aggregator.patch_embed
-        nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
-        for token in (encoder.cls_token, encoder.register_tokens, encoder.mask_token):
-            nn.init.trunc_normal_(token, std=0.02)
-        for token in (self.aggregator.camera_token, self.aggregator.register_token):
-            nn.init.trunc_normal_(token, std=0.02)
-        for layer in encoder.blocks.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        encoder, aggregator = self.aggregator.patch_embed, self.aggregator
+        tokens = (encoder.pos_embed, encoder.cls_token, encoder.register_tokens, encoder.mask_token)
+        initialise((*tokens, aggregator.camera_token, aggregator.register_token), [encoder.blocks])
 
-    def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Runs the aggregator's matrix products in `dtype`; residuals, norms and heads stay in float32."""
-        self.float()
-        for module in self.aggregator.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)
-        return self
+    def trunk(self) -> list[nn.Module]:
+        return [self.aggregator]
 
     def forward(self, images_BV3HW: Tensor) -> Predictions:
         """Predictions of the heads that were built; images as for `Aggregator.forward`."""

@@ -4,7 +4,7 @@ B: batch, V: views, H, W: pixels, h, w: patches, C: twice the embedding width (f
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.teachers.base import FrozenTeacher, digest
 from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError, load_strictly
-from spatial_forcing.teachers.described import METADATA_KEY, description_of
+from spatial_forcing.teachers.described import METADATA_KEY, description_of, record_from
 from spatial_forcing.teachers.hub import fetch
+from spatial_forcing.teachers.model_teacher import ModelTeacher
 from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.vggt import MODULES, VGGT, VGGTConfig
 
@@ -52,50 +52,26 @@ def load_vggt(
     return model.set_dtype(dtype).to(device)
 
 
-class VGGTTeacher(FrozenTeacher):
+class VGGTTeacher(ModelTeacher):
     """Teacher from a VGGT aggregator: patch tokens of its layers, without special tokens.
 
     Layers deeper than asked for are not computed.
 
     Args:
-        model: in float32, as loaded; the fingerprint is taken from it. Only its aggregator is kept.
-        layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
-        multi_view: whether the views of a scene attend to each other; if not, each is a scene of its own.
-        dtype: of the matrix products, see `VGGT.set_dtype`.
-        name, licence, resolution, batch_size: see `FrozenTeacher`.
+        model: see `ModelTeacher`; only its aggregator is kept.
+        options: layer, dtype, name, licence, multi_view, resolution, batch_size: see `ModelTeacher`.
     """
 
-    def __init__(
-        self,
-        model: VGGT,
-        *,
-        name: str,
-        licence: str,
-        resolution: int | tuple[int, int],
-        layer: int = -1,
-        multi_view: bool = True,
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 32,
-    ):
-        config = model.config
-        layer = model.aggregator.layer_index(layer)
-        heads = ("camera", "dpt")  # settings of the heads do not change the features
+    def __init__(self, model: VGGT, **options: Any):
         super().__init__(
-            name=name,
-            width=2 * config.embed_dim,
-            patch=config.patch,
-            licence=licence,
-            multi_view=multi_view,
-            resolution=resolution,
-            identity={
-                "weights": digest(model.aggregator.state_dict().items()),
-                "config": {k: v for k, v in asdict(config).items() if not k.startswith(heads)},
-                "layer": layer,
-            },
-            batch_size=batch_size,
+            model,
+            model.aggregator.state_dict().items(),
+            width=2 * model.config.embed_dim,
+            heads=("camera", "dpt"),
+            identity={},
+            **options,
         )
-        self.layer, self.layers, self.dtype = layer, config.depth, dtype
-        self.aggregator = model.set_dtype(dtype).aggregator
+        self.aggregator = model.set_dtype(self.dtype).aggregator
         self.freeze()
 
     def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
@@ -174,16 +150,7 @@ def _teacher(
 
 def record_of_file(path: Path, said: dict[str, Any]) -> VGGTRecord:
     """Builds a record for a file of this package's format, from its description."""
-    return VGGTRecord(
-        name=str(path),
-        loader=load_vggt_teacher,
-        depth=load_depth,
-        licence=said["licence"],
-        resolution=said["config"]["img_size"],
-        multi_view=said["multi_view"],
-        note=said["note"],
-        path=path,
-    )
+    return record_from(said, path, VGGTRecord, loader=load_vggt_teacher, depth=load_depth)
 
 
 def _packaged(record: VGGTRecord) -> Path:

@@ -1,0 +1,171 @@
+"""MapAnything as a teacher: strict loading of its weights, features of its blocks, its records.
+
+B: batch, V: views, H, W: pixels, h, w: patches, C: width.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
+from spatial_forcing.teachers.described import description_of, record_from
+from spatial_forcing.teachers.hub import fetch
+from spatial_forcing.teachers.mapanything import MODULES, TRUNK, MapAnything, MapAnythingConfig
+from spatial_forcing.teachers.model_teacher import ModelTeacher
+from spatial_forcing.teachers.record import TeacherRecord
+
+# What the released file holds beside what is built: encoders of given geometry, which without it add nothing,
+# and the head of the poses between views, which nothing here reads.
+KNOWN_MODULES = (
+    *(name for name in MODULES if name != "trunk"),
+    *("ray_dirs_encoder", "depth_encoder", "depth_scale_encoder"),
+    *("cam_rot_encoder", "cam_trans_encoder", "cam_trans_scale_encoder", "pose_head"),
+)
+
+
+def load_mapanything(
+    weights: str | Path | Checkpoint,
+    config: MapAnythingConfig | None = None,
+    modules: Iterable[str] = MODULES,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MapAnything:
+    """Loads a MapAnything from a file or folder with the parameter names of the released checkpoint.
+
+    Args:
+        weights: see `Checkpoint`.
+        config: sizes of the model; the released one by default.
+        modules: which of `MODULES` to build and load; the others are not read.
+        device, dtype: see `MapAnything.set_dtype`.
+
+    Raises:
+        WeightsError: if a wanted tensor is missing or of another shape, or one belongs to no known module.
+    """
+    checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
+    with torch.device("meta"):
+        model = MapAnything(config, modules)
+    load_strictly(
+        model, checkpoint, ignored=[f"{name}." for name in KNOWN_MODULES if name not in model.modules_built]
+    )
+    return model.set_dtype(dtype).to(device)
+
+
+class MapAnythingTeacher(ModelTeacher):
+    """Teacher from a MapAnything: patch tokens of its blocks, normed as its heads read them.
+
+    Blocks deeper than asked for are not computed. The first view is the reference; the order of the others
+    does not matter.
+
+    Args:
+        model: see `ModelTeacher`; heads are not kept.
+        options: layer, dtype, name, licence, multi_view, resolution, batch_size: see `ModelTeacher`.
+    """
+
+    def __init__(self, model: MapAnything, **options: Any):
+        super().__init__(
+            model,
+            [item for item in model.state_dict().items() if item[0].startswith(TRUNK)],
+            width=model.config.embed_dim,
+            heads=("head_", "read_layers"),
+            identity={"architecture": "mapanything"},
+            **options,
+        )
+        self.model = model.set_dtype(self.dtype)
+        for name in set(model.modules_built) - {"trunk"}:
+            delattr(model, name)
+        self.freeze()
+
+    def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        grid = tuple(side // self.patch for side in images_BV3HW.shape[-2:])
+        found = self.model.shared(images_BV3HW, layers).layers
+        return [found[layer].unflatten(2, grid) for layer in layers]
+
+
+# ---- by name -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapAnythingRecord(TeacherRecord):
+    """Record of a MapAnything teacher.
+
+    Attributes:
+        config: sizes, where the weights do not carry them.
+    """
+
+    config: MapAnythingConfig | None = None
+
+
+def load_mapanything_teacher(
+    record: MapAnythingRecord, *, weights: Path | None, device: torch.device | str, **options: Any
+) -> MapAnythingTeacher:
+    """Loads the teacher of a record with its trained weights; the options are those of `MapAnythingTeacher`.
+
+    Raises:
+        TeacherUnavailableError: the weights cannot be fetched.
+        WeightsError: they cannot be read, or do not fit.
+    """
+    model = load_mapanything(*checkpoint_of(record, weights), modules=("trunk",))
+    said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
+    return MapAnythingTeacher(model, **said, **options).to(device)
+
+
+def load_depth(record: MapAnythingRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
+    model = load_mapanything(*checkpoint_of(record), device=device).eval()
+    return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
+
+
+def checkpoint_of(
+    record: MapAnythingRecord, weights: Path | None = None
+) -> tuple[Checkpoint, MapAnythingConfig]:
+    """Opens the trained weights of a record, or local ones in ``weights``, with the sizes of the model.
+
+    Raises: as :func:`load_mapanything_teacher`.
+    """
+    checkpoint = Checkpoint(weights or record.path or fetch(record))
+    return checkpoint, record.config or MapAnythingConfig(**description_of(checkpoint)["config"])
+
+
+def record_of_file(path: Path, said: dict[str, Any]) -> MapAnythingRecord:
+    """Builds a record for a file of this package's format, from its description."""
+    return record_from(
+        said, path, MapAnythingRecord, loader=load_mapanything_teacher, depth=load_depth, metric=True
+    )
+
+
+def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bool) -> MapAnythingRecord:
+    return MapAnythingRecord(
+        name=name,
+        loader=load_mapanything_teacher,
+        depth=load_depth,
+        metric=True,
+        repo=repo,
+        files=("model.safetensors",),
+        licence=licence,
+        terms=f"https://huggingface.co/{repo}",
+        non_commercial=non_commercial,
+        config=MapAnythingConfig(),
+        width=MapAnythingConfig().embed_dim,
+        layers=MapAnythingConfig().depth,
+        resolution=518,
+        multi_view=True,
+        note=note,
+    )
+
+
+_NOTE = "MapAnything, 1.2 B parameters, several views, metric"
+RECORDS = (
+    _record("mapanything", "facebook/map-anything-apache", "Apache-2.0", f"{_NOTE}.", non_commercial=False),
+    _record(
+        "mapanything-nc",
+        "facebook/map-anything",
+        "CC-BY-NC-4.0",
+        f"{_NOTE}; trained on more data.",
+        non_commercial=True,
+    ),
+)
