@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spatial_forcing.report.records import ArmSummary, Comparison, Errors, Summary
+from spatial_forcing.report.records import ArmSummary, Comparison, Errors, Series, Summary
 from spatial_forcing.report.wording import (
     corrected_text,
     difference_text,
@@ -15,7 +15,7 @@ from spatial_forcing.report.wording import (
 
 
 def markdown(summary: Summary) -> str:
-    """Renders a report as Markdown: verdict, arms, paired tests, amounts of data, the probe, provenance."""
+    """Renders a report as Markdown: verdict, arms, errors by step, pairs, data, the probe, provenance."""
     verdict, parts = summary.verdict, []
     if verdict is not None:
         parts += [f"**{verdict.headline}**"]
@@ -28,7 +28,14 @@ def markdown(summary: Summary) -> str:
             )
             if sentences
         ]
-    parts += [_arms(summary), _pairs(summary), _by_data(summary), _probe(summary), _made_with(summary)]
+    parts += [
+        _arms(summary),
+        _by_step(summary),
+        _pairs(summary),
+        _by_data(summary),
+        _probe(summary),
+        _made_with(summary),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -70,6 +77,23 @@ def _error(arm: ArmSummary) -> str:
     )
 
 
+def _by_step(summary: Summary) -> str:
+    """Markdown table of the held-out error of the arms that were evaluated at several steps."""
+    series = summary.plots.measured.get("heldout_error", {})
+    several = {name: by for name, by in series.items() if any(len(points) > 1 for points in by.values())}
+    return table(*_over(several, "held-out error at step")) if several else ""
+
+
+def _over(series: Series, of: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of a quantity over steps or data: means over seeds."""
+    xs = sorted({x for by_seed in series.values() for points in by_seed.values() for x, _ in points})
+    rows = []
+    for name, by_seed in series.items():
+        at = [[y for points in by_seed.values() for there, y in points if there == x] for x in xs]
+        rows.append([name, *(number(sum(ys) / len(ys)) if ys else "–" for ys in at)])
+    return [of, *(f"{x:g}" for x in xs)], rows
+
+
 def _pairs(summary: Summary) -> str:
     """Markdown table of paired tests: the pairs that count, then the controls against the plain arm."""
     counted = {(c.a, c.b) for c in summary.comparisons}
@@ -94,18 +118,15 @@ def _errors(found: Errors | None) -> list[str]:
 def _by_data(summary: Summary) -> str:
     """Markdown tables by amount of data: error and success of every arm, and the data to others' errors."""
     series, unit = summary.plots.by_data.get("heldout_error", {}), summary.plots.data_unit
-    amounts = sorted({x for by_seed in series.values() for points in by_seed.values() for x, _ in points})
-    if unit is None or not amounts:
+    if unit is None or not any(series.values()):
         return ""
-    rows = []
-    for name, by_seed in series.items():
-        at = {x: [y for points in by_seed.values() for there, y in points if there == x] for x in amounts}
-        rows.append([name, *(number(sum(ys) / len(ys)) if ys else "–" for ys in at.values())])
-    found = [table([f"held-out error at {unit}", *(f"{x:g}" for x in amounts)], rows)]
+    head, rows = _over(series, f"held-out error at {unit}")
+    found = [table(head, rows)]
     rates = {name: by for name, by in summary.plots.success_by_data.items() if by}
     if rates:
+        amounts = head[1:]
         rows = [[name, *(rate_text(by.get(int(x)), "") for x in amounts)] for name, by in rates.items()]
-        found.append(table([f"success (Wilson 95 %) at {unit}", *(f"{x:g}" for x in amounts)], rows))
+        found.append(table([f"success (Wilson 95 %) at {unit}", *amounts], rows))
     reached = [c for c in summary.comparisons if c.data_to_target]
     if reached:
         lines = [[c.b, c.a, c.data_to_target.ratio] for c in reached if c.data_to_target]
