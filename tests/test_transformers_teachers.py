@@ -10,7 +10,7 @@ from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.teachers import WeightsError, load_teacher
+from spatial_forcing.teachers import TeacherInputError, WeightsError, load_teacher
 from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -123,6 +123,49 @@ def test_2d_controls_equal_the_transformers_model(name, tmp_path):
     with torch.no_grad():
         expected = shorter(pixel_values=normed.flatten(0, 1)).last_hidden_state[:, special:]
     assert torch.equal(teacher.layers_of(x, (1,))[1].tokens_BVHWC.flatten(2, 3).flatten(0, 1), expected)
+
+
+@pytest.mark.parametrize("name", ["registers", "ijepa", "depth anything", "vjepa2"])
+def test_other_single_view_teachers_equal_the_transformers_model(name, tmp_path):
+    """Those with register tokens, without a class token, inside another model, and of clips."""
+    vit = {"image_size": 56, "patch_size": 14, **SIZE}
+    jepa = {"crop_size": 64, "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_attention_heads": 2}
+    jepa |= {"pred_num_hidden_layers": 1, "patch_size": 16, "mlp_ratio": 2, **SIZE}
+    torch.manual_seed(0)
+    backbone = transformers.Dinov2Config(**vit, out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
+    sizes = {"reassemble_hidden_size": 24, "neck_hidden_sizes": [4, 4, 4, 4], "fusion_hidden_size": 4}
+    model = {
+        "registers": lambda: transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **vit)
+        ),
+        "ijepa": lambda: transformers.IJepaModel(transformers.IJepaConfig(**vit)),
+        "depth anything": lambda: transformers.DepthAnythingForDepthEstimation(
+            transformers.DepthAnythingConfig(backbone_config=backbone, patch_size=14, **sizes)
+        ),
+        "vjepa2": lambda: transformers.VJEPA2Model(transformers.VJEPA2Config(**jepa)),
+    }[name]().eval()
+    model.save_pretrained(tmp_path)
+    teacher, x = load_teacher(tmp_path), images(height=56, width=56)
+    side = 64 if name == "vjepa2" else 56
+    x = images(height=side, width=side)
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
+    normed = ((x - mean) / std).flatten(0, 1)
+    with torch.no_grad():
+        if name == "depth anything":
+            hidden = model.backbone(normed, output_hidden_states=True).hidden_states[-1]
+            expected = model.backbone.layernorm(hidden)[:, 1:]
+        elif name == "vjepa2":
+            clip = normed[:, None].repeat(1, 2, 1, 1, 1)
+            expected = model.get_vision_features(clip)
+        else:
+            special = 5 if name == "registers" else 0
+            expected = model(pixel_values=normed).last_hidden_state[:, special:]
+    assert (teacher.width, teacher.multi_view, teacher.resolution) == (24, False, (side, side))
+    assert_close(teacher(x).tokens_BVHWC.flatten(2, 3).flatten(0, 1), expected, rtol=0, atol=1e-5)
+    assert_one_pass_is_several(teacher, lambda **options: load_teacher(tmp_path, **options), x)
+    if name == "vjepa2":
+        with pytest.raises(TeacherInputError, match="takes images of 64 x 64 pixels only; got 128"):
+            load_teacher(tmp_path, resolution=128)
 
 
 def test_incomplete_transformers_weights_are_refused(tmp_path):

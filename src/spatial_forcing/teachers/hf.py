@@ -1,4 +1,4 @@
-"""2D controls: vision transformers of the transformers library (DINOv2, DINOv3, SigLIP) as teachers.
+"""Single-view teachers of the transformers library: DINOv2, DINOv3, SigLIP, Depth Anything V2, the JEPAs.
 
 Their layers are read with transformers' own `output_hidden_states`. timm has these architectures, too, with
 `forward_intermediates`, but does not read weights in the layout of their Hub repositories, which is
@@ -6,7 +6,7 @@ transformers': its converters take the original checkpoints (timm 1.0.31 finds a
 of a DINOv2 or SigLIP, and for two of a DINOv3). It would take a conversion of ours and new fingerprints, and
 the config.json of a local folder would say nothing of the model that is built.
 
-B: batch, V: views (always one), H, W: pixels, h, w: patches, N: tokens, C: channels.
+B: batch, V: views (always one), T: frames of a clip, H, W: pixels, h, w: patches, N: tokens, C: channels.
 """
 
 import inspect
@@ -32,24 +32,37 @@ Statistics = tuple[float, float, float]
 
 
 class Architecture(NamedTuple):
-    """Architecture by the `model_type` of a config.json: final norm and image normalisation.
+    """Architecture by the `model_type` of a config.json: final norm, images, and how it is read and called.
 
     Attributes:
         norm: the module that its last hidden state has passed.
         mean, std: of its images.
+        class_name: of transformers, to read it with.
+        inner: part of what was read that is the vision transformer, and its class; None if all of it is.
+        clip: frames that it sees at once; an image is repeated so often. 0 for models of images.
     """
 
     norm: str
     mean: Statistics
     std: Statistics
+    class_name: str = "AutoModel"
+    inner: tuple[str, str] | None = None
+    clip: int = 0
 
 
 _DINOV2 = Architecture("layernorm", IMAGENET_MEAN, IMAGENET_STD)
-_SIGLIP = Architecture("vision_model.post_layernorm", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Of the whole of SigLIP the image half is read.
+_SIGLIP = Architecture("vision_model.post_layernorm", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "SiglipVisionModel")
+_DEPTH_ANYTHING = _DINOV2._replace(
+    class_name="AutoModelForDepthEstimation", inner=("backbone", "Dinov2Model")
+)
 ARCHITECTURES = {
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
     "dinov3_vit": Architecture("norm", IMAGENET_MEAN, IMAGENET_STD),
+    "depth_anything": _DEPTH_ANYTHING,
+    "ijepa": _DINOV2,
+    "vjepa2": Architecture("encoder.layernorm", IMAGENET_MEAN, IMAGENET_STD, clip=2),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
 }
@@ -62,7 +75,8 @@ class TransformersTeacher(FrozenTeacher):
     last layer alone is wanted.
 
     Args:
-        model: a transformers vision model (of SigLIP `SiglipVisionModel`), in float32.
+        model: a transformers vision model (of SigLIP `SiglipVisionModel`, of Depth Anything its backbone), in
+            float32.
         model_type: of the config.json it comes from, a key of `ARCHITECTURES`.
         layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
         dtype: the whole model runs in it.
@@ -85,7 +99,8 @@ class TransformersTeacher(FrozenTeacher):
         if not -config.num_hidden_layers <= layer < config.num_hidden_layers:
             raise NoSuchLayerError(name, layer, config.num_hidden_layers)
         layer %= config.num_hidden_layers
-        self.norm, self.mean, self.std = ARCHITECTURES[model_type]
+        self.architecture = ARCHITECTURES[model_type]
+        check_side(model, resolution, name)
         super().__init__(
             name=name,
             width=config.hidden_size,
@@ -103,21 +118,27 @@ class TransformersTeacher(FrozenTeacher):
             batch_size=batch_size,
         )
         self.layer, self.layers = layer, config.num_hidden_layers
-        resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        self.options = {"interpolate_pos_encoding": True} if resizes else {}
+        options = {"interpolate_pos_encoding": True, "skip_predictor": True}
+        takes = inspect.signature(model.forward).parameters
+        self.options = {name: value for name, value in options.items() if name in takes}
         self.model, self.dtype = nn.Module.to(model, dtype=dtype), dtype
         self.freeze()
 
     def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-        mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        of = self.architecture
+        mean, std = (images_BV3HW.new_tensor(x).view(3, 1, 1) for x in (of.mean, of.std))
         normed_B3HW = ((images_BV3HW - mean) / std).flatten(0, 1).to(self.dtype)
+        if of.clip:
+            given = {"pixel_values_videos": normed_B3HW[:, None].expand(-1, of.clip, -1, -1, -1)}
+        else:
+            given = {"pixel_values": normed_B3HW}
         inner = layers != (self.layer_index(-1),)
-        output = self.model(pixel_values=normed_B3HW, output_hidden_states=inner, **self.options)
+        output = self.model(**given, output_hidden_states=inner, **self.options)
         rows, cols = (side // self.patch for side in images_BV3HW.shape[-2:])
         found = []
         for layer in layers:
             if inner:  # the first hidden state is what enters layer 0
-                hidden_BNC = self.model.get_submodule(self.norm)(output.hidden_states[layer + 1])
+                hidden_BNC = self.model.get_submodule(of.norm)(output.hidden_states[layer + 1])
             else:
                 hidden_BNC = output.last_hidden_state
             patches_BPC = hidden_BNC[:, -rows * cols :]  # class and register tokens come first
@@ -170,26 +191,29 @@ def load_transformers(
 def _read(source: str, record: TransformersRecord, weights: Path | None) -> tuple["PreTrainedModel", str]:
     """Reads the vision model and `model_type` of a folder or Hub repository; raises OSError if unreadable."""
     try:
-        from transformers import AutoConfig, AutoModel, SiglipVisionModel
+        import transformers
         from transformers.utils import logging as said
     except ImportError as error:
         raise MissingDependencyError("transformers", "teachers") from error
-    config = AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(source)
     if config.model_type not in ARCHITECTURES:
         raise UnknownNameError("model_type of a teacher", config.model_type, ARCHITECTURES)
     if weights is not None:
         check_architecture(config, record, weights)
-    # Of the whole of SigLIP this reads the image half, and would print a page about the rest.
-    which = SiglipVisionModel if config.model_type.startswith("siglip") else AutoModel
+    of = ARCHITECTURES[config.model_type]
     verbosity = said.get_verbosity()
-    said.set_verbosity_error()
+    said.set_verbosity_error()  # of a part it would print a page about the rest
     try:
-        model, loading = _with_info(which.from_pretrained, source)
+        model, loading = _with_info(getattr(transformers, of.class_name).from_pretrained, source)
     finally:
         said.set_verbosity(verbosity)
     problems = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if problems:
         raise WeightsError(f"{source} lacks {len(problems)} tensors of the model: {problems[:4]}, ...")
+    if of.inner is not None:
+        part, class_name = of.inner
+        whole, model = model, getattr(transformers, class_name)(config.backbone_config)
+        model.load_state_dict(whole.get_submodule(part).state_dict())
     return model, config.model_type
 
 
@@ -197,12 +221,20 @@ def _with_info(from_pretrained: Any, source: str) -> tuple["PreTrainedModel", di
     return from_pretrained(source, dtype=torch.float32, output_loading_info=True)
 
 
+def check_side(model: "PreTrainedModel", resolution: int | tuple[int, int], name: str) -> None:
+    """Raises `TeacherInputError` for another resolution than that of a model that takes only one."""
+    side = getattr(model.config, "crop_size", None)  # V-JEPA 2 counts places on a grid of this size
+    if side is not None and resolution not in (side, (side, side)):
+        raise TeacherInputError(f"{name} takes images of {side} x {side} pixels only; got {resolution}.")
+
+
 def check_architecture(config: Any, record: TransformersRecord, weights: Path) -> None:
     """Raises `WeightsError` if the config.json of a folder describes another model than the record."""
     if record.architecture is None:
         return
     types, width = record.architecture
-    found = config.model_type, getattr(config, "vision_config", config).hidden_size
+    part = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+    found = config.model_type, part.hidden_size
     if found[0] not in types or found[1] != width:
         raise WeightsError(
             f"The model in {weights} is a {found[0]} of width {found[1]}, not {record.name!r} ({types[0]} of "
@@ -217,11 +249,13 @@ def record_of_folder(path: Path) -> TransformersRecord:
     Raises:
         WeightsError: its config.json cannot be read.
     """
+    said = read_json(path / "config.json", error=WeightsError)
+    of = said.get("backbone_config") or said
     return TransformersRecord(
         name=str(path),
         loader=load_transformers,
         licence="unknown",
-        resolution=read_json(path / "config.json", error=WeightsError).get("image_size", 224),
+        resolution=said.get("crop_size") or of.get("image_size", 224),
         note="Local files.",
         terms=str(path),
         path=path,
@@ -239,29 +273,32 @@ def _control(name: str, repo: str, what: str, types: tuple[str, ...], width: int
         "resolution": 224,
         "control": True,
     }
-    return TransformersRecord(
-        name=name, repo=repo, note=f"2D control: {what}.", architecture=(types, width), **(said | more)
-    )
+    said |= more
+    note = f"2D control: {what}." if said["control"] else f"{what[0].upper()}{what[1:]}."
+    return TransformersRecord(name=name, repo=repo, note=note, architecture=(types, width), **said)
 
 
+_DINO, _SIGLIP_TYPES = ("dinov2",), ("siglip", "siglip_vision_model")
 RECORDS: tuple[TransformersRecord, ...] = (
-    _control("dinov2-small", "facebook/dinov2-small", "DINOv2 ViT-S/14", ("dinov2",), 384),
-    _control("dinov2-base", "facebook/dinov2-base", "DINOv2 ViT-B/14", ("dinov2",), 768),
+    _control("dinov2-small", "facebook/dinov2-small", "DINOv2 ViT-S/14", _DINO, 384),
+    _control("dinov2-base", "facebook/dinov2-base", "DINOv2 ViT-B/14", _DINO, 768),
     _control(
         "dinov2-large",
         "facebook/dinov2-large",
         "DINOv2 ViT-L/14, the encoder VGGT starts from",
-        ("dinov2",),
+        _DINO,
         1024,
         layers=24,
     ),
     _control(
-        "siglip-base",
-        "google/siglip-base-patch16-224",
-        "SigLIP ViT-B/16",
-        ("siglip", "siglip_vision_model"),
+        "dinov2-base-reg",
+        "facebook/dinov2-with-registers-base",
+        "DINOv2 ViT-B/14 with registers",
+        ("dinov2_with_registers",),
         768,
     ),
+    _control("siglip-base", "google/siglip-base-patch16-224", "SigLIP ViT-B/16", _SIGLIP_TYPES, 768),
+    _control("siglip2-base", "google/siglip2-base-patch16-224", "SigLIP 2 ViT-B/16", _SIGLIP_TYPES, 768),
     _control(
         "dinov3-base",
         "facebook/dinov3-vitb16-pretrain-lvd1689m",
@@ -270,5 +307,34 @@ RECORDS: tuple[TransformersRecord, ...] = (
         768,
         licence="DINOv3 License",
         gated=True,
+    ),
+    _control(
+        "depth-anything-v2-small",
+        "depth-anything/Depth-Anything-V2-Small-hf",
+        "the DINOv2 ViT-S/14 that Depth Anything V2 fine-tuned for depth of single images",
+        ("depth_anything",),
+        384,
+        resolution=518,
+        control=False,
+    ),
+    _control(
+        "ijepa-huge",
+        "facebook/ijepa_vith14_1k",
+        "I-JEPA ViT-H/14",
+        ("ijepa",),
+        1280,
+        layers=32,
+        licence="CC-BY-NC-4.0",
+        non_commercial=True,
+    ),
+    _control(
+        "vjepa2-large",
+        "facebook/vjepa2-vitl-fpc64-256",
+        "V-JEPA 2 ViT-L/16, which sees a clip of the image standing still",
+        ("vjepa2",),
+        1024,
+        layers=24,
+        licence="MIT",
+        resolution=256,
     ),
 )
