@@ -9,12 +9,16 @@ from small_dataset import CAMERAS, make_dataset
 
 from spatial_forcing.cli import main
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.structure.command import not_here, score
+from spatial_forcing.structure.command import not_here, score, size_of
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.structure.rank import sample_of
 from spatial_forcing.structure.records import SCORES, TeacherScores
 from spatial_forcing.teachers import RECORDS, load_teacher
+from spatial_forcing.teachers.da3 import DA3
+from spatial_forcing.teachers.da3_teacher import DA3Record
 from spatial_forcing.teachers.hub import is_here
+from spatial_forcing.teachers.mapanything import MapAnything
+from spatial_forcing.teachers.vggt import VGGT
 
 HERE = ("pixels", "untrained-tiny", "vggt-tiny-sim", "vggt-tiny-sim-2d")
 
@@ -47,11 +51,44 @@ def test_without_a_data_set_it_lists_all_with_licences(monkeypatch, capsys):
     assert "gated" in lines["dinov3-base"]
 
 
+def test_what_may_not_be_used_commercially_is_hidden(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    run(monkeypatch, "--commercial")
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.split()}
+    forbidden = {name for name in RECORDS if RECORDS[name].non_commercial}
+    assert {"vggt-1b", "da3-large", "ijepa-huge"} <= forbidden
+    assert listed & set(RECORDS) == set(RECORDS) - forbidden
+
+
+def test_what_does_not_fit_is_marked():
+    record = RECORDS["vggt-1b"]
+    assert size_of(record, 24 * 2**30) == "909 M"
+    assert size_of(record, 6 * 2**30) == "909 M, too large here"
+    assert size_of(RECORDS["da3-giant"], 24 * 2**30) == "1.1 B"
+
+
 def test_records_say_the_width_and_layers_that_teachers_have():
     for name in HERE:
-        teacher = load_teacher(name)
-        assert (RECORDS[name].width, RECORDS[name].layers) == (teacher.width, teacher.layers), name
-        assert is_here(RECORDS[name])
+        teacher, record = load_teacher(name), RECORDS[name]
+        assert (record.width, record.layers) == (teacher.width, teacher.layers), name
+        assert record.parameters in (None, sum(p.numel() for p in teacher.parameters()))
+        assert is_here(record)
+
+
+def test_records_say_how_many_parameters_the_released_models_have():
+    """Of our own modules, built without memory; timm's and transformers' are in the tests of theirs."""
+    with torch.device("meta"):
+        models = {
+            "vggt-1b": VGGT(modules=("aggregator",)),
+            "mapanything": MapAnything(modules=("trunk",)),
+            **{
+                name: DA3(RECORDS[name].config, modules=("backbone",))
+                for name in RECORDS
+                if isinstance(RECORDS[name], DA3Record)
+            },
+        }
+    for name, model in models.items():
+        assert RECORDS[name].parameters == sum(p.numel() for p in model.parameters()), name
 
 
 def test_scores_of_all_that_are_here_and_why_not_the_others(monkeypatch, capsys, dataset, tmp_path):

@@ -67,3 +67,4 @@ def test_timm_knows_the_models_of_the_records():
         with torch.device("meta"):
             model = timm.create_model(record.model, pretrained=False)
         assert (model.embed_dim, len(model.blocks)) == (record.width, record.layers)
+        assert sum(p.numel() for p in model.parameters()) == record.parameters

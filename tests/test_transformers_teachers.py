@@ -10,7 +10,7 @@ from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.teachers import TeacherInputError, WeightsError, load_teacher
+from spatial_forcing.teachers import RECORDS, TeacherInputError, WeightsError, load_teacher
 from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -178,3 +178,47 @@ def test_incomplete_transformers_weights_are_refused(tmp_path):
         load_teacher("dinov2-small", weights=tmp_path)
     with pytest.raises(WeightsError, match=r"config\.json"):
         load_teacher("dinov2-base", weights=tmp_path / "absent")
+
+
+def test_records_say_how_many_parameters_the_released_models_have():
+    """Built without memory at the sizes of the Hub's config.json files, as far as these classes' defaults are
+    not theirs."""
+    vit14 = {"patch_size": 14, "image_size": 518}
+    sizes = {
+        "dinov2-small": ("Dinov2", {"hidden_size": 384, "num_attention_heads": 6, **vit14}),
+        "dinov2-base": ("Dinov2", vit14),
+        "dinov2-large": (
+            "Dinov2",
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, **vit14},
+        ),
+        "dinov2-base-reg": ("Dinov2WithRegisters", vit14),
+        "siglip-base": ("SiglipVision", {}),
+        "dinov3-base": (
+            "DINOv3ViT",
+            {
+                "hidden_size": 768,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "intermediate_size": 3072,
+                "num_register_tokens": 4,
+            },
+        ),
+        "ijepa-huge": (
+            "IJepa",
+            {
+                "hidden_size": 1280,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 16,
+                "intermediate_size": 5120,
+                "patch_size": 14,
+            },
+        ),
+        "vjepa2-large": ("VJEPA2", {}),
+    }
+    for name, (kind, size) in sizes.items():
+        config = getattr(transformers, f"{kind}Config")(**size)
+        with torch.device("meta"):
+            model = getattr(transformers, f"{kind}Model")(config)
+        record = RECORDS[name]
+        assert sum(p.numel() for p in model.parameters()) == record.parameters, name
+        assert (config.hidden_size, config.num_hidden_layers) == (record.width, record.layers), name

@@ -68,14 +68,18 @@ def hardware() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
+        "memory_gib": round(machine_memory() / 2**30, 1),
         "gpu": gpu,
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine; 0 where the system does not say."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
 def command_line() -> str:

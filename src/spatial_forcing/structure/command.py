@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,7 @@ from spatial_forcing.console import stages
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_folder
-from spatial_forcing.provenance import made_with
+from spatial_forcing.provenance import machine_memory, made_with
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.structure.rank import (
     Sample,
@@ -44,10 +45,12 @@ def list_or_score(options: Teachers) -> None:
         if options.out is not None:
             print(found.save(options.out))
         return
-    if said := [name for name, value in vars(options).items() if value != getattr(Teachers, name)]:
+    needs_data = {name: value for name, value in vars(options).items() if name != "commercial"}
+    if said := [name for name, value in needs_data.items() if value != getattr(Teachers, name)]:
         flags = ", ".join(f"--{name}" for name in said)
         raise SpatialForcingError(f"{flags}: say of which data set, --dataset <folder, or owner/name>.")
-    console.print(teacher_table({name: RECORDS[name] for name in RECORDS}))
+    records = {name: RECORDS[name] for name in RECORDS if allowed(options, name)}
+    console.print(teacher_table(records, memory_bytes()))
 
 
 def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
@@ -90,6 +93,9 @@ def loaded(options: Teachers, sample: Sample) -> tuple[dict[str, FrozenTeacher],
     reasons = {} if options.teachers else not_here()
     found: dict[str, FrozenTeacher] = {}
     for name in options.teachers or [name for name in RECORDS if name not in reasons]:
+        if not allowed(options, name):
+            reasons[name] = f"its licence, {find_teacher(name).licence}, forbids commercial use."
+            continue
         try:
             teacher = load_teacher(name, dtype=named_dtype(options.dtype), device=options.device)
             layers_of(teacher, options.layers)
@@ -142,23 +148,49 @@ def not_here() -> dict[str, str]:
 # ---- tables ------------------------------------------------------------------------------------------------
 
 
-def teacher_table(records: Mapping[str, TeacherRecord]) -> Table:
-    """Table of the registered teachers, from their records, without loading them."""
+def teacher_table(records: Mapping[str, TeacherRecord], memory: int) -> Table:
+    """Table of the registered teachers, from their records, without loading them.
+
+    Args:
+        records: by name.
+        memory: bytes of this machine, or of its GPU; what does not fit is marked.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for name in ("teacher", "licence", "width", "layers", "weights", "what"):
-        table.add_column(name, no_wrap=name in ("teacher", "width", "layers"), overflow="fold")
+    for name in ("teacher", "licence", "size", "layers", "weights", "what"):
+        table.add_column(name, no_wrap=name in ("teacher", "layers"), overflow="fold")
     for name, record in sorted(records.items()):
         here = "none needed" if not record.takes_weights else "packaged" if record.packaged else "downloaded"
         there = "on the Hub, gated" if record.gated else "on the Hub"
         table.add_row(
             name,
             licence_text(record.licence, record.non_commercial),
-            "?" if record.width is None else str(record.width),
-            "1" if record.layers is None else str(record.layers),
+            size_of(record, memory),
+            f"{record.layers or 1} x {record.width or '?'}",
             here if is_here(record) else there,
             record.note,
         )
     return table
+
+
+def size_of(record: TeacherRecord, memory: int) -> str:
+    """Number of parameters; marked where their float32, and as much again to compute, does not fit."""
+    count = record.parameters
+    if count is None:
+        return "–"
+    text = f"{count / 1e9:.1f} B" if count > 1e9 else f"{count / 1e6:.3g} M"
+    return text if 8 * count < memory else f"{text}, too large here"
+
+
+def memory_bytes() -> int:
+    """Memory of the largest GPU, or of the machine without one."""
+    if torch.cuda.is_available():
+        return max(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    return machine_memory()
+
+
+def allowed(options: Teachers, name: str) -> bool:
+    """Whether a teacher may be used under the options."""
+    return not (options.commercial and find_teacher(name).non_commercial)
 
 
 def licence_text(licence: str, non_commercial: bool) -> str:

@@ -25,6 +25,8 @@ class Teachers:
     """Data type of the teachers' matrix products, bfloat16 on GPUs; float32 if None."""
     device: str = "cpu"
     """Device the teachers run on."""
+    commercial: bool = False
+    """Leave out teachers whose licence forbids commercial use."""
     out: Path | None = None
     """JSON file for the scores; none is written if None."""
 

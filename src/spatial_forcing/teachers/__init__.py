@@ -111,7 +111,8 @@ def _weights(record: TeacherRecord, weights: str | os.PathLike | None) -> Path |
 @cache
 def _show_licence(record: TeacherRecord) -> None:
     """Shows the licence of a teacher's weights once per process, as a warning where it restricts the use."""
-    message = f"Teacher {record.name}: weights under {record.licence}, see {record.terms}."
+    size = "" if record.parameters is None else f"{record.parameters / 1e6:.3g} M parameters, "
+    message = f"Teacher {record.name}: {size}weights under {record.licence}, see {record.terms}."
     if record.non_commercial:
         _log.warning("%s Commercial use is not allowed.", message)
     else:

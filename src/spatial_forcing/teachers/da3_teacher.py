@@ -159,7 +159,7 @@ GIANT = DA3Config(
 )
 
 
-def _record(size: str, config: DA3Config, parameters: str, *, non_commercial: bool = False) -> DA3Record:
+def _record(size: str, config: DA3Config, parameters: int, *, non_commercial: bool = False) -> DA3Record:
     repo = f"depth-anything/DA3-{size}"
     return DA3Record(
         name=f"da3-{size.partition('-')[0].lower()}",
@@ -171,18 +171,19 @@ def _record(size: str, config: DA3Config, parameters: str, *, non_commercial: bo
         terms=f"https://huggingface.co/{repo}",
         non_commercial=non_commercial,
         config=config,
+        parameters=parameters,
         width=2 * config.embed_dim,
         layers=config.depth,
         resolution=504,
         multi_view=True,
-        note=f"Depth Anything 3, {parameters} parameters, several views.",
+        note="Depth Anything 3, several views.",
     )
 
 
 RECORDS = (
-    _record("SMALL", DA3Config(), "34 M"),
-    _record("BASE", BASE, "135 M"),
+    _record("SMALL", DA3Config(), 22_059_008),
+    _record("BASE", BASE, 86_583_296),
     # 1.1: trained again after an error in the training of the first release.
-    _record("LARGE-1.1", LARGE, "0.4 B", non_commercial=True),
-    _record("GIANT-1.1", GIANT, "1.4 B", non_commercial=True),
+    _record("LARGE-1.1", LARGE, 304_373_760, non_commercial=True),
+    _record("GIANT-1.1", GIANT, 1_136_489_216, non_commercial=True),
 )

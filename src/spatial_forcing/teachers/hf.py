@@ -52,7 +52,9 @@ class Architecture(NamedTuple):
 
 _DINOV2 = Architecture("layernorm", IMAGENET_MEAN, IMAGENET_STD)
 # Of the whole of SigLIP the image half is read.
-_SIGLIP = Architecture("vision_model.post_layernorm", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "SiglipVisionModel")
+_SIGLIP_VISION = Architecture(
+    "vision_model.post_layernorm", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "SiglipVisionModel"
+)
 _DEPTH_ANYTHING = _DINOV2._replace(
     class_name="AutoModelForDepthEstimation", inner=("backbone", "Dinov2Model")
 )
@@ -63,8 +65,8 @@ ARCHITECTURES = {
     "depth_anything": _DEPTH_ANYTHING,
     "ijepa": _DINOV2,
     "vjepa2": Architecture("encoder.layernorm", IMAGENET_MEAN, IMAGENET_STD, clip=2),
-    "siglip": _SIGLIP,
-    "siglip_vision_model": _SIGLIP,
+    "siglip": _SIGLIP_VISION,
+    "siglip_vision_model": _SIGLIP_VISION,
 }
 
 
@@ -262,10 +264,13 @@ def record_of_folder(path: Path) -> TransformersRecord:
     )
 
 
-def _control(name: str, repo: str, what: str, types: tuple[str, ...], width: int, **more: Any) -> Any:
+def _control(
+    name: str, repo: str, what: str, types: tuple[str, ...], width: int, parameters: int, **more: Any
+) -> Any:
     """Builds the record of a 2D control on the Hub."""
     said = {
         "width": width,
+        "parameters": parameters,
         "layers": 12,
         "loader": load_transformers,
         "licence": "Apache-2.0",
@@ -278,16 +283,17 @@ def _control(name: str, repo: str, what: str, types: tuple[str, ...], width: int
     return TransformersRecord(name=name, repo=repo, note=note, architecture=(types, width), **said)
 
 
-_DINO, _SIGLIP_TYPES = ("dinov2",), ("siglip", "siglip_vision_model")
+_DINO, _SIGLIP = ("dinov2",), ("siglip", "siglip_vision_model")
 RECORDS: tuple[TransformersRecord, ...] = (
-    _control("dinov2-small", "facebook/dinov2-small", "DINOv2 ViT-S/14", _DINO, 384),
-    _control("dinov2-base", "facebook/dinov2-base", "DINOv2 ViT-B/14", _DINO, 768),
+    _control("dinov2-small", "facebook/dinov2-small", "DINOv2 ViT-S/14", _DINO, 384, 22_056_576),
+    _control("dinov2-base", "facebook/dinov2-base", "DINOv2 ViT-B/14", _DINO, 768, 86_580_480),
     _control(
         "dinov2-large",
         "facebook/dinov2-large",
         "DINOv2 ViT-L/14, the encoder VGGT starts from",
         _DINO,
         1024,
+        304_368_640,
         layers=24,
     ),
     _control(
@@ -296,15 +302,19 @@ RECORDS: tuple[TransformersRecord, ...] = (
         "DINOv2 ViT-B/14 with registers",
         ("dinov2_with_registers",),
         768,
+        86_583_552,
     ),
-    _control("siglip-base", "google/siglip-base-patch16-224", "SigLIP ViT-B/16", _SIGLIP_TYPES, 768),
-    _control("siglip2-base", "google/siglip2-base-patch16-224", "SigLIP 2 ViT-B/16", _SIGLIP_TYPES, 768),
+    _control("siglip-base", "google/siglip-base-patch16-224", "SigLIP ViT-B/16", _SIGLIP, 768, 92_884_224),
+    _control(
+        "siglip2-base", "google/siglip2-base-patch16-224", "SigLIP 2 ViT-B/16", _SIGLIP, 768, 92_884_224
+    ),
     _control(
         "dinov3-base",
         "facebook/dinov3-vitb16-pretrain-lvd1689m",
         "DINOv3 ViT-B/16",
         ("dinov3_vit",),
         768,
+        85_660_416,
         licence="DINOv3 License",
         gated=True,
     ),
@@ -314,6 +324,7 @@ RECORDS: tuple[TransformersRecord, ...] = (
         "the DINOv2 ViT-S/14 that Depth Anything V2 fine-tuned for depth of single images",
         ("depth_anything",),
         384,
+        22_056_576,
         resolution=518,
         control=False,
     ),
@@ -323,6 +334,7 @@ RECORDS: tuple[TransformersRecord, ...] = (
         "I-JEPA ViT-H/14",
         ("ijepa",),
         1280,
+        630_762_240,
         layers=32,
         licence="CC-BY-NC-4.0",
         non_commercial=True,
@@ -333,6 +345,7 @@ RECORDS: tuple[TransformersRecord, ...] = (
         "V-JEPA 2 ViT-L/16, which sees a clip of the image standing still",
         ("vjepa2",),
         1024,
+        325_971_328,
         layers=24,
         licence="MIT",
         resolution=256,

@@ -150,6 +150,7 @@ def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bo
         terms=f"https://huggingface.co/{repo}",
         non_commercial=non_commercial,
         config=MapAnythingConfig(),
+        parameters=1_136_485_376,
         width=MapAnythingConfig().embed_dim,
         layers=MapAnythingConfig().depth,
         resolution=518,
@@ -158,7 +159,7 @@ def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bo
     )
 
 
-_NOTE = "MapAnything, 1.2 B parameters, several views, metric"
+_NOTE = "MapAnything, several views, metric"
 RECORDS = (
     _record("mapanything", "facebook/map-anything-apache", "Apache-2.0", f"{_NOTE}.", non_commercial=False),
     _record(

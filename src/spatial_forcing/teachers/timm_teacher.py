@@ -115,7 +115,7 @@ def load_timm(
     return TimmTeacher(model.float(), **said, **options).to(device)
 
 
-def _radio(name: str, model: str, what: str, width: int, layers: int) -> TimmRecord:
+def _radio(name: str, model: str, what: str, parameters: int, width: int, layers: int) -> TimmRecord:
     return TimmRecord(
         name=name,
         loader=load_timm,
@@ -125,6 +125,7 @@ def _radio(name: str, model: str, what: str, width: int, layers: int) -> TimmRec
         licence="NVIDIA Open Model License",
         terms="https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/",
         resolution=512,
+        parameters=parameters,
         width=width,
         layers=layers,
         control=True,
@@ -133,7 +134,7 @@ def _radio(name: str, model: str, what: str, width: int, layers: int) -> TimmRec
 
 
 RECORDS = (
-    _radio("c-radio-base", "naflexvit_base_patch16_radio_v3", "v3 ViT-B/16", 768, 12),
-    _radio("c-radio-large", "naflexvit_large_patch16_radio_v3", "v3 ViT-L/16", 1024, 24),
-    _radio("c-radio-so400m", "naflexvit_so400m_patch16_radio_v4", "v4 SO400M/16", 1152, 27),
+    _radio("c-radio-base", "naflexvit_base_patch16_radio_v3", "v3 ViT-B/16", 98_252_544, 768, 12),
+    _radio("c-radio-large", "naflexvit_large_patch16_radio_v3", "v3 ViT-L/16", 319_931_392, 1024, 24),
+    _radio("c-radio-so400m", "naflexvit_so400m_patch16_radio_v4", "v4 SO400M/16", 431_238_384, 1152, 27),
 )
