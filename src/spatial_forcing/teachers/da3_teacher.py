@@ -3,8 +3,7 @@
 B: batch, V: views, H, W: pixels, h, w: patches, C: twice the width (within the view, then the normed stream).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ from torch import Tensor
 
 from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
 from spatial_forcing.teachers.da3 import DA3, MODULES, DA3Config
-from spatial_forcing.teachers.described import description_of, record_from
-from spatial_forcing.teachers.hub import fetch
-from spatial_forcing.teachers.model_teacher import ModelTeacher
-from spatial_forcing.teachers.record import TeacherRecord
+from spatial_forcing.teachers.model_teacher import Architecture, ModelRecord, ModelTeacher
 
 REFERENCE = "saddle_balanced"
 # How the released files begin all names.
@@ -88,50 +84,8 @@ class DA3Teacher(ModelTeacher):
 # ---- by name -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class DA3Record(TeacherRecord):
-    """Record of a Depth Anything 3 teacher.
-
-    Attributes:
-        config: sizes, where the weights do not carry them.
-    """
-
-    config: DA3Config | None = None
-
-
-def load_da3_teacher(
-    record: DA3Record, *, weights: Path | None, device: torch.device | str, **options: Any
-) -> DA3Teacher:
-    """Loads the teacher of a record with its trained weights; the options are those of `DA3Teacher`.
-
-    Raises:
-        TeacherUnavailableError: the weights cannot be fetched.
-        WeightsError: they cannot be read, or do not fit.
-    """
-    model = load_da3(*checkpoint_of(record, weights), modules=("backbone",))
-    said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
-    return DA3Teacher(model, **said, **options).to(device)
-
-
-def load_depth(record: DA3Record, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
-    model = load_da3(*checkpoint_of(record), modules=("backbone", "head"), device=device).eval()
-    return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
-
-
-def checkpoint_of(record: DA3Record, weights: Path | None = None) -> tuple[Checkpoint, DA3Config]:
-    """Opens the trained weights of a record, or local ones in ``weights``, with the sizes of the model.
-
-    Raises: as :func:`load_da3_teacher`.
-    """
-    checkpoint = Checkpoint(weights or record.path or fetch(record))
-    return checkpoint, record.config or DA3Config(**description_of(checkpoint)["config"])
-
-
-def record_of_file(path: Path, said: dict[str, Any]) -> DA3Record:
-    """Builds a record for a file of this package's format, from its description."""
-    return record_from(said, path, DA3Record, loader=load_da3_teacher, depth=load_depth)
-
+ARCHITECTURE = Architecture(DA3Config, load_da3, DA3Teacher, trunk=("backbone",), depth=("backbone", "head"))
+record_of_file = ARCHITECTURE.record_of_file
 
 BASE = DA3Config(embed_dim=768, num_heads=12, head_features=128, head_channels=(96, 192, 384, 768))
 LARGE = DA3Config(
@@ -159,12 +113,12 @@ GIANT = DA3Config(
 )
 
 
-def _record(size: str, config: DA3Config, parameters: int, *, non_commercial: bool = False) -> DA3Record:
+def _record(size: str, config: DA3Config, parameters: int, *, non_commercial: bool = False) -> ModelRecord:
     repo = f"depth-anything/DA3-{size}"
-    return DA3Record(
+    return ModelRecord(
         name=f"da3-{size.partition('-')[0].lower()}",
-        loader=load_da3_teacher,
-        depth=load_depth,
+        loader=ARCHITECTURE.load_teacher,
+        depth=ARCHITECTURE.load_depth,
         repo=repo,
         files=("model.safetensors",),
         licence="CC-BY-NC-4.0" if non_commercial else "Apache-2.0",

@@ -3,8 +3,7 @@
 B: batch, V: views, H, W: pixels, h, w: patches, C: width.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,8 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
-from spatial_forcing.teachers.described import description_of, record_from
-from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.mapanything import MODULES, TRUNK, MapAnything, MapAnythingConfig
-from spatial_forcing.teachers.model_teacher import ModelTeacher
-from spatial_forcing.teachers.record import TeacherRecord
+from spatial_forcing.teachers.model_teacher import Architecture, ModelRecord, ModelTeacher
 
 # What the released file holds beside what is built: encoders of given geometry, which without it add nothing,
 # and the head of the poses between views, which nothing here reads.
@@ -89,60 +85,17 @@ class MapAnythingTeacher(ModelTeacher):
 # ---- by name -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class MapAnythingRecord(TeacherRecord):
-    """Record of a MapAnything teacher.
-
-    Attributes:
-        config: sizes, where the weights do not carry them.
-    """
-
-    config: MapAnythingConfig | None = None
+ARCHITECTURE = Architecture(
+    MapAnythingConfig, load_mapanything, MapAnythingTeacher, trunk=("trunk",), depth=MODULES, metric=True
+)
+record_of_file = ARCHITECTURE.record_of_file
 
 
-def load_mapanything_teacher(
-    record: MapAnythingRecord, *, weights: Path | None, device: torch.device | str, **options: Any
-) -> MapAnythingTeacher:
-    """Loads the teacher of a record with its trained weights; the options are those of `MapAnythingTeacher`.
-
-    Raises:
-        TeacherUnavailableError: the weights cannot be fetched.
-        WeightsError: they cannot be read, or do not fit.
-    """
-    model = load_mapanything(*checkpoint_of(record, weights), modules=("trunk",))
-    said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
-    return MapAnythingTeacher(model, **said, **options).to(device)
-
-
-def load_depth(record: MapAnythingRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
-    model = load_mapanything(*checkpoint_of(record), device=device).eval()
-    return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
-
-
-def checkpoint_of(
-    record: MapAnythingRecord, weights: Path | None = None
-) -> tuple[Checkpoint, MapAnythingConfig]:
-    """Opens the trained weights of a record, or local ones in ``weights``, with the sizes of the model.
-
-    Raises: as :func:`load_mapanything_teacher`.
-    """
-    checkpoint = Checkpoint(weights or record.path or fetch(record))
-    return checkpoint, record.config or MapAnythingConfig(**description_of(checkpoint)["config"])
-
-
-def record_of_file(path: Path, said: dict[str, Any]) -> MapAnythingRecord:
-    """Builds a record for a file of this package's format, from its description."""
-    return record_from(
-        said, path, MapAnythingRecord, loader=load_mapanything_teacher, depth=load_depth, metric=True
-    )
-
-
-def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bool) -> MapAnythingRecord:
-    return MapAnythingRecord(
+def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bool) -> ModelRecord:
+    return ModelRecord(
         name=name,
-        loader=load_mapanything_teacher,
-        depth=load_depth,
+        loader=ARCHITECTURE.load_teacher,
+        depth=ARCHITECTURE.load_depth,
         metric=True,
         repo=repo,
         files=("model.safetensors",),

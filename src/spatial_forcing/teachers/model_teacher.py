@@ -1,14 +1,22 @@
-"""Teachers from this package's own models: what VGGT, Depth Anything 3 and MapAnything have in common."""
+"""Teachers from this package's own models: what VGGT, Depth Anything 3 and MapAnything have in common.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+B: batch, V: views, H, W: pixels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spatial_forcing.teachers.base import FrozenTeacher, digest
+from spatial_forcing.teachers.checkpoint import Checkpoint
+from spatial_forcing.teachers.described import description_of, record_from
+from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.model import Model
+from spatial_forcing.teachers.record import TeacherRecord
 
 
 class ModelTeacher(FrozenTeacher):
@@ -47,3 +55,65 @@ class ModelTeacher(FrozenTeacher):
             **said,
         )
         self.layer, self.layers, self.dtype = layer, config.depth, dtype
+
+
+# ---- by name -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord(TeacherRecord):
+    """Record of a teacher from one of this package's models.
+
+    Attributes:
+        config: sizes of the model; None where the weights carry them.
+    """
+
+    config: Any = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the teachers of a model are loaded: what the records of its module name as their loaders.
+
+    Attributes:
+        config: class of its sizes.
+        load: loads it from a checkpoint, as `load(checkpoint, config, modules, device=...)`.
+        teacher: class of its teachers.
+        trunk, depth: the modules to build for features, and for depth.
+        metric: whether its depth is in metres.
+    """
+
+    config: type
+    load: Callable[..., Any]
+    teacher: type[ModelTeacher]
+    trunk: tuple[str, ...]
+    depth: tuple[str, ...]
+    metric: bool = False
+
+    def load_teacher(
+        self, record: ModelRecord, *, weights: Path | None, device: torch.device | str, **options: Any
+    ) -> ModelTeacher:
+        """Loads the teacher of a record with its trained weights; the options are those of the class.
+
+        Raises:
+            TeacherUnavailableError: the weights cannot be fetched.
+            WeightsError: they cannot be read, or do not fit.
+        """
+        model = self.load(*self.checkpoint_of(record, weights), self.trunk)
+        said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
+        return self.teacher(model, **said, **options).to(device)
+
+    def load_depth(self, record: ModelRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+        """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
+        model = self.load(*self.checkpoint_of(record), self.depth, device=device).eval()
+        return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
+
+    def checkpoint_of(self, record: ModelRecord, weights: Path | None = None) -> tuple[Checkpoint, Any]:
+        """Opens the weights of a record, or local ones in ``weights``, with the sizes of the model."""
+        checkpoint = Checkpoint(weights or record.path or fetch(record))
+        return checkpoint, record.config or self.config(**description_of(checkpoint)["config"])
+
+    def record_of_file(self, path: Path, said: dict[str, Any]) -> ModelRecord:
+        """Builds a record for a file of this package's format, from its description."""
+        loaders = {"loader": self.load_teacher, "depth": self.load_depth, "metric": self.metric}
+        return record_from(said, path, ModelRecord, **loaders)
