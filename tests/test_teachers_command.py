@@ -109,6 +109,9 @@ def test_scores_of_all_that_are_here_and_why_not_the_others(monkeypatch, capsys,
             value = getattr(one, name)
             assert value.low <= value.value <= value.high, (one.teacher, name)
         assert one.licence == RECORDS[one.teacher].licence
+        tokens = len(CAMERAS) * one.own_grid[0] * one.own_grid[1]
+        # A scale of two bytes and one to all components of each token.
+        assert 3 * tokens <= one.stored_bytes <= (one.width + 2) * tokens
 
 
 def test_white_noise_has_no_structure_for_pixels(dataset):

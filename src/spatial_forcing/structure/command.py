@@ -1,6 +1,6 @@
 """The command ``spatial-forcing teachers``. Its options are in ``options.py``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from rich.table import Table
 from spatial_forcing.console import stages
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import check_folder
+from spatial_forcing.files import check_folder, size_text
 from spatial_forcing.provenance import machine_memory, made_with
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.structure.rank import (
@@ -27,6 +27,9 @@ from spatial_forcing.teachers import RECORDS, find_teacher, load_teacher
 from spatial_forcing.teachers.base import FrozenTeacher, named_dtype
 from spatial_forcing.teachers.hub import is_here
 from spatial_forcing.teachers.record import TeacherRecord
+
+# Why a teacher is left out that nobody named: such names are printed together.
+NOT_HERE = "not downloaded"
 
 
 def list_or_score(options: Teachers) -> None:
@@ -138,10 +141,8 @@ def not_here() -> dict[str, str]:
     for name in RECORDS:
         record = RECORDS[name]
         if not is_here(record):
-            gate = (
-                f"gated: accept its terms at {record.terms} and run `hf auth login`; " if record.gated else ""
-            )
-            reasons[name] = f"{gate}not downloaded; --teachers {name} downloads it ({record.licence})."
+            gate = f"; gated: accept its terms at {record.terms} and run `hf auth login`"
+            reasons[name] = f"{NOT_HERE} ({record.licence}{gate if record.gated else ''})"
     return reasons
 
 
@@ -216,18 +217,27 @@ SHARES = {
 def print_scores(found: TeacherScores, console: Console) -> None:
     """Prints the score tables, their data, licences, and the teachers left out."""
     console.print(score_table(found, STRUCTURE, "Spatial structure"), "")
-    console.print(score_table(found, SHARES, "What tokens consist of"))
+    console.print(score_table(found, SHARES, "What tokens consist of"), "")
+    console.print(cost_table(found))
     rows, cols = found.grid
     lines = [
         f"\n{found.frames} frames of {found.episodes} episodes of {found.dataset}, {len(found.cameras)} "
         f"views of {rows} x {cols} tokens. Below each score: its 95 % interval over episodes. *: a control. "
         "common: share of the mean token in the mean square; position, frame, content: of the variance "
-        "around it.",
+        "around it. Stored: a frame in a cache that keeps tokens to a mean cosine of 0.99.",
         "Licences: " + ", ".join(sorted({f"{one.teacher} {one.licence}" for one in found.scores})),
-        *(f"Left out: {one.teacher}: {one.reason}" for one in found.left_out),
+        *left_out_lines(found.left_out),
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False)
+
+
+def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """Which teachers were left out and why; those that are not on this machine in one line."""
+    absent = [one for one in left_out if one.reason.startswith(NOT_HERE)]
+    names = ", ".join(f"{one.teacher}{one.reason.removeprefix(NOT_HERE)}" for one in absent)
+    said = [f"Not downloaded; --teachers <name> downloads one: {names}."] if absent else []
+    return said + [f"Left out: {one.teacher}: {one.reason}" for one in left_out if one not in absent]
 
 
 def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], title: str) -> Table:
@@ -242,6 +252,24 @@ def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], ti
             one.teacher + (" *" if one.control else ""),
             "-" if one.layer is None else str(one.layer),
             *(score_text(getattr(one, key), digits) for key, (_, digits) in columns.items()),
+        )
+    return table
+
+
+def cost_table(found: TeacherScores) -> Table:
+    """Table of what the features cost: time of a frame, and its bytes in a cache."""
+    table = Table(
+        title="What they cost", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in ("teacher", "layer", "s per frame", "stored", "own tokens"):
+        table.add_column(name, justify="left" if name == "teacher" else "right", no_wrap=True)
+    for one in found.scores:
+        table.add_row(
+            one.teacher,
+            "-" if one.layer is None else str(one.layer),
+            f"{one.seconds / found.frames:.3g}",
+            "" if one.stored_bytes is None else size_text(one.stored_bytes),
+            f"{one.own_grid[0]} x {one.own_grid[1]} x {one.width}",
         )
     return table
 

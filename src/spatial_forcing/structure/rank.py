@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.bootstrap import percentile_interval
+from spatial_forcing.cache.codec import CodecOptions, fit_codec
 from spatial_forcing.cache.extract import Extraction, chosen_cameras, open_source
 from spatial_forcing.cache.passes import cut, spread
 from spatial_forcing.datasets import open_dataset
@@ -25,6 +26,8 @@ from spatial_forcing.teachers.base import FrozenTeacher
 
 RESAMPLES = 2000
 BATCH = 8
+# Tokens of a frame that the codec is fitted to.
+CODED = 64
 
 
 class StructureError(SpatialForcingError, ValueError):
@@ -118,10 +121,13 @@ def layer_scores(
     check_grid(teacher, name, sample.grid)
     frames_of, _ = open_source(sample.dataset, teacher, name, Extraction(cameras=sample.cameras))
     tokens: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
+    own: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
     for indices in cut(sample.indices, BATCH):
         for layer, features in teacher.layers_of(frames_of(list(indices)), wanted).items():
             features.check_finite()
             tokens[layer].append(resample(features, *sample.grid).tokens_BVHWC.float().cpu())
+            own_BNC = features.tokens_BVHWC.flatten(1, 3)
+            own[layer].append(own_BNC[:, :: max(1, own_BNC.shape[1] // CODED)].float().cpu())
         progress(len(indices))
     seconds = time.perf_counter() - start
     height, width = (side // teacher.patch for side in teacher.resolution)
@@ -134,10 +140,20 @@ def layer_scores(
             control=control,
             own_grid=[height, width],
             seconds=seconds,
+            stored_bytes=stored_bytes(torch.cat(own[layer]), height * width * len(sample.cameras)),
             **scored(torch.cat(of), sample.episodes),
         )
         for layer, of in tokens.items()
     ]
+
+
+def stored_bytes(tokens_FNC: Tensor, count: int) -> int:
+    """Bytes of a frame of so many tokens in a cache of the usual fidelity.
+
+    Components are found on every other frame, and their number chosen on the rest.
+    """
+    codec = fit_codec(CodecOptions("pca-int8"), tokens_FNC[::2].flatten(0, 1), tokens_FNC[1::2].flatten(0, 1))
+    return count * codec.bytes_per_token
 
 
 def layers_of(teacher: FrozenTeacher, layers: Sequence[int]) -> tuple[int, ...]:
