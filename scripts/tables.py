@@ -15,8 +15,10 @@ from pathlib import Path
 
 from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
+from spatial_forcing.probe.records import ProbeReport, RankedSite
 from spatial_forcing.report.markdown import markdown
 from spatial_forcing.report.summary import summarise
+from spatial_forcing.report.wording import number, rate_text
 from spatial_forcing.results import Results
 from spatial_forcing.teachers import registry as teachers
 
@@ -24,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/hosts.md", "docs/results.md")
 RESULTS = ROOT / "docs" / "results"
 BUILT_IN = "tiny"
+# Of the table of sites: the kept comparison and probes (one per training seed), the flag of an arm's site.
+SWEEP, PROBES, SITE = "sweep", "probes/sites-*.json", "--policy.forcing.site="
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -51,10 +55,41 @@ def teacher_table() -> str:
     return _table(("name", "what", "licence"), rows)
 
 
+def site_table() -> str:
+    """The sites as the probe ranks them in policies without forcing, beside what forcing at each gave."""
+    sweep = Results.read(RESULTS / f"{SWEEP}.json")
+    arms = summarise(sweep).arms
+    probes = [ProbeReport.read(path) for path in sorted(RESULTS.glob(PROBES))]
+    recommended = probes[0].policies[0].aligned_site
+    flags = ((name, flag) for name, arm in sweep.arms.items() for flag in arm.differs)
+    named = {flag.removeprefix(SITE): name for name, flag in flags if flag.startswith(SITE)}
+    rows = []
+    for site, arm in sorted({recommended: "forced", **named}.items()):
+        found = [(i, one) for probe in probes for i, one in enumerate(_ranked(probe), 1) if one.site == site]
+        error, by_seed = arms[arm].heldout_error, arms[arm].error_by_seed.values()
+        rows.append(
+            (
+                f"{site} (recommended)" if site == recommended else site,
+                ", ".join(f"{one.absrel:.4f}" for _, one in found),
+                ", ".join(str(rank) for rank, _ in found),
+                ", ".join(f"{one.best or 0:.0%}" for _, one in found),
+                f"{number(error)} ({', '.join(map(number, by_seed))})",
+                rate_text(arms[arm].success, ""),
+            )
+        )
+    head = ("site", "AbsRel, plain policy", "rank", "lowest in", "error when forced there", "success")
+    return _table(head, rows)
+
+
+def _ranked(probe: ProbeReport) -> list[RankedSite]:
+    return probe.suggestion.ranked if probe.suggestion else []
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hosts": host_table,
     "types": type_list,
     "teachers": teacher_table,
+    "sites": site_table,
 }
 RESULT = "result "
 

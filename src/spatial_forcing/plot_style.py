@@ -16,7 +16,7 @@ KNOWN_COLOURS = {
     "blind": "#6B6B6B",
     "state": "#009E73",
 }
-OTHER_COLOURS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99")
+OTHER_COLOURS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99", "#882255", "#999933", "#44AA99", "#332288")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
