@@ -3,7 +3,7 @@
 # where it stopped. Two idle cores: demonstrations 1 min, learning rates 50 min, data 80 min, sweep 45 min.
 #
 #     bash recipes/studies.sh                          # into outputs/
-#     python scripts/keep_results.py outputs/sweep sweep && python scripts/tables.py
+#     python scripts/keep_results.py outputs/sweep sweep --figures probe_sites && python scripts/tables.py
 set -euo pipefail
 
 [ -d outputs/reach ] || spatial-forcing collect --out outputs/reach --episodes 280
@@ -22,3 +22,10 @@ compare=(spatial-forcing compare --teacher vggt-tiny-sim --seeds 0 1 2 --videos 
   --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
 "${compare[@]}" --out outputs/sweep --arms plain forced --arms-file recipes/sweep.yaml --evaluations 1 -- \
   --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
+
+# The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
+heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
+for seed in 0 1 2; do
+  spatial-forcing probe --policies plain=outputs/sweep/runs/plain-f100-s$seed/train/checkpoints/last/pretrained_model \
+    --dataset outputs/reach --suggest-site --test-episodes $heldout --out outputs/sites-$seed
+done
