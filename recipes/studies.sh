@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The studies on the embedded benchmark, one after the other; docs/results.md shows those that were run. Each continues
-# where it stopped. Two idle cores: demonstrations 1 min, learning rates 50 min, data 80 min, sweep 45 min.
+# where it stopped. Two idle cores: demonstrations 1 min, learning rates 50 min, sweep 50 min, data 90 min.
 #
 #     bash recipes/studies.sh                          # into outputs/
 #     python scripts/keep_results.py outputs/sweep sweep --figures probe_sites && python scripts/tables.py
@@ -14,14 +14,15 @@ common=(
 )
 world=(--env.type=sf_metaworld --env.task=reach-v3 --env.look_every=4)
 forcing=(--policy.forcing.loss_weight=2 --policy.forcing.standardize=true)
-compare=(spatial-forcing compare --teacher vggt-tiny-sim --seeds 0 1 2 --videos 0)
+compare=(spatial-forcing compare --teacher vggt-tiny-sim --videos 0)
 
-"${compare[@]}" --out outputs/learning-rates --no-controls --arms plain --arms-file recipes/learning_rates.yaml --evaluations 4 --probe none -- \
+"${compare[@]}" --out outputs/learning-rates --seeds 0 1 2 --no-controls --arms plain --arms-file recipes/learning_rates.yaml --evaluations 4 --probe none -- \
   --policy.type=tiny "${common[@]}" --steps=2400
-"${compare[@]}" --out outputs/data --arms plain forced --fractions 0.1 0.25 0.5 1 --evaluations 1 --probe none -- \
+"${compare[@]}" --out outputs/sweep --seeds 0 1 2 --arms plain forced --arms-file recipes/sweep.yaml --evaluations 1 -- \
   --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
-"${compare[@]}" --out outputs/sweep --arms plain forced --arms-file recipes/sweep.yaml --evaluations 1 -- \
-  --policy.type=sf_tiny "${common[@]}" "${forcing[@]}" --steps=600 "${world[@]}"
+# At the best weight of the sweep, on seeds that had no part in choosing it; the controls have that weight, too.
+"${compare[@]}" --out outputs/data --seeds 3 4 5 --arms plain forced --fractions 0.1 0.25 0.5 1 --evaluations 1 --probe none -- \
+  --policy.type=sf_tiny "${common[@]}" --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true --steps=600 "${world[@]}"
 
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
 heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
