@@ -111,7 +111,7 @@ def test_bad_input(monkeypatch, capsys, tmp_path, dataset, arguments, message):
 
 def test_a_teacher_has_to_be_named(monkeypatch, capsys, tmp_path, dataset):
     assert run(monkeypatch, "--out", str(tmp_path / "f"), "--dataset", str(dataset)) == 2
-    assert "Say which teacher: --teacher <name>. Known: dinov2-base, " in capsys.readouterr().err
+    assert "Say which teacher: --teacher <name>. Known: c-radio-base, " in capsys.readouterr().err
 
 
 def test_the_same_folder_with_other_options_is_refused(monkeypatch, capsys, tmp_path, dataset):

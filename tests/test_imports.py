@@ -28,6 +28,7 @@ ORDER = (
         "files",
         "guard",
         "listed",
+        "command_names",
         "output",
         "plot_style",
         "locks",
@@ -58,7 +59,7 @@ ORDER = (
     ("rehearsal",),
     ("report", "doctor"),
     ("compare",),
-    ("demo_settings", "demo", "command_names", "cli"),
+    ("demo_settings", "demo", "cli"),
     (PLUGIN.name,),
 )
 LINE = {part: line for line, parts in enumerate(ORDER) for part in parts}

@@ -154,7 +154,7 @@ def test_a_folder_without_a_depth_model_is_said(tmp_path):
     Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
     with pytest.raises(ProbeError, match="cannot be loaded as a depth-estimation model"):
         pseudo(str(tmp_path))
-    with pytest.raises(SpatialForcingError, match="Available: vggt-1b, vggt-tiny-sim"):
+    with pytest.raises(SpatialForcingError, match=r"Available: da3-base, .*vggt-1b, vggt-tiny-sim"):
         pseudo("midas")
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small_dataset import make_dataset
+from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
@@ -13,7 +14,6 @@ from spatial_forcing.train import (
     log_short_runs,
     logged_row,
     read_metrics,
-    train_config,
     train_or_continue,
     truncate_metrics,
 )

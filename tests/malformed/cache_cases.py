@@ -111,7 +111,7 @@ MISSING = [
         "cache",
         "missing",
         "cache --dataset {data}",
-        "Say which teacher: --teacher <name>. Known: dinov2-base, ",
+        "Say which teacher: --teacher <name>. Known: c-radio-base, ",
     ),
     command(
         "cache",

@@ -18,6 +18,7 @@ SUPPORT = (
     "da3",
     "da3_heads",
     "described",
+    "hf",
     "hub",
     "mapanything",
     "model",
