@@ -126,6 +126,21 @@ def test_what_it_would_take_is_told_in_episodes_and_seeds(results):
     assert "Nothing was gained against baseline (-8 points)" in summarised(results)["verdict"]["takes"][0]
 
 
+def test_arms_of_which_the_same_is_not_shown_share_a_sentence(results):
+    one = {key: value for key, value in copy.deepcopy(run_of(results, "forced")).items() if key != "arm"}
+    add_arm(results, "other", {"label": "b", "role": "arm", **one})
+    results["comparisons"] = [["baseline", "forced"], ["baseline", "other"]]
+    for name, solved in (("baseline", 8), ("forced", 9), ("other", 9)):
+        run_of(results, name)["evaluations"][-1]["episodes"] = episodes(solved)
+    headline = summarised(results)["verdict"]["headline"]
+    assert headline.startswith("That forced and other help is not shown: no significant sign of more success")
+    assert headline.count("is not shown") == 1
+    run_of(results, "other")["evaluations"][-1]["episodes"] = episodes(25)
+    headline = summarised(results)["verdict"]["headline"]
+    assert headline.startswith("That forced helps is not shown")
+    assert "Other succeeded more often than baseline" in headline
+
+
 def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
     with_controls(results, 0, 0, 0)
     run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(0)

@@ -39,7 +39,7 @@ def verdict(summary: Summary) -> Verdict:
     by_success = [c for of in arms if measure(of) == "success" for c in of]
     lines += [(True, claim(c, "error")) for c in by_success if better(c, "error") or worse(c, "error")]
     return Verdict(
-        headline=" ".join([*(headline(of, summary) for of in arms), *so_far(summary), seeds_note(summary)]),
+        headline=" ".join([*headlines(arms, summary), *so_far(summary), seeds_note(summary)]),
         shown=[text for shown, text in lines if shown] + probe_gains(summary, shared=False),
         not_shown=[
             *(text for shown, text in lines if not shown),
@@ -151,6 +151,23 @@ def _no_claim(c: Comparison) -> str:
 
 
 # ---- the headline ------------------------------------------------------------------------------------------
+
+
+def headlines(arms: Sequence[Sequence[Comparison]], summary: Summary) -> list[str]:
+    """Headline of every arm; arms of which the same is not shown share a sentence."""
+    shared: dict[str, list[str]] = {}
+    for of in arms:
+        b, text = of[0].b, headline(of, summary)
+        opening = f"That {b} helps is not shown"
+        same = text.startswith(opening)
+        shared.setdefault(text.removeprefix(opening) if same else text, []).extend([b] * same)
+    return [
+        f"That {listed(names)} {'help' if len(names) > 1 else 'helps'} is not shown"
+        + (text.replace("though it did", "though they did") if len(names) > 1 else text)
+        if names
+        else text
+        for text, names in shared.items()
+    ]
 
 
 def headline(compared: Sequence[Comparison], summary: Summary) -> str:
