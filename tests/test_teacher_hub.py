@@ -45,3 +45,8 @@ def test_restricted_licences_are_said_once(offline, caplog):
     (said,) = (one for one in caplog.records if "Commercial use is not allowed" in one.getMessage())
     assert said.levelno == logging.WARNING
     assert "CC-BY-NC-4.0" in said.getMessage()
+
+
+def test_every_record_can_be_shown_once():
+    """What is shown is remembered by record."""
+    assert len({record for record in map(RECORDS.__getitem__, RECORDS)}) == len(list(RECORDS))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
-from spatial_forcing.teachers import RECORDS, WeightsError
+from spatial_forcing.teachers import RECORDS, WeightsError, load_teacher
 from spatial_forcing.teachers.timm_teacher import RECORDS as TIMM_RECORDS
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -20,7 +20,7 @@ OPTIONS = {"resolution": 64, "dtype": torch.float32, "device": "cpu", "batch_siz
 
 @pytest.fixture(scope="module")
 def record():
-    return replace(RECORDS["c-radio-base"], sizes=SIZES)
+    return replace(RECORDS["c-radio-base"], sizes=tuple(SIZES.items()))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_one_pass_is_several(record, weights):
 
 def test_weights_of_another_size_are_refused(weights, tmp_path):
     with pytest.raises(WeightsError, match="do not fit naflexvit_base_patch16_radio_v3"):
-        RECORDS["c-radio-base"].load(weights=weights, layer=-1, **OPTIONS)
+        load_teacher("c-radio-base", weights=weights)
     with pytest.raises(WeightsError, match="there is no such file"):
-        RECORDS["c-radio-base"].load(weights=tmp_path, layer=-1, **OPTIONS)
+        load_teacher("c-radio-base", weights=tmp_path)
 
 
 def test_timm_knows_the_models_of_the_records():

@@ -3,8 +3,7 @@
 B: batch, V: views (always one), H, W: pixels, h, w: patches, C: channels.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,11 @@ class TimmRecord(TeacherRecord):
 
     Attributes:
         model: what timm calls it.
-        sizes: of the model, where they are not those of timm.
+        sizes: names and values of those that are not timm's.
     """
 
     model: str
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[tuple[str, Any], ...] = ()
 
 
 def load_timm(
@@ -105,7 +104,7 @@ def load_timm(
         raise WeightsError(f"No weights at {weights}: there is no such file.")
     local = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
     try:
-        model = timm.create_model(record.model, pretrained=True, **local, **record.sizes)
+        model = timm.create_model(record.model, pretrained=True, **local, **dict(record.sizes))
     except Exception as error:  # of many kinds: no connection, a damaged file, tensors of another shape
         if weights is not None:
             message = f"The weights in {weights} do not fit {record.model} of timm: {error}"
