@@ -3,6 +3,7 @@
 B: batch, V: views of a scene, H, W: pixels.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -24,9 +25,9 @@ class Model(nn.Module):
 
     config: Any
 
+    @abstractmethod
     def trunk(self) -> Iterable[nn.Module]:
         """The modules that the features depend on."""
-        raise NotImplementedError
 
     def layer_index(self, layer: int) -> int:
         """Counts negative layers from the end; raises IndexError where there is no such layer."""
