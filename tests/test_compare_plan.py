@@ -16,8 +16,9 @@ from spatial_forcing.compare.options import job_options
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
 from spatial_forcing.compare.preflight import check_shared
 from spatial_forcing.compare.split import Split, split_episodes
-from spatial_forcing.compare.status import work_done
+from spatial_forcing.compare.status import Progress, seconds_left, work_done
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.results import Evaluation
 
 FLAGS = [
     "--policy.type=smolvla",
@@ -273,3 +274,14 @@ def test_the_work_that_is_done_is_read_from_the_ends_of_the_logs(tmp_path):
     (run / "train" / "metrics.jsonl").write_text("\n".join(rows) + '\n{"step": 31')
     (run / "eval" / "000200.json").write_text("{}")
     assert work_done(one, tmp_path) == {"plain": (300 + 50, 500), "blind": (0, 450)}
+
+
+def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
+    evaluated = Evaluation(step=10, episodes=[], seconds=4.0, heldout_seconds=1.0)
+    done = Progress("a", 10, 10, [evaluated], 1, seconds_per_step=0.5, startup_seconds=20.0, failed=False)
+    waiting = Progress("b", 0, 10, [], 1, seconds_per_step=None, startup_seconds=None, failed=False)
+    half = Progress("c", 5, 10, [], 1, seconds_per_step=0.5, startup_seconds=None, failed=False)
+    assert seconds_left([done, waiting], 1) == 10 * 0.5 + 5 + 20
+    assert seconds_left([done, half], 1) == 5 * 0.5 + 5
+    assert seconds_left([done, waiting], 2) == 15
+    assert seconds_left([waiting], 1) is None
