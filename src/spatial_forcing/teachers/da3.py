@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers.da3_heads import CameraDecoder, CameraEncoder, Cameras, DualDPTHead
-from spatial_forcing.teachers.model import Model, checked, initialise, layer_index, normalised
+from spatial_forcing.teachers.model import (
+    Model,
+    check_heads,
+    check_patches,
+    checked,
+    initialise,
+    layer_index,
+    normalised,
+)
 from spatial_forcing.teachers.vggt_layers import Block, PatchProjection, Rope, rope_2d, rope_at
 
 MODULES = ("backbone", "head", "cam_dec", "cam_enc")
@@ -69,13 +77,8 @@ class DA3Config:
     def __post_init__(self):
         object.__setattr__(self, "out_layers", tuple(self.out_layers))  # JSON gives lists
         object.__setattr__(self, "head_channels", tuple(self.head_channels))
-        if self.img_size % self.patch:
-            raise ValueError(f"img_size {self.img_size} is not a multiple of the patch size {self.patch}.")
-        if self.embed_dim % (4 * self.num_heads):
-            raise ValueError(
-                f"embed_dim {self.embed_dim} over num_heads {self.num_heads} must be a multiple of 4: "
-                "the 2D rotary embedding pairs the channels of each half of a head."
-            )
+        check_patches(self.img_size, self.patch)
+        check_heads(self.embed_dim, self.num_heads)
         if not 1 <= self.alt_start <= self.depth:
             raise ValueError(f"alt_start {self.alt_start} must lie between 1 and the depth, {self.depth}.")
         if any(not 0 <= layer < self.depth for layer in self.out_layers):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.teachers.da3 import positions
-from spatial_forcing.teachers.model import Model, checked, initialise, normalised
+from spatial_forcing.teachers.model import Model, check_patches, checked, initialise, normalised
 from spatial_forcing.teachers.vggt_heads import FusionBlock
 from spatial_forcing.teachers.vggt_layers import Block, PatchProjection
 
@@ -59,8 +59,7 @@ class MapAnythingConfig:
     def __post_init__(self):
         object.__setattr__(self, "read_layers", tuple(self.read_layers))  # JSON gives lists
         object.__setattr__(self, "head_channels", tuple(self.head_channels))
-        if self.img_size % self.patch:
-            raise ValueError(f"img_size {self.img_size} is not a multiple of the patch size {self.patch}.")
+        check_patches(self.img_size, self.patch)
         if any(not 0 <= layer < self.depth for layer in self.read_layers):
             raise ValueError(f"read_layers {self.read_layers} must lie between 0 and {self.depth - 1}.")
 

@@ -119,7 +119,7 @@ RECORDS = (
         "mapanything-nc",
         "facebook/map-anything",
         "CC-BY-NC-4.0",
-        f"{_NOTE}; trained on more data.",
+        f"{_NOTE}; the weights that are not for commercial use.",
         non_commercial=True,
     ),
 )

@@ -43,6 +43,21 @@ class Model(nn.Module):
         return self
 
 
+def check_patches(img_size: int, patch: int) -> None:
+    """Raises ValueError unless an image of this side consists of whole patches."""
+    if img_size % patch:
+        raise ValueError(f"img_size {img_size} is not a multiple of the patch size {patch}.")
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raises ValueError unless the heads have channels for the 2D rotary embedding."""
+    if embed_dim % (4 * num_heads):
+        raise ValueError(
+            f"embed_dim {embed_dim} over num_heads {num_heads} must be a multiple of 4: "
+            "the 2D rotary embedding pairs the channels of each half of a head."
+        )
+
+
 def layer_index(layer: int, depth: int) -> int:
     """A layer counted from 0; raises IndexError where there is no such layer."""
     if not -depth <= layer < depth:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.teachers.model import Model, checked, initialise, layer_index, normalised
+from spatial_forcing.teachers.model import (
+    Model,
+    check_heads,
+    check_patches,
+    checked,
+    initialise,
+    layer_index,
+    normalised,
+)
 from spatial_forcing.teachers.vggt_heads import CameraHead, DPTHead
 from spatial_forcing.teachers.vggt_layers import Block, PatchEncoder, rope_2d
 
@@ -62,13 +70,8 @@ class VGGTConfig:
     def __post_init__(self):
         object.__setattr__(self, "dpt_layers", tuple(self.dpt_layers))  # JSON gives lists
         object.__setattr__(self, "dpt_channels", tuple(self.dpt_channels))
-        if self.img_size % self.patch:
-            raise ValueError(f"img_size {self.img_size} is not a multiple of the patch size {self.patch}.")
-        if self.embed_dim % (4 * self.num_heads):
-            raise ValueError(
-                f"embed_dim {self.embed_dim} over num_heads {self.num_heads} must be a multiple of 4: "
-                "the 2D rotary embedding pairs the channels of each half of a head."
-            )
+        check_patches(self.img_size, self.patch)
+        check_heads(self.embed_dim, self.num_heads)
         if any(not 0 <= layer < self.depth for layer in self.dpt_layers):
             raise ValueError(
                 f"dpt_layers {self.dpt_layers} must lie between 0 and {self.depth - 1} (depth - 1)."
