@@ -141,6 +141,15 @@ def test_arms_of_which_the_same_is_not_shown_share_a_sentence(results):
     assert "Other succeeded more often than baseline" in headline
 
 
+def test_one_measurement_says_nothing_about_steps(results):
+    said = [note for note in summarised(results)["notes"] if note.startswith("Steps of others")]
+    assert len(said) == 1
+    for name in ("baseline", "forced"):
+        del run_of(results, name)["evaluations"][:-1]
+    assert not [note for note in summarised(results)["notes"] if note.startswith("Steps of others")]
+    assert all(pair["steps_to_target"] is None for pair in summarised(results)["comparisons"])
+
+
 def test_what_holds_for_several_comparisons_is_said_once(results, tmp_path):
     with_controls(results, 0, 0, 0)
     run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(0)

@@ -30,7 +30,7 @@ from spatial_forcing.locks import FolderLock
 from spatial_forcing.threads import waiting_threads_sleep
 
 # Seconds: between two looks at the workers; for one to clean up before it is killed; for its stacks to come.
-EVERY, GRACE, STACKS = 0.5, 2.0, 2.0
+EVERY, GRACE, STACKS = 0.5, 5.0, 2.0
 # Seconds without progress after which a worker counts as hung.
 PATIENCE = 600.0
 _PR_SET_PDEATHSIG = 1

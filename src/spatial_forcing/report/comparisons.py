@@ -145,9 +145,15 @@ def errors(pairs: dict[int, Pair]) -> Errors | None:
 
 
 def steps_to(pairs: dict[int, Pair]) -> ToTarget | None:
-    """Training steps of both arms to a's last held-out error, over the seeds in which both have errors."""
+    """Training steps of both arms to a's last held-out error, over the seeds in which both have errors.
+
+    None where both were measured at one step only, which says nothing about steps.
+    """
     curves = {seed: (_error_curve(a), _error_curve(b)) for seed, (a, b) in pairs.items()}
-    return _to_target({seed: (a, b) for seed, (a, b) in curves.items() if a.steps and b.steps}, "steps")
+    usable = {seed: (a, b) for seed, (a, b) in curves.items() if a.steps and b.steps}
+    if all(len(a.steps) == len(b.steps) == 1 for a, b in usable.values()):
+        return None
+    return _to_target(usable, "steps")
 
 
 def data_to(results: Results, a: str, b: str) -> ToTarget | None:
