@@ -1,5 +1,7 @@
 """C-RADIO as a teacher, from a small checkpoint of timm's own class."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +60,52 @@ def test_weights_of_another_size_are_refused(weights, tmp_path):
         load_teacher("c-radio-base", weights=weights)
     with pytest.raises(WeightsError, match="there is no such file"):
         load_teacher("c-radio-base", weights=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small vision transformer, as timm writes it for the Hub."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, **SIZES)
+    path = tmp_path_factory.mktemp("timm") / "vit"
+    sizes = {"img_size": 64, "num_classes": 0, **SIZES}
+    timm.models.save_for_hf(model, path, model_args=sizes, safe_serialization=True)
+    said = json.loads((path / "config.json").read_text())
+    said["pretrained_cfg"]["input_size"] = [3, 64, 64]
+    (path / "config.json").write_text(json.dumps(said))
+    return path
+
+
+def test_a_folder_of_timm_is_a_teacher(folder):
+    teacher = load_teacher(folder)
+    assert (teacher.width, teacher.patch, teacher.layers, teacher.resolution) == (48, 16, 3, (64, 64))
+    assert teacher.licence == "apache-2.0"
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    x = images(height=64, width=64)
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        tokens = model.forward_features(((x - mean) / std).flatten(0, 1))[:, 1:]
+    assert_close(teacher(x).tokens_BVHWC.flatten(2, 3).flatten(0, 1), tokens, rtol=0, atol=1e-5)
+    assert load_teacher(folder, resolution=(96, 64))(x).tokens_BVHWC.shape[2:4] == (6, 4)
+
+
+def test_the_fingerprint_of_a_folder_is_not_its_place_but_its_model(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved")
+    assert load_teacher(tmp_path / "moved").fingerprint == load_teacher(folder).fingerprint
+    said = json.loads((folder / "config.json").read_text())
+    said["model_args"]["num_heads"] = 4
+    (tmp_path / "moved" / "config.json").write_text(json.dumps(said))
+    assert load_teacher(tmp_path / "moved").fingerprint != load_teacher(folder).fingerprint
+
+
+def test_folders_of_other_models_of_timm_are_refused(folder, tmp_path):
+    model = timm.create_model("test_convnext")
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    with pytest.raises(WeightsError, match="ConvNeXt of timm is not a vision transformer"):
+        load_teacher(tmp_path)
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with pytest.raises(WeightsError, match="do not fit test_convnext of timm"):
+        load_teacher(tmp_path)
 
 
 def test_timm_knows_the_models_of_the_records():

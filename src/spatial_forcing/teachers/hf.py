@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from spatial_forcing.errors import MissingDependencyError, UnknownNameError
-from spatial_forcing.files import read_json
 from spatial_forcing.teachers.base import FrozenTeacher, NoSuchLayerError, TeacherInputError, digest
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
@@ -245,13 +244,8 @@ def check_architecture(config: Any, record: TransformersRecord, weights: Path) -
         )
 
 
-def record_of_folder(path: Path) -> TransformersRecord:
-    """Builds a record for a folder with a transformers model.
-
-    Raises:
-        WeightsError: its config.json cannot be read.
-    """
-    said = read_json(path / "config.json", error=WeightsError)
+def record_of_folder(path: Path, said: dict[str, Any]) -> TransformersRecord:
+    """Builds a record for a folder with a transformers model, from its config.json."""
     of = said.get("backbone_config") or said
     return TransformersRecord(
         name=str(path),

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.files import read_json
 from spatial_forcing.registry import Records
 from spatial_forcing.teachers.base import TeacherInputError
 from spatial_forcing.teachers.record import TeacherRecord
@@ -40,8 +41,8 @@ def find_teacher(name_or_path: str | os.PathLike) -> TeacherRecord:
     """Finds the record of a teacher by name, or of the one in a local file or folder.
 
     Args:
-        name_or_path: a name of `RECORDS`; a `.safetensors` teacher of `recipes/vggt_tiny_sim.py`; or a
-            folder with a transformers model (DINOv2, DINOv3 or SigLIP).
+        name_or_path: a name of `RECORDS`; a `.safetensors` file of this package's format; or a
+            folder with a model of transformers or timm, in the layout of their Hub repositories.
 
     Raises:
         TeacherInputError: neither a name nor a path.
@@ -57,9 +58,11 @@ def find_teacher(name_or_path: str | os.PathLike) -> TeacherRecord:
     if not name or not path.exists():
         raise UnknownNameError("teacher (and no file or folder)", name, RECORDS)
     if (path / "config.json").is_file():
-        from spatial_forcing.teachers.hf import record_of_folder
+        from spatial_forcing.teachers import hf, timm_teacher
+        from spatial_forcing.teachers.checkpoint import WeightsError
 
-        return record_of_folder(path)
+        said = read_json(path / "config.json", error=WeightsError)
+        return (timm_teacher if "architecture" in said else hf).record_of_folder(path, said)
     from spatial_forcing.teachers.described import record_of_file
 
     return record_of_file(path)

@@ -1,4 +1,5 @@
-"""Single-view teachers of the timm library: C-RADIO (arXiv 2412.07679), one model distilled from several.
+"""Single-view teachers of the timm library: C-RADIO (arXiv 2412.07679), a student of several models, and any of
+timm's vision transformers in a local folder.
 
 B: batch, V: views (always one), H, W: pixels, h, w: patches, C: channels.
 """
@@ -23,7 +24,7 @@ class TimmTeacher(FrozenTeacher):
     Blocks deeper than asked for are not computed.
 
     Args:
-        model: of timm, in float32, with `forward_intermediates`.
+        model: a vision transformer of timm, in float32.
         model_name: what timm calls it.
         layer: of `teacher(images)`, 0 to depth - 1, or counted from the end.
         dtype: the whole model runs in it.
@@ -39,16 +40,21 @@ class TimmTeacher(FrozenTeacher):
         dtype: torch.dtype = torch.float32,
         **said: Any,
     ):
-        depth = len(model.blocks)
+        patch, depth = patch_of(model), len(model.blocks)
         if not -depth <= layer < depth:
             raise NoSuchLayerError(said["name"], layer, depth)
         layer %= depth
         weights = digest(model.state_dict().items())
         super().__init__(
             width=model.embed_dim,
-            patch=model.embeds.patch_size[0],
+            patch=patch,
             multi_view=False,
-            identity={"weights": weights, "model": model_name, "layer": layer},
+            identity={
+                "weights": weights,
+                "model": model_name,
+                "heads": model.blocks[0].attn.num_heads,
+                "layer": layer,
+            },
             **said,
         )
         self.layer, self.layers = layer, depth
@@ -69,6 +75,21 @@ class TimmTeacher(FrozenTeacher):
         return [map_BChw.movedim(1, -1).unflatten(0, images_BV3HW.shape[:2]) for map_BChw in found]
 
 
+def patch_of(model: Any) -> int:
+    """Pixels along a side of a patch, of a vision transformer of timm.
+
+    Raises:
+        WeightsError: it is something else: it has no blocks of attention over one grid of patches.
+    """
+    embedding = getattr(model, "embeds", None) or getattr(model, "patch_embed", None)
+    height, width = getattr(embedding, "patch_size", (0, 1))
+    if height != width or not hasattr(next(iter(getattr(model, "blocks", ())), None), "attn"):
+        raise WeightsError(
+            f"{type(model).__name__} of timm is not a vision transformer with one grid of square patches."
+        )
+    return height
+
+
 # ---- by name -----------------------------------------------------------------------------------------------
 
 
@@ -79,16 +100,18 @@ class TimmRecord(TeacherRecord):
     Attributes:
         model: what timm calls it.
         sizes: names and values of those that are not timm's.
+        one_size: whether it is built for images of one size.
     """
 
     model: str
     sizes: tuple[tuple[str, Any], ...] = ()
+    one_size: bool = False
 
 
 def load_timm(
     record: TimmRecord, *, weights: Path | None, device: torch.device | str, **options: Any
 ) -> TimmTeacher:
-    """Loads a `TimmTeacher` from timm's repository on the Hub, or from a local file.
+    """Loads a `TimmTeacher` from timm's repository on the Hub, or from a local file or folder.
 
     Raises:
         TeacherUnavailableError: the Hub cannot be reached.
@@ -98,20 +121,45 @@ def load_timm(
         import timm
     except ImportError as error:
         raise MissingDependencyError("timm", "teachers") from error
-    if weights is not None and weights.is_dir():
-        weights = weights / "model.safetensors"
-    if weights is not None and not weights.is_file():
-        raise WeightsError(f"No weights at {weights}: there is no such file.")
-    local = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
+    source, given = record.model, dict(record.sizes)
+    if record.path is not None:
+        source = f"local-dir:{record.path}"
+    elif weights is not None:
+        given["pretrained_cfg_overlay"] = {"file": str(_file_in(weights))}
+    if record.one_size:
+        given["img_size"] = options["resolution"]
     try:
-        model = timm.create_model(record.model, pretrained=True, **local, **dict(record.sizes))
+        model = timm.create_model(source, pretrained=True, **given)
     except Exception as error:  # of many kinds: no connection, a damaged file, tensors of another shape
-        if weights is not None:
-            message = f"The weights in {weights} do not fit {record.model} of timm: {error}"
-            raise WeightsError(message) from error
-        raise TeacherUnavailableError(record, error) from error
+        if weights is None:
+            raise TeacherUnavailableError(record, error) from error
+        message = f"The weights in {weights} do not fit {record.model} of timm: {error}"
+        raise WeightsError(message) from error
     said = {"model_name": record.model, "name": record.name, "licence": record.licence}
     return TimmTeacher(model.float(), **said, **options).to(device)
+
+
+def _file_in(weights: Path) -> Path:
+    file = weights / "model.safetensors" if weights.is_dir() else weights
+    if not file.is_file():
+        raise WeightsError(f"No weights at {file}: there is no such file.")
+    return file
+
+
+def record_of_folder(path: Path, said: dict[str, Any]) -> TimmRecord:
+    """Builds a record for a folder in the layout of timm's Hub repositories, from its config.json."""
+    config = said.get("pretrained_cfg") or {}
+    return TimmRecord(
+        name=str(path),
+        loader=load_timm,
+        model=said["architecture"],
+        one_size=config.get("fixed_input_size", False),
+        licence=config.get("license") or "unknown",
+        resolution=config.get("input_size", (3, 224, 224))[-1],
+        note="Local files.",
+        terms=str(path),
+        path=path,
+    )
 
 
 def _radio(name: str, model: str, what: str, parameters: int, width: int, layers: int) -> TimmRecord:
