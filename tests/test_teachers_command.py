@@ -1,5 +1,6 @@
 """``spatial-forcing teachers``: what it lists and scores, and what it says of bad input."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from small_dataset import CAMERAS, make_dataset
 
 from spatial_forcing.cli import main
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.structure.command import not_here, score, size_of
+from spatial_forcing.structure.command import not_here, score
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.structure.rank import sample_of
 from spatial_forcing.structure.records import SCORES, TeacherScores
+from spatial_forcing.structure.tables import size_of
 from spatial_forcing.teachers import RECORDS, load_teacher
 from spatial_forcing.teachers.da3 import DA3
 from spatial_forcing.teachers.hub import is_here
@@ -121,6 +123,24 @@ def test_white_noise_has_no_structure_for_pixels(dataset):
     assert pixels.layer is None
 
 
+def test_depth_that_is_in_the_pixels_is_read_from_them(tmp_path):
+    """On episodes that the head was not fitted on, and of frames without depth nothing."""
+    from small_depth import painted_dataset
+
+    data = painted_dataset(tmp_path / "painted", episodes=24)
+    found = score(Teachers(str(data), ("pixels",), frames=96), MADE)
+    depth, (pixels,) = found.depth, found.scores
+    assert (depth.name, depth.unit) == ("recorded geometry", "m")
+    assert (depth.train_episodes, depth.test_episodes) == (18, 6)
+    assert pixels.absrel.high < 0.25 * depth.mean.low
+    assert depth.mean.low < depth.mean.value < depth.mean.high
+    shutil.rmtree(data / "geometry")
+    without = score(Teachers(str(data), ("pixels",), frames=96), MADE)
+    assert without.depth.mean is without.scores[0].absrel is None
+    assert "The data set has no depth" in without.depth.absent
+    assert without.scores[0].content == pixels.content
+
+
 def test_layers_come_from_one_pass_and_are_those_of_a_teacher_loaded_for_them(dataset):
     options = {"dataset": str(dataset), "teachers": ("untrained-tiny",), "frames": 4}
     both = score(Teachers(**options, layers=(0, -1)), MADE).scores
@@ -163,6 +183,9 @@ MADE = {"command": "test", "commit": None, "versions": {}, "hardware": {}}
         (["--dataset", "DATA", "--teachers", "untrained-tiny", "--layers", "7"], "has layers 0 to 3"),
         (["--dataset", "DATA", "--cameras", "front"], "Unknown camera 'front'"),
         (["--dataset", "DATA", "--device", "gpu"], "is not a device"),
+        (["--dataset", "DATA", "--depth", "recorded"], "has no depth"),
+        (["--dataset", "DATA", "--depth", "vggt-1b"], "--depth is recorded or pseudo:<model>"),
+        (["--dataset", "DATA", "--depth", "pseudo:pixels"], "pixels has no depth head"),
         (["--teachers", "pixels", "--frames", "8"], "--teachers, --frames: say of which data set"),
     ],
 )

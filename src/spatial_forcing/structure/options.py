@@ -21,6 +21,9 @@ class Teachers:
     """Rows and columns of tokens that all features are pooled to before they are compared."""
     cameras: tuple[str, ...] = ()
     """Camera keys; all of the data set if empty."""
+    depth: str | None = None
+    """Depth to read from the features: recorded, or pseudo:<model> (see `probe`); if None, recorded depth
+    where the data set has it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Data type of the teachers' matrix products, bfloat16 on GPUs; float32 if None."""
     device: str = "cpu"

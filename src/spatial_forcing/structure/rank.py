@@ -100,6 +100,7 @@ def layer_scores(
     layers: Sequence[int] = (),
     *,
     control: bool = False,
+    absrel: Callable[[Tensor], Score | None] = lambda tokens_FVhwC: None,
     progress: Callable[[int], object] = lambda frames: None,
 ) -> list[LayerScores]:
     """Structure scores of layers of a teacher, from one pass over the frames.
@@ -110,6 +111,7 @@ def layer_scores(
         sample: the frames.
         layers: the teacher's own if none are named; see :func:`layers_of`.
         control: as its record says.
+        absrel: of depth read from tokens of the frames.
         progress: is told how many more frames were looked at.
 
     Raises:
@@ -141,9 +143,10 @@ def layer_scores(
             own_grid=[height, width],
             seconds=seconds,
             stored_bytes=stored_bytes(torch.cat(own[layer]), height * width * len(sample.cameras)),
-            **scored(torch.cat(of), sample.episodes),
+            absrel=absrel(of_FVhwC),
+            **scored(of_FVhwC, sample.episodes),
         )
-        for layer, of in tokens.items()
+        for layer, of_FVhwC in ((layer, torch.cat(of)) for layer, of in tokens.items())
     ]
 
 

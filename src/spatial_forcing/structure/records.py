@@ -27,6 +27,7 @@ class LayerScores(Record):
         own_grid: rows and columns of the teacher's own tokens.
         seconds: wall time of reading frames and passing them through the teacher; layers share it.
         stored_bytes: of a frame, all views, in a cache that keeps the tokens to a mean cosine of 0.99.
+        absrel: of depth read linearly from the features, on held-out episodes; None without depth.
     """
 
     teacher: str
@@ -45,6 +46,7 @@ class LayerScores(Record):
     content: Score
     seconds: float
     stored_bytes: int | None = None
+    absrel: Score | None = None
 
 
 SCORES = (
@@ -66,6 +68,24 @@ class LeftOut(Record):
     reason: str
 
 
+class DepthRead(Record):
+    """The depth that was read from features.
+
+    Attributes:
+        name, unit: of its source; None if there was none.
+        train_episodes, test_episodes: how many heads were fitted on, and judged on.
+        mean: AbsRel of the mean depth of each position, which sees nothing.
+        absent: why there was none.
+    """
+
+    name: str | None = None
+    unit: str | None = None
+    train_episodes: int = 0
+    test_episodes: int = 0
+    mean: Score | None = None
+    absent: str | None = None
+
+
 class TeacherScores(Record):
     """Structure scores of teachers on the same frames and grid.
 
@@ -76,6 +96,7 @@ class TeacherScores(Record):
         grid: rows and columns that all features were pooled to.
         scores: the teacher with the largest local_distant first.
         left_out: registered teachers without weights here, or that could not be loaded.
+        depth: what was read from the features.
         command, commit, versions, hardware: where the numbers come from.
     """
 
@@ -87,6 +108,7 @@ class TeacherScores(Record):
     grid: list[int]
     scores: list[LayerScores]
     left_out: list[LeftOut]
+    depth: DepthRead | None = None
     command: str
     commit: str | None
     versions: dict[str, str]

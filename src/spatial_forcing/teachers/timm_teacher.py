@@ -1,5 +1,5 @@
-"""Single-view teachers of the timm library: C-RADIO (arXiv 2412.07679), a student of several models, and any of
-timm's vision transformers in a local folder.
+"""Single-view teachers of the timm library: C-RADIO (arXiv 2412.07679), a student of several models, and any
+of timm's vision transformers in a local folder.
 
 B: batch, V: views (always one), H, W: pixels, h, w: patches, C: channels.
 """
