@@ -9,6 +9,7 @@ import torch
 from reference import reference
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small_teachers import SMALL_DA3, da3_file, small_da3
 from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
@@ -17,22 +18,7 @@ from spatial_forcing.teachers import RECORDS, WeightsError, load_teacher
 from spatial_forcing.teachers.da3 import DA3, MODULES, REFERENCE_VIEWS, DA3Config
 from spatial_forcing.teachers.da3_heads import encoded, intrinsics, inverse, quaternion, rotation
 from spatial_forcing.teachers.da3_teacher import BASE, PREFIX, UNREAD, load_da3
-from spatial_forcing.teachers.described import METADATA_KEY
 
-NANO = DA3Config(
-    img_size=56,
-    embed_dim=32,
-    depth=6,
-    num_heads=2,
-    alt_start=2,
-    qknorm_start=3,
-    rope_start=2,
-    out_layers=(1, 2, 3, 5),
-    head_features=8,
-    head_channels=(4, 4, 8, 8),
-    camera_depth=1,
-    camera_heads=2,
-)
 FILE = {"square": "da3/da3_mini_square.safetensors", "rect": "da3/da3_mini_rect.safetensors"}
 OURS = {
     "rope_freq": "rope_base",
@@ -86,8 +72,7 @@ def model(case, tmp_path_factory) -> DA3:
 
 @pytest.fixture(scope="module")
 def nano() -> DA3:
-    torch.manual_seed(0)
-    return DA3(NANO).eval()
+    return small_da3()
 
 
 # ---- reference ---------------------------------------------------------------------------------------------
@@ -228,19 +213,8 @@ def test_cameras_survive_their_encoding():
 
 
 @pytest.fixture(scope="module")
-def file(nano, tmp_path_factory) -> Path:
-    """A small model in the format of this package's files."""
-    said = {
-        "architecture": "da3",
-        "config": asdict(NANO),
-        "licence": "MIT",
-        "multi_view": True,
-        "note": "A test.",
-    }
-    path = tmp_path_factory.mktemp("da3") / "mine.safetensors"
-    weights = {f"{PREFIX}{name}": tensor for name, tensor in nano.state_dict().items()}
-    save_file(weights, path, {METADATA_KEY: json.dumps(said)})
-    return path
+def file(tmp_path_factory) -> Path:
+    return da3_file(tmp_path_factory.mktemp("da3"))
 
 
 def test_features_are_what_the_heads_read(nano, file):
@@ -277,18 +251,18 @@ def test_weights_of_another_size_or_model_are_refused(nano, file, tmp_path):
     damaged["model.backbone.pretrained.register_tokens"] = torch.zeros(1, 4, 32)
     save_file(damaged, tmp_path / "fork.safetensors")
     with pytest.raises(WeightsError, match=r"1 not known: model\.backbone\.pretrained\.register_tokens"):
-        load_da3(tmp_path / "fork.safetensors", NANO)
+        load_da3(tmp_path / "fork.safetensors", SMALL_DA3)
 
 
 def test_a_part_is_read_alone(file):
     for name in MODULES:
-        built = load_da3(file, NANO, modules=(name,))
+        built = load_da3(file, SMALL_DA3, modules=(name,))
         assert {n.partition(".")[0] for n in built.state_dict()} == {"backbone", name}
 
 
 def test_unknown_names_are_refused(nano):
     with pytest.raises(UnknownNameError, match="DA3 module 'heads'"):
-        DA3(NANO, modules=("heads",))
+        DA3(SMALL_DA3, modules=("heads",))
     with pytest.raises(UnknownNameError, match=r"reference view 'last'.*" + REFERENCE_VIEWS[0]):
         nano.features(images(views=3, height=56, width=56), reference="last")
 

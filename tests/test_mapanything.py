@@ -9,6 +9,7 @@ import torch
 from reference import reference
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small_teachers import SMALL_MAPANYTHING, mapanything_file, small_mapanything
 from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
@@ -18,17 +19,6 @@ from spatial_forcing.teachers.described import METADATA_KEY
 from spatial_forcing.teachers.mapanything import MapAnything, MapAnythingConfig
 from spatial_forcing.teachers.mapanything_teacher import KNOWN_MODULES, load_mapanything
 
-NANO = MapAnythingConfig(
-    img_size=56,
-    embed_dim=32,
-    encoder_depth=1,
-    encoder_heads=2,
-    depth=4,
-    num_heads=2,
-    read_layers=(1, 2),
-    head_features=8,
-    head_channels=(4, 4, 8, 8),
-)
 FILE = "mapanything/mapanything_mini.safetensors"
 OURS = {
     "keep_first_n_layers": "encoder_depth",
@@ -55,7 +45,7 @@ def model(tensors, tmp_path_factory) -> MapAnything:
         said = json.loads(file.metadata()["cfg"])
     del said["encoder_depth"]  # that many were built, fewer are used
     config = {OURS.get(name, name): value for name, value in said.items()}
-    sizes = MapAnythingConfig(**{k: v for k, v in config.items() if k in asdict(NANO)})
+    sizes = MapAnythingConfig(**{k: v for k, v in config.items() if k in asdict(SMALL_MAPANYTHING)})
     path, start = tmp_path_factory.mktemp("mapanything") / "model.safetensors", "weights."
     save_file({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}, path)
     return load_mapanything(path, sizes).eval()
@@ -63,13 +53,7 @@ def model(tensors, tmp_path_factory) -> MapAnything:
 
 @pytest.fixture(scope="module")
 def nano() -> MapAnything:
-    """A small model whose residual branches matter: layer scales are one."""
-    torch.manual_seed(0)
-    model = MapAnything(NANO).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            torch.nn.init.ones_(parameter)
-    return model
+    return small_mapanything()
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -168,12 +152,8 @@ def test_grids_with_odd_sides_have_an_output_for_every_pixel(nano, height, width
 
 
 @pytest.fixture(scope="module")
-def file(nano, tmp_path_factory) -> Path:
-    """A small model in the format of this package's files."""
-    said = {"architecture": "mapanything", "config": asdict(NANO), "licence": "MIT", "multi_view": True}
-    path = tmp_path_factory.mktemp("mapanything") / "mine.safetensors"
-    save_file(nano.state_dict(), path, {METADATA_KEY: json.dumps(said | {"note": "-"})})
-    return path
+def file(tmp_path_factory) -> Path:
+    return mapanything_file(tmp_path_factory.mktemp("mapanything"))
 
 
 def test_features_are_the_normed_tokens(nano, file):
@@ -204,12 +184,12 @@ def test_weights_of_another_model_are_refused(file, tmp_path):
     del weights["scale_token"]
     save_file(weights, tmp_path / "cut.safetensors")
     with pytest.raises(WeightsError, match="1 missing: scale_token"):
-        load_mapanything(tmp_path / "cut.safetensors", NANO)
+        load_mapanything(tmp_path / "cut.safetensors", SMALL_MAPANYTHING)
 
 
 def test_unknown_modules_are_refused():
     with pytest.raises(UnknownNameError, match="MapAnything module 'pose_head'"):
-        MapAnything(NANO, modules=("pose_head",))
+        MapAnything(SMALL_MAPANYTHING, modules=("pose_head",))
 
 
 def test_its_depth_is_a_source_for_the_probe_in_metres(nano, file):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_teachers import TIMM_SIZE, timm_folder
 from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
@@ -16,19 +17,18 @@ from spatial_forcing.teachers.timm_teacher import RECORDS as TIMM_RECORDS
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 
-SIZES = {"embed_dim": 48, "depth": 3, "num_heads": 2}
 OPTIONS = {"resolution": 64, "dtype": torch.float32, "device": "cpu", "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
 def record():
-    return replace(RECORDS["c-radio-base"], sizes=tuple(SIZES.items()))
+    return replace(RECORDS["c-radio-base"], sizes=tuple(TIMM_SIZE.items()))
 
 
 @pytest.fixture(scope="module")
 def weights(record, tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    model = timm.create_model(record.model, pretrained=False, **SIZES)
+    model = timm.create_model(record.model, pretrained=False, **TIMM_SIZE)
     path = tmp_path_factory.mktemp("radio") / "model.safetensors"
     save_file(model.state_dict(), path)
     return path
@@ -38,7 +38,7 @@ def test_features_are_those_of_timm(record, weights):
     teacher = record.load(weights=weights, layer=-1, **OPTIONS)
     assert (teacher.width, teacher.patch, teacher.layers, teacher.multi_view) == (48, 16, 3, False)
     model = timm.create_model(
-        record.model, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, **SIZES
+        record.model, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, **TIMM_SIZE
     )
     x = images(height=64, width=64)
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -64,16 +64,7 @@ def test_weights_of_another_size_are_refused(weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A small vision transformer, as timm writes it for the Hub."""
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, **SIZES)
-    path = tmp_path_factory.mktemp("timm") / "vit"
-    sizes = {"img_size": 64, "num_classes": 0, **SIZES}
-    timm.models.save_for_hf(model, path, model_args=sizes, safe_serialization=True)
-    said = json.loads((path / "config.json").read_text())
-    said["pretrained_cfg"]["input_size"] = [3, 64, 64]
-    (path / "config.json").write_text(json.dumps(said))
-    return path
+    return timm_folder(tmp_path_factory.mktemp("timm"))
 
 
 def test_a_folder_of_timm_is_a_teacher(folder):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_teachers import SIZE, transformers_model
 from teacher_laws import assert_one_pass_is_several, images
 from torch.testing import assert_close
 
@@ -14,8 +15,6 @@ from spatial_forcing.teachers import RECORDS, TeacherInputError, WeightsError, l
 from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-SIZE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 def checkpoint(name: str, folder: Path) -> tuple[Any, int]:
@@ -85,29 +84,16 @@ def test_a_folder_of_another_transformers_model_is_refused_under_a_name(tmp_path
             load_teacher(name, weights=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["dinov2", "siglip", "dinov3"])
+@pytest.mark.parametrize("name", ["dinov2", "siglip_vision_model", "dinov3_vit"])
 def test_2d_controls_equal_the_transformers_model(name, tmp_path):
-    size = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
-    config, model_class, special = {
-        "dinov2": (transformers.Dinov2Config(patch_size=14, image_size=56, **size), "Dinov2Model", 1),
-        "siglip": (
-            transformers.SiglipVisionConfig(patch_size=16, image_size=64, **size),
-            "SiglipVisionModel",
-            0,
-        ),
-        "dinov3": (
-            transformers.DINOv3ViTConfig(patch_size=16, image_size=64, num_register_tokens=4, **size),
-            "DINOv3ViTModel",
-            5,
-        ),
-    }[name]
-    torch.manual_seed(0)
-    model = getattr(transformers, model_class)(config).eval()
+    special = {"dinov2": 1, "siglip_vision_model": 0, "dinov3_vit": 5}[name]
+    model = transformers_model(name)
+    config = model.config
     model.save_pretrained(tmp_path)
     teacher = load_teacher(tmp_path)
     assert (teacher.licence, teacher.multi_view, teacher.patch) == ("unknown", False, config.patch_size)
     x = images(height=config.image_size, width=config.image_size)
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if name == "siglip" else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if "siglip" in name else (IMAGENET_MEAN, IMAGENET_STD)
     normed = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
         expected = model(pixel_values=normed.flatten(0, 1)).last_hidden_state[:, special:]
@@ -125,25 +111,10 @@ def test_2d_controls_equal_the_transformers_model(name, tmp_path):
     assert torch.equal(teacher.layers_of(x, (1,))[1].tokens_BVHWC.flatten(2, 3).flatten(0, 1), expected)
 
 
-@pytest.mark.parametrize("name", ["registers", "ijepa", "depth anything", "vjepa2"])
+@pytest.mark.parametrize("name", ["dinov2_with_registers", "ijepa", "depth_anything", "vjepa2"])
 def test_other_single_view_teachers_equal_the_transformers_model(name, tmp_path):
     """Those with register tokens, without a class token, inside another model, and of clips."""
-    vit = {"image_size": 56, "patch_size": 14, **SIZE}
-    jepa = {"crop_size": 64, "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_attention_heads": 2}
-    jepa |= {"pred_num_hidden_layers": 1, "patch_size": 16, "mlp_ratio": 2, **SIZE}
-    torch.manual_seed(0)
-    backbone = transformers.Dinov2Config(**vit, out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
-    sizes = {"reassemble_hidden_size": 24, "neck_hidden_sizes": [4, 4, 4, 4], "fusion_hidden_size": 4}
-    model = {
-        "registers": lambda: transformers.Dinov2WithRegistersModel(
-            transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **vit)
-        ),
-        "ijepa": lambda: transformers.IJepaModel(transformers.IJepaConfig(**vit)),
-        "depth anything": lambda: transformers.DepthAnythingForDepthEstimation(
-            transformers.DepthAnythingConfig(backbone_config=backbone, patch_size=14, **sizes)
-        ),
-        "vjepa2": lambda: transformers.VJEPA2Model(transformers.VJEPA2Config(**jepa)),
-    }[name]().eval()
+    model = transformers_model(name)
     model.save_pretrained(tmp_path)
     teacher, x = load_teacher(tmp_path), images(height=56, width=56)
     side = 64 if name == "vjepa2" else 56
@@ -151,14 +122,14 @@ def test_other_single_view_teachers_equal_the_transformers_model(name, tmp_path)
     mean, std = (torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
     normed = ((x - mean) / std).flatten(0, 1)
     with torch.no_grad():
-        if name == "depth anything":
+        if name == "depth_anything":
             hidden = model.backbone(normed, output_hidden_states=True).hidden_states[-1]
             expected = model.backbone.layernorm(hidden)[:, 1:]
         elif name == "vjepa2":
             clip = normed[:, None].repeat(1, 2, 1, 1, 1)
             expected = model.get_vision_features(clip)
         else:
-            special = 5 if name == "registers" else 0
+            special = 5 if name == "dinov2_with_registers" else 0
             expected = model(pixel_values=normed).last_hidden_state[:, special:]
     assert (teacher.width, teacher.multi_view, teacher.resolution) == (24, False, (side, side))
     assert_close(teacher(x).tokens_BVHWC.flatten(2, 3).flatten(0, 1), expected, rtol=0, atol=1e-5)

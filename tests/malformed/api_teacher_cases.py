@@ -82,6 +82,49 @@ TEACHERS = [
             ),
         )
     ),
+    *(
+        api("load_teacher", kind, f"{name}: {what}", with_weights(name, file), says, prepare=prepare)
+        for name, misfit in (
+            ("da3-small", "do not fit"),
+            ("mapanything", "do not fit"),
+            ("c-radio-base", "do not fit naflexvit_base_patch16_radio_v3"),
+        )
+        for kind, what, file, says, prepare in (
+            ("missing", "no file", "{here}/none", "no such file", None),
+            ("foreign", "text", "{plain}", "{plain}", None),
+            ("foreign", "a policy's", "{policy}/model.safetensors", misfit, None),
+            ("foreign", "a data set", "{data}", "No weights", None),
+            (
+                "damaged",
+                "cut safetensors",
+                "{here}/policy/model.safetensors",
+                "{here}/policy/model.safetensors",
+                copied("policy", cut("policy/model.safetensors")),
+            ),
+        )
+    ),
+    *(
+        api(
+            "load_teacher",
+            kind,
+            f"timm: {what}",
+            lambda bench, here: load_teacher(here / "t"),
+            says,
+            prepare=holds("t/config.json", config),
+        )
+        for kind, what, config, says in (
+            ("name", "no such model", '{"architecture": "vit_huge_gigantic"}', "vit_huge_gigantic"),
+            ("missing", "no weights", '{"architecture": "vit_tiny_patch16_224"}', "do not fit vit_tiny"),
+            ("type", "architecture 5", '{"architecture": 5}', "{here}/t"),
+            ("type", "a list", "[1]", "{here}/t"),
+            (
+                "type",
+                "settings 5",
+                '{"architecture": "resnet18", "pretrained_cfg": 5}',
+                "do not fit resnet18",
+            ),
+        )
+    ),
     api(
         "load_teacher",
         "damaged",

@@ -148,7 +148,8 @@ def _file_in(weights: Path) -> Path:
 
 def record_of_folder(path: Path, said: dict[str, Any]) -> TimmRecord:
     """Builds a record for a folder in the layout of timm's Hub repositories, from its config.json."""
-    config = said.get("pretrained_cfg") or {}
+    config = said.get("pretrained_cfg")
+    config = config if isinstance(config, dict) else {}
     return TimmRecord(
         name=str(path),
         loader=load_timm,
