@@ -74,21 +74,12 @@ def test_each_is_an_arm_in_the_embedded_world(folder, tmp_path, monkeypatch):
     arms = [{"name": kind, "forcing": {"teacher": str(SMALL_TEACHERS[kind](folder))}} for kind in chosen]
     (tmp_path / "arms.json").write_text(json.dumps(arms))
     out = tmp_path / "compared"
-    words = [
-        "compare",
-        "--out",
-        str(out),
-        "--seeds",
-        "0",
-        "--arms",
-        "plain",
-        "--arms-file",
-        str(tmp_path / "arms.json"),
-    ]
-    words += ["--no-controls", "--evaluations", "1", "--episodes", "1", "--holdout", "0.25", "--videos", "0"]
-    words += ["--probe", "none", "--", "--policy.type=tiny", "--policy.image_size=28", "--policy.width=32"]
-    words += ["--policy.depth=4", "--policy.heads=2", "--policy.device=cpu", "--steps=2", "--batch_size=2"]
-    words += ["--num_workers=0", "--log_freq=1", "--dataset.repo_id=local/demos", f"--dataset.root={demos}"]
+    words = ["compare", "--out", str(out), "--arms", "plain", "--arms-file", str(tmp_path / "arms.json")]
+    words += ["--seeds", "0", "--no-controls", "--evaluations", "1", "--episodes", "1", "--holdout", "0.25"]
+    words += ["--videos", "0", "--probe", "none", "--", "--policy.type=tiny", "--policy.image_size=28"]
+    words += ["--policy.width=32", "--policy.depth=4", "--policy.heads=2", "--policy.device=cpu", "--steps=2"]
+    words += ["--batch_size=2", "--num_workers=0", "--log_freq=1", "--dataset.repo_id=local/demos"]
+    words += [f"--dataset.root={demos}"]
     run(*words, "--env.type=sf_metaworld", "--env.task=reach-v3")
     results = Results.read(out / "results.json")
     assert {one.arm for one in results.runs} == {"plain", *chosen}
