@@ -19,6 +19,7 @@ from spatial_forcing.teachers import RECORDS, load_teacher
 from spatial_forcing.teachers.da3 import DA3
 from spatial_forcing.teachers.hub import is_here
 from spatial_forcing.teachers.mapanything import MapAnything
+from spatial_forcing.teachers.speed import seconds_per_image
 from spatial_forcing.teachers.vggt import VGGT
 
 HERE = ("pixels", "untrained-tiny", "vggt-tiny-sim", "vggt-tiny-sim-2d")
@@ -66,6 +67,30 @@ def test_what_does_not_fit_is_marked():
     assert size_of(record, 24 * 2**30) == "909 M"
     assert size_of(record, 6 * 2**30) == "909 M, too large here"
     assert size_of(RECORDS["da3-giant"], 24 * 2**30) == "1.1 B"
+
+
+def test_time_of_an_image_is_two_operations_for_each_weight_and_patch(monkeypatch):
+    monkeypatch.setattr("spatial_forcing.teachers.speed.matmul_rate", lambda device: 1e12)
+    for name, patches in (
+        ("vggt-1b", 37**2),
+        ("da3-small", 36**2),
+        ("siglip-base", 14**2),
+        ("vjepa2-large", 16**2),
+    ):
+        record = RECORDS[name]
+        assert seconds_per_image(record) == pytest.approx(2 * record.parameters * patches / 1e12)
+    assert seconds_per_image(RECORDS["pixels"]) is None
+    assert all(record.patch for record in RECORDS.own().values())
+
+
+def test_a_download_is_announced_with_licence_and_speed(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    caplog.set_level("INFO", "spatial_forcing")
+    with pytest.raises(SpatialForcingError, match="could not be fetched"):
+        load_teacher("da3-base")
+    said = caplog.text
+    assert said.index("Apache-2.0") < said.index("An image of 504 px will take it")
 
 
 def test_records_say_the_width_and_layers_that_teachers_have():

@@ -22,7 +22,7 @@ from spatial_forcing.structure.rank import (
     sample_of,
 )
 from spatial_forcing.structure.records import DepthRead, LayerScores, LeftOut, TeacherScores
-from spatial_forcing.structure.tables import NOT_HERE, memory_bytes, print_scores, teacher_table
+from spatial_forcing.structure.tables import NOT_HERE, SPEED, memory_bytes, print_scores, teacher_table
 from spatial_forcing.teachers import RECORDS, find_teacher, load_teacher
 from spatial_forcing.teachers.base import FrozenTeacher, named_dtype
 from spatial_forcing.teachers.hub import is_here
@@ -50,7 +50,8 @@ def list_or_score(options: Teachers) -> None:
         flags = ", ".join(f"--{name}" for name in said)
         raise SpatialForcingError(f"{flags}: say of which data set, --dataset <folder, or owner/name>.")
     records = {name: RECORDS[name] for name in RECORDS if allowed(options, name)}
-    console.print(teacher_table(records, memory_bytes()))
+    console.print(teacher_table(records, memory_bytes(), narrow=console.width < 96))
+    console.print(SPEED, style="dim", highlight=False)
 
 
 def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:

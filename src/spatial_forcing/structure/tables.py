@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spatial_forcing.files import size_text
@@ -12,31 +13,41 @@ from spatial_forcing.provenance import machine_memory
 from spatial_forcing.structure.records import DepthRead, LayerScores, LeftOut, Score, TeacherScores
 from spatial_forcing.teachers.hub import is_here
 from spatial_forcing.teachers.record import TeacherRecord
+from spatial_forcing.teachers.speed import seconds_per_image
 
 # Why a teacher is left out that nobody named: such names are printed together.
 NOT_HERE = "not downloaded"
+SPEED = (
+    "s/image: an image takes this machine so many seconds or more, at the default resolution: two operations "
+    "for each weight and patch, at the rate of a large matrix product measured just now."
+)
 
 
-def teacher_table(records: Mapping[str, TeacherRecord], memory: int) -> Table:
+def teacher_table(records: Mapping[str, TeacherRecord], memory: int, *, narrow: bool = False) -> Table:
     """Table of the registered teachers, from their records, without loading them.
 
     Args:
         records: by name.
         memory: bytes of this machine, or of its GPU; what does not fit is marked.
+        narrow: wrap licences, for 80 columns.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for name in ("teacher", "licence", "size", "layers", "weights", "what"):
-        table.add_column(name, no_wrap=name in ("teacher", "layers"), overflow="fold")
+    table.add_column("teacher", min_width=23)
+    table.add_column("licence", max_width=15 if narrow else None)
+    for name in ("size", "s/image", "layers", "weights"):
+        table.add_column(name, no_wrap=name in ("s/image", "layers"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, record in sorted(records.items()):
-        here = "none needed" if not record.takes_weights else "packaged" if record.packaged else "downloaded"
-        there = "on the Hub, gated" if record.gated else "on the Hub"
+        here = "none" if not record.takes_weights else "packaged" if record.packaged else "downloaded"
+        there = "Hub, gated" if record.gated else "Hub"
+        least = seconds_per_image(record, device)
         table.add_row(
-            name,
+            f"{name}\n[dim]{escape(record.note)}[/dim]",
             licence_text(record.licence, record.non_commercial),
             size_of(record, memory),
+            "–" if least is None else f"> {least:.0f}" if least > 10 else f"> {least:.2g}",
             f"{record.layers or 1} x {record.width or '?'}",
             here if is_here(record) else there,
-            record.note,
         )
     return table
 

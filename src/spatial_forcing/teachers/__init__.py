@@ -19,9 +19,10 @@ import torch
 from spatial_forcing.device import checked_device
 from spatial_forcing.teachers.base import FrozenTeacher, Teacher, TeacherInputError
 from spatial_forcing.teachers.checkpoint import WeightsError
-from spatial_forcing.teachers.hub import TeacherUnavailableError
+from spatial_forcing.teachers.hub import TeacherUnavailableError, is_here
 from spatial_forcing.teachers.record import TeacherRecord
 from spatial_forcing.teachers.registry import RECORDS, find_teacher
+from spatial_forcing.teachers.speed import seconds_per_image
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
 
 __all__ = [
@@ -81,6 +82,8 @@ def load_teacher(
     record = find_teacher(name_or_path)
     folder = _weights(record, weights)
     _show_licence(record)
+    if folder is None and not is_here(record):
+        _show_speed(record, device)
     return record.load(
         weights=folder,
         resolution=record.resolution if resolution is None else resolution,
@@ -117,3 +120,10 @@ def _show_licence(record: TeacherRecord) -> None:
         _log.warning("%s Commercial use is not allowed.", message)
     else:
         _log.info(message)
+
+
+@cache
+def _show_speed(record: TeacherRecord, device: torch.device) -> None:
+    """Shows once per process, before a download, how long an image will take."""
+    if (least := seconds_per_image(record, device)) is not None:
+        _log.info("An image of %d px will take it %.2g s or more here.", record.resolution, least)

@@ -126,6 +126,7 @@ def _record(size: str, config: DA3Config, parameters: int, *, non_commercial: bo
         non_commercial=non_commercial,
         config=config,
         parameters=parameters,
+        patch=config.patch,
         width=2 * config.embed_dim,
         layers=config.depth,
         resolution=504,

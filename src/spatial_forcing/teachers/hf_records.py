@@ -17,6 +17,7 @@ def _control(
         "licence": "Apache-2.0",
         "terms": f"https://huggingface.co/{repo}",
         "resolution": 224,
+        "patch": 14 if "/14" in what else 16,
         "control": True,
     }
     said |= more

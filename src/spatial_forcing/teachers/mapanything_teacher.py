@@ -104,6 +104,7 @@ def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bo
         non_commercial=non_commercial,
         config=MapAnythingConfig(),
         parameters=1_136_485_376,
+        patch=MapAnythingConfig().patch,
         width=MapAnythingConfig().embed_dim,
         layers=MapAnythingConfig().depth,
         resolution=518,

@@ -60,6 +60,7 @@ RECORDS = (
         resolution=112,
         takes_weights=False,
         control=True,
+        patch=PATCH,
         width=3 * PATCH**2,
         note="Control: the pixels of each patch.",
     ),

@@ -37,6 +37,7 @@ class TeacherRecord:
             images_BV3HW in [0, 1] at `resolution` to depth_BVHW.
         metric: whether that depth is in metres; else it is up to the scale of the scene.
         parameters: how many are loaded for its features; None if not said.
+        patch: side of a patch in pixels; None if not said.
         width, layers: of its features, and how many layers there are to choose from, for tables; None if
             not said, or if there is no choice.
         note: one sentence for a table.
@@ -60,6 +61,7 @@ class TeacherRecord:
     depth: Callable[..., Any] | None = None
     metric: bool = False
     parameters: int | None = None
+    patch: int | None = None
     width: int | None = None
     layers: int | None = None
 

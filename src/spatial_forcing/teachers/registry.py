@@ -28,6 +28,7 @@ SUPPORT = (
     "record",
     "registry",
     "scene_batches",
+    "speed",
     "vggt",
     "vggt_heads",
     "vggt_layers",

@@ -174,6 +174,7 @@ def _radio(name: str, model: str, what: str, parameters: int, width: int, layers
         terms="https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/",
         resolution=512,
         parameters=parameters,
+        patch=16,
         width=width,
         layers=layers,
         control=True,
