@@ -33,7 +33,7 @@ def teacher_table(records: Mapping[str, TeacherRecord], memory: int, *, narrow: 
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("teacher", min_width=23)
-    table.add_column("licence", max_width=15 if narrow else None)
+    table.add_column("licence", max_width=14 if narrow else None)
     for name in ("size", "s/image", "layers", "weights"):
         table.add_column(name, no_wrap=name in ("s/image", "layers"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
