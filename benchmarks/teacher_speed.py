@@ -1,6 +1,7 @@
-"""Frames per second of the teacher, against a straightforward implementation and against the hardware.
+"""Frames per second of a teacher, against a straightforward implementation and against the hardware.
 
     python benchmarks/teacher_speed.py --device cuda            # VGGT-1B's architecture, random weights
+    python benchmarks/teacher_speed.py --device cuda --model da3-large
     python benchmarks/teacher_speed.py --device cpu --model vggt-tiny-sim --resolutions 112 --batch 8
 
 The straightforward way, as in public training code: weights in float32 under autocast, one frame (all its
@@ -24,17 +25,31 @@ from record import made_with, quartiles
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatial_forcing.teachers import load_teacher
-from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
+from spatial_forcing.teachers import RECORDS, FrozenTeacher, load_teacher
+from spatial_forcing.teachers.da3 import DA3
+from spatial_forcing.teachers.da3_teacher import DA3Teacher
+from spatial_forcing.teachers.mapanything import MapAnything
+from spatial_forcing.teachers.mapanything_teacher import MapAnythingTeacher
+from spatial_forcing.teachers.model import Model
+from spatial_forcing.teachers.vggt import VGGT
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
+
+# By the beginning of a teacher's name: model, the part of it that gives features, and the class of teachers.
+ARCHITECTURES: dict[str, tuple[Any, str, Any]] = {
+    "vggt": (VGGT, "aggregator", VGGTTeacher),
+    "da3": (DA3, "backbone", DA3Teacher),
+    "mapanything": (MapAnything, "trunk", MapAnythingTeacher),
+}
 
 
 @dataclass
 class Args:
     """Options of the benchmark."""
 
-    model: Literal["vggt-1b", "vggt-tiny-sim"] = "vggt-1b"
-    """Architecture; vggt-1b gets random weights."""
+    model: Literal[
+        "vggt-1b", "vggt-tiny-sim", "da3-small", "da3-base", "da3-large", "da3-giant", "mapanything"
+    ] = "vggt-1b"
+    """Architecture; those that do not come with this package get random weights."""
     device: str = "cuda"
     """cuda or cpu."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
@@ -78,33 +93,36 @@ def main(args: Args) -> None:
     print(out)
 
 
-def architecture(args: Args) -> VGGT:
-    """The aggregator in float32 on the device."""
-    if args.model == "vggt-1b":
+def architecture(args: Args) -> Model:
+    """The part of the model that gives features, in float32 on the device."""
+    model_class, part, _ = ARCHITECTURES[args.model.partition("-")[0]]
+    config = RECORDS[args.model].config
+    if config is not None:
         with torch.device(args.device):
-            return VGGT(VGGTConfig(), ("aggregator",)).eval().requires_grad_(False)
+            return model_class(config, (part,)).eval().requires_grad_(False)
     teacher: Any = load_teacher(args.model)
     model = VGGT(teacher.aggregator.config, ("aggregator",))
     model.aggregator.load_state_dict(teacher.aggregator.state_dict())
     return model.to(args.device).eval().requires_grad_(False)
 
 
+def teacher_of(args: Args, model: Model, side: int, dtype: torch.dtype, batch: int) -> FrozenTeacher:
+    """A teacher with a copy of the model."""
+    said = {"name": args.model, "licence": "Apache-2.0", "multi_view": True, "resolution": side}
+    kind = ARCHITECTURES[args.model.partition("-")[0]][2]
+    return kind(copy.deepcopy(model), dtype=dtype, batch_size=batch, **said)
+
+
 @torch.no_grad()
-def measured(args: Args, model: VGGT, dtype: torch.dtype, side: int, peak: float) -> dict[str, Any]:
+def measured(args: Args, model: Model, dtype: torch.dtype, side: int, peak: float) -> dict[str, Any]:
     """Both ways at one resolution."""
-    teacher = VGGTTeacher(
-        copy.deepcopy(model),
-        name=args.model,
-        licence="Apache-2.0",
-        resolution=side,
-        dtype=dtype,
-        batch_size=args.batch,
-    )
+    teacher = teacher_of(args, model, side, dtype, args.batch)
+    plain = teacher_of(args, model, side, torch.float32, 1)
     images = torch.rand(args.frames, args.views, 3, side, side, device=args.device)
 
     def straightforward() -> None:
         for frame in images:
-            all_layers(model, frame[None], args.device, dtype)
+            all_layers(plain, frame[None], args.device, dtype)
 
     ways: dict[str, Callable[[], object]] = {
         "straightforward": straightforward,
@@ -114,8 +132,8 @@ def measured(args: Args, model: VGGT, dtype: torch.dtype, side: int, peak: float
         ours = teacher(images[:1]).tokens_BVHWC
     seconds = in_turns(ways, args)
     rates = {name: [args.frames / s for s in values] for name, values in seconds.items()}
-    exact = patches(model.aggregator(images[:1], (-1,))[0], model)
-    plain = patches(all_layers(model, images[:1], args.device, dtype)[-1], model)
+    exact = plain(images[:1]).tokens_BVHWC
+    theirs = all_layers(plain, images[:1], args.device, dtype)
     per_second = counter.get_total_flops() * quartiles(rates["ours"])["median"]
     return {
         "resolution": side,
@@ -124,20 +142,17 @@ def measured(args: Args, model: VGGT, dtype: torch.dtype, side: int, peak: float
         "tflop_per_frame": round(counter.get_total_flops() / 1e12, 4),
         "part_of_peak": round(per_second / peak, 4),
         "error": {
-            "ours": ((ours.flatten(2, 3) - exact).norm() / exact.norm()).item(),
-            "straightforward": ((plain - exact).norm() / exact.norm()).item(),
+            "ours": ((ours - exact).norm() / exact.norm()).item(),
+            "straightforward": ((theirs - exact).norm() / exact.norm()).item(),
         },
     }
 
 
-def all_layers(model: VGGT, images_BV3HW: Tensor, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Every layer's tokens, as public training code gets them."""
+def all_layers(teacher: FrozenTeacher, images_BV3HW: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    """The last layer's tokens after every layer's were kept, as public training code gets them."""
+    layers = tuple(range(teacher.layers or 1))
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        return model.aggregator(images_BV3HW, range(model.config.depth))
-
-
-def patches(tokens_BVNC: Tensor, model: VGGT) -> Tensor:
-    return tokens_BVNC[:, :, model.aggregator.special :].float()
+        return teacher.layers_of(images_BV3HW, layers)[layers[-1]].tokens_BVHWC.float()
 
 
 def in_turns(ways: dict[str, Callable[[], object]], args: Args) -> dict[str, list[float]]:

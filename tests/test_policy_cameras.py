@@ -13,7 +13,9 @@ import torch
 from small_dataset import make_dataset
 from small_policies import LEFT, RIGHT, SMALL, WRIST, small_batch, small_config, small_policy
 from small_prompted import prompted
+from small_teachers import SMALL_TEACHERS
 from torch import Tensor
+from torch.testing import assert_close
 
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing import patches
@@ -24,7 +26,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import flip
 from spatial_forcing.hosts.prompted import PACKED_KEY
 from spatial_forcing.patches.transforms import AFFINE_KEY
-from spatial_forcing.teachers import load_teacher
+from spatial_forcing.teachers import RECORDS, load_teacher
 from spatial_forcing.train import checkpoints
 from spatial_forcing.train_command import TrainCommand
 
@@ -39,9 +41,9 @@ def dataset(tmp_path_factory) -> Path:
     return make_dataset(root, episodes=2, frames=2, size=SMALL, cameras=THREE)
 
 
-def stored(dataset: Path, root: Path, cameras: list[str]) -> str:
+def stored(dataset: Path, root: Path, cameras: list[str], teacher: str = TEACHER) -> str:
     how = Extraction(cameras=cameras, codec=CodecOptions("raw"))
-    return str(extract(dataset, load_teacher(TEACHER), TEACHER, root, how))
+    return str(extract(dataset, load_teacher(teacher), teacher, root, how))
 
 
 def policy_of(folder: Path, kind: str = "smolvla", **forcing: Any) -> Any:
@@ -110,6 +112,30 @@ def test_a_cache_of_the_chosen_cameras_gives_what_the_teacher_online_does(folder
         losses.append(policy(batch)[1]["align_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert reached_views(cached, batch) == sorted(THREE.index(key) for key in cameras)
+
+
+@pytest.mark.parametrize("kind", ["vggt-tiny-sim-2d", "da3"])
+def test_where_their_order_does_not_matter_cameras_may_be_stored_in_any(folder, dataset, tmp_path, kind):
+    """To a teacher of single views, and to Depth Anything 3 with three views or more."""
+    teacher = kind if kind in RECORDS else str(SMALL_TEACHERS[kind](tmp_path))
+    cache = stored(dataset, tmp_path / "features", [WRIST, LEFT, RIGHT], teacher)
+    online, cached = (
+        policy_of(folder, cameras=[RIGHT, WRIST, LEFT], teacher=teacher, **more)
+        for more in ({}, {"cache": cache})
+    )
+    batch = frames_of(dataset, online, [0, 3])
+    seen = [
+        policy.feature_source(batch, policy.feature_source.shown(policy, batch, None))
+        for policy in (online, cached)
+    ]
+    assert_close(seen[1].tokens_BVHWC, online.forcing.teacher(seen[0]).tokens_BVHWC, rtol=0, atol=1e-4)
+    with pytest.raises(CacheError, match=r"those to align are .*right, .*left\. They must be the same\."):
+        policy_of(folder, cache=cache, cameras=[RIGHT, LEFT], teacher=teacher)
+
+
+def test_depth_anything_3_knows_when_the_order_of_views_matters(tmp_path):
+    teacher = load_teacher(SMALL_TEACHERS["da3"](tmp_path))
+    assert [teacher.ordered(views) for views in (1, 2, 3, 4)] == [False, True, False, False]
 
 
 def test_naming_all_cameras_in_the_policys_order_is_naming_none(folder, dataset):

@@ -51,7 +51,7 @@ class FeatureSource:
         named: bool = False,
     ):
         self.config, self.store, self.cameras, self.packed = config, None, list(cameras), packed
-        self.wanted = self.cameras if named else None
+        self.wanted = list(cameras) if named else None
         if config.cache is not None:
             self.store = FeatureStore(
                 config.cache,
@@ -60,6 +60,8 @@ class FeatureSource:
                 standardized=config.standardize,
             )
             self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
+            stored = self.store.source.cameras  # in another order where that does not matter to the teacher
+            self.cameras.sort(key=lambda name: stored.index(cameras[name]))
             self.store.check_teacher_options(
                 layer=config.layer, resolution=config.resolution, dtype=config.dtype
             )

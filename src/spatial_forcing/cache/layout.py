@@ -35,7 +35,7 @@ SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 COMMAND = "spatial-forcing cache"
 WHAT = "feature cache"
 # What earlier versions did not note of a teacher: its fingerprint covers what decides the features.
-UNRECORDED = ("layer", "layers", "resolution", "dtype")
+UNRECORDED = ("layer", "layers", "resolution", "dtype", "ordered")
 
 
 Layer = int | None
@@ -63,6 +63,7 @@ class Source:
             choice, or in caches from before this was recorded.
         resolution: height and width of the images that the teacher saw, pixels; None likewise.
         dtype: of its matrix products; None likewise.
+        ordered: whether the features depend on the order of the cameras; None likewise.
         spans: which frames of the data set are stored, as ranges [start, stop); None if all are.
     """
 
@@ -78,6 +79,7 @@ class Source:
     layers: int | None = None
     resolution: tuple[int, int] | None = None
     dtype: str | None = None
+    ordered: bool | None = None
     spans: tuple[tuple[int, int], ...] | None = None
 
     @classmethod

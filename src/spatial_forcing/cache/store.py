@@ -193,18 +193,24 @@ class FeatureStore:
         return self._files[number]
 
     def check(self, *, teacher: str | None, cameras: Iterable[str], dataset_root: Path | None = None) -> None:
-        """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras`` in this order,
-        and of the data set at ``dataset_root`` if one is given."""
+        """Raises :class:`CacheError` unless these are features of ``teacher`` for ``cameras``, in this order
+        if it matters to the teacher, and of the data set at ``dataset_root`` if one is given."""
         cameras = tuple(cameras)
         if teacher is not None and self.source.teacher != teacher:
             raise CacheError(
                 f"The cache at {self.root} is of teacher {self.source.teacher!r}, not {teacher!r}."
             )
-        if self.source.cameras != cameras:
+        reordered = self.source.ordered is False and sorted(self.source.cameras) == sorted(cameras)
+        if self.source.cameras != cameras and not reordered:
+            how = (
+                "."
+                if self.source.ordered is False
+                else " in the same order, as the teacher attends across views."
+            )
             raise CacheError(
                 f"The cache at {self.root} has the cameras {', '.join(self.source.cameras)}; those to align "
-                f"are {', '.join(cameras)}. They must be the same in the same order, as the teacher attends "
-                "across views. To align the cache's cameras and no others: "
+                f"are {', '.join(cameras)}. They must be the same{how}. To align the cache's cameras and no "
+                "others: "
                 f"--policy.forcing.cameras='{json.dumps(self.source.cameras)}'; where --rename_map renames "
                 """them, its entries for them: --policy.forcing.cameras='{"<data set's>": "<policy's>"}'."""
             )

@@ -122,6 +122,10 @@ class FrozenTeacher(nn.Module):
             layers: at least one, counted from 0, ascending; (0,) where there is no choice.
         """
 
+    def ordered(self, views: int) -> bool:
+        """Whether the features of so many views of a scene depend on their order."""
+        return self.multi_view and views > 1
+
     def forward(self, images_BV3HW: Tensor) -> Features:
         """Features of the layer that the teacher was loaded for; see `layers_of`."""
         layer = self.layer or 0

@@ -75,6 +75,9 @@ class DA3Teacher(ModelTeacher):
         self.backbone = model.set_dtype(self.dtype).features
         self.freeze()
 
+    def ordered(self, views: int) -> bool:
+        return self.multi_view and views == 2
+
     def tokens(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
         grid = tuple(side // self.patch for side in images_BV3HW.shape[-2:])
         found = self.backbone(images_BV3HW, layers, reference=REFERENCE)
