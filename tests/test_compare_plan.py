@@ -55,6 +55,30 @@ def test_arms_of_a_file_follow_the_presets(tmp_path):
     assert arms[2].differs == ["--policy.use_images=false"]
 
 
+def test_controls_have_the_options_of_the_arm_under_test(tmp_path):
+    """Of the first forced one, or of the one that is named."""
+    file = tmp_path / "arms.yaml"
+    file.write_text(
+        "- name: early\n  forcing: {teacher: dinov2-base, site: vision.-1}\n"
+        "- name: strong\n  forcing: {teacher: vggt-1b, loss_weight: 4.0}\n"
+        "- name: two\n  forcing: {alignments: two.yaml}\n"
+    )
+
+    def controls(*presets: str, **more) -> list:
+        arms = arms_of(presets, str(file), "vggt-1b", **more)
+        return [arm.forcing for arm in arms if arm.role == "control"]
+
+    early = {"teacher": "dinov2-base", "site": "vision.-1"}
+    assert controls("plain") == [early | {"control": "shuffled"}, early | {"control": "place"}]
+    assert controls("plain", "forced")[0] == {"teacher": "vggt-1b", "control": "shuffled"}
+    strong = {"teacher": "vggt-1b", "loss_weight": 4.0}
+    assert controls("plain", "forced", controls_of="strong")[1] == strong | {"control": "place"}
+    with pytest.raises(SpatialForcingError, match="lists several alignments: write its controls"):
+        controls("plain", controls_of="two")
+    with pytest.raises(UnknownNameError, match=r"forced arm 'plain'.*early"):
+        controls("plain", controls_of="plain")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

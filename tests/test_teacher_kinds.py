@@ -74,7 +74,7 @@ def test_each_is_an_arm_in_the_embedded_world(folder, tmp_path, monkeypatch):
     arms = [{"name": kind, "forcing": {"teacher": str(SMALL_TEACHERS[kind](folder))}} for kind in chosen]
     (tmp_path / "arms.json").write_text(json.dumps(arms))
     out = tmp_path / "compared"
-    words = ["compare", "--out", str(out), "--arms", "plain", "--arms-file", str(tmp_path / "arms.json")]
+    words = ["compare", "--out", str(out), "--arms-file", str(tmp_path / "arms.json")]
     words += ["--seeds", "0", "--no-controls", "--evaluations", "1", "--episodes", "1", "--holdout", "0.25"]
     words += ["--videos", "0", "--probe", "none", "--", "--policy.type=tiny", "--policy.image_size=28"]
     words += ["--policy.width=32", "--policy.depth=4", "--policy.heads=2", "--policy.device=cpu", "--steps=2"]

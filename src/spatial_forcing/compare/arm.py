@@ -16,6 +16,10 @@ LISTING = Listing("--arms-file", "arm")
 TEACHERS_2D = {"vggt-tiny-sim": "vggt-tiny-sim-2d"}
 TEACHERS_UNTRAINED = {"vggt-tiny-sim": "untrained-tiny"}
 TEACHER_2D = "dinov2-base"
+CONTROL_LABELS = {
+    "shuffled": "toward the features of another frame",
+    "place": "toward the place of each token alone",
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,35 @@ def preset_arms(names: Sequence[str], teacher: str) -> list[Arm]:
     return [known[name] for name in names]
 
 
+def controls_for(arms: Sequence[Arm], names: Sequence[str], of: str | None = None) -> list[Arm]:
+    """Controls with the forcing options (site, weight, loss, ...) of the arm under test.
+
+    Args:
+        arms: of the comparison.
+        names: of the controls.
+        of: the arm under test; the first forced one if None. Without any there are no controls.
+
+    Raises:
+        UnknownNameError: no forced arm is called so.
+        SpatialForcingError: it lists several alignments, which each need a control of their own.
+    """
+    forced = {arm.name: arm for arm in arms if arm.forcing is not None and arm.role == "arm"}
+    if of is not None and of not in forced:
+        raise UnknownNameError("forced arm", of, forced)
+    if not forced or not names:
+        return []
+    arm = forced[of] if of is not None else next(iter(forced.values()))
+    if "alignments" in (arm.forcing or {}):
+        raise SpatialForcingError(
+            f"The arm {arm.name!r} lists several alignments: write its controls in the arms file (role: "
+            "control, and a control in each alignment) and give --no-controls, or name another arm with "
+            "--controls-of."
+        )
+    return [
+        Arm(name, CONTROL_LABELS[name], "control", {**(arm.forcing or {}), "control": name}) for name in names
+    ]
+
+
 def presets(teacher: str) -> dict[str, Arm]:
     """All preset arms by name, for a teacher."""
     forced = {"teacher": teacher}
@@ -107,15 +140,18 @@ def presets(teacher: str) -> dict[str, Arm]:
         Arm("untrained", f"toward an untrained teacher, {untrained}", forcing={"teacher": untrained}),
         Arm("published", "Spatial Forcing, the public code's numerics", forcing=forced | {"published": True}),
     ]
-    labels = {
-        "shuffled": "toward the features of another frame",
-        "place": "toward the place of each token alone",
-    }
-    arms += [Arm(name, labels[name], "control", forced | {"control": name}) for name in CONTROLS]
+    arms += [Arm(name, CONTROL_LABELS[name], "control", forced | {"control": name}) for name in CONTROLS]
     return {arm.name: arm for arm in arms}
 
 
-def arms_of(names: Sequence[str], file: str | None, teacher: str, *, controls: bool = True) -> list[Arm]:
+def arms_of(
+    names: Sequence[str],
+    file: str | None,
+    teacher: str,
+    *,
+    controls: bool = True,
+    controls_of: str | None = None,
+) -> list[Arm]:
     """The arms of a comparison: presets, then those of a file, then the controls that are not among them.
 
     Args:
@@ -123,17 +159,18 @@ def arms_of(names: Sequence[str], file: str | None, teacher: str, *, controls: b
         file: an arms file (YAML, JSON, or JSON text); None for none.
         teacher: of the presets.
         controls: whether the two controls are added.
+        controls_of: the arm whose forcing options they have; the first forced one if None.
 
     Raises:
         SpatialForcingError: no arm, one arm alone, two of one name, or an entry of the file that cannot be.
-        UnknownNameError: no such preset.
+        UnknownNameError: no such preset, or no such arm for the controls.
     """
     arms = preset_arms(names, teacher)
     if file is not None:
         arms += [Arm(**entry) for entry in entries_in(file, LISTING, Arm, check_entry)]
-    if controls and any(arm.forcing is not None for arm in arms):
+    if controls:
         there = {(arm.forcing or {}).get("control") for arm in arms}
-        arms += preset_arms([name for name in CONTROLS if name not in there], teacher)
+        arms += controls_for(arms, [name for name in CONTROLS if name not in there], controls_of)
     seen = [arm.name for arm in arms]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:

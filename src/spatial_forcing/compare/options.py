@@ -24,9 +24,9 @@ class Compare:
 
     out: Path
     """Folder of the comparison. The same command continues an interrupted one."""
-    arms: tuple[str, ...] = ("plain", "forced")
+    arms: tuple[str, ...] = ()
     """Presets: plain, forced, 2d (a 2D teacher), untrained, published (the public code's numerics), shuffled,
-    place."""
+    place. If empty, plain and forced, or plain beside those of --arms-file."""
     arms_file: str | None = None
     """YAML or JSON file with more arms: a list of name, label, role (arm, control, reference), forcing
     (options of --policy.forcing), policy (options of the policy; references only)."""
@@ -37,6 +37,8 @@ class Compare:
     controls: bool = True
     """Add the two controls, whose targets carry no information about the frame: features of another frame,
     and the position embedding alone."""
+    controls_of: str | None = None
+    """Arm whose forcing options (site, weight, ...) the controls have; the first forced one if None."""
     teacher: str = TEACHER
     """Teacher of the presets: a registered one, or a local file or folder."""
     holdout: float = 0.1
@@ -97,7 +99,13 @@ class Compare:
 
         return planned(
             flags,
-            arms_of(self.arms, self.arms_file, self.teacher, controls=self.controls),
+            arms_of(
+                self.arms or (("plain", "forced") if self.arms_file is None else ("plain",)),
+                self.arms_file,
+                self.teacher,
+                controls=self.controls,
+                controls_of=self.controls_of,
+            ),
             holdout=self.holdout,
             heldout=self.holdout_episodes,
             seeds=self.seeds,
