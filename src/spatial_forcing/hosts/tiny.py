@@ -8,7 +8,8 @@ The action queries also carry the instruction and the proprioception, and come o
 has what Spatial Forcing needs of a host (visual tokens in a residual stream) and what a comparison needs of
 a policy: nothing pretrained, one optimizer setting, seconds to build.
 
-Shapes: B batch, V views, H W pixels, L sequence, K words, S proprioception, T chunk, A action, D width.
+Shapes: B batch, V views, H W pixels, N patches, P points of a patch, L sequence, K words, S proprioception, T
+chunk, A action, D width.
 """
 
 import zlib
@@ -25,6 +26,9 @@ from spatial_forcing.grid import Layout
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.tap import Host
 
+# Metres, of the waves in which an oracle's points are told: from the room to the fingers.
+WAVELENGTHS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
+
 
 def hash_words(instructions: Sequence[str], vocabulary: int, length: int) -> Tensor:
     """Hashed word ids words_BK of instructions: a checksum of each lower-case word, 0 where there is none.
@@ -36,6 +40,12 @@ def hash_words(instructions: Sequence[str], vocabulary: int, length: int) -> Ten
         ids = [1 + zlib.crc32(word.encode()) % (vocabulary - 1) for word in text.lower().split()[:length]]
         rows.append(ids + [0] * (length - len(ids)))
     return torch.tensor(rows, dtype=torch.long)
+
+
+def waves(points: Tensor) -> Tensor:
+    """Sines and cosines of coordinates (..., 3) in metres at all wavelengths, (..., 6 W)."""
+    turns = points[..., None] / points.new_tensor(WAVELENGTHS) * (2 * torch.pi)
+    return torch.cat([turns.sin(), turns.cos()], -1).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -80,6 +90,8 @@ class TinySizes:
         position_std: deviation that the position embedding of the patches is drawn with. Far below that of
             the patches themselves (0.3), attention hardly sees where a token is, and whatever says so in
             another way looks like progress.
+        points: 3D points a side of each patch that the *oracle* reference is given beside the images; 0 for
+            none.
 
     Raises:
         SpatialForcingError: a size below 1, a width that ``heads`` do not divide, or an image that patches do
@@ -98,10 +110,11 @@ class TinySizes:
     vocabulary: int = 512
     max_words: int = 12
     position_std: float = 1.0
+    points: int = 0
 
     def __post_init__(self) -> None:
         for name, size in vars(self).items():
-            if name not in ("views", "position_std") and size < 1:
+            if name not in ("views", "position_std", "points") and size < 1:
                 raise SpatialForcingError(f"{name} must be at least 1, got {size}.")
         if self.width % self.heads:
             raise SpatialForcingError(f"The width {self.width} is not a multiple of heads, {self.heads}.")
@@ -135,20 +148,32 @@ class TinyVLA(nn.Module):
         self.blocks = nn.ModuleList(Block(width, sizes.heads) for _ in range(sizes.depth))
         self.final_norm = nn.LayerNorm(width)
         self.actions = nn.Linear(width, sizes.action_dim)
+        # Last, so that all other weights are drawn as without it.
+        self.points = nn.Linear(6 * len(WAVELENGTHS) * sizes.points**2, width) if sizes.points else None
 
-    def forward(self, images_BV3HW: Tensor | None, words_BK: Tensor, state_BS: Tensor) -> Tensor:
+    def forward(
+        self,
+        images_BV3HW: Tensor | None,
+        words_BK: Tensor,
+        state_BS: Tensor,
+        points_BNP3: Tensor | None = None,
+    ) -> Tensor:
         """Predicts actions_BTA.
 
         Args:
             images_BV3HW: float in [0, 1], or None for a blind policy.
             words_BK: from :func:`hash_words`.
             state_BS: proprioception, standardised.
+            points_BNP3: of each patch in the order of the visual tokens, metres; for the oracle only.
         """
         words_BKD = self.words(words_BK) + self.word_position
         state_B1D = self.state(state_BS)[:, None]
         task_B1D = words_BKD.mean(1, keepdim=True)
         queries_BTD = self.queries + state_B1D + task_B1D
         visual_BND = self._visual(images_BV3HW, state_BS.shape[0])
+        if self.points is not None:
+            assert points_BNP3 is not None
+            visual_BND = visual_BND + self.points(waves(points_BNP3).flatten(2))
         x_BLD = torch.cat([words_BKD, visual_BND, state_B1D, queries_BTD], dim=1)
         for block in self.blocks:
             x_BLD = block(x_BLD)

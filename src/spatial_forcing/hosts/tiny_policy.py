@@ -8,6 +8,7 @@ Shapes: B batch, V views, H W pixels, S proprioception, T chunk, A action.
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.guard import said_last
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
 
+POINTS = "observation.points"
 # A deviation below this is no motion: a millimetre, a thousandth of the gripper's way.
 STILL = 1e-3
 
@@ -35,6 +37,8 @@ class TinyConfig(PreTrainedConfig):
     Args:
         use_images: False makes the *blind* reference policy: proprioception and instruction only.
         use_environment_state: True gives the *state* reference policy the true object and goal positions.
+        use_points: True gives the *oracle* reference policy the 3D points that its patches show, beside the
+            images: `observation.points` of demonstrations and environments with `points`.
         image_size: side in pixels of what the network sees; images of other sizes are stretched to it.
         chunk_size: T, actions predicted at once.
         n_action_steps: how many of them are executed before the next prediction.
@@ -45,6 +49,7 @@ class TinyConfig(PreTrainedConfig):
 
     use_images: bool = True
     use_environment_state: bool = False
+    use_points: bool = False
     image_size: int = 112
     patch: int = 14
     width: int = 128
@@ -96,6 +101,27 @@ class TinyConfig(PreTrainedConfig):
             raise SpatialForcingError(
                 "TinyVLA needs at least one camera in the data set, or use_images=false."
             )
+        self.points_a_side()
+
+    def points_a_side(self) -> int:
+        """Points a side of each patch, 0 without `use_points`.
+
+        Raises:
+            SpatialForcingError: the data have no square of points for each patch, or images are not used.
+        """
+        if not self.use_points:
+            return 0
+        patches = len(self.image_features) * (self.image_size // self.patch) ** 2 if self.use_images else 0
+        feature = (self.input_features or {}).get(POINTS)
+        found = 0 if feature is None else feature.shape[0] // 3
+        side = isqrt(found // patches) if patches else 0
+        if not side or found != side**2 * patches:
+            raise SpatialForcingError(
+                f"use_points needs {POINTS} with a square of points for each of the {patches} patches; the "
+                f"data have {found} points. Collect with --points {self.image_size // self.patch} (or a "
+                "multiple), and give --env.points alike."
+            )
+        return side
 
     @property
     def views(self) -> int:
@@ -141,6 +167,7 @@ class TinyPolicy(PreTrainedPolicy):
             vocabulary=config.vocabulary,
             max_words=config.max_words,
             position_std=config.position_std,
+            points=config.points_a_side(),
         )
         self.reset()
 
@@ -162,7 +189,14 @@ class TinyPolicy(PreTrainedPolicy):
             state.append(batch[OBS_ENV_STATE])
         words = hash_words(batch["task"], self.config.vocabulary, self.config.max_words).to(state[0].device)
         images = self.images_BV3HW(batch) if self.config.views else None
-        return self.model(images, words, torch.cat(state, dim=-1))
+        points = self.points_BNP3(batch[POINTS]) if self.config.use_points else None
+        return self.model(images, words, torch.cat(state, dim=-1), points)
+
+    def points_BNP3(self, points_BX: Tensor) -> Tensor:
+        """The points of each patch: of a batch's column, view by view and row by row, those in each patch."""
+        side, k = self.config.image_size // self.config.patch, self.config.points_a_side()
+        points_BVhkwk3 = points_BX.view(len(points_BX), self.config.views, side, k, side, k, 3)
+        return points_BVhkwk3.transpose(3, 4).reshape(len(points_BX), -1, k * k, 3)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """The mean absolute error of the predicted chunk, in standard deviations of each action dimension."""
@@ -196,9 +230,11 @@ def make_tiny_pre_post_processors(config: TinyConfig, dataset_stats: dict | None
     """LeRobot's default processors: standardise state and action, leave images in [0, 1].
 
     A dimension that never moves in the data (a gripper that is always open) is centred only. Divided by its
-    deviation, a rounding error in the data would be a thousand deviations in a rollout.
+    deviation, a rounding error in the data would be a thousand deviations in a rollout. Points stay metres.
     """
-    stats = dataset_stats and {key: _without_still_dimensions(value) for key, value in dataset_stats.items()}
+    stats = dataset_stats and {
+        key: _without_still_dimensions(value) for key, value in dataset_stats.items() if key != POINTS
+    }
     return make_default_pre_post_processors(config, stats, normalizer_device=config.device)
 
 

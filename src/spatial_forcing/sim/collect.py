@@ -34,9 +34,10 @@ from spatial_forcing.files import (
 )
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import Watch
-from spatial_forcing.sim.dataset import VIEWS, encode_png, image_histogram, write_dataset
+from spatial_forcing.sim.dataset import POINTS, VIEWS, encode_png, image_histogram, write_dataset
 from spatial_forcing.sim.experts import demonstrate
 from spatial_forcing.sim.pieces import in_processes, versions
+from spatial_forcing.sim.points import cell_points
 from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.sim.tasks import task_record
 from spatial_forcing.sim.world import World
@@ -104,8 +105,11 @@ def collect(
     if not root.exists():  # before anything as long as the number of episodes is made
         check_space(root, _bytes(spec, len(spec.tasks) * spec.episodes))
     pieces = _plan(spec)
+    said = asdict(spec)
+    if not spec.points:
+        del said["points"]  # as before there were any
     manifest = {
-        "spec": json.loads(json.dumps(asdict(spec))),
+        "spec": json.loads(json.dumps(said)),
         "versions": versions("mujoco", "metaworld", "numpy", "lerobot"),
     }
     if not _is_complete(root):
@@ -232,10 +236,18 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
             "png_size_TV": np.array([len(png) for png in pngs]).reshape(len(rgb_TVHW3), len(VIEWS)),
             "histogram_VC256": np.stack([[image_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))]]),
         } | {key: episode[key] for key in _VECTORS.values()}
+        if spec.points:
+            arrays["points_TP"] = _points(episode, spec.points)
         for key, value in arrays.items():
             parts.setdefault(key, []).append(value)
     tensors = {key: np.concatenate(values) for key, values in parts.items()}
     write_atomically(piece.path(root), partial(save_file, tensors))
+
+
+def _points(episode: dict[str, np.ndarray], cells: int) -> np.ndarray:
+    """The points of all views of each frame, side by side: points_TP."""
+    stacked = (np.concatenate(episode[name]) for name in _GEOMETRY)  # views of frames, one after the other
+    return cell_points(*stacked, cells).reshape(len(episode["depth_TVHW"]), -1)
 
 
 def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
@@ -253,7 +265,8 @@ def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
             spans = zip(starts_TV[:, v], ends_TV[:, v], strict=True)
             episode["png"][f"observation.images.{view}"] = [tensors["png"][a:b].tobytes() for a, b in spans]
             episode["histograms"][f"observation.images.{view}"] = histogram_VC256[v]
-        yield episode | {column: tensors[key][rows] for column, key in _VECTORS.items()}
+        columns = _VECTORS | ({POINTS: "points_TP"} if "points_TP" in tensors else {})
+        yield episode | {column: tensors[key][rows] for column, key in columns.items()}
         frame, byte = frame + length, int(ends_TV[-1, -1])
 
 
@@ -263,7 +276,7 @@ def _assemble(spec: DemoSpec, root: Path, pieces: list[_Piece], manifest: dict[s
         shutil.rmtree(folder, ignore_errors=True)
     building = root / ".building"
     episodes = (episode for piece in pieces for episode in _read_piece(piece, root))
-    write_dataset(building, _repo_id(root), spec.size, episodes)
+    write_dataset(building, _repo_id(root), spec.size, episodes, spec.points)
     for name in ("data", "meta"):
         (building / name).replace(root / name)
     remove_temporary_files(root / "geometry")

@@ -16,11 +16,12 @@ import numpy as np
 
 VIEWS = ("left", "right")
 FPS = 80
+POINTS = "observation.points"
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
-def features(size: int) -> dict[str, dict[str, Any]]:
-    """LeRobot's description of a frame with images of `size` pixels."""
+def features(size: int, points: int = 0) -> dict[str, dict[str, Any]]:
+    """LeRobot's description of a frame: images of `size` pixels, and `points` 3D points a side of each."""
     image = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     named = {
         "observation.state": ["x", "y", "z", "gripper"],
@@ -30,7 +31,14 @@ def features(size: int) -> dict[str, dict[str, Any]]:
     vectors = {
         key: {"dtype": "float32", "shape": (len(names),), "names": names} for key, names in named.items()
     }
+    if points:
+        vectors[POINTS] = {"dtype": "float32", "shape": (points_width(points),), "names": None}
     return {f"observation.images.{view}": dict(image) for view in VIEWS} | vectors
+
+
+def points_width(points: int) -> int:
+    """How many numbers the points of all views are, `points` cells a side."""
+    return len(VIEWS) * points**2 * 3
 
 
 def encode_png(rgb_HW3: np.ndarray) -> bytes:
@@ -76,7 +84,9 @@ def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     return numbers | dict(zip(_QUANTILES, quantiles, strict=True))
 
 
-def write_dataset(root: Path, repo_id: str, size: int, episodes: Iterable[dict[str, Any]]) -> None:
+def write_dataset(
+    root: Path, repo_id: str, size: int, episodes: Iterable[dict[str, Any]], points: int = 0
+) -> None:
     """Writes a LeRobotDataset (v3, images in parquet).
 
     Args:
@@ -85,11 +95,12 @@ def write_dataset(root: Path, repo_id: str, size: int, episodes: Iterable[dict[s
         size: height and width of images.
         episodes: in order, each with `task` (the instruction), `png` (per view a list of T PNG files),
             `histograms` (per view (3, 256)), and the columns `observation.state`,
-            `observation.environment_state`, `action`.
+            `observation.environment_state`, `action`, and `observation.points` with points.
+        points: see `features`.
     """
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-    meta = LeRobotDatasetMetadata.create(repo_id, FPS, features(size), root=root, use_videos=False)
+    meta = LeRobotDatasetMetadata.create(repo_id, FPS, features(size, points), root=root, use_videos=False)
     table = _DataFiles(meta)
     try:
         for number, episode in enumerate(episodes):

@@ -19,9 +19,10 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import said_last
-from spatial_forcing.sim.camera import Jitter
-from spatial_forcing.sim.dataset import FPS, VIEWS
+from spatial_forcing.sim.camera import Jitter, stack_matrices
+from spatial_forcing.sim.dataset import FPS, POINTS, VIEWS, points_width
 from spatial_forcing.sim.experts import EVALUATIONS, camera_stream
+from spatial_forcing.sim.points import cell_points
 from spatial_forcing.sim.spec import CAMERA_MODES
 from spatial_forcing.sim.tasks import TASKS, task_record
 from spatial_forcing.sim.world import World
@@ -46,6 +47,8 @@ class SimEnv(gym.Env):
         look_every: draw new images on every so many steps only, and hold them in between. For a policy that
             plans this many actions at a time the result is the same, in a fraction of the time; 1 is always
             right.
+        points: cells a side of each view whose 3D points are in the observation, in metres in the robot's
+            frame, for an oracle policy; 0 for none.
 
     Attributes:
         episodes: a record of every finished episode: seed, success, final_distance and closest_distance
@@ -68,6 +71,7 @@ class SimEnv(gym.Env):
         success_radius: float = 0.05,
         max_steps: int | None = None,
         look_every: int = 1,
+        points: int = 0,
     ):
         record = task_record(task)
         if camera not in CAMERA_MODES:
@@ -75,21 +79,23 @@ class SimEnv(gym.Env):
         if start not in _STARTS:
             raise UnknownNameError("start", start, _STARTS)
         numbers = (("size", size, 16), ("max_steps", max_steps, 1), ("look_every", look_every, 1))
+        numbers += (("points", points, 0),)
         for name, value, least in numbers:
             if value is not None and value < least:
                 raise SpatialForcingError(f"{name} must be at least {least}; got {value}.")
         self.task, self.task_description, self.render_mode = task, record.instruction, "rgb_array"
         self.size, self.camera, self.start, self.success_radius = size, camera, start, success_radius
         self._max_episode_steps, self.look_every = max_steps or record.max_steps, look_every
+        self.points = points
         self.episodes: list[dict[str, Any]] = []
         self._world: World | None = None
         image = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        vectors = {"agent_pos": 4, "environment_state": 6}
+        if points:
+            vectors["points"] = points_width(points)
+        spaces = {key: gym.spaces.Box(-np.inf, np.inf, (n,), np.float32) for key, n in vectors.items()}
         self.observation_space = gym.spaces.Dict(
-            {
-                "pixels": gym.spaces.Dict(dict.fromkeys(VIEWS, image)),
-                "agent_pos": gym.spaces.Box(-np.inf, np.inf, (4,), np.float32),
-                "environment_state": gym.spaces.Box(-np.inf, np.inf, (6,), np.float32),
-            }
+            {"pixels": gym.spaces.Dict(dict.fromkeys(VIEWS, image)), **spaces}
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
@@ -144,15 +150,19 @@ class SimEnv(gym.Env):
         if self._steps % self.look_every == 0:
             self._pair = next(self._cameras)
             self._draw()
-        return {
+        seen = {
             "pixels": dict(zip(VIEWS, self._images, strict=True)),
             "agent_pos": self.world.state,
             "environment_state": self.world.environment_state,
         }
+        return seen | {"points": self._shown_points} if self.points else seen
 
     def _draw(self) -> None:
-        self._images = [self.world.draw(camera)[0] for camera in self._pair]
-        self._drawn = self._steps
+        images, depths = zip(*(self.world.draw(camera) for camera in self._pair), strict=True)
+        self._images, self._drawn = list(images), self._steps
+        if self.points:
+            matrices = stack_matrices(self._pair, self.size, self.size)
+            self._shown_points = cell_points(np.stack(depths), *matrices, self.points).ravel()
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert's action in this state, (4,) float32; it uses privileged information."""
@@ -183,6 +193,7 @@ class SimEnvConfig(EnvConfig):
         success_radius: for reach-v3, metres.
         max_steps: length of an episode; None for the task's own.
         look_every: draw new images on every so many steps only: the policy's `n_action_steps` or a divisor.
+        points: see `SimEnv`; as many as the demonstrations have.
     """
 
     task: str | None = "reach-v3"
@@ -193,6 +204,7 @@ class SimEnvConfig(EnvConfig):
     success_radius: float = 0.05
     max_steps: int | None = None
     look_every: int = 1
+    points: int = 0
 
     def __post_init__(self):
         image = PolicyFeature(type=FeatureType.VISUAL, shape=(self.size, self.size, 3))
@@ -201,13 +213,17 @@ class SimEnvConfig(EnvConfig):
             "environment_state": PolicyFeature(type=FeatureType.ENV, shape=(6,)),
             ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(4,)),
         }
-        renamed = {"agent_pos": OBS_STATE, "environment_state": OBS_ENV_STATE}
+        if self.points:
+            self.features["points"] = PolicyFeature(
+                type=FeatureType.STATE, shape=(points_width(self.points),)
+            )
+        renamed = {"agent_pos": OBS_STATE, "environment_state": OBS_ENV_STATE, "points": POINTS}
         self.features_map = {key: renamed.get(key, key) for key in self.features}
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
         """Options of `SimEnv` other than the task."""
-        names = ("size", "camera", "start", "success_radius", "max_steps", "look_every")
+        names = ("size", "camera", "start", "success_radius", "max_steps", "look_every", "points")
         return {name: getattr(self, name) for name in names}
 
     def create_envs(

@@ -27,6 +27,8 @@ class DemoSpec:
         size: height and width of images, pixels.
         noise: standard deviation of noise on executed actions; the recorded actions are the expert's, which
             respond to it.
+        points: cells a side of each view whose 3D points are recorded as `observation.points`, in metres in
+            the robot's frame, for an oracle policy; 0 for none.
         seed: seed of all random numbers.
 
     Raises:
@@ -42,6 +44,7 @@ class DemoSpec:
     jitter: Jitter = field(default_factory=Jitter)
     size: int = 112
     noise: float = 0.0
+    points: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -53,7 +56,14 @@ class DemoSpec:
             raise UnknownNameError("camera mode", self.camera, CAMERA_MODES)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise SpatialForcingError(f"Name at least one task, and none twice; got {self.tasks}.")
-        for name, least in (("episodes", 1), ("frames", 1), ("size", 16), ("noise", 0), ("seed", 0)):
+        for name, least in (
+            ("episodes", 1),
+            ("frames", 1),
+            ("size", 16),
+            ("noise", 0),
+            ("points", 0),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if value is not None and name != "noise" and not isinstance(value, Integral):
                 raise SpatialForcingError(f"{name} is a whole number; got {value!r}.")
