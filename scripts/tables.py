@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from spatial_forcing.files import size_text
 from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.probe.records import ProbeReport, RankedSite
@@ -20,14 +21,17 @@ from spatial_forcing.report.markdown import markdown
 from spatial_forcing.report.summary import summarise
 from spatial_forcing.report.wording import number, rate_text
 from spatial_forcing.results import Results
+from spatial_forcing.structure.records import Score, TeacherScores
 from spatial_forcing.teachers import registry as teachers
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/hosts.md", "docs/results.md")
+PAGES = ("README.md", "docs/hosts.md", "docs/results.md", "docs/teachers.md")
 RESULTS = ROOT / "docs" / "results"
 BUILT_IN = "tiny"
 # Of the table of sites: the kept comparison and probes (one per training seed), the flag of an arm's site.
 SWEEP, PROBES, SITE = "sweep", "probes/sites-*.json", "--policy.forcing.site="
+# Of the table of scores: what `spatial-forcing teachers --dataset outputs/reach --out` wrote.
+SCORES = "teachers/reach.json"
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -81,6 +85,40 @@ def site_table() -> str:
     return _table(head, rows)
 
 
+def score_table() -> str:
+    """Depth, structure and cost of the teachers that could be run here, the lowest AbsRel first."""
+    found = TeacherScores.read(RESULTS / SCORES)
+    depth = found.depth
+    assert depth is not None
+    assert depth.mean is not None
+    kept = sorted(found.scores, key=lambda one: (one.absrel and one.absrel.value) or 0)
+    rows = [
+        (
+            f"`{one.teacher}`{' (control)' if one.control else ''}",
+            _score(one.absrel),
+            _score(one.local_distant),
+            _score(one.content),
+            f"{one.seconds / found.frames:.3f}",
+            "–" if one.stored_bytes is None else size_text(one.stored_bytes),
+        )
+        for one in kept
+    ]
+    rows.append(("mean depth of each position", _score(depth.mean), *4 * ("–",)))
+    head = ("teacher", "AbsRel", "near - far", "content", "s a frame", "stored at 0.99")
+    where = f"{found.hardware['cores']} cores of {found.hardware['cpu']}"
+    return (
+        f"{_table(head, rows)}\n{found.frames} frames of {found.episodes} episodes, depth judged on "
+        f"{depth.test_episodes} of them. Made with: `{found.command}`; commit {found.commit}; {where}.\n"
+    )
+
+
+def _score(score: Score | None) -> str:
+    if score is None or score.value is None:
+        return "–"
+    span = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
+    return f"{score.value:.3f}{span}"
+
+
 def _ranked(probe: ProbeReport) -> list[RankedSite]:
     return probe.suggestion.ranked if probe.suggestion else []
 
@@ -90,6 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "types": type_list,
     "teachers": teacher_table,
     "sites": site_table,
+    "scores": score_table,
 }
 RESULT = "result "
 
