@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from spatial_forcing.compare.plan import comparison_in
-from spatial_forcing.demo import run_demo, training_flags
+from spatial_forcing.demo import demo_arms, run_demo, training_flags
 from spatial_forcing.demo_settings import DemoSettings, hold, take_folder
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.results import Results
@@ -77,13 +77,8 @@ def test_its_command_trains_the_policy_that_was_tuned(tmp_path):
     )
 
 
-@pytest.mark.system
-@pytest.mark.timeout(900)
-def test_the_whole_demo_and_a_second_run_that_computes_nothing(tmp_path):
-    out = tmp_path / "demo"
-    report = run_demo(SMALL, out, console=Console(quiet=True))
-    results = Results.read(out / "results.json")
-    roles = {name: arm.role for name, arm in results.arms.items()}
+def test_its_arms_are_those_of_every_comparison_and_two_references():
+    roles = {arm.name: arm.role for arm in demo_arms(SMALL)}
     assert roles == {
         "plain": "arm",
         "forced": "arm",
@@ -92,6 +87,17 @@ def test_the_whole_demo_and_a_second_run_that_computes_nothing(tmp_path):
         "blind": "reference",
         "state": "reference",
     }
+
+
+@pytest.mark.system
+@pytest.mark.timeout(900)
+def test_the_whole_demo_and_a_second_run_that_computes_nothing(tmp_path, monkeypatch):
+    """But for the references, which are trained and judged as arms are."""
+    monkeypatch.setattr("spatial_forcing.demo.references", list)
+    out = tmp_path / "demo"
+    report = run_demo(SMALL, out, console=Console(quiet=True))
+    results = Results.read(out / "results.json")
+    assert list(results.arms) == ["plain", "forced", "shuffled", "place"]
     for run in results.runs:
         assert run.train_episodes == 4
         assert [e.step for e in run.evaluations] == [4]

@@ -1,7 +1,5 @@
-"""Every architecture of teachers: stored and read again, trained toward, and an arm in the embedded world."""
+"""Every architecture of teachers: stored and read again, trained toward, and used in the embedded world."""
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +7,16 @@ import torch
 from small_dataset import make_dataset
 from small_teachers import SMALL_TEACHERS
 from small_vla import observation, tiny_vla
+from training_configs import policy_config, train_config
 
 from spatial_forcing import SpatialForcing, host_of
 from spatial_forcing.cache.extract import Extraction, extract, open_source
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.cli import main
-from spatial_forcing.results import Results
+from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.sim.collect import DemoSpec, collect
+from spatial_forcing.sim.env import SimEnvConfig
 from spatial_forcing.teachers import described, hf, load_teacher
+from spatial_forcing.train import checkpoints, read_metrics, train_or_continue
 
 
 @pytest.fixture(scope="module")
@@ -61,30 +62,27 @@ def test_stored_features_are_the_teachers_and_can_be_trained_toward(kind, datase
     assert all(p.grad is None for p in teacher.parameters())
 
 
-@pytest.mark.system
-@pytest.mark.timeout(900)
-def test_each_is_an_arm_in_the_embedded_world(folder, tmp_path, monkeypatch):
-    def run(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["spatial-forcing", *words])
-        main()
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    spec = DemoSpec(episodes=2, frames=4, size=28)
+    return collect(spec, tmp_path_factory.mktemp("demos") / "demos", workers=1)
 
-    demos = tmp_path / "demos"
-    run("collect", "--out", str(demos), "--episodes", "4", "--size", "28", "--frames", "4")
-    chosen = ("da3", "mapanything", "vjepa2", "timm")
-    arms = [{"name": kind, "forcing": {"teacher": str(SMALL_TEACHERS[kind](folder))}} for kind in chosen]
-    (tmp_path / "arms.json").write_text(json.dumps(arms))
-    out = tmp_path / "compared"
-    words = ["compare", "--out", str(out), "--arms-file", str(tmp_path / "arms.json")]
-    words += ["--seeds", "0", "--no-controls", "--evaluations", "1", "--episodes", "1", "--holdout", "0.25"]
-    words += ["--videos", "0", "--probe", "none", "--", "--policy.type=tiny", "--policy.image_size=28"]
-    words += ["--policy.width=32", "--policy.depth=4", "--policy.heads=2", "--policy.device=cpu", "--steps=2"]
-    words += ["--batch_size=2", "--num_workers=0", "--log_freq=1", "--dataset.repo_id=local/demos"]
-    words += [f"--dataset.root={demos}"]
-    run(*words, "--env.type=sf_metaworld", "--env.task=reach-v3")
-    results = Results.read(out / "results.json")
-    assert {one.arm for one in results.runs} == {"plain", *chosen}
-    for one in results.runs:
-        assert one.finished
-        assert len(one.evaluations[-1].episodes or ()) == 1
-        assert one.arm == "plain" or all(row.align_loss is not None for row in one.curves)
-    assert len({one.parameters for one in results.runs}) == 1, "the policy is the same without its teacher"
+
+@pytest.mark.system
+@pytest.mark.parametrize("kind", SMALL_TEACHERS)
+def test_it_trains_a_policy_that_acts_in_the_embedded_world(kind, demos, folder, tmp_path):
+    """From stored features, by LeRobot's trainer; the checkpoint is a plain policy."""
+    path = str(SMALL_TEACHERS[kind](folder))
+    extract(demos, load_teacher(path), path, tmp_path / "cache")
+    forcing = {"teacher": path, "cache": str(tmp_path / "cache")}
+    sizes = {"image_size": 28, "width": 32, "depth": 4, "heads": 2, "device": "cpu"}
+    how = {"steps": 2, "batch_size": 2, "seed": 0, "save_every": 2, "log_every": 1}
+    run = train_or_continue(
+        train_config(policy_config("tiny", forcing, **sizes), demos, tmp_path / "run", **how)
+    )
+    rows = read_metrics(run)
+    assert [0 < row["align_loss"] < 2 for row in rows] == [True, True]
+    loaded = LoadedPolicy(checkpoints(run)[2])
+    assert type(loaded.policy).__name__ == "TinyPolicy"
+    done = roll_out(loaded, SimEnvConfig(task="reach-v3", size=28, max_steps=2), episodes=1, seed=1_000_000)
+    assert [one.steps for one in done.episodes] == [2]

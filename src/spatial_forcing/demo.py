@@ -77,7 +77,7 @@ def comparison_of(settings: DemoSettings, out: Path) -> Comparison:
     """The comparison that a demo runs once its demonstrations are there."""
     return planned(
         training_flags(settings, out),
-        [*arms_of(("plain", "forced"), None, settings.teacher), *references()],
+        demo_arms(settings),
         holdout=0.0,
         heldout=settings.heldout(),
         seeds=(settings.seed,),
@@ -85,6 +85,11 @@ def comparison_of(settings: DemoSettings, out: Path) -> Comparison:
         measures=Measures(settings.evaluations, settings.eval_episodes, probe_frames=PROBE_FRAMES),
         stored=True,
     )
+
+
+def demo_arms(settings: DemoSettings) -> list[Arm]:
+    """The arms of a demo: plain, forced, the two controls, and reference lines."""
+    return [*arms_of(("plain", "forced"), None, settings.teacher), *references()]
 
 
 def training_flags(settings: DemoSettings, out: Path) -> list[str]:
