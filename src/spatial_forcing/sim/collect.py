@@ -246,8 +246,9 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
 
 def _points(episode: dict[str, np.ndarray], cells: int) -> np.ndarray:
     """The points of all views of each frame, side by side: points_TP."""
-    stacked = (np.concatenate(episode[name]) for name in _GEOMETRY)  # views of frames, one after the other
-    return cell_points(*stacked, cells).reshape(len(episode["depth_TVHW"]), -1)
+    # Views of frames, one after the other.
+    depth, intrinsics, extrinsics = (np.concatenate(episode[name]) for name in _GEOMETRY)
+    return cell_points(depth, intrinsics, extrinsics, cells).reshape(len(episode["depth_TVHW"]), -1)
 
 
 def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:

@@ -146,9 +146,9 @@ def score_table(found: TeacherScores, columns: Mapping[str, tuple[str, int]], ti
 def depth_table(found: TeacherScores, mean: Score) -> Table:
     """Table of the AbsRel of depth read linearly from the features, the lowest first."""
     table = _table("Depth in the features", "AbsRel")
-    read = [one for one in found.scores if one.absrel is not None]
-    for one in sorted(read, key=lambda one: one.absrel.value or 0):
-        table.add_row(*named(one), score_text(one.absrel, 3))
+    read = [(one.absrel, named(one)) for one in found.scores if one.absrel is not None]
+    for absrel, name in sorted(read, key=lambda one: one[0].value or 0):
+        table.add_row(*name, score_text(absrel, 3))
     table.add_row("mean depth of each position", "", score_text(mean, 3), style="dim")
     return table
 
