@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # The studies on the embedded benchmark, one after the other; docs/results.md shows those that were run. Each continues
-# where it stopped. Two idle cores: demonstrations 1 min, learning rates 50 min, sweep 50 min, data 90 min.
+# where it stopped. Two idle cores: demonstrations 1 min, learning rates 50 min, sweep 50 min, data 90 min, drawer 45 min.
 #
 #     bash recipes/studies.sh                          # into outputs/
 #     python scripts/keep_results.py outputs/sweep sweep --figures probe_sites && python scripts/tables.py
 set -euo pipefail
 
 [ -d outputs/reach ] || spatial-forcing collect --out outputs/reach --episodes 280
-common=(
-  --dataset.repo_id=local/reach --dataset.root=outputs/reach --num_workers=0 --batch_size=16 --log_freq=50
+policy=(
+  --num_workers=0 --batch_size=16 --log_freq=50
   --policy.device=cpu --policy.push_to_hub=false --policy.chunk_size=4 --policy.n_action_steps=4
   --policy.optimizer_lr=1e-3 --policy.decay_lr=1e-4
 )
+common=(--dataset.repo_id=local/reach --dataset.root=outputs/reach "${policy[@]}")
 world=(--env.type=sf_metaworld --env.task=reach-v3 --env.look_every=4)
 forcing=(--policy.forcing.loss_weight=2 --policy.forcing.standardize=true)
 compare=(spatial-forcing compare --teacher vggt-tiny-sim --videos 0)
@@ -23,6 +24,17 @@ compare=(spatial-forcing compare --teacher vggt-tiny-sim --videos 0)
 # At the best weight of the sweep, on seeds that had no part in choosing it; the controls have that weight, too.
 "${compare[@]}" --out outputs/data --seeds 3 4 5 --arms plain forced --fractions 0.1 0.25 0.5 1 --evaluations 1 --probe none -- \
   --policy.type=sf_tiny "${common[@]}" --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true --steps=600 "${world[@]}"
+
+# A second task, which plain, oracle, blind and state chose; then the arms.
+[ -d outputs/drawer-open ] || spatial-forcing collect --out outputs/drawer-open --tasks drawer-open-v3 --start expert-warmup --episodes 280 --points 8
+drawer=(
+  --dataset.repo_id=local/drawer-open --dataset.root=outputs/drawer-open "${policy[@]}" --steps=900
+  --env.type=sf_metaworld --env.task=drawer-open-v3 --env.look_every=4 --env.points=8
+)
+"${compare[@]}" --out outputs/drawer-open-references --seeds 0 --no-controls --arms plain --arms-file recipes/references.yaml --evaluations 2 --probe none -- \
+  --policy.type=tiny "${drawer[@]}"
+"${compare[@]}" --out outputs/drawer-open-study --seeds 0 1 2 --evaluations 2 --probe none -- \
+  --policy.type=sf_tiny "${drawer[@]}" --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true
 
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
 heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
