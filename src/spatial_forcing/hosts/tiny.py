@@ -90,7 +90,7 @@ class TinySizes:
         position_std: deviation that the position embedding of the patches is drawn with. Far below that of
             the patches themselves (0.3), attention hardly sees where a token is, and whatever says so in
             another way looks like progress.
-        points: 3D points a side of each patch that the *oracle* reference is given beside the images; 0 for
+        points: 3D points per side of each patch that the *oracle* reference is given beside the images; 0 for
             none.
 
     Raises:

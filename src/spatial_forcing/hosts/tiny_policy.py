@@ -101,10 +101,10 @@ class TinyConfig(PreTrainedConfig):
             raise SpatialForcingError(
                 "TinyVLA needs at least one camera in the data set, or use_images=false."
             )
-        self.points_a_side()
+        self.points_per_side()
 
-    def points_a_side(self) -> int:
-        """Points a side of each patch, 0 without `use_points`.
+    def points_per_side(self) -> int:
+        """Points per side of each patch, 0 without `use_points`.
 
         Raises:
             SpatialForcingError: the data have no square of points for each patch, or images are not used.
@@ -167,7 +167,7 @@ class TinyPolicy(PreTrainedPolicy):
             vocabulary=config.vocabulary,
             max_words=config.max_words,
             position_std=config.position_std,
-            points=config.points_a_side(),
+            points=config.points_per_side(),
         )
         self.reset()
 
@@ -194,7 +194,7 @@ class TinyPolicy(PreTrainedPolicy):
 
     def points_BNP3(self, points_BX: Tensor) -> Tensor:
         """The points of each patch: of a batch's column, view by view and row by row, those in each patch."""
-        side, k = self.config.image_size // self.config.patch, self.config.points_a_side()
+        side, k = self.config.image_size // self.config.patch, self.config.points_per_side()
         points_BVhkwk3 = points_BX.view(len(points_BX), self.config.views, side, k, side, k, 3)
         return points_BVhkwk3.transpose(3, 4).reshape(len(points_BX), -1, k * k, 3)
 

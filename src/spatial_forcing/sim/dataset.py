@@ -21,7 +21,7 @@ _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def features(size: int, points: int = 0) -> dict[str, dict[str, Any]]:
-    """LeRobot's description of a frame: images of `size` pixels, and `points` 3D points a side of each."""
+    """LeRobot's description of a frame: images of `size` pixels, and `points` 3D points per side of each."""
     image = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     named = {
         "observation.state": ["x", "y", "z", "gripper"],
@@ -37,7 +37,7 @@ def features(size: int, points: int = 0) -> dict[str, dict[str, Any]]:
 
 
 def points_width(points: int) -> int:
-    """How many numbers the points of all views are, `points` cells a side."""
+    """How many numbers the points of all views are, `points` cells per side."""
     return len(VIEWS) * points**2 * 3
 
 

@@ -47,7 +47,7 @@ class SimEnv(gym.Env):
         look_every: draw new images on every so many steps only, and hold them in between. For a policy that
             plans this many actions at a time the result is the same, in a fraction of the time; 1 is always
             right.
-        points: cells a side of each view whose 3D points are in the observation, in metres in the robot's
+        points: cells per side of each view whose 3D points are in the observation, in metres in the robot's
             frame, for an oracle policy; 0 for none.
 
     Attributes:

@@ -1,6 +1,6 @@
 """3D points that the cells of a view show: what an oracle policy is given beside its images.
 
-N views or frames, H rows, W columns, c cells a side. Axes as in ``camera.py``; metres.
+N views or frames, H rows, W columns, c cells per side. Axes as in ``camera.py``; metres.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def cell_points(
         depth_NHW: along the viewing axis, metres.
         intrinsics_N33: pixels.
         extrinsics_N34: world to camera.
-        cells: c, cells a side of each image.
+        cells: c, cells per side of each image.
 
     Returns:
         points_Ncc3, float32.

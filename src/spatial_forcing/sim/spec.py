@@ -27,7 +27,7 @@ class DemoSpec:
         size: height and width of images, pixels.
         noise: standard deviation of noise on executed actions; the recorded actions are the expert's, which
             respond to it.
-        points: cells a side of each view whose 3D points are recorded as `observation.points`, in metres in
+        points: cells per side of each view whose 3D points are recorded as `observation.points`, in metres in
             the robot's frame, for an oracle policy; 0 for none.
         seed: seed of all random numbers.
 
