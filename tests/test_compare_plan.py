@@ -79,6 +79,20 @@ def test_controls_have_the_options_of_the_arm_under_test(tmp_path):
         controls("plain", controls_of="plain")
 
 
+def test_an_arm_that_names_no_teacher_has_that_of_the_command(tmp_path):
+    file = tmp_path / "arms.yaml"
+    file.write_text(
+        "- name: early\n  forcing: {site: vision.-1}\n"
+        "- name: other\n  forcing: {teacher: dinov2-base}\n"
+        "- name: two\n  forcing: {alignments: two.yaml}\n"
+    )
+    arms = {arm.name: arm.forcing for arm in arms_of(["plain"], str(file), "pixels", controls=False)}
+    assert arms["early"] == {"teacher": "pixels", "site": "vision.-1"}
+    assert arms["other"] == {"teacher": "dinov2-base"}
+    assert arms["two"] == {"alignments": "two.yaml"}
+    assert arms["plain"] is None
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

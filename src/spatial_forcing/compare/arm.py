@@ -1,7 +1,7 @@
 """The arms of a comparison: presets by name, or entries of an arms file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spatial_forcing.control import CONTROLS
@@ -100,6 +100,13 @@ def preset_arms(names: Sequence[str], teacher: str) -> list[Arm]:
     return [known[name] for name in names]
 
 
+def with_teacher(arm: Arm, teacher: str) -> Arm:
+    """An arm with forcing that names a teacher: its own, or else this one."""
+    if arm.forcing is None or {"teacher", "alignments"} & set(arm.forcing):
+        return arm
+    return replace(arm, forcing={"teacher": teacher, **arm.forcing})
+
+
 def controls_for(arms: Sequence[Arm], names: Sequence[str], of: str | None = None) -> list[Arm]:
     """Controls with the forcing options (site, weight, loss, ...) of the arm under test.
 
@@ -157,7 +164,7 @@ def arms_of(
     Args:
         names: of presets.
         file: an arms file (YAML, JSON, or JSON text); None for none.
-        teacher: of the presets.
+        teacher: of the presets, and of arms with forcing that name none.
         controls: whether the two controls are added.
         controls_of: the arm whose forcing options they have; the first forced one if None.
 
@@ -167,7 +174,7 @@ def arms_of(
     """
     arms = preset_arms(names, teacher)
     if file is not None:
-        arms += [Arm(**entry) for entry in entries_in(file, LISTING, Arm, check_entry)]
+        arms += [with_teacher(Arm(**entry), teacher) for entry in entries_in(file, LISTING, Arm, check_entry)]
     if controls:
         there = {(arm.forcing or {}).get("control") for arm in arms}
         arms += controls_for(arms, [name for name in CONTROLS if name not in there], controls_of)

@@ -40,7 +40,7 @@ class Compare:
     controls_of: str | None = None
     """Arm whose forcing options (site, weight, ...) the controls have; the first forced one if None."""
     teacher: str = TEACHER
-    """Teacher of the presets: a registered one, or a local file or folder."""
+    """Teacher of the presets, and of arms that name none: a registered one, or a local file or folder."""
     holdout: float = 0.1
     """Fraction of each task's episodes to hold out from training, in all arms."""
     holdout_episodes: tuple[int, ...] = ()

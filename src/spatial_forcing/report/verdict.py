@@ -27,7 +27,9 @@ def verdict(summary: Summary) -> Verdict:
     """The verdict of a comparison, in plain sentences with numbers."""
     compared = summary.comparisons
     if not compared:
-        text = "There is nothing to compare: the results hold no second arm."
+        lines = any(arm.role == "reference" for arm in summary.arms.values())
+        beside = "; the others are reference lines" if lines else ""
+        text = f"Nothing is tested: the results hold no second arm{beside}."
         return Verdict(headline=f"{text} {seeds_note(summary)}", shown=[], not_shown=[], takes=[])
     arms = [[c for c in compared if c.b == b] for b in dict.fromkeys(c.b for c in compared)]
     lines = [

@@ -11,7 +11,7 @@ from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.provenance import made_with
-from spatial_forcing.structure.depth import SampleDepth, depth_of
+from spatial_forcing.structure.depth import SampleDepth, check_source, depth_of
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.structure.rank import (
     Sample,
@@ -61,6 +61,7 @@ def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
     """
     assert options.dataset is not None
     checked_device(options.device)
+    check_source(options.depth)
     for name in options.teachers:
         find_teacher(name)
     if options.out is not None:

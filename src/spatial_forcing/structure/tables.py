@@ -18,9 +18,13 @@ from spatial_forcing.teachers.speed import seconds_per_image
 # Why a teacher is left out that nobody named: such names are printed together.
 NOT_HERE = "not downloaded"
 SPEED = (
-    "s/image: an image takes this machine so many seconds or more, at the default resolution: two operations "
-    "for each weight and patch, at the rate of a large matrix product measured just now."
+    "s/image: lower bound for this machine at the teacher's default resolution: two operations for each "
+    "weight and patch, at the rate of a large matrix product measured just now, beside whatever else runs. "
+    "Licences: only those that forbid commercial use are marked; the others have terms to read, too."
 )
+# Held-out episodes.
+FEW = 5
+NO_CONTROL = "No control is among these teachers: add pixels and untrained-tiny to compare them with."
 
 
 def teacher_table(records: Mapping[str, TeacherRecord], memory: int, *, narrow: bool = False) -> Table:
@@ -102,6 +106,7 @@ def print_scores(found: TeacherScores, console: Console) -> None:
         "common: share of the mean token in the mean square; position, frame, content: of the variance "
         "around it. Stored: a frame in a cache that keeps tokens to a mean cosine of 0.99.",
         depth_line(found.depth),
+        *([] if any(one.control for one in found.scores) else [NO_CONTROL]),
         "Licences: " + ", ".join(sorted({f"{one.teacher} {one.licence}" for one in found.scores})),
         *left_out_lines(found.left_out),
     ]
@@ -157,9 +162,10 @@ def depth_line(depth: DepthRead | None) -> str:
     """What depth was read from the features, or why none was."""
     if depth is None or depth.mean is None:
         return f"No depth was read: {depth.absent}" if depth is not None else ""
+    few = "" if depth.test_episodes >= FEW else " So few that their interval says little: raise --frames."
     return (
         f"AbsRel: of {depth.name} read by a linear head fitted on {depth.train_episodes} of these episodes, "
-        f"on the {depth.test_episodes} others."
+        f"on the {depth.test_episodes} others.{few}"
     )
 
 

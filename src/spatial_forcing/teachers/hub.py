@@ -15,7 +15,8 @@ class TeacherUnavailableError(SpatialForcingError):
             f"The weights of teacher {record.name!r} could not be fetched from the Hub ({record.repo}): "
             f"{str(reason).strip()}{gate} If the files are on this machine, name the file or folder: "
             f'load_teacher("{record.name}", weights="/path/to/weights"); on the command line: '
-            "--teacher-checkpoint, in training --policy.forcing.teacher_checkpoint."
+            "--teacher-checkpoint (of `teachers` the path in place of the name), in training "
+            "--policy.forcing.teacher_checkpoint."
         )
 
 
