@@ -157,7 +157,7 @@ def open_source(dataset: Path | str, teacher: Teacher, name: str, how: Extractio
         layers=getattr(teacher, "layers", None),
         resolution=getattr(teacher, "resolution", None),
         dtype=str(dtype).removeprefix("torch.") if (dtype := getattr(teacher, "dtype", None)) else None,
-        ordered=teacher.ordered(len(keys)) if isinstance(teacher, FrozenTeacher) else None,
+        ordered=not isinstance(teacher, FrozenTeacher) or teacher.ordered(len(keys)),
         spans=None if how.spans is None else tuple(rows.spans),
     )
     parameter = next(iter(teacher.parameters()), None) if isinstance(teacher, torch.nn.Module) else None

@@ -63,7 +63,7 @@ class Source:
             choice, or in caches from before this was recorded.
         resolution: height and width of the images that the teacher saw, pixels; None likewise.
         dtype: of its matrix products; None likewise.
-        ordered: whether the features depend on the order of the cameras; None likewise.
+        ordered: whether the features depend on the order of the cameras, or may do.
         spans: which frames of the data set are stored, as ranges [start, stop); None if all are.
     """
 
@@ -79,7 +79,7 @@ class Source:
     layers: int | None = None
     resolution: tuple[int, int] | None = None
     dtype: str | None = None
-    ordered: bool | None = None
+    ordered: bool = True
     spans: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
@@ -219,8 +219,11 @@ def load_codec(root: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 def source_record(source: Source) -> dict[str, Any]:
-    """The source as JSON data. Without spans for a cache of all frames, whose bytes thus never changed."""
+    """The source as JSON data. Without spans for a cache of all frames, and without a word on order where it
+    matters: the bytes of such caches thus never changed."""
     said = asdict(source)
     if source.spans is None:
         del said["spans"]
+    if source.ordered:
+        del said["ordered"]
     return said

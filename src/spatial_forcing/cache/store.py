@@ -200,13 +200,10 @@ class FeatureStore:
             raise CacheError(
                 f"The cache at {self.root} is of teacher {self.source.teacher!r}, not {teacher!r}."
             )
-        reordered = self.source.ordered is False and sorted(self.source.cameras) == sorted(cameras)
+        reordered = not self.source.ordered and sorted(self.source.cameras) == sorted(cameras)
         if self.source.cameras != cameras and not reordered:
-            how = (
-                "."
-                if self.source.ordered is False
-                else " in the same order, as the teacher attends across views."
-            )
+            order = " in the same order, as the teacher attends across views"
+            how = order if self.source.ordered else ""
             raise CacheError(
                 f"The cache at {self.root} has the cameras {', '.join(self.source.cameras)}; those to align "
                 f"are {', '.join(cameras)}. They must be the same{how}. To align the cache's cameras and no "
