@@ -15,7 +15,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.files import check_folder
 from spatial_forcing.probe.assemble import rows_of
 from spatial_forcing.probe.depth import ProbeError
-from spatial_forcing.probe.depths import Depths, kept_on_disk, recorded
+from spatial_forcing.probe.depths import Depths, check_source, kept_on_disk, recorded
 from spatial_forcing.probe.frames import ProbeFrames, split_episodes
 from spatial_forcing.probe.points import columns_of
 from spatial_forcing.probe.policies import ProbedPolicy, check_sites, load_policies, named_policies, untrained
@@ -133,9 +133,7 @@ def _checked(options: ProbeOptions) -> dict[str, str]:
         raise ProbeError(f"--max-frames must be at least 3, got {options.max_frames}.")
     if not options.far > 0 or options.batch_size < 1:
         raise ProbeError("--far must be above zero, and --batch-size at least 1.")
-    kind, _, model = options.depth.partition(":")
-    if options.depth != "recorded" and not (kind == "pseudo" and model):
-        raise ProbeError(f"--depth is recorded or pseudo:<model>, got {options.depth!r}.")
+    check_source(options.depth)
     if options.rerun:
         rerun_module()
     check_folder(options.out or OUT)

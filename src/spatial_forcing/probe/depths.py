@@ -60,6 +60,13 @@ class Depths:
         return found
 
 
+def check_source(source: str) -> None:
+    """Raises :class:`ProbeError` unless a depth source is ``recorded`` or ``pseudo:<model>``."""
+    kind, _, model = source.partition(":")
+    if source != "recorded" and not (kind == "pseudo" and model):
+        raise ProbeError(f"--depth is recorded or pseudo:<model>, got {source!r}.")
+
+
 def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
     """Raises :class:`ProbeError` unless a depth map has the aspect ratio of its image."""
     (h, w), (H, W) = depth_Bhw.shape[-2:], image_B3HW.shape[-2:]

@@ -10,8 +10,9 @@ from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_folder
+from spatial_forcing.probe.depths import check_source
 from spatial_forcing.provenance import made_with
-from spatial_forcing.structure.depth import SampleDepth, check_source, depth_of
+from spatial_forcing.structure.depth import SampleDepth, depth_of
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.structure.rank import (
     Sample,
@@ -61,7 +62,8 @@ def score(options: Teachers, made: Mapping[str, Any]) -> TeacherScores:
     """
     assert options.dataset is not None
     checked_device(options.device)
-    check_source(options.depth)
+    if options.depth is not None:
+        check_source(options.depth)
     for name in options.teachers:
         find_teacher(name)
     if options.out is not None:

@@ -56,13 +56,6 @@ class SampleDepth:
         return {row.name: _score(row) for row in found.rows}
 
 
-def check_source(source: str | None) -> None:
-    """Raises :class:`ProbeError` for what is no source of depth: see :func:`depth_of`."""
-    kind, _, model = (source or "recorded").partition(":")
-    if source not in (None, "recorded") and not (kind == "pseudo" and model):
-        raise ProbeError(f"--depth is recorded or pseudo:<model>, got {source!r}.")
-
-
 def depth_of(dataset: Any, sample: Sample, source: str | None, device: str) -> SampleDepth | DepthRead:
     """The depth of a sample's frames; without a source only why there is none, if there is none.
 
