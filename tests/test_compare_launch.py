@@ -22,6 +22,7 @@ from spatial_forcing.compare.launch import (
     launch,
     run_logged,
     take_share,
+    workers_in,
 )
 from spatial_forcing.compare.plan import Comparison, Measures, Run, folder_of
 from spatial_forcing.compare.run import RunSpec
@@ -135,6 +136,7 @@ def test_a_run_that_prints_nothing_is_ended_and_says_so_in_its_log(tmp_path):
     with pytest.raises(CompareError, match=r"plain-f100-s0' failed.* made no progress for 0 s and was ended"):
         launch([a_run()], tmp_path, Launch(1, patience=0.0), lambda: None)
     assert "made no progress" in (folder / LOG).read_text()
+    assert workers_in(tmp_path) == 1
     assert not multiprocessing.active_children()
 
 
@@ -143,3 +145,4 @@ def test_a_comparison_that_another_process_makes_is_left_alone(tmp_path):
     with FolderLock(tmp_path, ".runs"), pytest.raises(FolderBusyError, match="Another process is writing in"):
         launch([a_run()], tmp_path, Launch(1), lambda: None)
     assert not (folder / LOG).exists()
+    assert workers_in(tmp_path) == 2  # as nobody said

@@ -43,6 +43,9 @@ def test_without_a_terminal_a_stage_is_a_line_when_it_ends_and_now_and_then(monk
             bars.update(slow, completed=step)
         whole = bars.add_task("report", total=1)
         bars.update(whole, completed=1)
+        mixed = bars.add_task("forced", total=None, percent=True)
+        bars.update(mixed, completed=0, total=30)
+        bars.update(mixed, completed=30, total=30)
     lines = said.file.getvalue().splitlines()
     assert [line.partition(" after")[0] for line in lines] == [
         "features: 4 of 10",
@@ -50,4 +53,5 @@ def test_without_a_terminal_a_stage_is_a_line_when_it_ends_and_now_and_then(monk
         "features: 10 of 10",
         "policy: plain: 60 of 1000",
         "report: 1 of 1",
+        "forced: 100 %",
     ]

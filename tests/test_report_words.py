@@ -1,6 +1,7 @@
 """What a report says of a comparison: no more than the numbers do."""
 
 import copy
+import re
 
 from small_results import add_arm, arm, episodes, page_of, run_of, summarised, with_controls, with_seeds
 
@@ -120,10 +121,21 @@ def test_what_it_would_take_is_told_in_episodes_and_seeds(results):
     assert episodes_.startswith(
         "Forced: 25 pairs of episodes show differences of 30 points or more (power 0.8"
     )
-    assert "To show the +12 points seen against baseline takes about" in episodes_
+    assert re.search(r"To show the \+12 points seen against baseline takes about \d\d0? pairs", episodes_)
     assert seeds == "More seeds, three at least: one says nothing about other trainings."
     run_of(results, "baseline")["evaluations"][-1]["episodes"] = episodes(8)
     assert "Nothing was gained against baseline (-8 points)" in summarised(results)["verdict"]["takes"][0]
+
+
+def test_gains_that_nobody_can_show_are_not_counted_out(results):
+    with_controls(results, 6, 3, 3)
+    for name, solved in (("baseline", range(500)), ("forced", range(1, 502))):
+        rolled = episodes(0, 1000)
+        for i in solved:
+            rolled[i]["success"] = True
+        run_of(results, name)["evaluations"][-1]["episodes"] = rolled
+    said = summarised(results)["verdict"]["takes"][0]
+    assert "The +0 points seen against baseline would take more than 10000 pairs to show." in said
 
 
 def test_arms_of_which_the_same_is_not_shown_share_a_sentence(results):

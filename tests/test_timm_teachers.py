@@ -92,7 +92,7 @@ def test_the_fingerprint_of_a_folder_is_not_its_place_but_its_model(folder, tmp_
 def test_folders_of_other_models_of_timm_are_refused(folder, tmp_path):
     model = timm.create_model("test_convnext")
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    with pytest.raises(WeightsError, match="ConvNeXt of timm is not a vision transformer"):
+    with pytest.raises(WeightsError, match=f"{tmp_path} is a ConvNeXt of timm, not a vision transformer"):
         load_teacher(tmp_path)
     shutil.copy(folder / "model.safetensors", tmp_path)
     with pytest.raises(WeightsError, match="do not fit test_convnext of timm"):

@@ -18,19 +18,26 @@ def stages(console: "Console") -> "Progress":
     """Progress bars, one per stage, with elapsed and remaining time; periodic lines without a terminal."""
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Done(ProgressColumn):
+        """How much of a stage is done, as :func:`done` says it."""
+
+        def render(self, task: Any) -> Text:
+            return Text(done(task), style="progress.download")
 
     if not console.is_terminal:
         return lines(console)
     return Progress(
         TextColumn("{task.description:<32}"),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        Done(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -58,16 +65,22 @@ def lines(console: "Console") -> "Progress":
 
         def say(self, task_id: Any) -> None:
             task, now = self._tasks[task_id], time.monotonic()
-            when, done = self.said.setdefault(task_id, (now, 0.0))
-            on = task.completed - done >= SHARE * (task.total or 0.0) and task.completed > done
+            when, before = self.said.setdefault(task_id, (now, 0.0))
+            on = task.completed - before >= SHARE * (task.total or 0.0) and task.completed > before
             if when == inf or not (task.finished or (on and now - when >= EVERY)):
                 return
             self.said[task_id] = (inf if task.finished else now), task.completed
-            total = "" if task.total is None else f" of {task.total:g}"
             took = duration(task.elapsed or 0.0)
-            self.console.print(f"{task.description}: {task.completed:g}{total} after {took}", highlight=False)
+            self.console.print(f"{task.description}: {done(task)} after {took}", highlight=False)
 
     return Lines()
+
+
+def done(task: Any) -> str:
+    """How much of a stage is done: "40 of 387"; "40 %" of one added with ``percent=True``."""
+    if task.fields.get("percent"):
+        return f"{100 * task.completed / (task.total or 1.0):.0f} %"
+    return f"{task.completed:g}" + ("" if task.total is None else f" of {task.total:g}")
 
 
 def duration(seconds: float) -> str:

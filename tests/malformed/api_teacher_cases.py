@@ -141,6 +141,14 @@ TEACHERS = [
         "t",
         prepare=holds("t/config.json", '{"model_type": "bert"}'),
     ),
+    api(
+        "load_teacher",
+        "missing",
+        "a folder without a teacher",
+        lambda bench, here: load_teacher(here / "t"),
+        "Expected a model of transformers or timm as in their Hub repositories",
+        prepare=holds("t/readme.txt", ""),
+    ),
 ]
 
 IMAGES = [

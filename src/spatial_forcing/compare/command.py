@@ -108,7 +108,7 @@ def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timing
     with timed(timings, "teacher features"):
         features = stored_features(comparison, out, bars, device)
     with timed(timings, "training and evaluation"):
-        rows = {arm.name: bars.add_task(f"steps of {arm.name}", total=None) for arm in comparison.arms}
+        rows = {arm.name: bars.add_task(arm.name, total=None, percent=True) for arm in comparison.arms}
 
         def watch() -> None:
             for name, (done, total) in work_done(comparison, out).items():

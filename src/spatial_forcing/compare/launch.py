@@ -20,10 +20,13 @@ from spatial_forcing.compare.flags import CompareError
 from spatial_forcing.compare.plan import Comparison, Run, folder_of
 from spatial_forcing.compare.run import RunSpec, is_complete
 from spatial_forcing.errors import MissingDependencyError
+from spatial_forcing.files import read_json, write_json
 from spatial_forcing.locks import FolderBusyError, FolderLock
 from spatial_forcing.processes import JobFailed, Watch, WorkerLost, run_jobs
 
 LOG = "log.txt"
+# How many runs go on at a time, for `compare status`.
+LAUNCHED = "launch.json"
 # Seconds in which a run prints something: training and rollouts both draw a bar.
 PATIENCE = 1800.0
 GRACE = 10.0
@@ -103,6 +106,7 @@ def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None
     queue = deque(folders)
     try:
         with FolderLock(out, ".runs") as lock:
+            write_json(out / LAUNCHED, {"workers": workers})
             run_jobs(
                 partial(run_logged, accelerate=how.accelerate),
                 [queue] * workers,
@@ -117,6 +121,12 @@ def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None
             with (failed.job / LOG).open("a") as log:
                 log.write(f"\n{failed.error}\n{failed.error.stacks}")
         raise failure(failed.job, str(failed.error)) from failed.error
+
+
+def workers_in(out: Path) -> int:
+    """How many runs of a comparison go on at a time, as it was last started; 2 before that."""
+    path = out / LAUNCHED
+    return read_json(path, "Give --workers.", CompareError)["workers"] if path.is_file() else 2
 
 
 def gpu_count() -> int:
@@ -202,6 +212,7 @@ def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[],
     executor = executor_of(out, how)
     # A cluster has a queue of its own; here everything would start at once.
     at_once = how.workers or 2 if how.cluster == "local" else len(folders)
+    write_json(out / LAUNCHED, {"workers": how.workers or at_once})
     waiting, running = deque(folders), {}
     try:
         while waiting or running:

@@ -143,8 +143,8 @@ class CompareStatus:
 
     out: Path
     """Folder of the comparison."""
-    workers: int = 2
-    """Number of runs in parallel, to estimate the time left."""
+    workers: int | None = None
+    """Number of runs in parallel, to estimate the time left. Default: as the comparison was started."""
     watch: bool = False
     """Keep updating until all runs are finished."""
 
@@ -152,18 +152,20 @@ class CompareStatus:
         from rich.console import Console
         from rich.live import Live
 
+        from spatial_forcing.compare.launch import workers_in
         from spatial_forcing.compare.plan import comparison_in
         from spatial_forcing.compare.status import progress_of, status_table
 
         comparison = comparison_in(self.out)
+        workers = self.workers or workers_in(self.out)
         console = Console()
         if not self.watch:
-            console.print(status_table(progress_of(comparison, self.out), self.workers))
+            console.print(status_table(progress_of(comparison, self.out), workers))
             return
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 found = progress_of(comparison, self.out)
-                live.update(status_table(found, self.workers), refresh=True)
+                live.update(status_table(found, workers), refresh=True)
                 if all(one.state == "finished" for one in found):
                     return
                 time.sleep(2)

@@ -90,7 +90,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
 
 
 def work_done(comparison: Comparison, out: Path) -> dict[str, tuple[int, int]]:
-    """By arm, training steps done and in all; an evaluation counts as a quarter of the steps before it.
+    """By arm, work done and in all, in training steps; an evaluation counts as a quarter of those before it.
 
     It is asked every second, so it reads no more than the end of each log.
     """

@@ -141,10 +141,13 @@ def _probe(summary: Summary) -> str:
     if probe is None:
         return ""
     pseudo = " (pseudo)" if probe.depth is not None and probe.depth.kind == "pseudo" else ""
+    unit = "m" if probe.depth is None or probe.depth.unit == "m" else "medians"
     head = ["tokens of", f"depth AbsRel{pseudo}", *(f"less that of {other}" for other in probe.versus)]
+    head.append(f"RMSE ({unit})")
     rows = [
         [row.name, with_interval(row, "absrel")]
         + [difference_text((row.differences or {}).get(other)) for other in probe.versus]
+        + [with_interval(row, "rmse_m")]
         for row in probe.rows
     ]
     return table(head, rows)

@@ -21,6 +21,8 @@ from spatial_forcing.report.wording import (
 )
 
 ALPHA = 0.05
+# More pairs of episodes than these are not counted out: nobody runs them.
+MANY = 10_000
 
 
 def verdict(summary: Summary) -> Verdict:
@@ -272,12 +274,14 @@ def _episodes(level: Sequence[Comparison]) -> list[str]:
     for c, n, share in zip(level, pairs, shares, strict=True):
         seen = gain(c, "success")
         needed = pairs_needed(seen / 100, discordant=share) if seen > 0 else None
-        if needed:
-            per_seed = n // len(c.seeds)
+        if needed and needed <= MANY:
+            per_seed, about = n // len(c.seeds), float(f"{needed:.2g}")
             text += (
-                f" To show the {seen:+.0f} points seen against {c.a} takes about {needed} pairs, "
+                f" To show the {seen:+.0f} points seen against {c.a} takes about {about:.0f} pairs, "
                 f"{-(-needed // per_seed)} seeds of {per_seed} episodes."
             )
+        elif needed:
+            text += f" The {seen:+.0f} points seen against {c.a} would take more than {MANY} pairs to show."
     lost = [f"{c.a} ({gain(c, 'success'):+.0f} points)" for c in level if gain(c, "success") <= 0]
     if lost:
         text += f" Nothing was gained against {listed(lost)}; more episodes alone would not change that."

@@ -20,7 +20,7 @@ from spatial_forcing.device import checked_device
 from spatial_forcing.teachers.base import FrozenTeacher, Teacher, TeacherInputError
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError, is_here
-from spatial_forcing.teachers.record import TeacherRecord
+from spatial_forcing.teachers.record import UNKNOWN, TeacherRecord
 from spatial_forcing.teachers.registry import RECORDS, find_teacher
 from spatial_forcing.teachers.speed import seconds_per_image
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher
@@ -115,7 +115,10 @@ def _weights(record: TeacherRecord, weights: str | os.PathLike | None) -> Path |
 def _show_licence(record: TeacherRecord) -> None:
     """Shows the licence of a teacher's weights once per process, as a warning where it restricts the use."""
     size = "" if record.parameters is None else f"{record.parameters / 1e6:.3g} M parameters, "
-    message = f"Teacher {record.name}: {size}weights under {record.licence}, see {record.terms}."
+    licence = f"weights under {record.licence}, see {record.terms}"
+    if record.licence == UNKNOWN:
+        licence = "of its weights no licence is said there; ask who made them"
+    message = f"Teacher {record.name}: {size}{licence}."
     if record.non_commercial:
         _log.warning("%s Commercial use is not allowed.", message)
     else:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,10 @@ class Checkpoint:
 
     @cached_property
     def _state_dict(self) -> dict[str, Tensor]:
+        if not is_zipfile(self.path):
+            raise WeightsError(
+                f"{self.path} is not a PyTorch file of plain tensors: it is not one of torch.save."
+            )
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # many kinds: not a zip file, refused pickles, cut-off files

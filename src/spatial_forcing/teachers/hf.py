@@ -22,7 +22,7 @@ from spatial_forcing.teachers.base import FrozenTeacher, NoSuchLayerError, Teach
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
 from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
-from spatial_forcing.teachers.record import TeacherRecord
+from spatial_forcing.teachers.record import UNKNOWN, TeacherRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -250,7 +250,7 @@ def record_of_folder(path: Path, said: dict[str, Any]) -> TransformersRecord:
     return TransformersRecord(
         name=str(path),
         loader=load_transformers,
-        licence="unknown",
+        licence=UNKNOWN,
         resolution=said.get("crop_size") or of.get("image_size", 224),
         note="Local files.",
         terms=str(path),

@@ -8,6 +8,8 @@ from typing import Any
 
 from spatial_forcing.errors import SpatialForcingError
 
+# The licence of local files that do not say theirs.
+UNKNOWN = "unknown"
 APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 
 

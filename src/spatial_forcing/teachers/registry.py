@@ -11,6 +11,7 @@ from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.files import read_json
 from spatial_forcing.registry import Records
 from spatial_forcing.teachers.base import TeacherInputError
+from spatial_forcing.teachers.checkpoint import FOLDER_FILES, WeightsError
 from spatial_forcing.teachers.record import TeacherRecord
 
 SUPPORT = (
@@ -60,10 +61,15 @@ def find_teacher(name_or_path: str | os.PathLike) -> TeacherRecord:
         raise UnknownNameError("teacher (and no file or folder)", name, RECORDS)
     if (path / "config.json").is_file():
         from spatial_forcing.teachers import hf, timm_teacher
-        from spatial_forcing.teachers.checkpoint import WeightsError
 
         said = read_json(path / "config.json", error=WeightsError)
         return (timm_teacher if "architecture" in said else hf).record_of_folder(path, said)
+    if path.is_dir() and not any((path / file).is_file() for file in FOLDER_FILES):
+        raise WeightsError(
+            f"No teacher in the folder {path}. Expected a model of transformers or timm as in their Hub "
+            "repositories (config.json and model.safetensors), or of this package "
+            f"({' or '.join(FOLDER_FILES)})."
+        )
     from spatial_forcing.teachers.described import record_of_file
 
     return record_of_file(path)

@@ -15,7 +15,7 @@ from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.teachers.base import FrozenTeacher, NoSuchLayerError, digest
 from spatial_forcing.teachers.checkpoint import WeightsError
 from spatial_forcing.teachers.hub import TeacherUnavailableError
-from spatial_forcing.teachers.record import TeacherRecord
+from spatial_forcing.teachers.record import UNKNOWN, TeacherRecord
 
 
 class TimmTeacher(FrozenTeacher):
@@ -40,7 +40,7 @@ class TimmTeacher(FrozenTeacher):
         dtype: torch.dtype = torch.float32,
         **said: Any,
     ):
-        patch, depth = patch_of(model), len(model.blocks)
+        patch, depth = patch_of(model, said["name"]), len(model.blocks)
         if not -depth <= layer < depth:
             raise NoSuchLayerError(said["name"], layer, depth)
         layer %= depth
@@ -75,8 +75,12 @@ class TimmTeacher(FrozenTeacher):
         return [map_BChw.movedim(1, -1).unflatten(0, images_BV3HW.shape[:2]) for map_BChw in found]
 
 
-def patch_of(model: Any) -> int:
+def patch_of(model: Any, name: str) -> int:
     """Pixels along a side of a patch, of a vision transformer of timm.
+
+    Args:
+        model: of timm.
+        name: of the teacher, or its path.
 
     Raises:
         WeightsError: it is something else: it has no blocks of attention over one grid of patches.
@@ -85,7 +89,8 @@ def patch_of(model: Any) -> int:
     height, width = getattr(embedding, "patch_size", (0, 1))
     if height != width or not hasattr(next(iter(getattr(model, "blocks", ())), None), "attn"):
         raise WeightsError(
-            f"{type(model).__name__} of timm is not a vision transformer with one grid of square patches."
+            f"{name} is a {type(model).__name__} of timm, not a vision transformer with one grid of square "
+            "patches, which a teacher must be."
         )
     return height
 
@@ -155,7 +160,7 @@ def record_of_folder(path: Path, said: dict[str, Any]) -> TimmRecord:
         loader=load_timm,
         model=said["architecture"],
         one_size=config.get("fixed_input_size", False),
-        licence=config.get("license") or "unknown",
+        licence=config.get("license") or UNKNOWN,
         resolution=config.get("input_size", (3, 224, 224))[-1],
         note="Local files.",
         terms=str(path),
