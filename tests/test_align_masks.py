@@ -120,7 +120,7 @@ def test_the_views_given_are_aligned_in_their_places_and_the_others_are_not(view
     turned_BV23 = torch.stack([flip(), torch.eye(2, 3)]).expand(3, VIEWS, 2, 3)
     present_BV = torch.tensor([[True, True], [True, False], [False, True]])
     features = masked(other.features(), 5)
-    some = Features(*(part[:, views] for part in features))
+    some = features.of_views(views)
     loss = setting.loss(some, affine_BV23=turned_BV23[:, views], present_BV=present_BV[:, views], views=views)
     valid_BVHW = features.valid_BVHW.clone()
     valid_BVHW[:, [view for view in range(VIEWS) if view not in views]] = False

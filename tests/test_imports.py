@@ -21,6 +21,7 @@ ORDER = (
     (
         "grid",
         "uv",
+        "xyz",
         "ranges",
         "registry",
         "console",
@@ -56,7 +57,7 @@ ORDER = (
         "provenance",
     ),
     ("probe_options", "sim", "probe", "structure", "train", "flags", "train_command", "evaluate"),
-    ("rehearsal",),
+    ("geometry", "rehearsal"),
     ("report", "doctor"),
     ("compare",),
     ("demo_settings", "demo", "cli"),
@@ -98,7 +99,7 @@ def test_the_core_imports_torch_and_nothing_else():
     objective = {"align", "alignment", "diagnostics", "losses", "on_grid", "projector", "pull", "schedules"}
     assert parts == objective | {
         *("check", "control", "errors", "grid", "hosts", "ranges", "registry", "site", "tap"),
-        *("target", "uv"),
+        *("target", "uv", "xyz"),
     }
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}

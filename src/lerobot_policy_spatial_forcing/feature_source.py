@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
@@ -35,6 +36,8 @@ class FeatureSource:
         dataset_root: the data set that stored features must be of, if given.
         packed: the policy's preprocessor packs and crops images, and the batch must say how.
         named: the cameras were named; without names whatever cameras are in a batch are aligned.
+        episode_ends: of each episode of the data set the index of the frame after its last; for features of
+            later frames.
 
     Attributes:
         teacher: what an alignment asks: the store, or the teacher online.
@@ -49,16 +52,21 @@ class FeatureSource:
         dataset_root: Path | None = None,
         packed: bool = False,
         named: bool = False,
+        episode_ends: Tensor | None = None,
     ):
         self.config, self.store, self.cameras, self.packed = config, None, list(cameras), packed
         self.wanted = list(cameras) if named else None
+        self.episode_ends = episode_ends
         if config.cache is not None:
             self.store = FeatureStore(
                 config.cache,
                 layer=config.layer,
                 pca_targets=config.pca_targets,
                 standardized=config.standardize,
+                points=config.points is not None,
             )
+            if self.store.points is not None:
+                self.store.points.check_points(config.points_from, config.points_frame)
             self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
             stored = self.store.source.cameras  # in another order where that does not matter to the teacher
             self.cameras.sort(key=lambda name: stored.index(cameras[name]))
@@ -66,6 +74,16 @@ class FeatureSource:
                 layer=config.layer, resolution=config.resolution, dtype=config.dtype
             )
             self.teacher: FrozenTeacher | FeatureStore = self.store
+        elif config.points is not None:
+            raise SpatialForcingError(
+                f"forcing.points={config.points} needs the 3D point of each token, which spatial-forcing "
+                "points stores beside a cache: give forcing.cache, or leave forcing.points out."
+            )
+        elif config.future:
+            raise SpatialForcingError(
+                f"forcing.future={config.future} needs stored features: give forcing.cache, or set "
+                "forcing.future=0."
+            )
         elif config.pca_targets:
             raise SpatialForcingError(
                 "forcing.pca_targets needs a compressed cache: give forcing.cache, or set "
@@ -110,11 +128,24 @@ class FeatureSource:
             raise SpatialForcingError(
                 "Stored features are looked up by frame `index`, and the batch has none."
             )
-        features = self.store.read(batch["index"])
+        features = self.store.read(self._frames(batch))
         views = self._stored_views(shown)
         if views == list(range(len(self.cameras))):
             return features
-        return Features(features.tokens_BVHWC[:, views], features.valid_BVHW[:, views])
+        return features.of_views(views)
+
+    def _frames(self, batch: dict[str, Any]) -> Tensor:
+        """Indices of the frames whose features are the targets, (B,)."""
+        index_B = batch["index"]
+        if not self.config.future:
+            return index_B
+        if self.episode_ends is None or "episode_index" not in batch:
+            raise SpatialForcingError(
+                f"forcing.future={self.config.future} needs to know where episodes end: a batch with "
+                "`episode_index`, and a policy that was made for a data set."
+            )
+        last_B = self.episode_ends.to(index_B.device)[batch["episode_index"]] - 1
+        return torch.minimum(index_B + self.config.future, last_B)
 
     def affine_BV23(self, batch: dict[str, Any], shown: ShownImages) -> Tensor | None:
         """The affine from the policy's images to those the teacher saw, where they differ."""
@@ -157,6 +188,11 @@ class FeatureSource:
         return [self.cameras.index(name) for name in shown.names]
 
 
+def episode_ends(meta: Any) -> Tensor:
+    """Of each episode of a data set the index of the frame after its last."""
+    return torch.tensor([int(end) for end in meta.episodes["dataset_to_index"]])
+
+
 def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSource]:
     """The feature source of every alignment; alignments with the same teacher or cache share one.
 
@@ -177,6 +213,10 @@ def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSo
                 entry.dtype,
                 entry.pca_targets,
                 turned,
+                entry.points is None,
+                entry.points_from,
+                entry.points_frame,
+                entry.future,
             )
         else:
             key = (entry.teacher, entry.teacher_checkpoint, entry.resolution, entry.dtype, entry.pca_targets)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.cameras import chosen_cameras
-from lerobot_policy_spatial_forcing.feature_source import FeatureSource, sources_of
+from lerobot_policy_spatial_forcing.feature_source import FeatureSource, episode_ends, sources_of
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig, ListedAlignment
 from lerobot_policy_spatial_forcing.projector_files import (
     SIDE_FOLDER,
@@ -66,6 +66,11 @@ def _alignment(entry: AlignmentConfig, source: FeatureSource) -> Alignment:
         standardize=stats,
         published=entry.published,
         control=entry.control,  # type: ignore[arg-type]
+        points=entry.points,  # type: ignore[arg-type]
+        projector=entry.projector,  # type: ignore[arg-type]
+        spatial_norm=entry.spatial_norm,
+        shares=entry.shares if isinstance(entry, ListedAlignment) else None,
+        hidden_share=entry.hidden_share,
     )
 
 
@@ -115,6 +120,7 @@ class ForcedPolicy:
             cameras=cameras,
             device=self.config.device,
             dataset_root=None if meta is None else Path(meta.root),
+            episode_ends=None if meta is None else episode_ends(meta),
             packed=self.record.images is not None,
             named=forcing.cameras is not None,
         )

@@ -14,6 +14,8 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import said_last
 from spatial_forcing.listed import Listing, entries_in
 from spatial_forcing.losses import loss_of
+from spatial_forcing.on_grid import POINTS
+from spatial_forcing.projector import PROJECTORS
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
 
@@ -51,15 +53,34 @@ class AlignmentConfig:
     training step: linear:initial=0.5,final=0,start=1000,end=3000 (or cosine:...)."""
     norm: str = "layer"
     """Normalisation in the projector: layer or batch."""
+    projector: str = "mlp"
+    """Projector: mlp, or conv (one 3 x 3 convolution over the grid of tokens, as iREPA has it)."""
+    hidden_share: float = 1.0
+    """Share of the projector's hidden units that are used, for projectors that several alignments share."""
     position_embedding: float = 0.1
     """Scale of the position embedding added to the target, 0 to 1."""
     standardize: bool = False
     """Standardise the teacher's features channel by channel (needs a cache)."""
+    spatial_norm: bool = False
+    """Standardise the features of each view over its tokens, so that only how places differ is left."""
+    future: int = 0
+    """Align to the teacher's features so many frames ahead in the episode, or of its last frame (needs a
+    cache)."""
     published: bool = False
     """Reproduce the numerics of the public code."""
     control: str | None = None
     """Control target without the teacher's content: shuffled (features of another frame) or place (the
     position embedding alone)."""
+    points: str | None = None
+    """How the 3D points of the tokens enter the target: added (in place of the embedding of the pixel's
+    place), concatenated, or alone. Needs a cache with points (spatial-forcing points)."""
+    points_from: str | None = None
+    """Depth that the points are from: recorded, or pseudo:<model>; the cache's if None."""
+    points_frame: str | None = None
+    """Frame of the points: robot, end-effector, first-camera or camera; the cache's if None."""
+    calibration: str | None = None
+    """Calibration file of the cameras, for commands that write the cache; the embedded world's own if
+    None."""
 
     def __post_init__(self) -> None:
         with said_last():
@@ -76,6 +97,8 @@ class ListedAlignment(AlignmentConfig):
 
     name: str | None = None
     """Name in logs and checkpoints; the site, with _ for the dot, if None."""
+    shares: str | None = None
+    """Name of another entry whose projector this one uses, too."""
 
 
 @dataclass
@@ -155,11 +178,31 @@ def _check_control(control: str | None) -> None:
         raise UnknownNameError("control", control, CONTROLS)
 
 
+def _check_points(points: str | None) -> None:
+    if points is not None and points not in POINTS:
+        raise UnknownNameError("use of points", points, POINTS)
+
+
+def _check_projector(projector: str) -> None:
+    if projector not in PROJECTORS:
+        raise UnknownNameError("projector", projector, PROJECTORS)
+
+
+def _check_future(future: int) -> None:
+    if not isinstance(future, int) or future < 0:
+        raise SpatialForcingError(
+            f"forcing.future is a number of frames ahead, 0 or more (0: the frame itself); got {future!r}."
+        )
+
+
 CHECKS: dict[str, Any] = {
     "loss_weight": schedule_of,
     "loss": loss_of,
     "position_embedding": check_position_embedding,
     "control": _check_control,
+    "points": _check_points,
+    "projector": _check_projector,
+    "future": _check_future,
 }
 
 

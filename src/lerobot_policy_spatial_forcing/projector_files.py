@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lerobot_policy_spatial_forcing.feature_source import DEFAULT_TEACHER
-from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig, ListedAlignment
 from spatial_forcing.align import STEP_KEY, SpatialForcing
 from spatial_forcing.alignment import Part
 from spatial_forcing.command_names import RENAMED_FORCING
@@ -32,6 +32,12 @@ OF_THE_PROJECTOR = (
     "standardize",
     "published",
     "control",
+    "points",
+    "projector",
+    "spatial_norm",
+    "future",
+    "shares",
+    "hidden_share",
 )
 
 
@@ -104,8 +110,10 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
             f"({says}). To continue with it, give what is there. To keep the policy and start a new "
             "projector: --policy.forcing.new_projector=true."
         )
+    owners = {part.name for part in forcing.parts if part.projector_name == part.name}
     for name, state in fitting.items() if weights.is_file() else ():
-        forcing.projector_of(name).load_state_dict(state)
+        if name in owners:
+            forcing.projector_of(name).load_state_dict(state)
     if fitting:
         forcing.step = saved.get("step", int(tensors.get(STEP_KEY, 0)))
         names = "" if len(forcing.parts) == 1 else f" of {', '.join(fitting)}"
@@ -172,9 +180,10 @@ def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dic
         )
     here, there = _site(part), _saved_site(saved, part)
     pairs |= {"site" if name == "name" else f"tapped {name}": (there[name], here[name]) for name in here}
-    known = asdict(AlignmentConfig())
+    known = asdict(ListedAlignment())
     saved = {RENAMED_FORCING[name]: value for name, value in saved.items() if name in RENAMED_FORCING} | saved
-    pairs |= {name: (saved.get(name, known[name]), getattr(entry, name)) for name in OF_THE_PROJECTOR}
+    for name in OF_THE_PROJECTOR:
+        pairs[name] = saved.get(name, known[name]), getattr(entry, name, known[name])
     return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
 
 

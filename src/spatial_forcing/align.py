@@ -100,7 +100,8 @@ class SpatialForcing(nn.Module):
             if len(self.parts) == 1:
                 self.projector = self.parts[0].new_projector()
             else:
-                self.projectors = nn.ModuleDict({part.name: part.new_projector() for part in self.parts})
+                owners = [part for part in self.parts if part.alignment.shares is None]
+                self.projectors = nn.ModuleDict({part.name: part.new_projector() for part in owners})
             undo.pop_all()
         if any(part.scheduled for part in self.parts):
             self.register_buffer(STEP_KEY, torch.zeros((), dtype=torch.long))
@@ -138,7 +139,9 @@ class SpatialForcing(nn.Module):
 
     def projector_of(self, name: str) -> nn.Module:
         """The projector of an alignment."""
-        return self.projector if len(self.parts) == 1 else self.projectors[name]
+        if len(self.parts) == 1:
+            return self.projector
+        return self.projectors[next(part.projector_name for part in self.parts if part.name == name)]
 
     @property
     def step(self) -> int:
@@ -215,7 +218,9 @@ class SpatialForcing(nn.Module):
         terms, logs, diagnostics = [], [], []
         for part, weight, visual_BND in zip(self.parts, weights, visual, strict=True):
             target_BNC, valid_BN = self._on_grid(part, features, given, batch=len(visual_BND))
-            compared = (self.projector_of(part.name)(visual_BND, valid_BN), target_BNC, valid_BN)
+            how = part.tap.layout, part.alignment.hidden_share
+            projected_BNC = self.projector_of(part.name)(visual_BND, valid_BN, *how)
+            compared = (projected_BNC, target_BNC, valid_BN)
             align = part.loss(*compared)
             look = align.device.type == "cpu" or not self._looked_at_features
             if look and not math.isfinite(align.item()):

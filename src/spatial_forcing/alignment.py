@@ -16,8 +16,8 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
 from spatial_forcing.losses import Loss, loss_of
 from spatial_forcing.losses.cosine import cosine_distance
-from spatial_forcing.on_grid import Given, OnGrid
-from spatial_forcing.projector import Projector
+from spatial_forcing.on_grid import POINTS, Given, OnGrid, width_with
+from spatial_forcing.projector import PROJECTORS, ConvProjector, Projector
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import Schedule, Weight, schedule_of, weight_at
 from spatial_forcing.site import Host
@@ -41,15 +41,25 @@ class Alignment:
         layer: of the target; the one that it gives by itself if None.
         name: for logs and state dicts, where there are several; the site's with ``_`` for ``.`` if None.
         norm: the projector's norm, ``"layer"`` or ``"batch"``.
+        projector: ``"mlp"``, or ``"conv"``: one convolution over the tokens' grid (iREPA, arXiv 2512.10794).
         position_embedding: how much sinusoidal UV embedding is added to the target's tokens, 0 to 1, in
             units of their root mean square, so that it weighs the same for every teacher; 0 for none. The
             published code adds it in absolute units (``published=True``).
         standardize: (mean_C, std_C) of the target's features over a data set, finite. Removes what all its
             tokens share, which a cosine would reward for nothing; usually ``target.stats``.
+        spatial_norm: standardise the features of each view over its tokens, channel by channel, so that only
+            how places differ is left (iREPA).
         published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
             position embedding. It knows no padding, so for hosts that pad use the default.
         control: a target without the teacher's content, for comparisons: ``"shuffled"`` or ``"place"``, see
             ``spatial_forcing.control``.
+        points: how the 3D points of the tokens enter the target, where its features have any: ``"added"``,
+            their embedding (``spatial_forcing.xyz``) in place of that of the pixel's place, at the same
+            share; ``"concatenated"`` to the features, with half of the target's length; or ``"alone"``.
+        shares: name of another alignment in the list whose projector this one uses, too (ROCKET, arXiv
+            2602.17951).
+        hidden_share: share of the projector's hidden units that this alignment uses, the first ones, above 0
+            and up to 1. ROCKET's go from 0.2 for the first of the sites to 1 for the last.
 
     Raises:
         SpatialForcingError: an option that does not exist, or a number out of its range.
@@ -62,10 +72,15 @@ class Alignment:
     layer: int | None = None
     name: str | None = None
     norm: Literal["layer", "batch"] = "layer"
+    projector: Literal["mlp", "conv"] = "mlp"
     position_embedding: float = 0.1
     standardize: tuple[Tensor, Tensor] | None = None
+    spatial_norm: bool = False
     published: bool = False
     control: Literal["shuffled", "place"] | None = None
+    points: Literal["added", "concatenated", "alone"] | None = None
+    shares: str | None = None
+    hidden_share: float = 1.0
 
     def __post_init__(self) -> None:
         target_of(self.target)
@@ -74,6 +89,15 @@ class Alignment:
         check_position_embedding(self.position_embedding)
         if self.control is not None and self.control not in CONTROLS:
             raise UnknownNameError("control", self.control, CONTROLS)
+        if self.points is not None and self.points not in POINTS:
+            raise UnknownNameError("use of points", self.points, POINTS)
+        if self.projector not in PROJECTORS:
+            raise UnknownNameError("projector", self.projector, PROJECTORS)
+        if not 0 < self.hidden_share <= 1 or (self.hidden_share < 1 and self.projector == "conv"):
+            raise SpatialForcingError(
+                "hidden_share is the share of an mlp projector's hidden units that are used, above 0 and up "
+                f"to 1; got {self.hidden_share!r} for projector={self.projector!r}."
+            )
         named = self.name is None or (isinstance(self.name, str) and re.fullmatch(r"[\w-]+", self.name))
         if not named or hasattr(nn.ModuleDict, str(self.name)):
             raise SpatialForcingError(
@@ -89,10 +113,14 @@ class AlignmentOptions(TypedDict, total=False):
     loss: str | Loss
     layer: int | None
     norm: Literal["layer", "batch"]
+    projector: Literal["mlp", "conv"]
     position_embedding: float
     standardize: tuple[Tensor, Tensor] | None
+    spatial_norm: bool
     published: bool
     control: Literal["shuffled", "place"] | None
+    points: Literal["added", "concatenated", "alone"] | None
+    hidden_share: float
 
 
 @dataclass
@@ -127,6 +155,17 @@ class Part:
         return self.target.fingerprint if layer is None else self.target.fingerprint_of(layer)
 
     @property
+    def projector_name(self) -> str:
+        """Name of the alignment whose projector this one uses: its own, or the one that it shares."""
+        return self.alignment.shares or self.name
+
+    @property
+    def projector_shape(self) -> tuple[Any, ...]:
+        """What projectors must have in common to be one."""
+        of, width = self.alignment, width_with(self.alignment.points, self.target.width)
+        return self.tap.site.width, width, self.target.hidden, of.norm, of.projector
+
+    @property
     def scheduled(self) -> bool:
         """Whether the weight depends on the step."""
         return callable(self.schedule)
@@ -136,11 +175,15 @@ class Part:
         """Whether the alignment is active: its weight is not zero at every step."""
         return callable(self.schedule) or self.schedule > 0
 
-    def new_projector(self) -> Projector:
+    def new_projector(self) -> Projector | ConvProjector:
         """A new projector for this alignment, on the device of its tokens."""
+        width, points = width_with(self.alignment.points, self.target.width), self.alignment.points
+        if self.alignment.projector == "conv":
+            return ConvProjector(self.tap.site.width, width).to(self.tap.site.device)
         # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
-        widths = self.tap.site.width, self.target.width
-        return Projector(*widths, self.alignment.norm, self.target.hidden).to(self.tap.site.device)
+        hidden = None if points == "alone" else self.target.hidden
+        projector = Projector(self.tap.site.width, width, self.alignment.norm, hidden)
+        return projector.to(self.tap.site.device)
 
     def new_grid(self) -> OnGrid:
         """A new module that resamples the target's features to the token grid."""
@@ -150,8 +193,10 @@ class Part:
             self.target,
             position_embedding=of.position_embedding,
             standardize=of.standardize,
+            spatial_norm=of.spatial_norm,
             published=of.published,
             control=of.control,
+            points=of.points,
         )
         return grid.to(site.device)
 
@@ -179,11 +224,12 @@ class Part:
         site, alignment = self.tap.site, self.alignment
         about = "" if site.locate is None else "about "  # the prompt will say
         layer = "" if alignment.layer is None else f", layer {alignment.layer}"
+        points = "" if alignment.points is None else f", 3D points {alignment.points}"
         loss = "" if alignment.loss == "cosine" else f"; loss {_called(alignment.loss)}"
         return (
             f"{site.host} {site.label} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "
-            f"teacher width {self.target.width}{layer}; projector {parameters:,} parameters{loss}; weight "
-            f"{alignment.weight}" + (f"; control: {alignment.control}" if alignment.control else "")
+            f"teacher width {self.target.width}{layer}{points}; projector {parameters:,} parameters{loss}; "
+            f"weight {alignment.weight}" + (f"; control: {alignment.control}" if alignment.control else "")
         )
 
 
@@ -210,10 +256,33 @@ def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
         )
     taps = {site.name: Tap(site) for site in {site.name: site for site in sites}.values()}
     targets = {id(one.target): target_of(one.target) for one in alignments}
-    return tuple(
+    parts = tuple(
         Part(one, name, targets[id(one.target)], taps[site.name], host.default_layer)
         for one, name, site in zip(alignments, names, sites, strict=True)
     )
+    check_shared({part.name: part for part in parts})
+    return parts
+
+
+def check_shared(parts: Mapping[str, Part]) -> None:
+    """Checks that projectors are shared by alignments that fit them.
+
+    Raises:
+        UnknownNameError: an alignment shares that of one which is not in the list.
+        SpatialForcingError: that one shares another's, or widths, norm or kind differ.
+    """
+    for part in parts.values():
+        if (name := part.alignment.shares) is None:
+            continue
+        owner = parts.get(name)
+        if owner is None:
+            raise UnknownNameError("alignment to share a projector with", name, parts)
+        if owner.alignment.shares is not None or owner.projector_shape != part.projector_shape:
+            raise SpatialForcingError(
+                f"The alignment {part.name!r} shares the projector of {name!r}, which must be its own and of "
+                "the same host width, target width, norm and kind: "
+                f"{part.projector_shape} here, {owner.projector_shape} there."
+            )
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from spatial_forcing.compare.options import EVAL_SEED, Compare, CompareStatus
 from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
+from spatial_forcing.geometry.points_options import Points
 from spatial_forcing.guard import guarded
 from spatial_forcing.probe_options import ProbeOptions
 from spatial_forcing.sim.spec import DemoSpec
@@ -205,6 +206,7 @@ COMMANDS = {
     "collect": Collect,
     "teachers": Teachers,
     "cache": Cache,
+    "points": Points,
     "train": Train,
     "compare": Compare,
     "eval": Eval,
@@ -222,6 +224,7 @@ KEPT = {
     "collect": AGAIN,
     "cache": AGAIN,
     "cache verify": "The cache is as it was.",
+    "points": AGAIN,
     "compare": AGAIN,
     "eval": "No result was written: run the same command again.",
     "probe": "No result was written: run the same command again.",

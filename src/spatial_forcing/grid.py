@@ -20,6 +20,7 @@ Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
@@ -40,10 +41,13 @@ class Features(NamedTuple):
     Attributes:
         tokens_BVHWC: features, any floating dtype.
         valid_BVHW: bool; False where a view is missing, padded or warped out of the image.
+        points_BVHW3: the point that each token shows, in metres (see ``spatial_forcing.geometry``), not
+            finite where it is not known; None where nobody asked for points.
     """
 
     tokens_BVHWC: Tensor
     valid_BVHW: Tensor
+    points_BVHW3: Tensor | None = None
 
     def checked(self) -> "Features":
         """Returns itself, or raises :class:`SpatialForcingError` if shapes or dtypes do not fit together."""
@@ -62,7 +66,19 @@ class Features(NamedTuple):
             raise SpatialForcingError(
                 f"Features need floating tokens and a bool mask, got {tokens.dtype} and {valid.dtype}."
             )
+        points = self.points_BVHW3
+        if points is not None and points.shape != (*valid.shape, 3):
+            raise SpatialForcingError(
+                f"Features need points of shape {(*valid.shape, 3)} (B, V, H, W, 3) for tokens of shape "
+                f"{tuple(tokens.shape)}, got {tuple(points.shape)}."
+            )
         return self
+
+    def of_views(self, views: Sequence[int]) -> "Features":
+        """The features of some views, in this order."""
+        at = list(views)
+        points = None if self.points_BVHW3 is None else self.points_BVHW3[:, at]
+        return Features(self.tokens_BVHWC[:, at], self.valid_BVHW[:, at], points)
 
     def check_finite(self) -> None:
         """Raises :class:`SpatialForcingError` if a valid token holds NaN or infinity.
@@ -210,11 +226,12 @@ def resample(
         coverage: a token is valid if at least this fraction of its sample points read valid teacher tokens.
 
     Returns:
-        :class:`Features` of exactly ``rows`` x ``cols`` tokens; those that are not valid are zero.
+        :class:`Features` of exactly ``rows`` x ``cols`` tokens, without points; those that are not valid are
+        zero.
     """
     if not isinstance(features, Features):
         raise SpatialForcingError(f"resample takes Features; got {type(features).__name__}.")
-    tokens_BVHWC, _ = features.checked()
+    tokens_BVHWC = features.checked().tokens_BVHWC
     B, V, H, W, _ = tokens_BVHWC.shape
     if not isinstance(rows, Integral) or not isinstance(cols, Integral):
         raise SpatialForcingError(f"Rows and columns of a grid are whole numbers, got {rows} x {cols}.")
@@ -236,7 +253,7 @@ def resample(
 
 def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int, coverage: float) -> Features:
     """Applies resampling weights (b, v, rows*cols, H, W) to the valid tokens."""
-    tokens_BVHWC, valid_BVHW = features
+    tokens_BVHWC, valid_BVHW = features.tokens_BVHWC, features.valid_BVHW
     B, V, _, _, C = tokens_BVHWC.shape
     # Weights on tokens that are not valid go; what is left is scaled back to one.
     weights_BVNM = (weights_bvNHW * valid_BVHW[:, :, None]).flatten(3)

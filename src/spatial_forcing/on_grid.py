@@ -1,7 +1,9 @@
 """Target y on a host's token grid: teacher features, standardised, with position embedding, resampled.
 
+The position is the token's place in the image, as published, or the 3D point that it shows (``xyz.py``).
+
 Shapes: B batch, V views, H W rows and columns of the teacher's grid, h w of the host's, N = V*h*w visual
-tokens of the host, C width of the teacher.
+tokens of the host, C width of the teacher, P channels of an embedded point.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,10 @@ from spatial_forcing.grid import Features, Layout, compose, resample
 from spatial_forcing.ranges import checked_statistics
 from spatial_forcing.target import Target
 from spatial_forcing.uv import uv_position_embedding
+from spatial_forcing.xyz import CHANNELS, xyz_embedding
 
+# How the points of tokens enter a target.
+POINTS = ("added", "concatenated", "alone")
 # Height and width of the images: of all views alike, or of each.
 ImageSize = tuple[int, int] | Sequence[tuple[int, int]]
 
@@ -42,7 +47,10 @@ class OnGrid(nn.Module):
     Args:
         host: the host's name, for messages.
         target: what the features are of.
-        position_embedding, standardize, published, control: as of an ``Alignment``.
+        position_embedding, standardize, spatial_norm, published, control, points: as of an ``Alignment``.
+
+    Attributes:
+        width: of what it gives.
 
     Raises:
         SpatialForcingError: statistics that do not fit the target, or a width that takes no position
@@ -61,16 +69,20 @@ class OnGrid(nn.Module):
         standardize: tuple[Tensor, Tensor] | None,
         published: bool,
         control: str | None,
+        spatial_norm: bool = False,
+        points: str | None = None,
     ):
         super().__init__()
-        if (position_embedding or control == "place") and target.width % 4:
+        placed = control == "place" or (position_embedding and points in (None, "concatenated"))
+        if placed and width_with(points, target.width) % 4:
             raise SpatialForcingError(
                 f"A position embedding needs features whose width is a multiple of 4; these are "
                 f"{target.width} wide. Use position_embedding=0 (and no control of the place), or another "
                 "number of components."
             )
-        self.host, self.width = host, target.width
+        self.host, self.teacher_width, self.width = host, target.width, width_with(points, target.width)
         self.position_embedding, self.published, self.control = position_embedding, published, control
+        self.spatial_norm, self.points = spatial_norm, points
         if standardize is None:
             standardize = torch.zeros(target.width), torch.ones(target.width)
         mean_C, std_C = checked_statistics(*standardize, target.width)
@@ -107,20 +119,20 @@ class OnGrid(nn.Module):
             features = of_another_frame(features, allow_single=self._seen_several)
             self._seen_several |= len(features.tokens_BVHWC) > 1
         tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
-        features = Features(self._with_position(tokens, features.valid_BVHW), features.valid_BVHW)
+        if self.spatial_norm:
+            tokens = normed_over_places(tokens, features.valid_BVHW)
+        features = self._with_position(features._replace(tokens_BVHWC=tokens))
 
         if self.published:
-            target_BVhwC, valid_BVhw = resample(
-                features, layout.rows, layout.cols, given.affine_BV23, published=True
-            )
+            resampled = resample(features, layout.rows, layout.cols, given.affine_BV23, published=True)
+            target_BVhwC, valid_BVhw = resampled.tokens_BVHWC, resampled.valid_BVHW
         else:
             sizes = self._image_sizes(given, stored_sizes, layout, tokens.shape[1])
             affine = torch.stack([layout.affine_23(*size) for size in sizes])
             if given.affine_BV23 is not None:
                 affine = compose(given.affine_BV23.float(), affine.to(given.affine_BV23.device))
-            target_BVhwC, valid_BVhw = resample(
-                features, layout.rows, layout.cols, affine, coverage=layout.coverage
-            )
+            resampled = resample(features, layout.rows, layout.cols, affine, coverage=layout.coverage)
+            target_BVhwC, valid_BVhw = resampled.tokens_BVHWC, resampled.valid_BVHW
             # Padding is no part of the image, even where the teacher saw something beyond the host's crop.
             image_Vhw = torch.stack([layout.valid_mask(*size) for size in sizes])
             valid_BVhw = valid_BVhw & image_Vhw.to(valid_BVhw.device)
@@ -129,17 +141,40 @@ class OnGrid(nn.Module):
             target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
         return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, view_indices, layout.views).flatten(1)
 
-    def _with_position(self, tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
-        if self.position_embedding == 0:
-            return tokens_BVHWC
+    def _with_position(self, features: Features) -> Features:
+        """Adds the position embedding to tokens_BVHWC, or what takes its place. Where a point is wanted and
+        not known the token is not valid."""
+        tokens_BVHWC, valid_BVHW = features.tokens_BVHWC, features.valid_BVHW
         H, W, C = tokens_BVHWC.shape[2:]
-        embedding_HWC = uv_position_embedding(H, W, C, device=tokens_BVHWC.device)
-        if self.published:
-            return tokens_BVHWC + self.position_embedding * embedding_HWC
-        square_BVHW = torch.where(valid_BVHW, tokens_BVHWC.square().mean(-1), 0.0)
-        valid_B = valid_BVHW.sum((1, 2, 3)).clamp(min=1)
-        rms_B1111 = (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
-        return tokens_BVHWC + self.position_embedding * rms_B1111 * embedding_HWC
+        points_BVHW3 = self._wanted_points(features)
+        if self.points is not None:
+            valid_BVHW = valid_BVHW & points_BVHW3.isfinite().all(-1)
+            if self.points == "alone":
+                return Features(xyz_embedding(points_BVHW3), valid_BVHW)
+        if self.position_embedding:
+            if self.points == "added":
+                embedding = xyz_embedding(points_BVHW3, C)
+            else:
+                embedding = uv_position_embedding(H, W, C, device=tokens_BVHWC.device)
+            size = 1.0 if self.published else rms_of(tokens_BVHWC, valid_BVHW)
+            tokens_BVHWC = tokens_BVHWC + self.position_embedding * size * embedding
+        if self.points == "concatenated":
+            # Half of the target's length each: a sinusoid has half the square of its amplitude.
+            gain = rms_of(tokens_BVHWC, valid_BVHW) * (2 * C / CHANNELS) ** 0.5
+            tokens_BVHWC = torch.cat([tokens_BVHWC, gain * xyz_embedding(points_BVHW3)], dim=-1)
+        return Features(tokens_BVHWC, valid_BVHW)
+
+    def _wanted_points(self, features: Features) -> Tensor:
+        """The points of the features; nothing where they are not wanted."""
+        if self.points is None:
+            return features.tokens_BVHWC.new_empty(0)
+        if features.points_BVHW3 is not None:
+            return features.points_BVHW3.to(features.tokens_BVHWC)
+        raise SpatialForcingError(
+            f"points={self.points!r} needs the 3D point that each token shows, and these features have none. "
+            "Store them beside the features with spatial-forcing points, and read them: "
+            "FeatureStore(root, points=True), or --policy.forcing.points with --policy.forcing.cache."
+        )
 
     def _image_sizes(
         self, given: Given, stored_sizes: Sequence[tuple[int, int]] | None, layout: Layout, views: int
@@ -185,9 +220,9 @@ class OnGrid(nn.Module):
 
     def _checked(self, features: Features, batch: int | None) -> Features:
         B, _, _, _, C = features.checked().tokens_BVHWC.shape
-        if self.width != C:
+        if self.teacher_width != C:
             raise SpatialForcingError(
-                f"The features are {C} wide, the teacher of this SpatialForcing is {self.width} "
+                f"The features are {C} wide, the teacher of this SpatialForcing is {self.teacher_width} "
                 "wide: they come from another teacher or layer."
             )
         if batch is not None and batch != B:
@@ -195,6 +230,28 @@ class OnGrid(nn.Module):
                 f"Got images or features for a batch of {B}, but the watched forward had a batch of {batch}."
             )
         return features
+
+
+def width_with(points: str | None, width: int) -> int:
+    """Width of a target from features of this width, with their points."""
+    return {None: width, "added": width, "concatenated": width + CHANNELS, "alone": CHANNELS}[points]
+
+
+def normed_over_places(tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
+    """Tokens with mean 0 and deviation 1 over the valid ones of each view, channel by channel."""
+    valid_BVHW1 = valid_BVHW[..., None]
+    count_BV111 = valid_BVHW1.sum((2, 3), keepdim=True).clamp(min=1)
+    centred = torch.where(valid_BVHW1, tokens_BVHWC, 0.0)
+    centred = torch.where(valid_BVHW1, centred - centred.sum((2, 3), keepdim=True) / count_BV111, 0.0)
+    variance_BV11C = centred.square().sum((2, 3), keepdim=True) / count_BV111
+    return centred / (variance_BV11C.sqrt() + 1e-6)
+
+
+def rms_of(tokens_BVHWC: Tensor, valid_BVHW: Tensor) -> Tensor:
+    """Root mean square (B, 1, 1, 1, 1) of the valid tokens of each sample."""
+    square_BVHW = torch.where(valid_BVHW, tokens_BVHWC.square().mean(-1), 0.0)
+    valid_B = valid_BVHW.sum((1, 2, 3)).clamp(min=1)
+    return (square_BVHW.sum((1, 2, 3)) / valid_B).sqrt()[:, None, None, None, None]
 
 
 def _of_present(features: Features, present_BV: Tensor | None) -> Features:

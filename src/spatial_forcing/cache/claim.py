@@ -15,6 +15,7 @@ from spatial_forcing.cache.layout import (
     CODEC,
     COMMAND,
     MANIFEST,
+    POINTS,
     SOURCE,
     UNRECORDED,
     WHAT,
@@ -121,7 +122,7 @@ def check_several(root: Path, claims: Mapping[int, Mapping[str, Any]]) -> None:
             "folder."
         )
     there = stored_layers(root)
-    names = {path.name for path in there.values()}
+    names = {POINTS, *(path.name for path in there.values())}
     if root.is_dir() and any(
         one.name not in names and not one.name.startswith(".") for one in root.iterdir()
     ):

@@ -31,6 +31,8 @@ SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
 MANIFEST_KEYS = {"claimed": dict, "source": dict, "codec": dict, "shard_frames": int, "sums": dict}
 MANIFEST_KEYS |= {"statistics": dict}
 CHECKSUM = "checksum"
+# Folder of the points of a cache's tokens, beside its features: a cache of its own.
+POINTS = "points"
 SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 COMMAND = "spatial-forcing cache"
 WHAT = "feature cache"

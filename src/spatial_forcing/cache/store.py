@@ -20,6 +20,7 @@ from spatial_forcing.cache.layers import folder_of, layer_folder
 from spatial_forcing.cache.layout import (
     CODEC,
     COMMAND,
+    POINTS,
     CacheError,
     Source,
     check_file,
@@ -50,11 +51,13 @@ class FeatureStore:
             get as narrow as the code.
         standardized: with ``pca_targets``, turn and stretch them so that cosines among them are those of the
             tokens with every channel standardised.
+        points: read the 3D points of the tokens, too, which ``spatial-forcing points`` stores beside the
+            features.
 
     Raises:
         CacheError: no cache there, an unfinished one, one of another version, a file is missing or damaged,
-            it has no such layer or several and none is named, or PCA targets are wanted of a cache that has
-            none.
+            it has no such layer or several and none is named, or PCA targets or points are wanted of a cache
+            that has none.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class FeatureStore:
         layer: int | None = None,
         pca_targets: bool = False,
         standardized: bool = False,
+        points: bool = False,
     ):
         if not isinstance(root, str | os.PathLike):
             raise CacheError(f"A cache is read from a folder; got {root!r}.")
@@ -106,6 +110,34 @@ class FeatureStore:
         self.stats: tuple[Tensor, Tensor] | None = stats
         self._files: dict[int, Any] = {}
         self._pid = os.getpid()
+        self.points: FeatureStore | None = self._beside(Path(root)) if points else None
+        if self.points is not None:
+            self.fingerprint += f"-points-{self.points.fingerprint}"
+
+    def _beside(self, root: Path) -> "FeatureStore":
+        """The points of the tokens.
+
+        Raises:
+            CacheError: there are none, or they are of other frames, cameras or tokens.
+        """
+        if not (root / POINTS).is_dir():
+            raise CacheError(
+                f"The cache at {root} has no points of its tokens. Store them beside the features: "
+                f"spatial-forcing points --features {root} --dataset <data set>"
+            )
+        points = FeatureStore(root / POINTS)
+        for what in ("dataset", "cameras", "spans", "frames"):
+            if getattr(points.source, what) != getattr(self.source, what):
+                raise CacheError(
+                    f"The points in {points.root} are of another {what} than the features beside them. "
+                    "Remove that folder, and store them again: spatial-forcing points"
+                )
+        if points.grid[:3] != self.grid[:3]:
+            raise CacheError(
+                f"The points in {points.root} are of a grid of {points.grid[1]} x {points.grid[2]} tokens, "
+                f"the features of {self.grid[1]} x {self.grid[2]}. Remove that folder, and store them again."
+            )
+        return points
 
     @property
     def image_sizes(self) -> list[tuple[int, int]] | None:
@@ -143,7 +175,12 @@ class FeatureStore:
         if not whole or index_B.ndim != 1:
             raise CacheError(f"Frames are named by a tensor of whole numbers, one a sample; got {index_B!r}.")
         stored = self.read_stored(index_B.tolist())
-        return self.decoded({k: v.to(index_B.device, non_blocking=True) for k, v in stored.items()})
+        features = self.decoded({k: v.to(index_B.device, non_blocking=True) for k, v in stored.items()})
+        if self.points is None:
+            return features
+        points_BVHW4 = self.points.read(index_B).tokens_BVHWC.float()
+        known_BVHW1 = points_BVHW4[..., 3:] > 0
+        return features._replace(points_BVHW3=torch.where(known_BVHW1, points_BVHW4[..., :3], torch.nan))
 
     def decoded(self, stored: dict[str, Tensor]) -> Features:
         """Decodes what :meth:`read_stored` returned to features, on its device."""
@@ -235,6 +272,20 @@ class FeatureStore:
                 raise CacheError(
                     f"The cache at {self.root} {said}, and {name} {wanted} is asked for. Leave the option "
                     f"out to train from this cache, or write another: {COMMAND} --{name} {wanted}."
+                )
+
+    def check_points(self, source: str | None, frame: str | None) -> None:
+        """Raises :class:`CacheError` unless these are points from this depth in this frame; None agrees with
+        everything."""
+        said = self.source.teacher
+        for option, wanted, agrees in (
+            ("points_from", source, source is None or f" {source.replace(':', ': ')}" in f" {said}"),
+            ("points_frame", frame, frame is None or said.endswith(f", {frame} frame")),
+        ):
+            if not agrees:
+                raise CacheError(
+                    f"{self.root} holds {said}, and {option} {wanted} is asked for. Leave the option out, or "
+                    "store others beside other features: spatial-forcing points --depth ... --frame ..."
                 )
 
 

@@ -4,6 +4,7 @@ A cache is of the episodes that its runs train on and of no others: neither its 
 of its codec know of held-out episodes, nor a run on a tenth of the data of the rest.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import arm_flags, policy_of
 from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.plan import Comparison
+
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Teaching:
     resolution: int | None = None
     dtype: str | None = None
     cameras: tuple[str, ...] | None = None
+    points_from: str | None = None
+    points_frame: str = "robot"
+    calibration: str | None = None
 
     def folder(self, fraction: float) -> str:
         """Folder name of the cache for a data fraction."""
@@ -40,6 +46,9 @@ class Teaching:
         says += [f"layer{self.layer}"] if self.layer is not None else []
         says += [str(self.resolution)] if self.resolution is not None else []
         says += [self.dtype] if self.dtype is not None else []
+        if self.points_from is not None:
+            says += ["points", re.sub(r"\W+", "-", self.points_from), self.points_frame]
+            says += [Path(self.calibration).stem] if self.calibration is not None else []
         return "-".join([*says, f"f{100 * fraction:g}"])
 
 
@@ -57,7 +66,17 @@ def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
         dtype=forcing.dtype,
         # A mapping names the data set's cameras first; without one both names are the same.
         cameras=None if cameras is None else tuple(cameras),
+        **({} if forcing.points is None else _points(forcing)),
     )
+
+
+def _points(forcing: Any) -> dict[str, Any]:
+    """What determines the points of an arm's tokens."""
+    return {
+        "points_from": forcing.points_from or RECORDED,
+        "points_frame": forcing.points_frame or "robot",
+        "calibration": forcing.calibration,
+    }
 
 
 def stored_features(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, Path]:
@@ -115,6 +134,25 @@ def store(
     )
     watch = Watch(lambda plan: bars.update(bar, total=plan.share), lambda n: bars.advance(bar, n))
     extract(dataset.root, teacher, teaching.teacher, root, how, watch=watch)
+    bars.update(bar, total=bars.tasks[bar].completed)
+    if teaching.points_from is not None:
+        store_points(teaching, dataset, root, bars, device)
+
+
+def store_points(teaching: Teaching, dataset: Any, root: Path, bars: Progress, device: str) -> None:
+    """Stores the points of the tokens beside their features."""
+    from spatial_forcing.cache.extract import chosen_cameras
+    from spatial_forcing.cache.write import Watch
+    from spatial_forcing.geometry.stored import extract_points, point_source
+
+    bar = bars.add_task(f"points for {root.name}", total=None)
+    keys = chosen_cameras(dataset, teaching.cameras)
+    calibration = None if teaching.calibration is None else Path(teaching.calibration)
+    source = point_source(
+        teaching.points_from or RECORDED, dataset, keys, calibration, teaching.points_frame, device
+    )
+    watch = Watch(lambda plan: bars.update(bar, total=plan.share), lambda n: bars.advance(bar, n))
+    extract_points(dataset.root, source, root, watch=watch)
     bars.update(bar, total=bars.tasks[bar].completed)
 
 

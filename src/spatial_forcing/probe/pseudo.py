@@ -41,7 +41,7 @@ def pseudo(model: str, device: str = "cpu") -> Depths:
     """
     checked_device(device)
     if model in TEACHERS or Path(model).suffix == ".safetensors":
-        estimate = _TeacherDepth(model, device)
+        estimate = TeacherDepth(model, device)
         return Depths(f"pseudo: {model}", "pseudo", not estimate.metres, estimate)
     if not (Path(model) / "config.json").is_file() and model.count("/") != 1:
         raise UnknownNameError("depth model (and no folder with a config.json)", model, _with_depth_head())
@@ -55,36 +55,65 @@ def in_medians(depth_BHW: Tensor) -> Tensor:
     return (depth_BHW / median_B11.clamp(min=1e-6)).clamp(max=FARTHEST)
 
 
-class _TeacherDepth:
+def estimates_cameras(model: str) -> bool:
+    """Whether a model is a teacher whose depth is not in metres and which estimates cameras beside it."""
+    if not (model in TEACHERS or Path(model).suffix == ".safetensors"):
+        return False
+    from spatial_forcing.teachers import find_teacher
+
+    record = find_teacher(model)
+    return record.scene is not None and not record.metric
+
+
+class TeacherDepth:
     """Depth estimates of a teacher that gives depth; all cameras of a frame are one scene.
+
+    Args:
+        name: of the teacher.
+        device: where it runs.
+        scene: whether its estimate of the cameras is wanted, too.
 
     Attributes:
         metres: whether it estimates metres; else depth up to the scale of the scene.
     """
 
-    def __init__(self, name: str, device: str):
+    def __init__(self, name: str, device: str, scene: bool = False):
         from spatial_forcing.teachers import find_teacher
 
         record = find_teacher(name)
-        if record.depth is None:
+        load = record.scene if scene else record.depth
+        if load is None:
             raise ProbeError(
                 f"{name} has no depth head. Of the teachers these have: {', '.join(_with_depth_head())}."
             )
-        self.depth, self.metres = record.depth(record, device), record.metric
+        self.estimate, self.metres = load(record, device), record.metric
         self.resolution, self.device = (record.resolution, record.resolution), device
 
-    @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
+        depth_BVHW, sizes = self._asked(batch, cameras)
+        maps = _of_size(depth_BVHW, sizes)
+        return maps if self.metres else [in_medians(depth_BHW) for depth_BHW in maps]
+
+    def scene(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """Depth of each camera and where the cameras are, centres_BV3, both up to one factor per frame."""
+        (depth_BVHW, centres_BV3), sizes = self._asked(batch, cameras)
+        return _of_size(depth_BVHW, sizes), centres_BV3.cpu()
+
+    @torch.no_grad()
+    def _asked(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> tuple[Any, list[torch.Size]]:
         images = [latest(batch[camera]) for camera in cameras]
         images_BV3HW = stack_views(images)
         check_images(images_BV3HW)
-        depth_BVHW = self.depth(resize(images_BV3HW.to(self.device), self.resolution))
-        found = []
-        for view, image in enumerate(images):  # teachers see squares: back to the shape of the image
-            size = image.shape[-2:]
-            depth_B1HW = F.interpolate(depth_BVHW[:, view, None].cpu(), size=size, mode="nearest")
-            found.append(depth_B1HW[:, 0] if self.metres else in_medians(depth_B1HW[:, 0]))
-        return found
+        found = self.estimate(resize(images_BV3HW.to(self.device), self.resolution))
+        return found, [image.shape[-2:] for image in images]
+
+
+def _of_size(depth_BVHW: Tensor, sizes: Sequence[torch.Size]) -> list[Tensor]:
+    """Depth maps in the shapes of the images: teachers see squares."""
+    return [
+        F.interpolate(depth_BVHW[:, view, None].cpu(), size=size, mode="nearest")[:, 0]
+        for view, size in enumerate(sizes)
+    ]
 
 
 class _TransformersDepth:

@@ -208,7 +208,7 @@ class VisualTokens:
         Args:
             features: of the same frames and views, any grid.
         """
-        tokens, valid = features.checked()
+        tokens, valid, _ = features.checked()
         if tokens.shape[:2] != self.tokens_FVHWC.shape[:2]:
             raise ProbeError(
                 f"Got features of {tuple(tokens.shape[:2])} frames and views for tokens of "

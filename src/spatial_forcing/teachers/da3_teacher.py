@@ -87,7 +87,14 @@ class DA3Teacher(ModelTeacher):
 # ---- by name -----------------------------------------------------------------------------------------------
 
 
-ARCHITECTURE = Architecture(DA3Config, load_da3, DA3Teacher, trunk=("backbone",), depth=("backbone", "head"))
+ARCHITECTURE = Architecture(
+    DA3Config,
+    load_da3,
+    DA3Teacher,
+    trunk=("backbone",),
+    depth=("backbone", "head"),
+    cameras=("cam_dec",),
+)
 record_of_file = ARCHITECTURE.record_of_file
 
 BASE = DA3Config(embed_dim=768, num_heads=12, head_features=128, head_channels=(96, 192, 384, 768))
@@ -122,6 +129,7 @@ def _record(size: str, config: DA3Config, parameters: int, *, non_commercial: bo
         name=f"da3-{size.partition('-')[0].lower()}",
         loader=ARCHITECTURE.load_teacher,
         depth=ARCHITECTURE.load_depth,
+        scene=ARCHITECTURE.load_scene,
         repo=repo,
         files=("model.safetensors",),
         licence="CC-BY-NC-4.0" if non_commercial else "Apache-2.0",

@@ -80,6 +80,7 @@ class Architecture:
         load: loads it from a checkpoint, as `load(checkpoint, config, modules, device=...)`.
         teacher: class of its teachers.
         trunk, depth: the modules to build for features, and for depth.
+        cameras: the modules to build for cameras besides; none if it estimates none.
         metric: whether its depth is in metres.
     """
 
@@ -88,6 +89,7 @@ class Architecture:
     teacher: type[ModelTeacher]
     trunk: tuple[str, ...]
     depth: tuple[str, ...]
+    cameras: tuple[str, ...] = ()
     metric: bool = False
 
     def load_teacher(
@@ -108,6 +110,19 @@ class Architecture:
         model = self.load(*self.checkpoint_of(record), self.depth, device=device).eval()
         return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
 
+    def load_scene(
+        self, record: ModelRecord, device: torch.device | str
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Loads the model of a record as an estimator of depth and cameras: see `TeacherRecord.scene`."""
+        modules = (*self.depth, *self.cameras)
+        model = self.load(*self.checkpoint_of(record), modules, device=device).eval()
+
+        def scene(images_BV3HW: Tensor) -> tuple[Tensor, Tensor]:
+            found = model(images_BV3HW)
+            return found.depth_BVHW, found.cameras.pose_BV9[..., :3]  # camera to world
+
+        return scene
+
     def checkpoint_of(self, record: ModelRecord, weights: Path | None = None) -> tuple[Checkpoint, Any]:
         """Opens the weights of a record, or local ones in ``weights``, with the sizes of the model."""
         checkpoint = Checkpoint(weights or record.path or fetch(record))
@@ -116,4 +131,6 @@ class Architecture:
     def record_of_file(self, path: Path, said: dict[str, Any]) -> ModelRecord:
         """Builds a record for a file of this package's format, from its description."""
         loaders = {"loader": self.load_teacher, "depth": self.load_depth, "metric": self.metric}
+        if self.cameras:
+            loaders["scene"] = self.load_scene
         return record_from(said, path, ModelRecord, **loaders)

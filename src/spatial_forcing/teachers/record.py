@@ -37,6 +37,8 @@ class TeacherRecord:
         control: whether it is there to compare with.
         depth: loads it as an estimator of depth, if it is one: `depth(record, device)` gives a function from
             images_BV3HW in [0, 1] at `resolution` to depth_BVHW.
+        scene: loads it as an estimator of depth and of the cameras, if it is one: from the same images to
+            (depth_BVHW, centres_BV3), where the cameras are; both up to the scale of the scene.
         metric: whether that depth is in metres; else it is up to the scale of the scene.
         parameters: how many are loaded for its features; None if not said.
         patch: side of a patch in pixels; None if not said.
@@ -61,6 +63,7 @@ class TeacherRecord:
     multi_view: bool = False
     control: bool = False
     depth: Callable[..., Any] | None = None
+    scene: Callable[..., Any] | None = None
     metric: bool = False
     parameters: int | None = None
     patch: int | None = None

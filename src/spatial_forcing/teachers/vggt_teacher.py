@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError, load_strictly
+from spatial_forcing.teachers.da3_heads import rotation
 from spatial_forcing.teachers.described import METADATA_KEY, description_of, record_from
 from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.model_teacher import ModelTeacher
@@ -131,6 +132,20 @@ def load_depth(record: VGGTRecord, device: torch.device | str) -> Callable[[Tens
     return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
 
 
+def load_scene(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Loads the model of a record as an estimator of depth and cameras: see `TeacherRecord.scene`."""
+    modules = ("aggregator", "camera_head", "depth_head")
+    model = load_vggt(*checkpoint_of(record), modules=modules, device=device).eval()
+
+    def scene(images_BV3HW: Tensor) -> tuple[Tensor, Tensor]:
+        found = model(images_BV3HW)
+        pose_BV9 = found.pose_IBV9[-1]  # world to camera: x_camera = R x + t
+        centres_BV3 = -(rotation(pose_BV9[..., 3:7]).mT @ pose_BV9[..., :3, None])[..., 0]
+        return found.depth_BVHW, centres_BV3
+
+    return scene
+
+
 def load_untrained(
     record: VGGTRecord, *, weights: None, device: torch.device | str, **options: Any
 ) -> VGGTTeacher:
@@ -150,7 +165,7 @@ def _teacher(
 
 def record_of_file(path: Path, said: dict[str, Any]) -> VGGTRecord:
     """Builds a record for a file of this package's format, from its description."""
-    return record_from(said, path, VGGTRecord, loader=load_vggt_teacher, depth=load_depth)
+    return record_from(said, path, VGGTRecord, loader=load_vggt_teacher, depth=load_depth, scene=load_scene)
 
 
 def _packaged(record: VGGTRecord) -> Path:
@@ -200,6 +215,7 @@ RECORDS = (
         name="vggt-1b",
         loader=load_vggt_teacher,
         depth=load_depth,
+        scene=load_scene,
         repo="facebook/VGGT-1B",
         files=("model.safetensors", "model.pt"),
         licence="CC-BY-NC-4.0",
@@ -218,6 +234,7 @@ RECORDS = (
         name="vggt-tiny-sim",
         loader=load_vggt_teacher,
         depth=load_depth,
+        scene=load_scene,
         licence="Apache-2.0",
         packaged="vggt-tiny-sim.safetensors",
         resolution=TINY.img_size,

@@ -1,0 +1,306 @@
+"""3D points of tokens: laws of their geometry, the cache they are stored in, and training toward them."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from geometry import unproject
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from training_configs import policy_config, train_config
+
+from spatial_forcing.cache.store import CacheError, FeatureStore
+from spatial_forcing.cli import main
+from spatial_forcing.compare.features import Teaching
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.geometry.metres import metric_depths
+from spatial_forcing.geometry.pinhole import Pinholes
+from spatial_forcing.geometry.points import FRAMES, in_frame
+from spatial_forcing.geometry.stored import extract_points, frames_at, point_source
+from spatial_forcing.probe.depths import Depths
+from spatial_forcing.sim.camera import Jitter, default_cameras, stack_matrices
+from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry
+from spatial_forcing.train import train_or_continue
+
+VIEWS = ["observation.images.left", "observation.images.right"]
+SPEC = DemoSpec(episodes=4, frames=3, size=56)
+SIZES = {"image_size": 56, "width": 32, "depth": 4, "heads": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    return collect(SPEC, tmp_path_factory.mktemp("demos") / "demos", workers=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(demos):
+    return demo_dataset(demos)
+
+
+def run(*arguments: str) -> int:
+    """Exit code of a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["spatial-forcing", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def features(demos, tmp_path_factory) -> Path:
+    """A cache with points, as one types it."""
+    out = tmp_path_factory.mktemp("features") / "features"
+    assert run("cache", "--out", out, "--dataset", demos, "--teacher", "untrained-tiny") == 0
+    assert run("points", "--features", out, "--dataset", demos) == 0
+    return out
+
+
+# ---- geometry ----------------------------------------------------------------------------------------------
+
+
+def random_pinholes(seed: int) -> Pinholes:
+    """Two cameras around the table, moved at random."""
+    rng = np.random.default_rng(seed)
+    cameras = [Jitter(lookat=0.1, fov=10.0)(camera, rng) for camera in default_cameras()]
+    return Pinholes(*(torch.from_numpy(of)[None] for of in stack_matrices(cameras, 1, 1)))
+
+
+@given(seed=st.integers(0, 1000))
+def test_points_stay_where_they_are_when_cameras_move(seed):
+    # A floor at z = 0: its depth in every pixel follows from the camera alone.
+    pinholes = random_pinholes(seed)
+    unit_BVhw3 = pinholes.unproject(torch.ones(1, 2, 9, 7))
+    centre_BV113 = pinholes.centres_BV3[:, :, None, None]
+    depth_BVhw = centre_BV113[..., 2] / (centre_BV113[..., 2] - unit_BVhw3[..., 2])
+    seen = depth_BVhw > 0
+    points_BVhw3 = pinholes.unproject(depth_BVhw)
+    assert points_BVhw3[seen][:, 2].abs().max() < 1e-4
+    # What one view shows is where the other view shows it.
+    other = random_pinholes(seed + 1)
+    place, depth = other.project(points_BVhw3.flatten(2, 3))
+    back_VN3, seen_VN = rays_to(other, place, depth)[0], seen.flatten(2)[0]
+    assert_close(back_VN3[seen_VN], points_BVhw3.flatten(2, 3)[0][seen_VN], atol=1e-3, rtol=0)
+
+
+def rays_to(pinholes: Pinholes, place_BVN2, depth_BVN):
+    """The inverse of ``project``, from its definition."""
+    place_BVN3 = torch.nn.functional.pad(place_BVN2, (0, 1), value=1.0)
+    camera_BVN3 = place_BVN3 @ pinholes.intrinsics_BV33.inverse().mT * depth_BVN[..., None]
+    R, t = pinholes.extrinsics_BV34[..., :3], pinholes.extrinsics_BV34[..., 3]
+    return (camera_BVN3 - t[:, :, None]) @ R
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_frames_keep_distances_and_the_cameras_are_where_they_should_be(frame):
+    pinholes = random_pinholes(0)
+    depth = torch.rand(1, 2, 5, 5) + 0.5
+    world, found = pinholes.unproject(depth), in_frame(frame, pinholes).unproject(depth)
+    for v in range(2):
+        assert_close(
+            torch.cdist(found[0, v].view(-1, 3), found[0, v].view(-1, 3)),
+            torch.cdist(world[0, v].view(-1, 3), world[0, v].view(-1, 3)),
+            atol=1e-4,
+            rtol=0,
+        )
+    centres = in_frame(frame, pinholes).centres_BV3[0]
+    assert (centres[0].abs().max() < 1e-5) == (frame in ("first-camera", "camera"))
+    assert (centres[1].abs().max() < 1e-5) == (frame == "camera")
+    if frame == "first-camera":  # distances across views, too
+        assert_close(
+            torch.cdist(found[0, 0].view(-1, 3), found[0, 1].view(-1, 3)),
+            torch.cdist(world[0, 0].view(-1, 3), world[0, 1].view(-1, 3)),
+            atol=1e-4,
+            rtol=0,
+        )
+        assert_close(found[0, 0, ..., 2], depth[0, 0], atol=1e-4, rtol=0)
+
+
+def test_points_are_the_mean_of_what_a_cells_pixels_show(dataset, demos):
+    """Against unprojecting every pixel with the recorded matrices."""
+    source = point_source("recorded", dataset, VIEWS, None, "robot")
+    found = source.points(frames_at(dataset, [7]), VIEWS, 8, 8)[0]
+    recorded = load_geometry(demos, 7 // SPEC.frames)
+    geometry = {name: tensor[7 % SPEC.frames].float().numpy() for name, tensor in recorded.items()}
+    for v in range(2):
+        matrices = geometry["intrinsics_TV33"][v], geometry["extrinsics_TV34"][v]
+        depth_HW = geometry["depth_TVHW"][v]
+        whole_HW3 = torch.from_numpy(unproject(depth_HW, *matrices))
+        cells = torch.from_numpy(depth_HW).view(8, 7, 8, 7).transpose(1, 2).flatten(2)
+        flat = (cells.amax(-1) - cells.amin(-1) < 0.15) & (cells.amax(-1) < 2.9)
+        mean = whole_HW3.view(8, 7, 8, 7, 3).transpose(1, 2).flatten(2, 3).mean(2)
+        assert flat.sum() > 10
+        assert (found[v] - mean).norm(dim=-1)[flat].max() < 0.03
+        assert found[v].isnan().any(-1)[cells.amin(-1) > 3].all()
+
+
+def test_both_views_show_the_same_surface(dataset):
+    source = point_source("recorded", dataset, VIEWS, None, "robot")
+    points = source.points(frames_at(dataset, [4]), VIEWS, 28, 28)[0]
+    left, right = (of.view(-1, 3)[of.view(-1, 3).isfinite().all(-1)] for of in points)
+    near = (left.norm(dim=-1) < 1.2) & (left[:, 2].abs() < 0.02)  # the table
+    apart = torch.cdist(left[near], right).amin(1)
+    assert near.sum() > 100
+    assert apart.median() < 0.03
+
+
+def test_the_end_effector_is_the_origin_of_its_frame(dataset):
+    batch = frames_at(dataset, [1, 5])
+    robot = point_source("recorded", dataset, VIEWS, None, "robot").points(batch, VIEWS, 4, 4)
+    hand = point_source("recorded", dataset, VIEWS, None, "end-effector").points(batch, VIEWS, 4, 4)
+    known, place_B3 = robot.isfinite(), batch["observation.state"][:, :3]
+    assert_close((robot - hand)[known], place_B3[:, None, None, None].expand_as(robot)[known])
+
+
+# ---- metres ------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_of_any_scale_comes_out_in_the_same_metres(dataset, monkeypatch):
+    batch = frames_at(dataset, [0, 4])
+    cameras = point_source("recorded", dataset, VIEWS, None, "robot").cameras
+    depths = metric_depths("pseudo:vggt-tiny-sim", dataset, VIEWS, cameras)
+    assert depths.name == "pseudo: vggt-tiny-sim, metres by the cameras"
+    before = depths.of(batch, VIEWS)
+    estimate = depths.of.depth.estimate
+    monkeypatch.setattr(depths.of.depth, "estimate", lambda images: tuple(7.5 * x for x in estimate(images)))
+    assert_close(depths.of(batch, VIEWS), before)
+    # And they are metres: right on the whole, though not in every place.
+    recorded = metric_depths("recorded", dataset, VIEWS, cameras).of(batch, VIEWS)
+    for found, true in zip(before, recorded, strict=True):
+        assert 0.7 < (found / true).median() < 1.4
+
+
+def test_the_end_effector_gives_the_scale_of_what_one_camera_sees(dataset, monkeypatch):
+    batch = frames_at(dataset, list(range(12)))
+    cameras = point_source("recorded", dataset, VIEWS, None, "robot").cameras
+    true = metric_depths("recorded", dataset, VIEWS, cameras)
+    factors = torch.rand(12)[:, None, None] + 0.2
+    relative = Depths("model", "pseudo", True, lambda b, keys: [factors * d for d in true.of(b, keys)])
+    monkeypatch.setattr("spatial_forcing.geometry.metres.pseudo", lambda model, device: relative)
+    depths = metric_depths("pseudo:model", dataset, VIEWS[:1], cameras)
+    assert depths.name == "model, metres by the end effector"
+    assert not depths.relative
+    ratio = depths.of(batch, VIEWS[:1])[0] / true.of(batch, VIEWS[:1])[0]
+    known = ratio.isfinite().all(-1).all(-1)
+    assert known.sum() >= 6
+    assert ((ratio[known] - 1).abs() < 0.15).float().mean() > 0.8
+
+
+# ---- stored ------------------------------------------------------------------------------------------------
+
+
+def test_points_are_read_as_they_were_stored(features, dataset):
+    store = FeatureStore(features, points=True)
+    index = torch.tensor([11, 0, 5])
+    found = store(index)
+    source = point_source("recorded", dataset, VIEWS, None, "robot")
+    expected = source.points(frames_at(dataset, index.tolist()), VIEWS, *store.grid[1:3])
+    assert torch.equal(found.points_BVHW3.isfinite(), expected.isfinite())
+    assert expected.isfinite().float().mean() > 0.5
+    assert_close(found.points_BVHW3, expected, atol=2e-3, rtol=0, equal_nan=True)
+    assert store.fingerprint != FeatureStore(features).fingerprint
+    assert FeatureStore(features)(index).points_BVHW3 is None
+    assert torch.equal(FeatureStore(features)(index).tokens_BVHWC, found.tokens_BVHWC)
+
+
+def test_damaged_points_are_found_and_made_again_to_the_bit(features, demos, tmp_path, capsys):
+    here = Path(shutil.copytree(features, tmp_path / "features"))
+    shard = here / "points" / "shard-00000.safetensors"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+    with pytest.raises(CacheError, match="is damaged: its sum is not the one in the manifest"):
+        FeatureStore(here, points=True)(torch.tensor([0]))
+    assert run("cache", "verify", "--out", here) == 2
+    assert "1 of the files of" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "store the points again: spatial-forcing points" in said
+    shutil.rmtree(here / "points")
+    assert run("points", "--features", here, "--dataset", demos) == 0
+    assert shard.read_bytes() == before
+    assert run("cache", "verify", "--out", here) == 0
+
+
+def test_the_command_continues_and_does_nothing_twice(demos, tmp_path, capsys):
+    out = tmp_path / "features"
+    written = ("cache", "--out", out, "--dataset", demos, "--teacher", "untrained-tiny", "--layers", "1", "3")
+    assert run(*written) == 0
+    with pytest.raises(CacheError, match="has no points of its tokens"):
+        FeatureStore(out, layer=1, points=True)
+    points = ("points", "--features", out, "--dataset", demos)
+    assert run(*points) == 0
+    said = capsys.readouterr().out
+    assert "points of recorded geometry, robot frame" in said
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert run(*points) == 0
+    assert run(*written) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    one, other = (FeatureStore(out, layer=layer, points=True)(torch.tensor([3])) for layer in (1, 3))
+    assert_close(one.points_BVHW3, other.points_BVHW3, equal_nan=True)
+    capsys.readouterr()
+    assert run(*points, "--frame", "first-camera") == 2
+    assert "first-camera frame" in " ".join(capsys.readouterr().err.split())
+
+
+def test_points_of_other_frames_or_tokens_are_refused(features, demos, dataset, tmp_path):
+    some, of = tmp_path / "some", ("--dataset", demos, "--teacher", "untrained-tiny")
+    assert run("cache", "--out", some, *of, "--episodes", "0", "1") == 0
+    shutil.copytree(features / "points", some / "points")
+    with pytest.raises(CacheError, match="of another spans than the features"):
+        FeatureStore(some, points=True)
+    coarse = tmp_path / "coarse"
+    assert run("cache", "--out", coarse, *of, "--grid", "4", "4") == 0
+    shutil.copytree(features / "points", coarse / "points")
+    with pytest.raises(CacheError, match=r"of a grid of 8 x 8 tokens, the features of 4 x 4"):
+        FeatureStore(coarse, points=True)
+    with pytest.raises(CacheError, match="no feature cache"):
+        extract_points(demos, point_source("recorded", dataset, VIEWS, None, "robot"), tmp_path / "none")
+    with pytest.raises(UnknownNameError, match="frame of points 'moon'"):
+        point_source("recorded", dataset, VIEWS, None, "moon")
+
+
+# ---- trained toward ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("points", ["added", "concatenated", "alone"])
+def test_a_policy_trains_toward_them_and_resumes(points, features, demos, tmp_path):
+    forcing = {"cache": str(features), "points": points, "points_from": "recorded", "points_frame": "robot"}
+    policy = policy_config("tiny", forcing, **SIZES)
+    how = {"batch_size": 4, "seed": 0, "save_every": 2, "log_every": 1}
+    train_or_continue(train_config(policy, demos, tmp_path / "run", steps=2, **how))
+    side = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "spatial_forcing" / "forcing.json"
+    assert f'"points": "{points}"' in side.read_text()
+
+
+def test_options_that_do_not_fit_the_cache(features, demos, tmp_path):
+    how = {"steps": 1, "batch_size": 2, "seed": 0, "save_every": 1}
+    cached = {"cache": str(features)}
+    for options, says in (
+        ({"teacher": "untrained-tiny"}, "which spatial-forcing points stores beside a cache"),
+        (cached | {"points_frame": "camera"}, "points_frame camera is asked for"),
+        (cached | {"points_from": "pseudo:vggt-1b"}, "points_from pseudo:vggt-1b is asked for"),
+    ):
+        policy = policy_config("tiny", options | {"points": "alone"}, **SIZES)
+        config = train_config(policy, demos, tmp_path / "run", **how)
+        with pytest.raises(SpatialForcingError, match=says):
+            train_or_continue(config)
+    with pytest.raises(UnknownNameError, match="use of points 'near'"):
+        policy_config("tiny", {"points": "near"}, **SIZES)
+
+
+def test_a_comparison_stores_points_in_folders_of_their_own():
+    plain = Teaching("vggt-tiny-sim")
+    recorded = replace(plain, points_from="recorded")
+    predicted = replace(
+        plain, points_from="pseudo:vggt-tiny-sim", points_frame="camera", calibration="a/cups.yaml"
+    )
+    folders = [one.folder(0.5) for one in (plain, recorded, predicted)]
+    assert folders == [
+        "vggt-tiny-sim-f50",
+        "vggt-tiny-sim-points-recorded-robot-f50",
+        "vggt-tiny-sim-points-pseudo-vggt-tiny-sim-camera-cups-f50",
+    ]
