@@ -1,0 +1,46 @@
+"""``points``."""
+
+from malformed.case import Case, command
+from malformed.damage import copied, holds, without
+
+STORE = "points --features {here}/features --dataset {data}"
+HERE = copied("features")
+NOWHERE = "Nothing says where the cameras of"
+
+CASES: list[Case] = [
+    command("points", kind, f"{STORE} {options}", says, about=options, prepare=HERE)
+    for kind, options, says in (
+        ("missing", "", NOWHERE),
+        ("missing", "--calibration {here}/none.yaml", "none.yaml"),
+        ("foreign", "--calibration {plain}", "plain.txt"),
+        ("foreign", "--calibration {policy}/config.json", "config.json"),
+        ("name", "--depth deep", "--depth is recorded or pseudo:<model>, got 'deep'"),
+        ("name", "--depth pseudo:", "--depth is recorded or pseudo:<model>"),
+        ("name", "--frame moon", "--frame"),
+        ("number", "--batch 0", "A batch has at least one frame; got 0"),
+        ("type", "--batch many", "--batch"),
+        ("device", "--device gpu", "'gpu' is not a device"),
+        ("foreign", "--dataset {other}", "is of data set"),
+        ("missing", "--dataset {here}/none", "none does not exist"),
+    )
+]
+CASES += [
+    command("points", "missing", "points --features {features}", "Say of which data set the features are"),
+    command("points", "missing", "points --features {here}/none --dataset {data}", "no feature cache"),
+    command("points", "foreign", "points --features {data} --dataset {data}", "no feature cache"),
+    command("points", "missing", "points --features {begun} --dataset {data}", "an unfinished feature cache"),
+    command(
+        "points",
+        "damaged",
+        STORE,
+        "codec.safetensors",
+        prepare=copied("features", without("features/codec.safetensors")),
+    ),
+    command(
+        "points",
+        "damaged",
+        STORE,
+        "manifest",
+        prepare=copied("features", holds("features/manifest.json", "{")),
+    ),
+]
