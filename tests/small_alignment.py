@@ -39,7 +39,7 @@ class TwoLayers(ConvTeacher):
 
     def layers_of(self, images_BV3HW: Tensor, layers: tuple[int, ...]) -> dict[int, Features]:
         self.asked.append(layers)
-        tokens, valid, _ = ConvTeacher.forward(self, images_BV3HW)
+        tokens, valid = ConvTeacher.forward(self, images_BV3HW)
         return {layer: Features(tokens.flip(-1) if layer % 2 else tokens, valid) for layer in layers}
 
     def forward(self, images_BV3HW: Tensor) -> Features:

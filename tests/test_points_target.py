@@ -1,6 +1,8 @@
 """Laws of targets with 3D points: the embedding of a point, and how it enters a target."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, Setting
 from torch.testing import assert_close
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features, flip
+from spatial_forcing.grid import Features, PointedFeatures, flip
 from spatial_forcing.uv import uv_position_embedding
 from spatial_forcing.xyz import CHANNELS as OF_POINTS
 from spatial_forcing.xyz import FASTEST, SLOWEST, xyz_embedding
@@ -20,7 +22,7 @@ def with_points(setting: Setting, seed: int = 0) -> Features:
     """Some of the teacher's features, with random points within a metre."""
     points_BVHW3 = torch.rand(*GRID, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     tokens_BVHWC = setting.features().tokens_BVHWC[:, :, ::2, ::2]
-    return Features(tokens_BVHWC, torch.ones(GRID, dtype=torch.bool), points_BVHW3)
+    return PointedFeatures(tokens_BVHWC, torch.ones(GRID, dtype=torch.bool), points_BVHW3)
 
 
 def target_of(setting: Setting, features: Features, **options):
@@ -108,7 +110,7 @@ def test_points_alone_are_neither_the_teachers_features_nor_places_in_the_image(
     other = target_of(setting, features._replace(tokens_BVHWC=torch.randn_like(features.tokens_BVHWC)))[0]
     assert torch.equal(target, other)
     # Tokens change places, and their targets go with them; with the embedding of places they do not.
-    turned = Features(
+    turned = PointedFeatures(
         features.tokens_BVHWC.flip(3), features.valid_BVHW.flip(3), features.points_BVHW3.flip(3)
     )
     assert_close(target_of(setting, turned)[0], target.flip(3))
@@ -151,7 +153,7 @@ def test_the_controls_know_nothing_of_the_frames_points(points):
         before, _ = target_of(setting, features)
         other = features.points_BVHW3.clone()
         other[1] += 0.2
-        after, _ = target_of(setting, features._replace(points_BVHW3=other))
+        after, _ = target_of(setting, features.with_points(other))
         assert torch.equal(before[1], after[1])
         assert torch.equal(before[2], after[2]) == (control == "place")
 
@@ -165,4 +167,17 @@ def test_what_cannot_be_is_said():
         setting.sf(setting.features())
     features = with_points(setting)
     with pytest.raises(SpatialForcingError, match=r"points of shape \(3, 2, 2, 2, 3\)"):
-        setting.sf(features._replace(points_BVHW3=features.points_BVHW3[..., :2]))
+        setting.sf(features.with_points(features.points_BVHW3[..., :2]))
+
+
+def test_features_with_points_unpack_and_travel_as_features():
+    features = with_points(Setting())
+    tokens, valid = features
+    assert tokens is features.tokens_BVHWC
+    assert valid is features.valid_BVHW
+    moved = pickle.loads(pickle.dumps(features))
+    for other in (copy.deepcopy(features), moved, features._replace(valid_BVHW=~valid)):
+        assert torch.equal(other.points_BVHW3, features.points_BVHW3)
+    assert Features(*features).points_BVHW3 is None
+    assert features.with_points(None).points_BVHW3 is None
+    assert torch.equal(features.of_views([1]).points_BVHW3, features.points_BVHW3[:, 1:])

@@ -12,7 +12,7 @@ from painted_depth import NEAR, SPAN, TEST, TRAIN, K, episodes, errors, scene
 from small_probe import judge, metrics_of
 from torch import Tensor
 
-from spatial_forcing.grid import Features, Layout, compose, crop, flip, rotation
+from spatial_forcing.grid import Features, Layout, compose, crop, flip, identity, rotation
 from spatial_forcing.probe import DepthProbe, ProbeError, VisualTokens, metrics
 from spatial_forcing.probe.depth import cell_depth
 
@@ -213,3 +213,14 @@ def test_sources_that_see_other_parts_of_the_images_are_not_compared():
         judge({"a": tokens}, *how, baseline="base")
     with pytest.raises(ProbeError, match=r"depth of the same 10 frames and 2 views.*got \[\(10, 30, 48\)\]"):
         judge({"a": tokens}, [depth[0][:, 0]], *how[1:])
+
+
+def test_patches_of_large_images_are_averaged_to_few_pixels():
+    tokens = VisualTokens(
+        torch.zeros(2, 1, 2, 3, 4), identity().expand(2, 1, 2, 3), torch.ones(2, 1, 2, 3).bool()
+    )
+    images = torch.rand(2, 1, 3, 2 * 64, 3 * 64)
+    found = tokens.patches(images).tokens_FVHWC
+    assert found.shape == (2, 1, 2, 3, 3 * 16 * 16)
+    small = torch.nn.functional.avg_pool2d(images[:, 0], 4)
+    torch.testing.assert_close(found, tokens.patches(small[:, None]).tokens_FVHWC)

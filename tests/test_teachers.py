@@ -40,7 +40,7 @@ def test_features_keep_the_contract(name):
     assert isinstance(teacher, Teacher)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
-    tokens, valid, _ = teacher(images(height=60, width=90).requires_grad_())
+    tokens, valid = teacher(images(height=60, width=90).requires_grad_())
     assert tokens.shape == (2, 2, 8, 8, teacher.width)
     assert tokens.dtype == torch.float32
     assert not tokens.requires_grad

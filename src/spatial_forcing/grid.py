@@ -41,13 +41,21 @@ class Features(NamedTuple):
     Attributes:
         tokens_BVHWC: features, any floating dtype.
         valid_BVHW: bool; False where a view is missing, padded or warped out of the image.
-        points_BVHW3: the point that each token shows, in metres (see ``spatial_forcing.geometry``), not
-            finite where it is not known; None where nobody asked for points.
     """
 
     tokens_BVHWC: Tensor
     valid_BVHW: Tensor
-    points_BVHW3: Tensor | None = None
+
+    @property
+    def points_BVHW3(self) -> Tensor | None:
+        """The point that each token shows, where these are :class:`PointedFeatures`; else None."""
+        return None
+
+    def with_points(self, points_BVHW3: Tensor | None) -> "Features":
+        """The same features with the points that the tokens show, or without any."""
+        if points_BVHW3 is None:
+            return Features(self.tokens_BVHWC, self.valid_BVHW)
+        return PointedFeatures(self.tokens_BVHWC, self.valid_BVHW, points_BVHW3)
 
     def checked(self) -> "Features":
         """Returns itself, or raises :class:`SpatialForcingError` if shapes or dtypes do not fit together."""
@@ -78,7 +86,7 @@ class Features(NamedTuple):
         """The features of some views, in this order."""
         at = list(views)
         points = None if self.points_BVHW3 is None else self.points_BVHW3[:, at]
-        return Features(self.tokens_BVHWC[:, at], self.valid_BVHW[:, at], points)
+        return Features(self.tokens_BVHWC[:, at], self.valid_BVHW[:, at]).with_points(points)
 
     def check_finite(self) -> None:
         """Raises :class:`SpatialForcingError` if a valid token holds NaN or infinity.
@@ -94,6 +102,32 @@ class Features(NamedTuple):
                 "damaged weights do that, and half precision that overflows. Tokens that say nothing are to "
                 "be marked as not valid."
             )
+
+
+class PointedFeatures(Features):
+    """Features with the 3D point that each token shows; they unpack as features do.
+
+    Args:
+        tokens_BVHWC, valid_BVHW: see :class:`Features`.
+        points_BVHW3: metres, in one frame (see ``spatial_forcing.geometry``); not finite where not known.
+    """
+
+    def __new__(
+        cls, tokens_BVHWC: Tensor, valid_BVHW: Tensor, points_BVHW3: Tensor | None = None
+    ) -> "PointedFeatures":
+        made = super().__new__(cls, tokens_BVHWC, valid_BVHW)
+        made.__dict__["points_BVHW3"] = points_BVHW3
+        return made
+
+    @property
+    def points_BVHW3(self) -> Tensor | None:
+        return self.__dict__["points_BVHW3"]
+
+    def _replace(self, **changed: Tensor) -> Features:
+        return super()._replace(**changed).with_points(self.points_BVHW3)
+
+    def __getnewargs__(self) -> tuple[Tensor, ...]:
+        return (*self, self.__dict__["points_BVHW3"])
 
 
 @dataclass(frozen=True)
@@ -231,7 +265,7 @@ def resample(
     """
     if not isinstance(features, Features):
         raise SpatialForcingError(f"resample takes Features; got {type(features).__name__}.")
-    tokens_BVHWC = features.checked().tokens_BVHWC
+    tokens_BVHWC, _ = features.checked()
     B, V, H, W, _ = tokens_BVHWC.shape
     if not isinstance(rows, Integral) or not isinstance(cols, Integral):
         raise SpatialForcingError(f"Rows and columns of a grid are whole numbers, got {rows} x {cols}.")
@@ -253,7 +287,7 @@ def resample(
 
 def _weighted(features: Features, weights_bvNHW: Tensor, rows: int, cols: int, coverage: float) -> Features:
     """Applies resampling weights (b, v, rows*cols, H, W) to the valid tokens."""
-    tokens_BVHWC, valid_BVHW = features.tokens_BVHWC, features.valid_BVHW
+    tokens_BVHWC, valid_BVHW = features
     B, V, _, _, C = tokens_BVHWC.shape
     # Weights on tokens that are not valid go; what is left is scaled back to one.
     weights_BVNM = (weights_bvNHW * valid_BVHW[:, :, None]).flatten(3)

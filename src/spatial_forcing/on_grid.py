@@ -124,15 +124,17 @@ class OnGrid(nn.Module):
         features = self._with_position(features._replace(tokens_BVHWC=tokens))
 
         if self.published:
-            resampled = resample(features, layout.rows, layout.cols, given.affine_BV23, published=True)
-            target_BVhwC, valid_BVhw = resampled.tokens_BVHWC, resampled.valid_BVHW
+            target_BVhwC, valid_BVhw = resample(
+                features, layout.rows, layout.cols, given.affine_BV23, published=True
+            )
         else:
             sizes = self._image_sizes(given, stored_sizes, layout, tokens.shape[1])
             affine = torch.stack([layout.affine_23(*size) for size in sizes])
             if given.affine_BV23 is not None:
                 affine = compose(given.affine_BV23.float(), affine.to(given.affine_BV23.device))
-            resampled = resample(features, layout.rows, layout.cols, affine, coverage=layout.coverage)
-            target_BVhwC, valid_BVhw = resampled.tokens_BVHWC, resampled.valid_BVHW
+            target_BVhwC, valid_BVhw = resample(
+                features, layout.rows, layout.cols, affine, coverage=layout.coverage
+            )
             # Padding is no part of the image, even where the teacher saw something beyond the host's crop.
             image_Vhw = torch.stack([layout.valid_mask(*size) for size in sizes])
             valid_BVhw = valid_BVhw & image_Vhw.to(valid_BVhw.device)
@@ -144,7 +146,7 @@ class OnGrid(nn.Module):
     def _with_position(self, features: Features) -> Features:
         """Adds the position embedding to tokens_BVHWC, or what takes its place. Where a point is wanted and
         not known the token is not valid."""
-        tokens_BVHWC, valid_BVHW = features.tokens_BVHWC, features.valid_BVHW
+        tokens_BVHWC, valid_BVHW = features
         H, W, C = tokens_BVHWC.shape[2:]
         points_BVHW3 = self._wanted_points(features)
         if self.points is not None:

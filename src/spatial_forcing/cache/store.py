@@ -180,7 +180,7 @@ class FeatureStore:
             return features
         points_BVHW4 = self.points.read(index_B).tokens_BVHWC.float()
         known_BVHW1 = points_BVHW4[..., 3:] > 0
-        return features._replace(points_BVHW3=torch.where(known_BVHW1, points_BVHW4[..., :3], torch.nan))
+        return features.with_points(torch.where(known_BVHW1, points_BVHW4[..., :3], torch.nan))
 
     def decoded(self, stored: dict[str, Tensor]) -> Features:
         """Decodes what :meth:`read_stored` returned to features, on its device."""

@@ -18,6 +18,8 @@ from spatial_forcing.probe.depth import FAR, ProbeError, area_mean, cell_depth
 
 # Frames whose features are resampled at once.
 CHUNK = 32
+# Along a side of a patch whose pixels stand in for a token.
+MOST_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ class VisualTokens:
     def patches(self, images: Tensor | Sequence[Tensor]) -> "VisualTokens":
         """Pixel patches at the positions of the tokens, as tokens: C = 3 x height x width of a patch.
 
-        Patches have as many pixels per side as the image has there, rounded down.
+        Patches have as many pixels per side as the image has there, rounded down, and :data:`MOST_PIXELS` at
+        most: a linear head's moments grow with the square of their number.
 
         Args:
             images: images_FV3HW, or images_F3HW for each view.
@@ -189,6 +192,7 @@ class VisualTokens:
         views = self._views(images, "images", 4)
         high = min(_pixels(image.shape[-2], affine[..., 1, 1], rows) for image, affine in views)
         wide = min(_pixels(image.shape[-1], affine[..., 0, 0], cols) for image, affine in views)
+        high, wide = min(high, MOST_PIXELS), min(wide, MOST_PIXELS)
         # Views are one tensor, or each a tensor of one.
         seen_FV3HW = torch.cat(
             [
@@ -208,7 +212,7 @@ class VisualTokens:
         Args:
             features: of the same frames and views, any grid.
         """
-        tokens, valid, _ = features.checked()
+        tokens, valid = features.checked()
         if tokens.shape[:2] != self.tokens_FVHWC.shape[:2]:
             raise ProbeError(
                 f"Got features of {tuple(tokens.shape[:2])} frames and views for tokens of "
