@@ -43,7 +43,7 @@ ORDER = (
     ("projector", "on_grid", "pull", "diagnostics"),
     ("alignment",),
     ("align",),
-    ("teachers", "hosts"),
+    ("teachers", "hosts", "openvla"),
     ("cache", "chunks", "patches"),
     (
         "json_record",
