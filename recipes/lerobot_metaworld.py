@@ -1,6 +1,6 @@
 """Records demonstrations of Meta-World's scripted expert in LeRobot's own environment, as a LeRobotDataset.
 
-    python recipes/lerobot_metaworld.py --out metaworld-demos --episodes 12
+    python recipes/lerobot_metaworld.py --out metaworld-demos --episodes 10
 
 For trying `spatial-forcing compare ... --env.type=metaworld`: the policy is trained on what that environment
 shows, one camera of 480 x 480 pixels. It needs LeRobot's extra `metaworld`.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spatial_forcing.bootstrap import (
+    Estimate,
     bootstrap_difference,
     bootstrap_rate,
     bootstrap_rate_difference,
@@ -183,3 +184,12 @@ def test_pooling_one_episode_says_nothing_and_none_is_an_error():
     ):
         with pytest.raises(StatsError, match="Pooling over episodes"):
             pooled_resamples(totals, counts)
+
+
+def test_two_are_no_interval():
+    """Resamples of two are these two and their mean, whatever the confidence."""
+    assert bootstrap_difference([1.0, 2.0], [1.5, 2.25]) == Estimate(0.375, None, None, 2)
+    assert bootstrap_difference([1.0, 2.0, 3.0], [1.5, 2.25, 3.0]).low is not None
+    assert bootstrap_rate([[1.0], [0.0]]).low is None
+    assert bootstrap_rate([[1.0, 0.0, 1.0]]).low is not None
+    assert pooled_resamples(np.ones((2, 1)), np.ones(2)) is None

@@ -1,7 +1,7 @@
 """What a comparison is made of: arms, their training commands, splits of episodes; before anything runs."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
@@ -323,3 +323,35 @@ def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
     assert seconds_left([done, half], 1) == 5 * 0.5 + 5
     assert seconds_left([done, waiting], 2) == 15
     assert seconds_left([waiting], 1) is None
+
+
+def test_another_probe_is_no_other_comparison_until_it_was_made(tmp_path):
+    out = tmp_path / "out"
+    first = comparison()
+    take_folder(out, first)
+    other = replace(first, measures=replace(first.measures, probe="pseudo:vggt-tiny-sim"))
+    take_folder(out, other)
+    assert comparison_in(out).measures.probe == "pseudo:vggt-tiny-sim"
+    with pytest.raises(CompareError, match=r"flags: \[.*\] there, \[.*\] wanted"):
+        take_folder(out, replace(other, flags=(*first.flags, "--steps=7")))
+    (out / "probe").mkdir()
+    (out / "probe" / "probe.json").write_text("{}")
+    with pytest.raises(CompareError, match=r"measures.probe: 'pseudo:vggt-tiny-sim' there, 'auto' wanted"):
+        take_folder(out, first)
+
+
+def test_depth_models_without_depth_are_refused_before_anything_trains():
+    from spatial_forcing.compare.probing import depth_wanted
+    from spatial_forcing.errors import UnknownNameError
+    from spatial_forcing.probe.depth import ProbeError
+
+    one = comparison()
+    for probe, error, says in (
+        ("pseudo:dinov2-small", ProbeError, "dinov2-small has no depth head"),
+        ("pseudo:vgtt-1b", UnknownNameError, "vggt-1b"),
+    ):
+        with pytest.raises(error, match=says):
+            depth_wanted(replace(one, measures=replace(one.measures, probe=probe)))
+    assert (
+        depth_wanted(replace(one, measures=replace(one.measures, probe="pseudo:vggt-1b"))) == "pseudo:vggt-1b"
+    )

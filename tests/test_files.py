@@ -14,6 +14,7 @@ from spatial_forcing.files import (
     checksum,
     claim,
     create_once,
+    differences,
     remove_temporary_files,
     size_text,
     write_atomically,
@@ -190,3 +191,12 @@ def test_a_damaged_note_is_said_to_be(tmp_path):
     write_text(tmp_path / "run.json", "{")
     with pytest.raises(OurError, match=r"run\.json is damaged.*Choose another folder"):
         claim(tmp_path / "run.json", SPEC, what="run", error=OurError)
+
+
+def test_of_lists_only_what_differs_is_told():
+    there, here = {"flags": ["--a=1", "--steps=20"]}, {"flags": ["--a=1", "--steps=30"]}
+    assert list(differences(there, here)) == ["flags: ['--steps=20'] there, ['--steps=30'] wanted"]
+    turned = {"flags": ["--steps=20", "--a=1"]}
+    assert list(differences(there, turned)) == [
+        "flags: ['--a=1', '--steps=20'] there, ['--steps=20', '--a=1'] wanted"
+    ]

@@ -15,6 +15,8 @@ from spatial_forcing.stats import StatsError, check_confidence, check_pairs
 
 # Percentiles of a bootstrap distribution settle in the second digit with this many draws.
 RESAMPLES = 10_000
+# Resamples of fewer seeds or episodes are those themselves and their mean, which is no interval.
+LEAST = 3
 
 
 # ---- several seeds -----------------------------------------------------------------------------------------
@@ -26,7 +28,7 @@ class Estimate:
 
     Attributes:
         value: the estimate; None for a ratio to zero.
-        low, high: None if one seed, or one episode, says nothing about the spread.
+        low, high: None if fewer than :data:`LEAST` seeds, or episodes, say nothing about the spread.
         seeds: how many seeds went in.
     """
 
@@ -78,7 +80,7 @@ def bootstrap_difference(
 
         d = mean_i (b_i - a_i),    seeds i drawn with replacement, both arms of a seed together
 
-    One seed has a value and no interval; see :func:`bootstrap_ratio` for what few seeds mean.
+    One or two seeds have a value and no interval; see :func:`bootstrap_ratio` for what few seeds mean.
 
     Raises:
         StatsError: no seeds, different numbers of them, or a value that is not finite.
@@ -94,13 +96,13 @@ def bootstrap_difference(
 def _bootstrap_mean(
     values: Sequence[float], confidence: float, resamples: int, seed: int
 ) -> tuple[float, float | None, float | None]:
-    """The mean and its percentile interval; no interval for one value."""
+    """The mean and its percentile interval; no interval for fewer values than :data:`LEAST`."""
     check_confidence(confidence)
     if resamples < 1:
         raise StatsError(f"A bootstrap needs at least one resample, got {resamples}.")
     x_n = np.asarray(values, dtype=np.float64)
-    if len(x_n) == 1:
-        return float(x_n[0]), None, None
+    if len(x_n) < LEAST:
+        return float(x_n.mean()), None, None
     draws_Rn = np.random.default_rng(seed).integers(len(x_n), size=(resamples, len(x_n)))
     return float(x_n.mean()), *percentile_interval(x_n[draws_Rn].mean(1), confidence)
 
@@ -213,7 +215,7 @@ def _estimate(
     value: float, draws_R: np.ndarray, by_seed: Sequence[Sequence[float]], confidence: float
 ) -> Estimate:
     low, high = percentile_interval(draws_R, confidence)
-    spread = len(by_seed) > 1 or len(by_seed[0]) > 1
+    spread = max(len(by_seed), *map(len, by_seed)) >= LEAST
     return Estimate(float(value), low if spread else None, high if spread else None, len(by_seed))
 
 
@@ -237,7 +239,7 @@ def pooled_resamples(
         counts_n: how many values c_i > 0 that was.
 
     Returns:
-        means_RK, or None for one episode, which says nothing about the spread.
+        means_RK, or None for fewer episodes than :data:`LEAST`, which say nothing about the spread.
 
     Raises:
         StatsError: no episodes, an episode without values, or totals that are not finite.
@@ -246,7 +248,7 @@ def pooled_resamples(
     n = len(counts_n)
     if n == 0 or len(totals_nK) != n or not (counts_n > 0).all() or not np.isfinite(totals_nK).all():
         raise StatsError("Pooling over episodes needs finite totals and a number of values for each.")
-    if n == 1:
+    if n < LEAST:
         return None
     weights_Rn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     return (weights_Rn @ totals_nK) / (weights_Rn @ counts_n)[:, None]

@@ -289,5 +289,10 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
         there, here = found.get(name), wanted.get(name)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             yield from differences(there, here, f"{prefix}{name}.")
+        elif isinstance(there, list) and isinstance(here, list) and there != here:
+            own, new = ([one for one in a if one not in b] for a, b in ((there, here), (here, there)))
+            if not own and not new:  # the same in another order
+                own, new = there, here
+            yield f"{prefix}{name}: {own} there, {new} wanted"
         elif there != here:
             yield f"{prefix}{name}: {there!r} there, {here!r} wanted"

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from lerobot.configs import parser
 from lerobot.configs.default import JobConfig, WandBConfig
@@ -99,8 +100,15 @@ def first_step(
         except SpatialForcingError:
             raise
         except Exception as error:
+            hint = ""
+            if isinstance(error, URLError):
+                hint = (
+                    " Something was to be downloaded, and the network cannot be reached: weights that the "
+                    "policy begins with, perhaps (ACT begins without any with "
+                    "--policy.pretrained_backbone_weights=null)."
+                )
             raise SpatialForcingError(
-                f"Training would stop before its first step: {type(error).__name__}: {error}"
+                f"Training would stop before its first step: {type(error).__name__}: {error}.{hint}"
             ) from error
     if "policy" not in seen:
         raise SpatialForcingError(f"This training has no step to make: steps is {config.steps}.")

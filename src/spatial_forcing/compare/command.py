@@ -12,6 +12,9 @@ from spatial_forcing.errors import SpatialForcingError
 
 TITLE = "Does it help?"
 TIMINGS = "timings.json"
+# Bytes of checkpoints that are told before they are written.
+MUCH = 5e9
+AGAINST_A_MODEL = "against a model's: --probe pseudo:<model>, also later, with the same command"
 FEWER = "The checkpoints of all runs take that: choose a folder on another disk, or fewer --evaluations."
 
 
@@ -50,7 +53,10 @@ def make(
     made = made_with(command_line())
     if not claimed:
         check_taken(out, comparison)
-    depth_wanted(comparison)
+    if depth_wanted(comparison) is None and comparison.measures.probe == "auto":
+        console.print(
+            f"No depth is recorded in the data, so that none is probed; {AGAINST_A_MODEL}.", highlight=False
+        )
     for name, said in what_differs(comparison):
         console.print(f"[bold]{name:<12}[/]", end=" ")
         console.print(said, highlight=False, markup=False)
@@ -82,7 +88,7 @@ def look_first(
     from spatial_forcing.compare.preflight import check_arms, small_version
     from spatial_forcing.compare.run import is_complete
     from spatial_forcing.console import timed
-    from spatial_forcing.files import check_space
+    from spatial_forcing.files import check_space, size_text
 
     first = comparison.evaluated_steps[:1]
     if any(is_complete(folder_of(out, run), first) for run in comparison.runs()):
@@ -91,7 +97,10 @@ def look_first(
         small = small_version(comparison, steps=1, frames=64)
         looked = check_arms(small, Path(folder), bars, device)
     each = len(comparison.evaluated_steps) * len(comparison.seeds) * len(comparison.fractions)
-    check_space(out, each * sum(looked.checkpoint.values()), FEWER, CompareError)
+    needed = each * sum(looked.checkpoint.values())
+    check_space(out, needed, FEWER, CompareError)
+    if needed > MUCH:
+        console.print(f"The checkpoints of all runs will take {size_text(needed)}.", highlight=False)
     for name, messages in looked.odd.items():
         for message in messages:
             console.print(f"[yellow]{name}:[/] ", end="")

@@ -69,7 +69,8 @@ def settings_of(comparison: Comparison, out: Path) -> dict[str, Any]:
         "fractions": said["fractions"],
         "steps": comparison.steps,
         "training_episodes": len(comparison.split.train),
-        "heldout_episodes": list(comparison.split.heldout),
+        "heldout_episodes": len(comparison.split.heldout),
+        "heldout_episode_numbers": list(comparison.split.heldout),
         "features": "stored" if comparison.stored else "online",
         **said["measures"],
     }

@@ -8,6 +8,7 @@
 <out>/report.html
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,9 +18,11 @@ from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
 from spatial_forcing.compare.options import EVAL_SEED, TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
-from spatial_forcing.files import check_folder, claim, read_json
+from spatial_forcing.files import check_folder, claim, read_json, write_json
 
 NOTE = "comparison.json"
+# Of the measures those that decide the depth probe alone.
+OF_THE_PROBE = ("probe", "probe_frames")
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,19 @@ def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None
         CompareError: it holds another comparison, or something else.
     """
     check_folder(out, CompareError)
+    adopt_probe(out, comparison)
     claim(out / NOTE, asdict(comparison), what="comparison", only=only, error=CompareError)
+
+
+def adopt_probe(out: Path, comparison: Comparison) -> None:
+    """Notes another depth probe for a comparison that was not probed yet: no run depends on it."""
+    note, probed = out / NOTE, out / "probe" / "probe.json"
+    if not note.is_file() or probed.is_file():
+        return
+    found, wanted = read_json(note, error=CompareError), json.loads(json.dumps(asdict(comparison)))
+    changed = {name: wanted["measures"][name] for name in OF_THE_PROBE}
+    if found != wanted and found | {"measures": found.get("measures", {}) | changed} == wanted:
+        write_json(note, wanted)
 
 
 def comparison_in(out: Path) -> Comparison:

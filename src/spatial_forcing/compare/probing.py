@@ -23,11 +23,15 @@ def depth_wanted(comparison: Comparison) -> str | None:
 
     Raises:
         CompareError: recorded depth is asked for, and the data set has none; or no such depth.
+        ProbeError, UnknownNameError: the model that is named gives no depth, or there is none of that name.
     """
     asked = comparison.measures.probe
     if asked == "none":
         return None
     if asked.startswith(PSEUDO) and asked != PSEUDO:
+        from spatial_forcing.probe.pseudo import check_model
+
+        check_model(asked.removeprefix(PSEUDO))
         return asked
     if asked not in ("auto", "recorded"):
         raise CompareError(f"--probe is auto, none, recorded or pseudo:<model>; got {asked!r}.")

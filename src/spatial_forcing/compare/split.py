@@ -58,7 +58,8 @@ def split_episodes(
     if not train or not chosen:
         raise CompareError(
             f"Of {len(tasks)} episodes {len(chosen)} would be held out and {len(train)} trained on; both "
-            "take at least one. Record more episodes, or name those to hold out with --holdout-episodes."
+            "take at least one. Record more episodes"
+            + (", or name those to hold out with --holdout-episodes." if len(tasks) > 1 else ".")
         )
     return Split(tuple(train), tuple(sorted(chosen)))
 

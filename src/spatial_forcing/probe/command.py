@@ -18,7 +18,14 @@ from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.depths import Depths, check_source, kept_on_disk, recorded
 from spatial_forcing.probe.frames import ProbeFrames, split_episodes
 from spatial_forcing.probe.points import columns_of
-from spatial_forcing.probe.policies import ProbedPolicy, check_sites, load_policies, named_policies, untrained
+from spatial_forcing.probe.policies import (
+    ProbedPolicy,
+    check_sites,
+    load_policies,
+    named_policies,
+    trained_on,
+    untrained,
+)
 from spatial_forcing.probe.pseudo import pseudo
 from spatial_forcing.probe.reading import HEADS, HeadSettings
 from spatial_forcing.probe.records import ProbedHead, ProbeReport, probe_section
@@ -84,7 +91,7 @@ def probed(options: ProbeOptions, bars: "Progress") -> tuple[ProbeReport, list[P
     sites = {policy.name: check_sites(policy, options.sites) for policy in policies}
     depths = _depths(options, dataset, policies[0])
     settings = HeadSettings(options.heads, options.seeds, options.far, device=options.device)
-    notes = _notes(options, depths)
+    notes = _notes(options, depths) + _notes_on_training(named, dataset, split.test)
     if options.untrained:
         policies, sites = _with_untrained(policies, sites, notes)
     every = {p.name: _dpt_sites(p, sites[p.name], options) for p in policies}
@@ -212,6 +219,20 @@ def _notes(options: ProbeOptions, depths: Depths) -> list[str]:
     return notes
 
 
+def _notes_on_training(named: Mapping[str, str], dataset: Any, test: Sequence[int]) -> list[str]:
+    """A note on policies that were trained on episodes on which heads are judged."""
+    seen = {name: trained_on(where, dataset, test) for name, where in named.items()}
+    names = [name for name, episodes in seen.items() if episodes]
+    if not names:
+        return []
+    most = max(len(episodes) for episodes in seen.values())
+    return [
+        f"The heads were not fitted on the held-out episodes, but {', '.join(names)} trained on {most} of "
+        f"these {len(test)}: what a policy knows by heart counts as what it reads. --test-episodes names "
+        "others."
+    ]
+
+
 def _settings(options: ProbeOptions, settings: HeadSettings) -> dict[str, Any]:
     said = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     return {**said, "ridges": list(settings.ridges), "dpt_recipe": asdict(settings.recipe)}
@@ -250,9 +271,7 @@ def _pictures(report: ProbeReport, numbers: Mapping[str, PolicyNumbers], out: Pa
     if section.stacks:
         pictures["layers"] = out / "layers.svg"
         layer_figure(section, pictures["layers"], out / "layers.png")
-    unit = report.depth.unit if report.depth.unit == "m" else "medians"
-    unit = f"{unit}, pseudo" if report.depth.kind == "pseudo" else unit
-    pictures |= {path.stem: path for path in reading_images(drawn, out, unit)}
+    pictures |= {path.stem: path for path in reading_images(drawn, out, report.depth)}
     pictures["tokens"] = token_colours(drawn, out / "tokens.png")
     page = write_page(report, drawn, pictures, out / "probe.html")
     return [*pictures.values(), page]

@@ -6,6 +6,7 @@ rename step says how (LeRobot's ``--rename_map``).
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,25 @@ def load_policies(
                 f"{', '.join(other.cameras.values())}. Probe them one by one."
             )
     return policies
+
+
+def trained_on(where: str, dataset: Any, episodes: Sequence[int]) -> list[int]:
+    """Which of some episodes of a data set a checkpoint was trained on, as far as it says.
+
+    Args:
+        where: its folder or Hub name.
+        dataset: a LeRobotDataset.
+        episodes: of it.
+    """
+    said: dict[str, Any] = {}
+    with suppress(SpatialForcingError):  # it is only for a note
+        said = read_json(checkpoint_folder(where) / "train_config.json").get("dataset") or {}
+    root, repo = said.get("root"), said.get("repo_id")
+    same = Path(root).resolve() == Path(dataset.root).resolve() if root else repo == dataset.repo_id
+    if not same:
+        return []
+    chosen = said.get("episodes")
+    return [episode for episode in episodes if chosen is None or episode in chosen]
 
 
 def untrained(policy: ProbedPolicy, seed: int = 0) -> ProbedPolicy:

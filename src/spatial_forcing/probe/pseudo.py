@@ -40,11 +40,10 @@ def pseudo(model: str, device: str = "cpu") -> Depths:
         UnknownNameError: neither a teacher nor something that could be a folder or a repository.
     """
     checked_device(device)
-    if model in TEACHERS or Path(model).suffix == ".safetensors":
+    check_model(model)
+    if is_teacher(model):
         estimate = TeacherDepth(model, device)
         return Depths(f"pseudo: {model}", "pseudo", not estimate.metres, estimate)
-    if not (Path(model) / "config.json").is_file() and model.count("/") != 1:
-        raise UnknownNameError("depth model (and no folder with a config.json)", model, _with_depth_head())
     estimate = _TransformersDepth(model, device)
     return Depths(f"pseudo: {Path(model).name}", "pseudo", not estimate.metres, estimate)
 
@@ -55,9 +54,33 @@ def in_medians(depth_BHW: Tensor) -> Tensor:
     return (depth_BHW / median_B11.clamp(min=1e-6)).clamp(max=FARTHEST)
 
 
+def is_teacher(model: str) -> bool:
+    """Whether a depth model is named as a teacher, by its name or its file."""
+    return model in TEACHERS or Path(model).suffix == ".safetensors"
+
+
+def check_model(model: str) -> None:
+    """Raises unless a name may be that of a depth model; nothing is loaded.
+
+    Raises:
+        ProbeError: a teacher without a depth head.
+        UnknownNameError: neither a teacher nor something that could be a folder or a repository.
+        WeightsError: the file says nothing of a teacher.
+    """
+    if is_teacher(model):
+        from spatial_forcing.teachers import find_teacher
+
+        if find_teacher(model).depth is None:
+            raise ProbeError(
+                f"{model} has no depth head. Of the teachers these have: {', '.join(_with_depth_head())}."
+            )
+    elif not (Path(model) / "config.json").is_file() and model.count("/") != 1:
+        raise UnknownNameError("depth model (and no folder with a config.json)", model, _with_depth_head())
+
+
 def estimates_cameras(model: str) -> bool:
     """Whether a model is a teacher whose depth is not in metres and which estimates cameras beside it."""
-    if not (model in TEACHERS or Path(model).suffix == ".safetensors"):
+    if not is_teacher(model):
         return False
     from spatial_forcing.teachers import find_teacher
 
@@ -81,11 +104,7 @@ class TeacherDepth:
         from spatial_forcing.teachers import find_teacher
 
         record = find_teacher(name)
-        load = record.scene if scene else record.depth
-        if load is None:
-            raise ProbeError(
-                f"{name} has no depth head. Of the teachers these have: {', '.join(_with_depth_head())}."
-            )
+        load: Any = record.scene if scene else record.depth
         self.estimate, self.metres = load(record, device), record.metric
         self.resolution, self.device = (record.resolution, record.resolution), device
 

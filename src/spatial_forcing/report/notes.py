@@ -98,9 +98,12 @@ def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
 def _soon(b: str, reached: Sequence[tuple[str, ToTarget]]) -> str:
     """Formats the ratios to several targets; bounds where a seed is censored."""
     ratios = "; ".join(f"{a} ({number(to.target)}) {to.ratio}" for a, to in reached)
-    text = f" of others to their final held-out errors, over those of {b} to the same: {ratios}"
+    text = (
+        f" to the final held-out error of another arm, its own over those of {b}, above 1 where {b} is there "
+    )
+    text += f"sooner: {ratios}"
     if any(to.bounds for _, to in reached):
-        text += " (a bound where a seed was never at the target, or at its first measurement already)"
+        text += " (a bound where a seed was never there, or at its first measurement already)"
     return text
 
 

@@ -36,7 +36,8 @@ TEMPLATE = "report.html.jinja"
 CURVES = {
     "heldout_loss": (
         "Held-out loss",
-        "The policy's own training loss on held-out demonstrations, at fixed noise and time.",
+        "The policy's own loss on held-out demonstrations, at fixed noise and time, as it computes it in "
+        "evaluation (ACT leaves its KL term out there).",
     ),
     "closest_distance_cm": (
         "Closest distance to the goal",
@@ -44,8 +45,9 @@ CURVES = {
     ),
     "cosine": (
         "Alignment with the teacher",
-        "Mean cosine between projected tokens and teacher features. It says that the alignment loss is being "
-        "solved, not that it helps. With weight 0 the projector does not learn.",
+        "Mean cosine between projected tokens and their targets: the teacher's features, or a control's. It "
+        "says that the alignment loss is being solved, not that it helps. With weight 0 the projector does "
+        "not learn.",
     ),
     "gradient_ratio": (
         "Who pulls harder",

@@ -18,7 +18,7 @@ from spatial_forcing.stats import wilson
 SMOOTHING = 0.08
 LABELS = {
     "action_loss": "training action loss",
-    "cosine": "cosine with the teacher",
+    "cosine": "cosine with the target",
     "gradient_ratio": "gradient norm, alignment : action",
     "gradient_cosine": "cosine of the two gradients",
     "cka": "CKA of host and teacher",

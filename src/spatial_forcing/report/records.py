@@ -16,7 +16,7 @@ Series = dict[str, dict[int, Points]]
 
 
 class Spread(Record):
-    """An estimate with its 95 % bootstrap interval; without one where there is only one seed or episode."""
+    """An estimate with its 95 % bootstrap interval; without one for fewer than three seeds or episodes."""
 
     value: float | None
     low: float | None = None

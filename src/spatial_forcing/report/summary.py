@@ -34,6 +34,8 @@ from spatial_forcing.stats import Interval
 
 CM = 100
 # What is drawn of the training log, by what a quantity's name begins with.
+# Logged of every step; what else is logged was measured in some of them.
+EVERY_STEP = ("action_loss", "cosine")
 LOGGED = ("action_loss", "cosine", "gradient_ratio", "gradient_cosine", "cka", "effective_rank")
 
 
@@ -182,7 +184,11 @@ def _series(results: Results, points: Any) -> Series:
 
 
 def _logged(run: RunResults, name: str) -> Points:
-    return known_points((row.step, getattr(row, name, None)) for row in run.curves)
+    """What a run logged. Diagnostics are measured now and then, and logged until the next time: one that was
+    measured once is no curve."""
+    points = known_points((row.step, getattr(row, name, None)) for row in run.curves)
+    sampled = name not in EVERY_STEP
+    return [] if sampled and len({value for _, value in points}) < 2 else points
 
 
 def _evaluated(evaluations: Sequence[Evaluation], quantity: Any) -> Points:
