@@ -36,11 +36,10 @@ def spread_text(found: Spread | None, digits: int = 3, sign: bool = True) -> str
     """Formats an estimate with its interval: -0.003 (-0.013 to +0.010)."""
     if found is None or found.value is None:
         return "–"
-    value, *interval = (
-        None if x is None else not_below_zero(f"{x:{'+' if sign else ''}.{digits}f}")
-        for x in (found.value, found.low, found.high)
-    )
-    return f"{value}" if None in interval else f"{value} ({interval[0]} to {interval[1]})"
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+    if found.low is None or found.high is None:
+        return form.format(found.value)
+    return f"{form.format(found.value)} ({form.format(found.low)} to {form.format(found.high)})"
 
 
 def percent_text(found: Spread | None) -> str:
@@ -54,12 +53,7 @@ def percent_text(found: Spread | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    return "not measured" if value is None or not isfinite(value) else not_below_zero(f"{value:+.3f}")
-
-
-def not_below_zero(text: str) -> str:
-    """A number as text, without the minus of one that rounds to zero."""
-    return text if float(text) else text.replace("-", "+")
+    return "not measured" if value is None or not isfinite(value) else f"{value:+.3f}"
 
 
 def p_text(p: float | None) -> str:
