@@ -18,11 +18,12 @@ from typing import Literal
 
 from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
-from spatial_forcing.command_names import check_names, parted, with_out, words
+from spatial_forcing.command_names import ONLY_WITH_SUBCOMMAND, check_names, parted, with_out, words
 from spatial_forcing.compare.options import EVAL_SEED, Compare, CompareStatus
 from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
+from spatial_forcing.geometry.options import CalibrationCheck
 from spatial_forcing.geometry.points_options import Points
 from spatial_forcing.guard import guarded
 from spatial_forcing.probe_options import ProbeOptions
@@ -216,7 +217,11 @@ COMMANDS = {
 }
 
 
-SUBCOMMANDS = {"cache verify": CacheVerify, "compare status": CompareStatus}
+SUBCOMMANDS = {
+    "cache verify": CacheVerify,
+    "compare status": CompareStatus,
+    "calibration check": CalibrationCheck,
+}
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C; `train` looks at its folder.
 KEPT = {
@@ -238,7 +243,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a file name need not be valid text
             stream.reconfigure(errors="backslashreplace")
     sys.argv[1:] = with_out(sys.argv[1:])
-    guarded(lambda: check_names(sys.argv[1:], COMMANDS), lambda: "")
+    guarded(lambda: check_names(sys.argv[1:], [*COMMANDS, *ONLY_WITH_SUBCOMMAND]), lambda: "")
     if sys.argv[1:2] == ["--version"]:
         print(f"spatial-forcing {__version__}")
         return None

@@ -5,7 +5,9 @@ from itertools import takewhile
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
-SUBCOMMANDS = {"cache": ("verify",), "compare": ("status",)}
+SUBCOMMANDS = {"cache": ("verify",), "compare": ("status",), "calibration": ("check",)}
+# Commands that are nothing without their subcommand.
+ONLY_WITH_SUBCOMMAND = ("calibration",)
 # Commands on one folder, which may be given without its option: `report runs/mine`.
 ON_A_FOLDER = (("report",), ("compare", "status"))
 # What was called otherwise before 0.1: commands, and options by command.
@@ -42,6 +44,9 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
         raise SpatialForcingError(f"The command {name} is called {RENAMED_COMMANDS[name]} now.")
     if name is not None and name not in commands:
         raise UnknownNameError("command", name, commands)
+    if name in ONLY_WITH_SUBCOMMAND and not second:
+        listed = ", ".join(f"{name} {one}" for one in SUBCOMMANDS[name])
+        raise SpatialForcingError(f"The command {name} needs a subcommand: {listed}.")
     if second and name in SUBCOMMANDS and second[0] not in SUBCOMMANDS[name]:
         raise UnknownNameError(f"subcommand of {name}", second[0], SUBCOMMANDS[name])
     for option in (argument.partition("=")[0] for argument in parted(arguments)[0]):

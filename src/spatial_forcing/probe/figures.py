@@ -12,10 +12,10 @@ from torch import Tensor
 
 from spatial_forcing.files import write_atomically
 from spatial_forcing.plot_style import colours, style
-from spatial_forcing.probe.image import panels, probe_image, save_png
+from spatial_forcing.probe.image import draw_colours, draw_image, panels, probe_image, save_png
 from spatial_forcing.probe.records import MEAN, PIXELS, SHUFFLED, TEACHER, UNTRAINED
 from spatial_forcing.probe.run import Drawn
-from spatial_forcing.probe_results import LayerPoint, ProbeSection
+from spatial_forcing.probe_results import DepthUsed, LayerPoint, ProbeSection
 
 MARKERS = "osD^vP"
 LINES = {MEAN: ":", PIXELS: "--", TEACHER: "-.", SHUFFLED: (0, (1, 3))}
@@ -86,18 +86,22 @@ def _draw_policy(
         axis.plot([aligned], [at], marker="o", color=look["color"], linewidth=0, **ring)
 
 
-def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str) -> list[Path]:
+def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, depth: DepthUsed) -> list[Path]:
     """Writes a PNG per group of policies on one grid: image, depth, predictions, errors, on one colour bar.
 
     Args:
         drawn: test frames, by policy.
         folder: for the files.
-        unit: of the depth.
+        depth: what was read.
     """
-    groups: dict[tuple[int, ...], dict[str, Sequence[Drawn]]] = {}
+    # Policies of one group look at the same parts of the images, so that one true depth is that of all.
+    groups: dict[tuple[Any, ...], dict[str, Sequence[Drawn]]] = {}
     for name, frames in drawn.items():
         if frames:
-            groups.setdefault(tuple(frames[0].depth_Vhw.shape), {})[name] = frames
+            where = [round(number, 5) for one in frames for number in one.affine_V23[0].flatten().tolist()]
+            groups.setdefault((*frames[0].depth_Vhw.shape, *where), {})[name] = frames
+    unit = "m" if depth.unit == "m" else "medians"
+    pseudo = depth.kind == "pseudo"
     paths = []
     for number, group in enumerate(groups.values()):
         first = next(iter(group.values()))
@@ -108,7 +112,9 @@ def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str
                 torch.stack([one.depth_Vhw[0] for one in first]),
                 {name: torch.stack([one.predicted_Vhw[0] for one in of]) for name, of in group.items()},
                 path,
-                unit,
+                f"{unit}, pseudo" if pseudo else unit,
+                affine_F23=torch.stack([one.affine_V23[0] for one in first]),
+                truth="pseudo depth" if pseudo else "true depth",
             )
         )
     return paths
@@ -116,29 +122,35 @@ def reading_images(drawn: Mapping[str, Sequence[Drawn]], folder: Path, unit: str
 
 def token_colours(drawn: Mapping[str, Sequence[Drawn]], path: Path) -> Path:
     """Writes a PNG of each policy's tokens as PCA colours: their first three principal components as red,
-    green and blue, found over all frames drawn of that policy, each stretched to its middle 98 %."""
+    green and blue, found over all frames drawn of that policy, each stretched to its middle 98 %. A token is
+    drawn where it lies in the image; grey is where there is none."""
     names = [name for name, frames in drawn.items() if frames]
     first = drawn[names[0]]
-    figure, axes = panels(len(first), 1 + len(names))
+    H, W = first[0].images[0].shape[1:]
+    figure, axes = panels(len(first), 1 + len(names), H / W)
     for row, one in enumerate(first):
-        axes[row, 0].imshow(one.images[0].permute(1, 2, 0).clamp(0, 1))
+        draw_image(axes[row, 0], one.images[0])
         axes[row, 0].set_ylabel(f"episode {one.episode}")
     for column, name in enumerate(names, start=1):
-        for row, rgb_HW3 in enumerate(principal_colours([one.tokens_VHWC[0] for one in drawn[name]])):
-            axes[row, column].imshow(rgb_HW3, interpolation="nearest")
+        frames = drawn[name]
+        maps = principal_colours([one.tokens_VHWC[0] for one in frames], [one.valid_VHW[0] for one in frames])
+        for row, (one, rgb_HW3) in enumerate(zip(frames, maps, strict=True)):
+            draw_colours(axes[row, column], rgb_HW3, (one.affine_V23[0], H, W))
     for axis, name in zip(axes[0], ["image", *names], strict=True):
         axis.set_title(name, fontsize=9)
+    figure.supxlabel("grey: no token's cell", fontsize=8)
     return save_png(figure, path)
 
 
-def principal_colours(maps: Sequence[Tensor]) -> list[Tensor]:
-    """PCA colours rgb_HW3 in [0, 1] of maps of tokens (H, W, C)."""
-    every_NC = torch.cat([of.flatten(0, 1) for of in maps]).float()
-    components_N3 = principal(every_NC, 3)
-    low, high = (components_N3.quantile(q, 0) for q in (0.01, 0.99))
-    rgb_N3 = ((components_N3 - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-    sizes = [of.shape[0] * of.shape[1] for of in maps]
-    return [part.unflatten(0, of.shape[:2]) for part, of in zip(rgb_N3.split(sizes), maps, strict=True)]
+def principal_colours(maps: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
+    """PCA colours rgb_HW3 in [0, 1] of maps of tokens (H, W, C); NaN where they are not valid (H, W)."""
+    valid_FHW = torch.stack(list(valid))
+    rgb_FHW3 = torch.full((*valid_FHW.shape, 3), torch.nan)
+    if valid_FHW.any():
+        components_N3 = principal(torch.stack(list(maps))[valid_FHW].float(), 3)
+        low, high = (components_N3.quantile(q, 0) for q in (0.01, 0.99))
+        rgb_FHW3[valid_FHW] = ((components_N3 - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    return list(rgb_FHW3)
 
 
 def principal(x_NC: Tensor, count: int) -> Tensor:

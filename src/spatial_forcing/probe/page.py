@@ -20,10 +20,11 @@ from torch import Tensor
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
 from spatial_forcing.probe.figures import principal
+from spatial_forcing.probe.image import DPI
 from spatial_forcing.probe.quality import METRICS
 from spatial_forcing.probe.records import MEAN, ProbeReport
 from spatial_forcing.probe.run import Drawn
-from spatial_forcing.probe.table import difference_text, with_interval
+from spatial_forcing.probe.table import difference_text, has_intervals, intervals_text, with_interval
 
 COMPONENTS = 32
 IMAGE_SIDE = 224
@@ -66,20 +67,30 @@ def write_page(
         report=report,
         heads=[_table(report, head) for head in report.heads],
         points=_points(report),
+        truth="pseudo depth" if report.depth.kind == "pseudo" else "true depth",
+        camera=next(iter(camera_names(report.cameras)), ""),
+        has_intervals=has_intervals(report),
+        intervals=intervals_text(report),
         components=COMPONENTS,
         layers=Markup(svg[svg.index("<svg") :]) if svg else "",
-        images={name: _data_uri(of) for name, of in pictures.items() if of.suffix == ".png"},
+        images={name: _sized(of) for name, of in pictures.items() if of.suffix == ".png"},
         # "</" could end the script early.
-        similarity=Markup(json.dumps(similarity_data(drawn)).replace("</", "<\\/")),
+        similarity=Markup(json.dumps(similarity_data(drawn, report.cameras)).replace("</", "<\\/")),
     )
     return write_text(path, page)
 
 
-def similarity_data(drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
-    """Images and compressed tokens for the page's similarity view, as plain data."""
+def similarity_data(drawn: Mapping[str, Sequence[Drawn]], cameras: Sequence[str]) -> dict[str, Any]:
+    """Images and compressed tokens for the page's similarity view, as plain data.
+
+    Args:
+        drawn: test frames, by policy.
+        cameras: of the images, as the data set calls them.
+    """
     named = {name: frames for name, frames in drawn.items() if frames}
     first = next(iter(named.values()), [])
     return {
+        "cameras": camera_names(cameras),
         "frames": [
             {
                 "label": f"episode {one.episode}, frame {one.frame}",
@@ -91,21 +102,44 @@ def similarity_data(drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
     }
 
 
+def camera_names(keys: Sequence[str]) -> list[str]:
+    """Names of cameras for people: the last part of each key, or whole keys where two end in the same."""
+    names = [key.rpartition(".")[2] for key in keys]
+    return names if len(set(names)) == len(names) else list(keys)
+
+
 def _codes(frames: Sequence[Drawn]) -> dict[str, Any]:
-    """Tokens for the page in 8 bits (unit vectors of their principal components, times 127) and positions."""
+    """Tokens for the page in 8 bits (unit vectors of their principal components, times 127) and positions.
+
+    Cells are between lines, "columns" and "rows" of each view, in unit coordinates of the image.
+    """
     tokens = torch.stack([one.tokens_VHWC for one in frames]).float()
-    F, V, H, W, _ = tokens.shape
-    codes_ND = principal(tokens.flatten(0, 3), COMPONENTS)
-    total = (tokens.flatten(0, 3) - tokens.flatten(0, 3).mean(0)).square().sum()
-    unit_ND = codes_ND / codes_ND.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    bytes_FN = (127 * unit_ND).round().to(torch.int8).unflatten(0, (F, -1))
+    valid_FN = torch.stack([one.valid_VHW for one in frames]).flatten(1)
+    V, H, W = tokens.shape[1:4]
+    seen_NC = tokens.flatten(1, 3)[valid_FN]
+    codes_FND = torch.zeros(*valid_FN.shape, COMPONENTS)
+    codes_FND[valid_FN] = principal(seen_NC, COMPONENTS)
+    total = (seen_NC - seen_NC.mean(0)).square().sum()
+    unit_FND = codes_FND / codes_FND.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    bytes_FND = (127 * unit_FND).round().to(torch.int8)
+    affine_FV23 = torch.stack([one.affine_V23 for one in frames])
     return {
-        "grid": [V, H, W, codes_ND.shape[1]],
-        "kept": float(codes_ND.square().sum() / total.clamp(min=1e-9)),
-        "codes": [base64.b64encode(of.numpy().tobytes()).decode() for of in bytes_FN],
-        "valid": [one.valid_VHW.flatten().int().tolist() for one in frames],
-        "affine": [one.affine_V23.flatten().tolist() for one in frames],
+        "grid": [V, H, W, COMPONENTS],
+        "kept": float(codes_FND.square().sum() / total.clamp(min=1e-9)),
+        "codes": [base64.b64encode(of.numpy().tobytes()).decode() for of in bytes_FND],
+        "valid": valid_FN.int().tolist(),
+        "columns": _lines(affine_FV23[:, :, 0, 0], affine_FV23[:, :, 0, 2], W),
+        "rows": _lines(affine_FV23[:, :, 1, 1], affine_FV23[:, :, 1, 2], H),
     }
+
+
+def _lines(scale_FV: Tensor, start_FV: Tensor, cells: int) -> list[list[list[float]]]:
+    """Where the cells of a grid begin and end along one side of the image, in the grid's order.
+
+    Images may be resized, padded, cropped or mirrored; turned ones the probe refuses (``area_mean``).
+    """
+    at_L = torch.arange(cells + 1) / cells
+    return (scale_FV[..., None] * at_L + start_FV[..., None]).double().round(decimals=6).tolist()
 
 
 def _table(report: ProbeReport, head: str) -> dict[str, Any]:
@@ -165,5 +199,11 @@ def _jpeg(image_3HW: Tensor) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _sized(path: Path) -> dict[str, Any]:
+    """A PNG as data, with the width in CSS pixels at which its text has the size that it was drawn in."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width = round(96 / DPI * image.width)
+    uri = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return {"uri": uri, "width": width}

@@ -38,7 +38,9 @@ def ranked_sites(policy: str, tallies: Mapping[str, Tallies], aligned_site: str)
     if any(of is None for of in drawn):
         ranked = [RankedSite(site=name, absrel=values[name]) for name in order]
         return Suggestion(
-            policy=policy, ranked=ranked, verdict=f"{order[0]} is the lowest, in one test episode: not sure."
+            policy=policy,
+            ranked=ranked,
+            verdict=f"{order[0]} is the lowest, in too few test episodes to be sure.",
         )
     absrel_RS = np.stack([of["absrel"] for of in drawn if of is not None], axis=1)
     lowest_R1 = absrel_RS.min(1, keepdims=True)

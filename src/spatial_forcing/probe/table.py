@@ -33,9 +33,8 @@ def _depth_table(report: ProbeReport, head: str, rows: Sequence[SourceRow]) -> T
     shown = (*SHOWN, ALIGNED)
     table = _table(
         f"Depth read by a {HEADS[head]}: {report.depth.name}",
-        f"on {report.test_frames} frames of {len(report.test_episodes)} held-out episodes; in brackets 95 % "
-        f"over these. RMSE in {report.depth.unit}. Aligned: AbsRel after least squares of scale and shift of "
-        "each image.",
+        f"on {report.test_frames} frames; {intervals_text(report)}. RMSE in {report.depth.unit}. Aligned: "
+        "AbsRel after least squares of scale and shift of each image.",
         *("tokens of", "site"),
         *(title for title, _, _ in shown),
     )
@@ -54,7 +53,7 @@ def _difference_table(report: ProbeReport) -> Table | None:
         return None
     table = _table(
         "AbsRel less that of another source, on the same cells",
-        f"below 0 is better; in brackets 95 % over {len(report.test_episodes)} held-out episodes, paired",
+        f"below 0 is better, paired; {intervals_text(report)}",
         *("tokens of", "site", "head"),
         *(f"less {name}" for name in versus),
     )
@@ -73,7 +72,7 @@ def _points_table(report: ProbeReport) -> Table:
     names = list(rows[0].points_cm or {})
     table = _table(
         "Distance of positions read linearly from all tokens of a frame, in cm",
-        "mean over held-out episodes; in brackets 95 % over them",
+        f"mean over held-out episodes; {intervals_text(report)}",
         *("tokens of", "site", *names),
     )
     for row in rows:
@@ -99,6 +98,18 @@ def suggestion_table(suggestion: Suggestion) -> Table:
         rank = "" if one.mean_rank is None else f"{one.mean_rank:.1f}"
         table.add_row(one.site, f"{one.absrel:.4f}{span}", *shares, rank)
     return table
+
+
+def has_intervals(report: ProbeReport) -> bool:
+    """Whether any number has an interval over test episodes: few episodes say nothing about the spread."""
+    return any(row.intervals for row in report.rows)
+
+
+def intervals_text(report: ProbeReport) -> str:
+    """Says what is in brackets ("in brackets 95 % over 8 held-out episodes"), or that nothing is."""
+    count = len(report.test_episodes)
+    episodes = f"{count} held-out episode{'' if count == 1 else 's'}"
+    return f"in brackets 95 % over {episodes}" if has_intervals(report) else f"{episodes}: no intervals"
 
 
 def with_interval(text: str, row: SourceRow, metric: str, digits: int) -> str:
