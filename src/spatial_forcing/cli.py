@@ -230,6 +230,7 @@ KEPT = {
     "cache": AGAIN,
     "cache verify": "The cache is as it was.",
     "points": AGAIN,
+    "calibration check": "No image was written: run the same command again.",
     "compare": AGAIN,
     "eval": "No result was written: run the same command again.",
     "probe": "No result was written: run the same command again.",

@@ -1,4 +1,4 @@
-"""``points``."""
+"""``points``, ``calibration check``."""
 
 from malformed.case import Case, command
 from malformed.damage import copied, holds, without
@@ -43,4 +43,23 @@ CASES += [
         "manifest",
         prepare=copied("features", holds("features/manifest.json", "{")),
     ),
+]
+
+CHECK = "calibration check --out {here}/sheet.png --dataset {data}"
+CASES += [
+    command("calibration check", kind, f"{CHECK} {options}", says, about=options)
+    for kind, options, says in (
+        ("missing", "", NOWHERE),
+        ("missing", "--calibration {here}/none.yaml", "none.yaml"),
+        ("foreign", "--calibration {plain}", "plain.txt"),
+        ("number", "--frames 0 --calibration {plain}", "frames"),
+        ("type", "--frames many", "--frames"),
+        ("missing", "--dataset {here}/none", "none does not exist"),
+    )
+]
+CASES += [
+    command("calibration check", "missing", "calibration", "needs a subcommand: calibration check"),
+    command("calibration check", "name", "calibration chekc", "Did you mean 'check'"),
+    command("calibration check", "missing", "calibration check --out {here}/sheet.png", "--dataset"),
+    command("calibration check", "foreign", "calibration check --dataset {data} --out {here}", "{here}"),
 ]
