@@ -26,7 +26,7 @@ def ending(capsys, error: BaseException) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nosuch"], "Unknown command 'nosuch'. Available: cache, collect, compare, demo"),
+        (["nosuch"], "Unknown command 'nosuch'. Available: cache, calibration, collect"),
         (["cahce", "--out", "x"], "Did you mean 'cache' or 'compare'?"),
         (["cache", "verfy"], "Unknown subcommand of cache 'verfy'. Did you mean 'verify'?"),
         (["doctr", "--help"], "Did you mean 'doctor' or"),

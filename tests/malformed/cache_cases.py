@@ -11,13 +11,13 @@ VERIFY = "cache verify --out {here}/features"
 REPAIR = VERIFY + " --repair --dataset {data}"
 
 NAMES = [
-    command("commands", "name", "nosuch", "Unknown command 'nosuch'. Available: cache, collect, compare"),
+    command("commands", "name", "nosuch", "Unknown command 'nosuch'. Available: cache, calibration, collect"),
     command("commands", "name", "cahce --out {here}/f", "Did you mean 'cache'"),
     command("commands", "name", "CACHE", "Unknown command 'CACHE'"),
     command("commands", "name", "''", "Unknown command ''"),
     command("commands", "name", "cache verfy", "Did you mean 'verify'"),
     command("commands", "name", "cache extra", "Available: verify"),
-    command("commands", "missing", "", "Expected one of {demo, collect, teachers, cache, train"),
+    command("commands", "missing", "", "Expected one of {demo, collect, teachers, cache, points"),
     command("commands", "name", "--nosuch", "--nosuch"),
     command("commands", "name", "collect --out {here}/d stray", "stray"),
     command("commands", "name", "demos --out {here}/d", "The command demos is called collect now"),

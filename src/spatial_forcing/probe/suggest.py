@@ -40,7 +40,7 @@ def ranked_sites(policy: str, tallies: Mapping[str, Tallies], aligned_site: str)
         return Suggestion(
             policy=policy,
             ranked=ranked,
-            verdict=f"{order[0]} is the lowest, in too few test episodes to be sure.",
+            verdict=f"{order[0]} is the lowest, in too few test episodes: not sure.",
         )
     absrel_RS = np.stack([of["absrel"] for of in drawn if of is not None], axis=1)
     lowest_R1 = absrel_RS.min(1, keepdims=True)
