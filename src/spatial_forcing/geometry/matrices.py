@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spatial_forcing.teachers.da3_heads import rotation
+
 ORTHONORMAL = 1e-3
 UNIT = 0.05  # a quaternion's norm may differ from 1 by so much; it is normalised
 FARTHEST = 10.0  # metres from a robot to its camera
@@ -35,21 +37,10 @@ class Rotation(NamedTuple):
     fault: Callable[[Tensor], Fault]
 
 
-def of_quaternion(xyzw_B4: Tensor) -> Tensor:
-    """Rotation matrices of quaternions (x, y, z, w), of any norm above zero: (B, 3, 3)."""
-    x, y, z, w = (xyzw_B4 / xyzw_B4.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
-        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
-        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
 def of_axis_angle(vector_B3: Tensor) -> Tensor:
     """Rotation matrices of rotation vectors, radians: (B, 3, 3)."""
     half_B1 = vector_B3.norm(dim=-1, keepdim=True) / 2
-    return of_quaternion(torch.cat([vector_B3 / 2 * torch.sinc(half_B1 / (tau / 2)), half_B1.cos()], dim=-1))
+    return rotation(torch.cat([vector_B3 / 2 * torch.sinc(half_B1 / (tau / 2)), half_B1.cos()], dim=-1))
 
 
 def of_euler(angles_B3: Tensor) -> Tensor:
@@ -128,8 +119,8 @@ def _xyzw(wxyz_B4: Tensor) -> Tensor:
 
 
 ROTATIONS = {
-    "quaternion_xyzw": Rotation(4, of_quaternion, quaternion_fault),
-    "quaternion_wxyz": Rotation(4, lambda wxyz_B4: of_quaternion(_xyzw(wxyz_B4)), quaternion_fault),
+    "quaternion_xyzw": Rotation(4, rotation, quaternion_fault),
+    "quaternion_wxyz": Rotation(4, lambda wxyz_B4: rotation(_xyzw(wxyz_B4)), quaternion_fault),
     "axis_angle": Rotation(3, of_axis_angle, angles_fault),
     "euler_xyz": Rotation(3, of_euler, angles_fault),
     "matrix": Rotation(9, of_rows, lambda numbers_B9: rotation_fault(of_rows(numbers_B9))),

@@ -60,11 +60,11 @@ class Depths:
         return found
 
 
-def check_source(source: str, option: str = "--depth") -> None:
+def check_source(source: str) -> None:
     """Raises :class:`ProbeError` unless a depth source is ``recorded`` or ``pseudo:<model>``."""
     kind, _, model = source.partition(":")
     if source != "recorded" and not (kind == "pseudo" and model):
-        raise ProbeError(f"{option} is recorded or pseudo:<model>, got {source!r}.")
+        raise ProbeError(f"--depth is recorded or pseudo:<model>, got {source!r}.")
 
 
 def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
