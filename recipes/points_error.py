@@ -1,6 +1,6 @@
 """How far the points of a feature cache are from those of another of the same frames (docs/geometry.md).
 
-    python recipes/points_error.py --predicted features --recorded features-depth
+python recipes/points_error.py --predicted features --recorded features-depth
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
