@@ -78,7 +78,7 @@ def load_openvla(
     for state in _states(record):
         state = {own_name(name): tensor.to(device, dtype) for name, tensor in state.items()}
         model.load_state_dict(state, strict=False, assign=True)
-    _fill_buffers(model, device)
+    fill_buffers(model, device)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:  # the inspection has compared all names; this is a mistake of ours
         raise WeightsError(f"{path} left tensors without values: {some(left)}.")
@@ -123,7 +123,7 @@ def _adapter(state: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor] |
     return found[0], found[1]
 
 
-def _fill_buffers(model: OpenVLA, device: torch.device | str) -> None:
+def fill_buffers(model: OpenVLA, device: torch.device | str) -> None:
     """Computes what no checkpoint holds: the frequencies of the language model's rotary embedding."""
     llama = model.language_model.model
     llama.rotary_emb = type(llama.rotary_emb)(config=llama.config, device=torch.device(device))

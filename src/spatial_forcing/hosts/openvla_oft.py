@@ -1,0 +1,68 @@
+"""OpenVLA-OFT: visual tokens in Llama, after BOS, one view after the other; state, prompt and actions behind.
+
+The policy is this package's own (`spatial_forcing.openvla`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from spatial_forcing.grid import Layout
+from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
+from spatial_forcing.hosts.small import WIDTH, small_tokenizer
+from spatial_forcing.site import Host
+
+
+def openvla_host(policy: Any, views: int) -> Host:
+    vision = policy.model.vision_backbone
+    layout = Layout(views, vision.rows, vision.cols)
+    language = policy.model.language_model.model
+    return Host(
+        name="OpenVLA-OFT",
+        blocks=language.layers,
+        final_norm=language.norm,
+        width=language.config.hidden_size,
+        layout=layout,
+        visual=slice(1, 1 + layout.tokens),
+    )
+
+
+# ---- a small one -------------------------------------------------------------------------------------------
+
+
+def small_options(folder: Path) -> dict[str, Any]:
+    from spatial_forcing.openvla.config import DINOV2, RELEASED_TEXT, SIGLIP, OpenVLAConfig, Tower
+
+    vision = {"embed_dim": 16, "depth": 3, "num_heads": 2}
+    text = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = OpenVLAConfig(
+        towers=(
+            Tower(DINOV2, 56, arguments=vision),
+            Tower(SIGLIP, 56, arguments={**vision, "mlp_ratio": 4.0}),
+        ),
+        text_config={**RELEASED_TEXT, **text},
+    )
+    tokenizer = folder / "openvla_tokenizer"
+    if not (tokenizer / "tokenizer_config.json").is_file():
+        small_tokenizer().save_pretrained(tokenizer)
+    released = {key: value for key, value in sizes.released().items() if key != "norm_stats"}
+    return {"architecture": released, "tokenizer": str(tokenizer), "tokenizer_max_length": 24}
+
+
+RECORDS = (
+    PolicyRecord(
+        type="openvla_oft",
+        config="OpenVLAOFTConfig",
+        module="spatial_forcing.openvla.configuration_openvla_oft",
+        host=openvla_host,
+        upstream=lambda policy: [policy.model.vision_backbone, policy.model.projector],
+        sequence="[BOS] [view 1: 16x16] [view 2: 16x16] ... [state] [prompt] [action slots] [stop]",
+        pretrained=lambda config: (
+            config.pretrained_path is not None or config.base_checkpoint is not None
+        ),
+        small=SmallPolicy(options=small_options, image_hw=(40, 60), extra="openvla"),
+        tap="block 24 of 32 of Llama, as published",
+        tokens="16 x 16 a view",
+        trains="LoRA on all linear layers (its default), or full",
+        page="hosts/openvla.md",
+    ),
+)
