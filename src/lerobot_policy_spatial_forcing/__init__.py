@@ -1,8 +1,8 @@
 """LeRobot plug-in of Spatial Forcing: registers its policy types and its environment.
 
 LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this
-package registers the policy types ``tiny``, ``openvla_oft`` and ``sf_<type>`` for every host record (``sf_smolvla``,
-``sf_pi0``, ...) and the environment type ``sf_metaworld``, and does nothing else. What LeRobot must do
+package registers the policy types ``tiny``, ``openvla_oft`` and, for every host record, ``sf_<type>``
+(``sf_smolvla``, ``sf_pi0``, ...) and the environment type ``sf_metaworld``, and does nothing else. What LeRobot must do
 differently for a policy with forcing is switched on when one is made: ``spatial_forcing.patches``.
 """
 

@@ -32,9 +32,10 @@ from spatial_forcing.alignment import Alignment
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts.lerobot import cameras_in, policy_host
 from spatial_forcing.hosts.record import PolicyRecord
+from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.on_grid import Given
 from spatial_forcing.patches.versions import is_sharded
-from spatial_forcing.tap import TapError
+from spatial_forcing.tap import Host, TapError
 from spatial_forcing.target import target_of
 
 # The projector is initialised from this seed, so that turning forcing on never shifts the host's own random
@@ -113,8 +114,18 @@ class ForcedPolicy:
         there = cameras_in(self.config, ours if meta is None else meta.features)
         return {name: name for name in there or ours}
 
+    def _host(self, views: int | None = None) -> Host:
+        host, late = policy_host(self, views), self.config.forcing.one_token_late
+        if late and not self.record.published_late:
+            having = ", ".join(kind for kind, record in RECORDS.working().items() if record.published_late)
+            raise SpatialForcingError(
+                f"forcing.one_token_late is for policies that the paper's public code reads so ({having}); "
+                f"it does not read {self.record.type} late."
+            )
+        return host.one_token_late() if late else host
+
     def _build_forcing(self, forcing: ForcingConfig, cameras: dict[str, str], meta: Any) -> SpatialForcing:
-        host, entries = policy_host(self), forcing.entries()
+        host, entries = self._host(), forcing.entries()
         self.feature_sources = sources_of(
             entries,
             cameras=cameras,
@@ -152,7 +163,7 @@ class ForcedPolicy:
         shown = self.feature_source.shown(self, batch, self._image_stats)
         host = self.forcing.host
         if host.locate is None and shown.views != host.layout.views:
-            self.forcing.moved_to(policy_host(self, shown.views))  # tokens only for cameras in the batch
+            self.forcing.moved_to(self._host(shown.views))  # tokens only for cameras in the batch
         with self.forcing.watch():
             action_loss, logs = super().forward(batch, *args, **kwargs)  # type: ignore[misc]
         given = self.given(batch, shown)

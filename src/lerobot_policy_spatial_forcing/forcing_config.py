@@ -113,6 +113,8 @@ class ForcingConfig(AlignmentConfig):
     new_projector: bool = False
     """Start a new projector where the checkpoint's was trained for other features or another site; an error
     otherwise."""
+    one_token_late: bool = False
+    """Read the tokens one late, as the public code of the paper reads OpenVLA-OFT (gain_feat_1move)."""
     diagnostics_every: int = 50
     """Steps between diagnostics, 0 for never: gradient ratio and cosine (a second backward pass down to the
     tap), CKA, effective rank, cosine per view."""

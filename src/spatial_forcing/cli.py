@@ -20,6 +20,7 @@ from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
 from spatial_forcing.command_names import ONLY_WITH_SUBCOMMAND, check_names, parted, with_out, words
 from spatial_forcing.compare.options import EVAL_SEED, Compare, CompareStatus
+from spatial_forcing.convert.options import Convert
 from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import check_folder
@@ -214,6 +215,7 @@ COMMANDS = {
     "probe": Probe,
     "report": Report,
     "doctor": Doctor,
+    "convert": Convert,
 }
 
 
@@ -234,6 +236,7 @@ KEPT = {
     "compare": AGAIN,
     "eval": "No result was written: run the same command again.",
     "probe": "No result was written: run the same command again.",
+    "convert": "Remove what is in the output folder, and run the same command again.",
 }
 
 

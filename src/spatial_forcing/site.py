@@ -9,7 +9,7 @@ Shapes: B batch, V views, L sequence, N visual tokens, D width of the stream, n 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
@@ -169,6 +169,16 @@ class Host:
                 f"Host.visual of {self.name} is a slice of the sequence or a function hidden_BLD -> "
                 f"visual_BND (None only with Host.locate), got {self.visual!r}."
             )
+
+    def one_token_late(self) -> "Host":
+        """The same host read one token late: each visual token is taken for the one before it.
+
+        The public code of arXiv 2510.12276 reads OpenVLA-OFT so (``gain_feat_1move``); with proprioception
+        the last "visual" token is then that of the state.
+        """
+        visual = self.visual
+        assert callable(visual), "only hosts with their tokens in one place are read late"
+        return replace(self, visual=lambda hidden_BLD: visual(hidden_BLD[:, 1:]))
 
     @property
     def default_layer(self) -> int:

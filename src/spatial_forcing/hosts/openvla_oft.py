@@ -30,6 +30,7 @@ def openvla_host(policy: Any, views: int) -> Host:
 
 
 def small_options(folder: Path) -> dict[str, Any]:
+    from spatial_forcing.openvla.base import architecture_of
     from spatial_forcing.openvla.config import DINOV2, RELEASED_TEXT, SIGLIP, OpenVLAConfig, Tower
 
     vision = {"embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -44,8 +45,11 @@ def small_options(folder: Path) -> dict[str, Any]:
     tokenizer = folder / "openvla_tokenizer"
     if not (tokenizer / "tokenizer_config.json").is_file():
         small_tokenizer().save_pretrained(tokenizer)
-    released = {key: value for key, value in sizes.released().items() if key != "norm_stats"}
-    return {"architecture": released, "tokenizer": str(tokenizer), "tokenizer_max_length": 24}
+    return {
+        "architecture": architecture_of(sizes.released()),
+        "tokenizer": str(tokenizer),
+        "tokenizer_max_length": 24,
+    }
 
 
 RECORDS = (
@@ -56,9 +60,8 @@ RECORDS = (
         host=openvla_host,
         upstream=lambda policy: [policy.model.vision_backbone, policy.model.projector],
         sequence="[BOS] [view 1: 16x16] [view 2: 16x16] ... [state] [prompt] [action slots] [stop]",
-        pretrained=lambda config: (
-            config.pretrained_path is not None or config.base_checkpoint is not None
-        ),
+        pretrained=lambda config: config.pretrained_path is not None or config.base_checkpoint is not None,
+        published_late=True,
         small=SmallPolicy(options=small_options, image_hw=(40, 60), extra="openvla"),
         tap="block 24 of 32 of Llama, as published",
         tokens="16 x 16 a view",

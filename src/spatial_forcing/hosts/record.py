@@ -66,6 +66,7 @@ class PolicyRecord:
             (GR00T's is made to).
         views: (config, cameras in the batch) -> how many views have tokens in the sequence; the cameras that
             are in the batch come first.
+        published_late: whether the public Spatial Forcing code reads this policy one token late.
         small: how a small one is made; None leaves the policy out of the tests over all.
         tap, tokens, trains, page: for the table of policies: the recommended tap, the visual tokens of a
             view, what must train, and the page in ``docs/``.
@@ -82,6 +83,7 @@ class PolicyRecord:
     pixels: Literal["config", "imagenet"] = "config"
     images: Callable[[Any, Mapping[str, Any]], list[Tensor]] | None = None
     views: Callable[[Any, int], int] = lambda config, present: len(config.image_features)
+    published_late: bool = False
     module: str | None = None
     small: SmallPolicy | None = None
     tap: str = ""

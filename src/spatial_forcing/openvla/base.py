@@ -10,7 +10,7 @@ import torch
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import read_json
 from spatial_forcing.openvla.checkpoint import fill_buffers, load_openvla
-from spatial_forcing.openvla.config import MODEL_TYPE, OpenVLAConfig
+from spatial_forcing.openvla.config import MODEL_TYPE, OWN_KEY, OpenVLAConfig, own_record
 from spatial_forcing.openvla.inspect import inspect_checkpoint
 from spatial_forcing.openvla.layout import ADVICE, CONFIG, plain_vision, some
 from spatial_forcing.openvla.model import OpenVLA
@@ -47,7 +47,7 @@ def local_checkpoint(name: str) -> Path:
 
 
 def is_released(name: str) -> bool:
-    """Whether a folder or repository holds a checkpoint in the released layout; False if it cannot be told."""
+    """Whether a folder or repository holds a checkpoint in the released layout; False if nobody can tell."""
     config = Path(name) / CONFIG
     if not Path(name).exists():
         config = _fetched_config(name)
@@ -73,8 +73,14 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is none, or it cannot be read.
     """
-    released = read_json(folder / CONFIG, ADVICE, WeightsError)
-    return {key: value for key, value in released.items() if key != "norm_stats"}
+    return architecture_of(read_json(folder / CONFIG, ADVICE, WeightsError))
+
+
+def architecture_of(released: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes in the content of a released config.json, without statistics and variant."""
+    sizes = {key: value for key, value in released.items() if key not in ("norm_stats", OWN_KEY)}
+    arguments = own_record(released).get("timm_arguments")
+    return sizes | ({OWN_KEY: {"timm_arguments": arguments}} if arguments else {})
 
 
 def begin_with(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.constants import (
     ACTION,
@@ -83,6 +84,8 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
         """
         name = str(pretrained_name_or_path)
         if config is None or not is_released(name):
+            config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path)
+            config.pretrained_path = config.pretrained_path or Path(name)  # no base is read beneath it
             return super().from_pretrained(pretrained_name_or_path, config=config, **options)
         ours = ("dataset_stats", "dataset_meta")
         config.base_checkpoint, path, config.pretrained_path = name, config.pretrained_path, None

@@ -3,7 +3,7 @@
 Normalised numbers are clipped to [-1, 1], as the public code does; LeRobot's normaliser does not clip.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from lerobot.processor import (
 )
 from lerobot.processor.factory import make_default_policy_processor_steps, make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION, OBS_STATE
-from torch import Tensor
 
 from spatial_forcing.openvla.configuration_openvla_oft import OpenVLAOFTConfig
 

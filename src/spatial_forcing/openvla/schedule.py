@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lerobot.optim import LRSchedulerConfig
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 @LRSchedulerConfig.register_subclass("step_decay")
@@ -20,4 +20,5 @@ class StepDecayConfig(LRSchedulerConfig):
     factor: float = 0.1
 
     def build(self, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
-        return MultiStepLR(optimizer, milestones=[self.decay_step], gamma=self.factor)
+        # Not MultiStepLR: LeRobot cannot read its state back, whose steps are the keys of a dictionary.
+        return LambdaLR(optimizer, lambda step: 1.0 if step < self.decay_step else self.factor)

@@ -1,0 +1,1 @@
+"""Conversion of checkpoints between layouts: ``spatial-forcing convert``."""

@@ -1,0 +1,205 @@
+"""Conversion of OpenVLA-OFT checkpoints: from the released layout to LeRobot's, and back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatial_forcing.convert.options import Convert
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import check_folder
+from spatial_forcing.openvla.base import is_released, local_checkpoint, read_architecture
+from spatial_forcing.openvla.config import DINOV2, OpenVLAConfig
+from spatial_forcing.openvla.inspect import inspect_checkpoint
+from spatial_forcing.openvla.statistics import NORMALISATIONS, Statistics
+
+TOKENIZER = "openvla/openvla-7b"
+DEFAULT_KEY = "lerobot"
+
+
+class ConversionError(SpatialForcingError):
+    """A checkpoint cannot be converted."""
+
+
+def convert(options: Convert) -> list[str]:
+    """Converts a checkpoint.
+
+    Returns:
+        What was done, and what was assumed, as sentences.
+
+    Raises:
+        SpatialForcingError: it is no checkpoint of OpenVLA-OFT, does not load, or the output folder holds one.
+    """
+    check_folder(options.out, ConversionError)
+    _check_free(options.out)
+    if is_released(options.checkpoint):
+        return to_lerobot(local_checkpoint(options.checkpoint), options)
+    folder = Path(options.checkpoint)
+    found = _lerobot_type(folder)
+    if found != "openvla_oft":
+        what = f"one of LeRobot's {found!r}" if found else "none"
+        raise ConversionError(
+            f"{folder} is no checkpoint of OpenVLA-OFT: expected a config.json of model_type 'openvla' "
+            f"(released) or type 'openvla_oft' (LeRobot's), found {what}."
+        )
+    return to_released(folder, options)
+
+
+def _check_free(out: Path) -> None:
+    found = sorted(path.name for pattern in ("*.safetensors", "config.json") for path in out.glob(pattern))
+    if found:
+        raise ConversionError(
+            f"{out} holds a checkpoint already ({', '.join(found[:3])}): name another folder."
+        )
+
+
+def _lerobot_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text()).get("type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+# ---- released to LeRobot's
+
+
+def to_lerobot(folder: Path, options: Convert) -> list[str]:
+    """Writes a released checkpoint as one of LeRobot.
+
+    Raises:
+        SpatialForcingError: see `convert`; or there is no such un-normalisation key, or too few cameras.
+    """
+    from lerobot.policies.factory import get_policy_class
+
+    from spatial_forcing.openvla.processor_openvla_oft import make_openvla_oft_pre_post_processors
+
+    wanted: dict[str, Any] = {"views": options.views, "chunk": options.chunk}
+    record = inspect_checkpoint(folder, **{k: v for k, v in wanted.items() if v is not None})
+    found = record.check()
+    statistics = Statistics(found.norm_stats, found.normalisation)
+    key = statistics.resolve(options.key)
+    stats = lerobot_stats(statistics, key, found)
+    config = _config(folder, found, options)
+    policy = get_policy_class("openvla_oft")(config).eval()
+    pre, post = make_openvla_oft_pre_post_processors(config, stats)
+    config.base_checkpoint = None
+    policy.save_pretrained(options.out)
+    pre.save_pretrained(options.out)
+    post.save_pretrained(options.out)
+    return [
+        f"Wrote {options.out}: openvla_oft of LeRobot, from {record.variant}.",
+        f"Un-normalisation key: {key}. Cameras, in the order of the views: "
+        f"{', '.join(config.image_features)}. Gripper: {config.gripper}. Tokenizer: {config.tokenizer}.",
+        *record.notes,
+    ]
+
+
+def _config(folder: Path, found: OpenVLAConfig, options: Convert) -> Any:
+    from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+
+    from spatial_forcing.openvla.configuration_openvla_oft import OpenVLAOFTConfig
+
+    if len(options.cameras) < found.views:
+        raise ConversionError(
+            f"{folder} has {found.views} views: name as many --cameras, found {len(options.cameras)} "
+            f"({', '.join(options.cameras)})."
+        )
+    mode = NormalizationMode.MIN_MAX if found.normalisation == "bounds" else NormalizationMode.QUANTILES
+    size, state = found.towers[0].image_size, found.proprio_width
+    inputs = {
+        camera: PolicyFeature(FeatureType.VISUAL, (3, size, size))
+        for camera in options.cameras[: found.views]
+    }
+    if state is not None:
+        inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state,))
+    decoding = "l1" if found.regression else "tokens" if found.parallel else "autoregressive"
+    own_tokenizer = str(folder.resolve()) if (folder / "tokenizer_config.json").is_file() else TOKENIZER
+    return OpenVLAOFTConfig(
+        base_checkpoint=str(folder),
+        architecture=read_architecture(folder),
+        input_features=inputs,
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (found.action_width,))},
+        normalization_mapping={"VISUAL": NormalizationMode.IDENTITY, "STATE": mode, "ACTION": mode},
+        decoding=decoding,
+        use_proprio=state is not None,
+        film=found.film,
+        chunk_size=found.chunk,
+        n_action_steps=found.chunk,
+        gripper=options.gripper,
+        inference_crop=options.inference_crop,
+        tokenizer=options.tokenizer or own_tokenizer,
+        dtype=options.dtype,
+        device="cpu",
+        push_to_hub=False,
+    )
+
+
+def lerobot_stats(statistics: Statistics, key: str, found: OpenVLAConfig) -> dict[str, dict[str, Any]]:
+    """LeRobot's statistics of actions and state from those of a released checkpoint.
+
+    Numbers that the checkpoint does not normalise have the range -1 to 1, which leaves them as they are.
+    """
+    names = NORMALISATIONS[found.normalisation]
+    kinds = {"action": "action", "observation.state": "proprio"}
+    if found.proprio_width is None:
+        del kinds["observation.state"]
+    stats = {}
+    for feature, kind in kinds.items():
+        bounds = statistics.bounds(key, kind)  # type: ignore[arg-type]
+        low, high = (
+            torch.where(torch.tensor(bounds.mask), torch.tensor(end, dtype=torch.float64), plain).numpy()
+            for end, plain in ((bounds.low, -1.0), (bounds.high, 1.0))
+        )
+        stats[feature] = dict(zip(names, (low, high), strict=True))
+    return stats
+
+
+# ---- LeRobot's to released
+
+
+def to_released(folder: Path, options: Convert) -> list[str]:
+    """Writes a checkpoint of LeRobot in the released layout, with its adapter merged.
+
+    Raises:
+        SpatialForcingError: see `convert`.
+    """
+    from spatial_forcing.evaluate import LoadedPolicy
+    from spatial_forcing.openvla.checkpoint import save_openvla
+
+    loaded = LoadedPolicy(folder)
+    policy, merged = loaded.policy, ""
+    if loaded.config.use_peft:
+        policy, merged = policy.merge_and_unload(), ", its adapter merged"
+    key = options.key or DEFAULT_KEY
+    model = policy.model
+    model.config = replace(model.config, norm_stats={key: released_stats(loaded)})
+    tokenizer = Path(loaded.config.tokenizer)
+    save_openvla(model, options.out, processor=tokenizer if tokenizer.is_dir() else None)
+    lines = [f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}."]
+    if not tokenizer.is_dir():
+        lines.append(f"The public scripts need the tokenizer and processor files of {tokenizer} beside it.")
+    if not model.config.towers[0].model == DINOV2:
+        lines.append("Its vision towers are not OpenVLA's: the public code cannot load it.")
+    return lines
+
+
+def released_stats(loaded: Any) -> dict[str, dict[str, Any]]:
+    """Statistics in OpenVLA's format, of the ranges that a policy's processors normalise with."""
+    steps = [step for step in loaded.preprocess.steps if getattr(step, "_tensor_stats", None)]
+    if not steps:
+        raise ConversionError("The checkpoint's preprocessor has no statistics: its actions have no units.")
+    stats: Mapping[str, Mapping[str, Any]] = steps[0]._tensor_stats
+    ends = NORMALISATIONS[loaded.config.normalisation]
+    record = {}
+    for feature, kind in (("action", "action"), ("observation.state", "proprio")):
+        if feature not in stats or any(end not in stats[feature] for end in ends):
+            continue
+        record[kind] = {end: stats[feature][end].flatten().tolist() for end in ends}
+        mask = [True] * len(record[kind][ends[0]])
+        if kind == "action" and loaded.config.gripper == "openvla":
+            mask[-1] = False
+        record[kind]["mask"] = mask
+    return record

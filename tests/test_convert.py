@@ -1,0 +1,157 @@
+"""Checkpoints of OpenVLA-OFT converted between the released layout and LeRobot's: same actions, same tensors."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_dataset import make_dataset
+from small_openvla import OFT, STATISTICS, built, write_released
+from small_policies import small_config
+from small_training import train
+
+from spatial_forcing.convert.openvla import ConversionError, convert
+from spatial_forcing.convert.options import Convert
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.hosts.openvla_oft import small_options
+from spatial_forcing.openvla.checkpoint import load_openvla
+from spatial_forcing.openvla.config import PLAIN
+from spatial_forcing.train import checkpoints
+
+KEY = "libero_goal_no_noops"
+CAMERAS = ("observation.images.image", "observation.images.image2")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> str:
+    return small_options(folder)["tokenizer"]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    return write_released(tmp_path_factory.mktemp("released") / "oft", built())
+
+
+def converted(source: Path, out: Path, tokenizer: str | None, **options) -> Path:
+    given = {"chunk": 2, "dtype": "float32", "tokenizer": tokenizer, "inference_crop": 1.0}
+    convert(Convert(checkpoint=str(source), out=out, **given | options))
+    return out
+
+
+def observation(size: int = 28) -> dict:
+    draw = torch.Generator().manual_seed(3)
+    images = {camera: torch.rand(1, 3, size, size, generator=draw) for camera in CAMERAS}
+    return images | {"observation.state": torch.rand(1, 8, generator=draw), "task": ["Put the bowl away"]}
+
+
+@pytest.mark.parametrize("gripper", ["as_recorded", "openvla"])
+def test_a_converted_policy_acts_as_the_released_model(released, tokenizer, tmp_path, gripper):
+    loaded = LoadedPolicy(converted(released, tmp_path / "out", tokenizer, gripper=gripper))
+    batch = loaded.preprocess(observation())
+    chunk_BKA = loaded.policy.predict_action_chunk(batch)
+    found = torch.stack([loaded.postprocess(chunk_BKA[:, k]) for k in range(2)], dim=1)
+    model = load_openvla(released, chunk=2)
+    seen = observation()
+    pixels = model.vision_backbone.pixel_values(torch.stack([seen[camera] for camera in CAMERAS], dim=1))
+    state = model.statistics.bounds(KEY, "proprio").normalise(seen["observation.state"])
+    ids = batch["observation.language.tokens"]
+    expected = model.predict_action(pixels, ids, proprio_BP=state, key=KEY)
+    assert torch.allclose(found[..., :-1], expected[..., :-1], atol=1e-5)
+    if gripper == "as_recorded":
+        assert torch.allclose(found[..., -1], expected[..., -1], atol=1e-5)
+    else:
+        assert torch.equal(found[..., -1], torch.where(expected[..., -1] > 0.5, -1.0, 1.0))
+
+
+@pytest.mark.parametrize("variant", ["oft", "plain", "film"])
+def test_there_and_back_is_the_same_checkpoint(tokenizer, tmp_path, variant):
+    config = {"oft": OFT, "plain": replace(OFT, **PLAIN), "film": replace(OFT, film=True)}[variant]
+    source = tmp_path / "source"
+    if variant == "film":
+        from spatial_forcing.openvla.checkpoint import save_openvla
+
+        save_openvla(built(config), source)
+    else:
+        write_released(source, built(config))
+    options = {"chunk": None} if variant == "plain" else {}
+    lerobot = converted(source, tmp_path / "lerobot", tokenizer, **options)
+    convert(Convert(checkpoint=str(lerobot), out=tmp_path / "back", key=KEY))
+    given = {} if variant == "plain" else {"chunk": 2}
+    first, second = load_openvla(source, **given), load_openvla(tmp_path / "back")
+    assert first.config.regression == second.config.regression
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+    again = json.loads((tmp_path / "back" / "dataset_statistics.json").read_text())
+    was = STATISTICS[KEY]["action"]
+    assert again[KEY]["action"]["mask"] == was["mask"]
+    assert again[KEY]["action"]["q01"] == pytest.approx(was["q01"])
+    if variant != "plain":
+        assert again[KEY]["proprio"]["q99"] == pytest.approx(STATISTICS[KEY]["proprio"]["q99"])
+
+
+def test_an_adapter_is_merged_on_the_way(folder, tokenizer, tmp_path):
+    from lerobot.configs.default import PeftConfig
+
+    base = write_released(tmp_path / "plain", built(replace(OFT, **PLAIN)))
+    data = make_dataset(tmp_path / "data", episodes=2, frames=7, size=(40, 60))
+    config = small_config("openvla_oft", folder, architecture={}, base_checkpoint=str(base))
+    run = train("openvla_oft", config, data, tmp_path / "run", peft=PeftConfig(target_modules=None, r=4))
+    at = checkpoints(run)[4]
+    lines = convert(Convert(checkpoint=str(at), out=tmp_path / "back"))
+    assert "its adapter merged" in lines[0]
+    model, loaded = load_openvla(tmp_path / "back"), LoadedPolicy(at)
+    inside = loaded.policy.merge_and_unload().model
+    for name, value in inside.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    q_proj = "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(model.state_dict()[q_proj], load_openvla(base).state_dict()[q_proj]), (
+        "the adapter has trained"
+    )
+
+
+def test_released_checkpoints_keep_their_tokenizer(released, tokenizer, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(released, source)
+    for file in Path(tokenizer).iterdir():
+        shutil.copy(file, source / file.name)
+    out = converted(source, tmp_path / "out", None)
+    assert json.loads((out / "config.json").read_text())["tokenizer"] == str(source)
+    convert(Convert(checkpoint=str(out), out=tmp_path / "back"))
+    assert (tmp_path / "back" / "tokenizer_config.json").is_file()
+
+
+def test_the_converted_weights_are_whole_and_nothing_else(released, tokenizer, tmp_path):
+    out = converted(released, tmp_path / "out", tokenizer)
+    found = load_file(out / "model.safetensors")
+    assert found.keys() == {f"model.{name}" for name in built().state_dict()}
+    assert json.loads((out / "config.json").read_text())["base_checkpoint"] is None
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+def refused(error: type[Exception], match: str, source: Path, out: Path, tokenizer: str, **options) -> None:
+    with pytest.raises(error, match=match):
+        converted(source, out, tokenizer, **options)
+    assert not out.exists() or not list(out.glob("*.safetensors"))
+
+
+def test_what_cannot_be_converted_is_said_before_anything_is_written(released, tokenizer, tmp_path):
+    out = tmp_path / "out"
+    refused(UnknownNameError, f"un-normalisation key 'libero'.*{KEY}", released, out, tokenizer, key="libero")
+    refused(ConversionError, "2 views: name as many --cameras, found 1", released, out, tokenizer,
+            cameras=CAMERAS[:1])  # fmt: skip
+    refused(ConversionError, "3 views: name as many --cameras, found 2", released, out, tokenizer, views=3)
+    refused(SpatialForcingError, "new_head|other actions", released, out, tokenizer, chunk=4)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"type": "act"}')
+    refused(ConversionError, "no checkpoint of OpenVLA-OFT.*one of LeRobot's 'act'", other, out, tokenizer)
+    refused(ConversionError, "found none", tmp_path / "nowhere", out, tokenizer)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("{}")
+    refused(ConversionError, "holds a checkpoint already", released, tmp_path / "full", tokenizer)
