@@ -1,4 +1,4 @@
-"""OpenVLA-OFT as a LeRobot policy: its losses, its inputs as published, the checkpoints that it begins with."""
+"""OpenVLA-OFT as a LeRobot policy: losses, inputs as published, the checkpoints that it begins with."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -221,10 +221,9 @@ def test_the_gripper_goes_to_openvlas_convention_and_back(folder):
 def test_prompts_are_openvlas(folder):
     before, _ = processors(folder, random_stats())
     said = []
-    for step in before.steps:
-        if type(step).__name__ == "TokenizerProcessorStep":
-            tokenize = step._tokenize_text
-            step._tokenize_text = lambda text: said.append(text) or tokenize(text)
+    (step,) = (step for step in before.steps if type(step).__name__ == "TokenizerProcessorStep")
+    tokenize = step._tokenize_text
+    step._tokenize_text = lambda text: said.append(text) or tokenize(text)
     before(frame(torch.zeros(2, 7)))
     assert said == [["In: What action should the robot take to move the hand?\nOut:"] * 2]
 
@@ -286,10 +285,10 @@ def test_a_head_for_other_actions_is_refused_unless_a_new_one_is_wanted(folder, 
 
 
 def test_a_base_checkpoint_that_is_none(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"config\.json"):
-        (tmp_path / "empty").mkdir()
         policy_on(tmp_path / "empty", folder)
-    with pytest.raises(WeightsError, match="neither|expected a folder, or a repository"):
+    with pytest.raises(WeightsError, match="expected a folder, or a repository"):
         policy_on(tmp_path / "nowhere", folder)
 
 

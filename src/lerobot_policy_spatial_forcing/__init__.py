@@ -2,8 +2,9 @@
 
 LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this
 package registers the policy types ``tiny``, ``openvla_oft`` and, for every host record, ``sf_<type>``
-(``sf_smolvla``, ``sf_pi0``, ...) and the environment type ``sf_metaworld``, and does nothing else. What LeRobot must do
-differently for a policy with forcing is switched on when one is made: ``spatial_forcing.patches``.
+(``sf_smolvla``, ``sf_pi0``, ...) and the environment type ``sf_metaworld``, and does nothing else. What
+LeRobot must do differently for a policy with forcing is switched on when one is made:
+``spatial_forcing.patches``.
 """
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES

@@ -31,7 +31,8 @@ def convert(options: Convert) -> list[str]:
         What was done, and what was assumed, as sentences.
 
     Raises:
-        SpatialForcingError: it is no checkpoint of OpenVLA-OFT, does not load, or the output folder holds one.
+        SpatialForcingError: it is no checkpoint of OpenVLA-OFT, does not load, or the output folder holds
+            one.
     """
     check_folder(options.out, ConversionError)
     _check_free(options.out)
@@ -170,18 +171,19 @@ def to_released(folder: Path, options: Convert) -> list[str]:
     from spatial_forcing.openvla.checkpoint import save_openvla
 
     loaded = LoadedPolicy(folder)
-    policy, merged = loaded.policy, ""
+    policy: Any = loaded.policy
+    merged = ""
     if loaded.config.use_peft:
         policy, merged = policy.merge_and_unload(), ", its adapter merged"
     key = options.key or DEFAULT_KEY
-    model = policy.model
+    model: Any = policy.model
     model.config = replace(model.config, norm_stats={key: released_stats(loaded)})
     tokenizer = Path(loaded.config.tokenizer)
     save_openvla(model, options.out, processor=tokenizer if tokenizer.is_dir() else None)
     lines = [f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}."]
     if not tokenizer.is_dir():
         lines.append(f"The public scripts need the tokenizer and processor files of {tokenizer} beside it.")
-    if not model.config.towers[0].model == DINOV2:
+    if model.config.towers[0].model != DINOV2:
         lines.append("Its vision towers are not OpenVLA's: the public code cannot load it.")
     return lines
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -157,6 +157,6 @@ def _with_new_parts(model: OpenVLA, dtype: torch.dtype) -> OpenVLA:
         own: list[Any] = list(module.parameters(recurse=False))
         if any(parameter.is_meta for parameter in own):
             module.to_empty(device="cpu", recurse=False)
-            module.reset_parameters()  # linear layers and layer norms have it
+            cast(Any, module).reset_parameters()  # linear layers and layer norms have it
             module.to(dtype)
     return model

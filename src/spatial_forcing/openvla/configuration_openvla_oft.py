@@ -169,5 +169,6 @@ class OpenVLAOFTConfig(PreTrainedConfig):
 
 
 def _width(feature: PolicyFeature | None) -> int:
-    assert feature is not None and feature.type is not FeatureType.VISUAL
+    assert feature is not None
+    assert feature.type is not FeatureType.VISUAL
     return feature.shape[0]

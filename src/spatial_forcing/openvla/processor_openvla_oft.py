@@ -48,8 +48,8 @@ class OpenVLAPromptStep(ComplementaryDataProcessorStep):
 class OpenVLAGripperStep(ProcessorStep):
     """Converts the gripper, the last number of an action, between a data set's convention and OpenVLA's.
 
-    Recorded: -1 (open) to 1 (closed), as LIBERO has it. OpenVLA's: 1 (open) and 0 (closed). On the way back it
-    is open or closed and nothing in between, as in the public evaluation.
+    Recorded: -1 (open) to 1 (closed), as LIBERO has it. OpenVLA's: 1 (open) and 0 (closed). On the way back
+    it is open or closed and nothing in between, as in the public evaluation.
 
     Args:
         back: convert from OpenVLA's convention to the recorded one.
