@@ -6,25 +6,8 @@ The policy is this package's own (`spatial_forcing.openvla`).
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.grid import Layout
 from spatial_forcing.hosts.record import PolicyRecord, SmallPolicy
 from spatial_forcing.hosts.small import WIDTH, small_tokenizer
-from spatial_forcing.site import Host
-
-
-def openvla_host(policy: Any, views: int) -> Host:
-    vision = policy.model.vision_backbone
-    layout = Layout(views, vision.rows, vision.cols)
-    language = policy.model.language_model.model
-    return Host(
-        name="OpenVLA-OFT",
-        blocks=language.layers,
-        final_norm=language.norm,
-        width=language.config.hidden_size,
-        layout=layout,
-        visual=slice(1, 1 + layout.tokens),
-    )
-
 
 # ---- a small one -------------------------------------------------------------------------------------------
 
@@ -57,7 +40,7 @@ RECORDS = (
         type="openvla_oft",
         config="OpenVLAOFTConfig",
         module="spatial_forcing.openvla.configuration_openvla_oft",
-        host=openvla_host,
+        host=lambda policy, views: policy.model.spatial_forcing_host(),
         upstream=lambda policy: [policy.model.vision_backbone, policy.model.projector],
         sequence="[BOS] [view 1: 16x16] [view 2: 16x16] ... [state] [prompt] [action slots] [stop]",
         pretrained=lambda config: config.pretrained_path is not None or config.base_checkpoint is not None,

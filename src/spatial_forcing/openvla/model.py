@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from spatial_forcing.errors import MissingDependencyError
+from spatial_forcing.grid import Layout
 from spatial_forcing.openvla.config import OpenVLAConfig
 from spatial_forcing.openvla.heads import ActionHead, Projector, ProprioProjector
 from spatial_forcing.openvla.statistics import Statistics
 from spatial_forcing.openvla.tokens import IGNORED, ActionTokens
 from spatial_forcing.openvla.vision import VisionBackbone
+from spatial_forcing.site import Host
 
 # Ids of Llama 2's tokenizer: the empty token that stands between a prompt and its answer, and the end.
 EMPTY, STOP = 29871, 2
@@ -100,6 +102,18 @@ class OpenVLA(nn.Module):
     def visual(self) -> slice:
         """Where the visual tokens of all views lie in the sequence."""
         return slice(1, 1 + self.config.views * self.vision_backbone.rows * self.vision_backbone.cols)
+
+    def spatial_forcing_host(self) -> Host:
+        """Host record: the visual tokens come after BOS, view by view."""
+        vision, language = self.vision_backbone, self.language_model.model
+        return Host(
+            name="OpenVLA-OFT" if self.config.parallel else "OpenVLA",
+            blocks=language.layers,
+            final_norm=language.norm,
+            width=language.config.hidden_size,
+            layout=Layout(self.config.views, vision.rows, vision.cols),
+            visual=self.visual,
+        )
 
     # ---- one pass
 
