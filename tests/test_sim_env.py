@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.sim.camera import default_cameras
+from spatial_forcing.sim.camera import Jitter, default_cameras
 from spatial_forcing.sim.env import LEAST_REACH, SimEnv, SimEnvConfig
 from spatial_forcing.sim.experts import observe
 from spatial_forcing.sim.world import REACH_BOX, World
@@ -118,6 +118,22 @@ def test_observations_are_those_of_the_data_set():
     assert torch.equal(
         batch["observation.environment_state"][0], torch.from_numpy(seen["environment_state_6"])
     )
+
+
+def test_cameras_beyond_are_outside_the_range_of_the_demonstrations():
+    env, within = SimEnv(camera="beyond"), SimEnv(camera="episode")
+    for seed in SEEDS:
+        env.reset(seed=seed)
+        within.reset(seed=seed)
+        assert np.array_equal(env.world.state, within.world.state), "the episode itself is the same"
+        jitter, first = Jitter(), env._pair
+        for camera, moved, inside in zip(default_cameras(), first, within._pair, strict=True):
+            for name in ("azimuth", "elevation", "distance"):
+                half, was = getattr(jitter, name), getattr(camera, name)
+                assert half < abs(getattr(moved, name) - was) <= 1.6 * half
+                assert abs(getattr(inside, name) - was) <= half
+        env.step(np.zeros(4, np.float32))
+        assert env._pair is first, "one pose for the episode"
 
 
 def test_looking_less_often_changes_only_what_is_between_looks():

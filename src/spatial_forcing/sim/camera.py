@@ -61,6 +61,10 @@ class Camera:
         return np.concatenate([rotation_33, translation_3[:, None]], axis=1).astype(np.float32)
 
 
+# Half widths of the training range that cameras are moved by, at most, where they are to be outside it.
+BEYOND = 1.6
+
+
 @dataclass(frozen=True)
 class Jitter:
     """Camera jitter: half widths of uniform moves in degrees, metres (distance, look-at), degrees (fov)."""
@@ -71,9 +75,18 @@ class Jitter:
     lookat: float = 0.0
     fov: float = 0.0
 
-    def __call__(self, camera: Camera, rng: np.random.Generator) -> Camera:
-        """Returns `camera` moved at random; always draws seven numbers, so that streams stay aligned."""
-        a, e, d, f, *shift = rng.uniform(-1.0, 1.0, 7)
+    def __call__(self, camera: Camera, rng: np.random.Generator, *, beyond: bool = False) -> Camera:
+        """Returns `camera` moved at random; always draws seven numbers, so that streams stay aligned.
+
+        Args:
+            camera: to move.
+            rng: random numbers.
+            beyond: move it out of the range, by 1 to `BEYOND` half widths to either side in every way.
+        """
+        moves = rng.uniform(-1.0, 1.0, 7)
+        if beyond:
+            moves = np.sign(moves) + (BEYOND - 1) * moves
+        a, e, d, f, *shift = moves
         x, y, z = np.asarray(camera.lookat) + self.lookat * np.asarray(shift)
         return replace(
             camera,

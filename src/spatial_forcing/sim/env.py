@@ -30,6 +30,7 @@ from spatial_forcing.sim.world import World
 LEAST_REACH = 0.15
 """Minimum distance of hand and goal at the start of reach-v3, metres: no episode is won by standing still."""
 
+ENV_CAMERA_MODES = (*CAMERA_MODES, "beyond")
 _STARTS = ("random-hand", "initial")
 _ATTEMPTS = 100
 
@@ -40,7 +41,8 @@ class SimEnv(gym.Env):
     Args:
         task: Meta-World task.
         size: height and width of images.
-        camera: a new random pose every "frame" or "episode", or "fixed".
+        camera: a new random pose every "frame" or "episode", or "fixed"; or "beyond", a pose for each
+            episode outside the range of the demonstrations' cameras.
         start: "random-hand" or "initial", as in `World.reset`.
         success_radius: hand to goal in reach-v3, metres; other tasks use Meta-World's own criterion.
         max_steps: length of an episode; None for the task's own.
@@ -74,8 +76,8 @@ class SimEnv(gym.Env):
         points: int = 0,
     ):
         record = task_record(task)
-        if camera not in CAMERA_MODES:
-            raise UnknownNameError("camera mode", camera, CAMERA_MODES)
+        if camera not in ENV_CAMERA_MODES:
+            raise UnknownNameError("camera mode", camera, ENV_CAMERA_MODES)
         if start not in _STARTS:
             raise UnknownNameError("start", start, _STARTS)
         numbers = (("size", size, 16), ("max_steps", max_steps, 1), ("look_every", look_every, 1))
@@ -188,7 +190,7 @@ class SimEnvConfig(EnvConfig):
         task: a Meta-World task, or several with commas between them.
         fps: control steps a second.
         size: height and width of images.
-        camera: a new random pose every "frame" or "episode", or "fixed".
+        camera: a new random pose every "frame" or "episode", "fixed", or "beyond" (see `SimEnv`).
         start: "random-hand" or "initial".
         success_radius: for reach-v3, metres.
         max_steps: length of an episode; None for the task's own.

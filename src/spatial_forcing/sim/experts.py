@@ -29,10 +29,11 @@ _STACKED = {
 
 
 def camera_stream(mode: str, jitter: Jitter, rng: np.random.Generator) -> Iterator[tuple[Camera, ...]]:
-    """Infinite stream of the camera pair for every frame of an episode, for one of `spec.CAMERA_MODES`."""
+    """Infinite stream of the camera pair for every frame of an episode, for one of `spec.CAMERA_MODES` or
+    "beyond", a pose for the episode outside the range of the others."""
     pair: tuple[Camera, ...] = default_cameras()
-    if mode == "episode":
-        pair = tuple(jitter(camera, rng) for camera in pair)
+    if mode in ("episode", "beyond"):
+        pair = tuple(jitter(camera, rng, beyond=mode == "beyond") for camera in pair)
     while True:
         if mode == "frame":
             yield tuple(jitter(camera, rng) for camera in default_cameras())
