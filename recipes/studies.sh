@@ -36,6 +36,23 @@ drawer=(
 "${compare[@]}" --out outputs/drawer-open-study --seeds 0 1 2 --evaluations 2 --probe none -- \
   --policy.type=sf_tiny "${drawer[@]}" --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true
 
+# Setting geometry-1: two tasks in which plain is far behind the oracle and blind far behind state, on three seeds.
+references=("${compare[@]}" --no-controls --arms plain --arms-file recipes/references.yaml --evaluations 2 --probe none --seeds 0 1 2)
+[ -d outputs/reach-points ] || spatial-forcing collect --out outputs/reach-points --episodes 280 --points 8
+reach=(
+  --dataset.repo_id=local/reach-points --dataset.root=outputs/reach-points "${policy[@]}" --steps=600
+  --env.type=sf_metaworld --env.task=reach-v3 --env.look_every=4 --env.points=8
+)
+"${references[@]}" --out outputs/reach-geometry -- --policy.type=tiny "${reach[@]}"
+"${references[@]}" --out outputs/drawer-open-geometry -- --policy.type=tiny "${drawer[@]}"
+# What in a target helps? On seeds that had no part in choosing the setting, the weight or the arms.
+targets=("${compare[@]}" --seeds 6 7 8 --arms plain forced --evaluations 2 --probe none)
+alignment=(--policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true)
+for arms in points points_more; do
+  "${targets[@]}" --arms-file recipes/$arms.yaml --out outputs/reach-$arms -- --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
+  "${targets[@]}" --arms-file recipes/$arms.yaml --out outputs/drawer-open-$arms -- --policy.type=sf_tiny "${drawer[@]}" "${alignment[@]}"
+done
+
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
 heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
 for seed in 0 1 2; do
