@@ -39,7 +39,7 @@ ORDER = (
     ),
     ("site", "control", "target", "losses", "schedules"),
     ("tap",),
-    ("check",),
+    ("check", "mixture"),
     ("projector", "on_grid", "pull", "diagnostics"),
     ("alignment",),
     ("align",),
@@ -96,10 +96,10 @@ def test_the_core_imports_torch_and_nothing_else():
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
-    objective = {"align", "alignment", "diagnostics", "losses", "on_grid", "projector", "pull", "schedules"}
+    objective = {"align", "alignment", "diagnostics", "losses", "mixture", "on_grid", "projector"}
     assert parts == objective | {
         *("check", "control", "errors", "grid", "hosts", "ranges", "registry", "site", "tap"),
-        *("target", "uv", "xyz"),
+        *("pull", "schedules", "target", "uv", "xyz"),
     }
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names
     assert others <= {"spatial_forcing", "torch"}

@@ -44,8 +44,8 @@ class AlignmentConfig:
     """Align to the PCA coefficients in a compressed cache instead of the decoded tokens; cosines among
     coefficients are those among tokens less their mean."""
     site: str | None = None
-    """Where the policy's tokens are read: blocks.12 (after 12 blocks) or vision.-1 (the end of the vision
-    encoder); the host's recommendation if None."""
+    """Where the policy's tokens are read: blocks.12 (after 12 blocks), vision.-1 (the end of the vision
+    encoder), or blocks.6+12 (a learned mixture of both); the host's recommendation if None."""
     loss: str = "cosine"
     """Alignment loss between tokens and features: cosine, smooth_l1 or relations."""
     loss_weight: float | str = 0.5

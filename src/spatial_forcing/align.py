@@ -23,6 +23,7 @@ from spatial_forcing.alignment import Alignment, AlignmentOptions, Part, feature
 from spatial_forcing.diagnostics import compare_tokens
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
+from spatial_forcing.mixture import MixedTap
 from spatial_forcing.on_grid import Given, ImageSize
 from spatial_forcing.pull import Pull, pull
 from spatial_forcing.schedules import Weight
@@ -118,12 +119,12 @@ class SpatialForcing(nn.Module):
         return self.parts[0].alignment.target
 
     @property
-    def tap(self) -> Tap:
+    def tap(self) -> Tap | MixedTap:
         """The tap of the first alignment."""
         return self.parts[0].tap
 
     @property
-    def taps(self) -> list[Tap]:
+    def taps(self) -> list[Tap | MixedTap]:
         """All taps, one for every site."""
         return list({part.tap.site.name: part.tap for part in self.parts}.values())
 

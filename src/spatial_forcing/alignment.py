@@ -16,6 +16,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
 from spatial_forcing.losses import Loss, loss_of
 from spatial_forcing.losses.cosine import cosine_distance
+from spatial_forcing.mixture import MixedProjector, MixedTap, name_of, sites_named, tap_at
 from spatial_forcing.on_grid import POINTS, Given, OnGrid, width_with
 from spatial_forcing.projector import PROJECTORS, ConvProjector, Projector
 from spatial_forcing.ranges import check_position_embedding
@@ -31,7 +32,8 @@ class Alignment:
 
     Attributes:
         site: where the host's tokens are read, ``"blocks.12"`` or ``"vision.-1"`` (see ``Host.site``); the
-            layer that the host recommends if None.
+            layer that the host recommends if None; or several, ``"blocks.6+12+18"``, whose tokens are mixed
+            with learned weights (see ``spatial_forcing.mixture``).
         target: a model from ``load_teacher``, a ``FeatureStore``, or anything with a ``width`` that maps
             images_BV3HW to :class:`Features`. It is neither trained nor saved.
         loss: by name (see ``spatial_forcing.losses``), or a function of the same arguments.
@@ -140,7 +142,7 @@ class Part:
     alignment: Alignment
     name: str
     target: Target
-    tap: Tap
+    tap: Tap | MixedTap
     recommended_layer: int
     loss: Loss = field(init=False)
     schedule: float | Schedule = field(init=False)
@@ -163,7 +165,8 @@ class Part:
     def projector_shape(self) -> tuple[Any, ...]:
         """What projectors must have in common to be one."""
         of, width = self.alignment, width_with(self.alignment.points, self.target.width)
-        return self.tap.site.width, width, self.target.hidden, of.norm, of.projector
+        layers = self.tap.layers if isinstance(self.tap, MixedTap) else 1
+        return self.tap.site.width, layers, width, self.target.hidden, of.norm, of.projector
 
     @property
     def scheduled(self) -> bool:
@@ -175,14 +178,19 @@ class Part:
         """Whether the alignment is active: its weight is not zero at every step."""
         return callable(self.schedule) or self.schedule > 0
 
-    def new_projector(self) -> Projector | ConvProjector:
+    def new_projector(self) -> nn.Module:
         """A new projector for this alignment, on the device of its tokens."""
+        layers = self.tap.layers if isinstance(self.tap, MixedTap) else 1
+        width_in = self.tap.site.width // layers
         width, points = width_with(self.alignment.points, self.target.width), self.alignment.points
         if self.alignment.projector == "conv":
-            return ConvProjector(self.tap.site.width, width).to(self.tap.site.device)
-        # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
-        hidden = None if points == "alone" else self.target.hidden
-        projector = Projector(self.tap.site.width, width, self.alignment.norm, hidden)
+            projector: nn.Module = ConvProjector(width_in, width)
+        else:
+            # Few coefficients of wide tokens need a hidden layer as wide as the tokens.
+            hidden = None if points == "alone" else self.target.hidden
+            projector = Projector(width_in, width, self.alignment.norm, hidden)
+        if layers > 1:
+            projector = MixedProjector(projector, layers)
         return projector.to(self.tap.site.device)
 
     def new_grid(self) -> OnGrid:
@@ -247,18 +255,22 @@ def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
             )
     if not alignments:
         raise SpatialForcingError("A list of alignments holds at least one; this one is empty.")
-    sites = [host.site_at() if one.site is None else host.site(one.site) for one in alignments]
-    names = [one.name or site.name.replace(".", "_") for one, site in zip(alignments, sites, strict=True)]
+    sites = [[host.site_at()] if one.site is None else sites_named(host, one.site) for one in alignments]
+    of_site = [name_of(together) for together in sites]
+    names = [
+        one.name or name.replace(".", "_").replace("+", "-")
+        for one, name in zip(alignments, of_site, strict=True)
+    ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SpatialForcingError(
             f"Two alignments are called {', '.join(twice)} (one without a name is called after its site). "
             "Give them names: Alignment(..., name=...)."
         )
-    taps = {site.name: Tap(site) for site in {site.name: site for site in sites}.values()}
+    taps = {name: tap_at(together) for name, together in dict(zip(of_site, sites, strict=True)).items()}
     targets = {id(one.target): target_of(one.target) for one in alignments}
     parts = tuple(
-        Part(one, name, targets[id(one.target)], taps[site.name], host.default_layer)
-        for one, name, site in zip(alignments, names, sites, strict=True)
+        Part(one, name, targets[id(one.target)], taps[site], host.default_layer)
+        for one, name, site in zip(alignments, names, of_site, strict=True)
     )
     check_shared({part.name: part for part in parts})
     return parts

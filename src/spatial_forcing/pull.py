@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spatial_forcing.mixture import MixedTap
 from spatial_forcing.tap import Tap, TapError
 
 
@@ -22,7 +23,7 @@ class Pull(NamedTuple):
     cosine: Tensor
 
 
-def pull(action_loss: Tensor, align_loss: Tensor, taps: Sequence[Tap]) -> Pull:
+def pull(action_loss: Tensor, align_loss: Tensor, taps: Sequence[Tap | MixedTap]) -> Pull:
     """Compares g = d(action) / dx and h = d(align) / dx, x the streams of all taps together.
 
     The cosine is that of all gradients as one vector, as between tasks in Yu et al. 2020 (arXiv 2001.06782),
@@ -59,7 +60,7 @@ def pull(action_loss: Tensor, align_loss: Tensor, taps: Sequence[Tap]) -> Pull:
     return Pull(_norm(by_align) / _norm(by_action).clamp(min=1e-12), cosine)
 
 
-def _gradients(loss: Tensor, taps: Sequence[Tap]) -> list[list[Tensor]] | None:
+def _gradients(loss: Tensor, taps: Sequence[Tap | MixedTap]) -> list[list[Tensor]] | None:
     """Gradients of a loss at the streams of each tap, zero where it does not depend on one; None if it
     depends on none."""
     streams = [stream for tap in taps for stream in tap.streams]
@@ -74,7 +75,7 @@ def _gradients(loss: Tensor, taps: Sequence[Tap]) -> list[list[Tensor]] | None:
     ]
 
 
-def _visual(gradients: Sequence[Sequence[Tensor]], taps: Sequence[Tap]) -> Tensor:
+def _visual(gradients: Sequence[Sequence[Tensor]], taps: Sequence[Tap | MixedTap]) -> Tensor:
     """Gradients at the visual tokens of all taps, as one vector."""
     pairs = zip(taps, gradients, strict=True)
     return torch.cat([tap.visual_of(*of_tap).float().flatten() for tap, of_tap in pairs])
