@@ -1,0 +1,170 @@
+"""A LIBERO task as a world: reset, step, state as policies get it, and images with depth and cameras.
+
+The environment is LIBERO's own, set up as LeRobot's evaluation does: 20 Hz, changes of the gripper's pose as
+actions, ten steps of rest after a reset. Images and depth come from one rendering.
+
+Shapes: V = 2 views, H W pixels.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from spatial_forcing.libero.camera import as_policies_see, extrinsics_34, intrinsics_33
+from spatial_forcing.libero.install import LiberoError, load_libero, quiet
+from spatial_forcing.libero.rendering import check_rendering, drawn
+from spatial_forcing.libero.scene import Scene
+from spatial_forcing.libero.suites import Task
+
+CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
+"""LIBERO's cameras by LeRobot's names: ``observation.images.<name>``."""
+REST = 10  # steps after a reset in which things come to rest
+STILL_7 = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
+
+
+class LiberoWorld:
+    """World of one task.
+
+    Args:
+        task: which.
+        size: height and width of images, pixels; None for a world that cannot be drawn, which is faster.
+        rendering: one of ``RENDERINGS``.
+
+    Raises:
+        LiberoError: LIBERO, its configuration or its assets are missing.
+    """
+
+    def __init__(self, task: Task, size: int | None = None, rendering: str = "cheap"):
+        check_rendering(rendering)
+        self.task, self.size, self.rendering = task, size, rendering
+        wrapper = load_libero()
+        self.states = _fixed_states(task)
+        try:
+            with quiet(), drawn(rendering):
+                self._env: Any = wrapper.ControlEnv(
+                    bddl_file_name=str(task.bddl),
+                    use_camera_obs=False,
+                    has_offscreen_renderer=size is not None,
+                    control_freq=20,
+                )
+        except (OSError, ValueError) as error:
+            raise LiberoError(
+                f"The scene of {task} cannot be made: {error}. See what is missing: spatial-forcing libero "
+                f"check --suites {task.suite}"
+            ) from error
+        self._observed: dict[str, Any] = {}
+
+    def reset(self, seed: int, state: int | None = None) -> None:
+        """Starts an episode; the same arguments give the same episode.
+
+        Args:
+            seed: of all that is drawn at random, fixtures' places included.
+            state: number of a fixed initial state, of which evaluations go through all; None to place the
+                objects at random, as for LIBERO's own demonstrations.
+
+        Raises:
+            LiberoError: no such state.
+        """
+        if state is not None and not 0 <= state < len(self.states):
+            raise LiberoError(
+                f"{str(self.task).capitalize()} has {len(self.states)} fixed initial states, from 0; got {state}."
+            )
+        self._env.seed(seed)
+        with quiet(), drawn(self.rendering):
+            self._env.reset()
+        if state is not None:
+            self._env.set_init_state(self.states[state])
+        for _ in range(REST):
+            self.step(STILL_7)
+
+    def step(self, action_7: np.ndarray) -> bool:
+        """Does an action; returns whether the task is solved."""
+        self._observed = self._env.step(action_7)[0]
+        return self.solved
+
+    @property
+    def solved(self) -> bool:
+        """Whether the task is solved."""
+        return bool(self._env.check_success())
+
+    @property
+    def scene(self) -> Scene:
+        """What the expert sees; of this episode only."""
+        return Scene(self._env.env)
+
+    @property
+    def state_8(self) -> np.ndarray:
+        """observation.state: the gripper's position, its rotation vector, and its fingers' positions; float32."""
+        position_3, quaternion_4, fingers_2 = (
+            self._observed[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos")
+        )
+        return np.concatenate([position_3, axis_angle(quaternion_4), fingers_2]).astype(np.float32)
+
+    @property
+    def snapshot(self) -> np.ndarray:
+        """Where everything is; ``show`` brings it back to be drawn."""
+        return self._env.sim.data.qpos.copy()
+
+    def show(self, snapshot: np.ndarray) -> None:
+        """Puts everything where it was, to be drawn; the episode cannot go on from here."""
+        self._env.sim.data.qpos[:] = snapshot
+        self._env.sim.forward()
+
+    def draw(self) -> dict[str, np.ndarray]:
+        """Images as policies see them, with depth and cameras.
+
+        Returns:
+            rgb_VHW3 uint8; depth_VHW float32, metres along the viewing axis; intrinsics_V33 float32, pixels, and
+            extrinsics_V34 float32, world to camera: see ``camera.py``.
+        """
+        if self.size is None:
+            raise LiberoError("This world was made without images: give a size.")
+        rgb, depth, intrinsics, extrinsics = zip(*map(self._view, CAMERAS.values()), strict=True)
+        return {
+            "rgb_VHW3": np.stack(rgb),
+            "depth_VHW": np.stack(depth).astype(np.float32),
+            "intrinsics_V33": np.stack(intrinsics).astype(np.float32),
+            "extrinsics_V34": np.stack(extrinsics).astype(np.float32),
+        }
+
+    def _view(self, camera: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        sim, size = self._env.sim, self.size
+        number = sim.model.camera_name2id(camera)
+        rgb_HW3, buffer_HW = sim.render(width=size, height=size, camera_name=camera, depth=True)
+        rotation_33 = sim.data.cam_xmat[number].reshape(3, 3)
+        return (
+            as_policies_see(rgb_HW3),
+            as_policies_see(self._metres(buffer_HW)),
+            intrinsics_33(sim.model.cam_fovy[number], size, size),
+            extrinsics_34(sim.data.cam_xpos[number], rotation_33),
+        )
+
+    def _metres(self, buffer_HW: np.ndarray) -> np.ndarray:
+        """Depth from MuJoCo's depth buffer, which is 0 at the near clipping plane and 1 at the far one."""
+        model = self._env.sim.model
+        near, far = (plane * model.stat.extent for plane in (model.vis.map.znear, model.vis.map.zfar))
+        return near / (1 - buffer_HW.astype(np.float64) * (1 - near / far))
+
+    def close(self) -> None:
+        """Frees the simulator and the renderer."""
+        self._env.close()
+
+
+def axis_angle(quaternion_4: np.ndarray) -> np.ndarray:
+    """The rotation vector of a quaternion (x, y, z, w), as LeRobot computes it: its angle is from 0 to 2 pi."""
+    x_3, w = quaternion_4[:3], np.clip(quaternion_4[3], -1, 1)
+    sine = np.sqrt(1 - w * w)
+    return np.zeros(3) if sine <= 1e-10 else x_3 / sine * 2 * np.arccos(w)
+
+
+def _fixed_states(task: Task) -> np.ndarray:
+    """A task's fixed initial states, of a file that comes with the package."""
+    import torch
+
+    try:
+        return np.asarray(torch.load(task.states, weights_only=False))
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise LiberoError(
+            f"The initial states of {task} cannot be read: {error}. Install LIBERO anew: pip install "
+            "--force-reinstall --no-deps hf-libero"
+        ) from error
