@@ -1,10 +1,10 @@
-"""How often the scripted expert solves each task of LIBERO, from the fixed initial states that evaluations use.
+"""How often the scripted expert solves each task of LIBERO, from its fixed initial states.
 
     python recipes/libero_expert.py --suite libero_object
     python recipes/libero_expert.py --suite libero_spatial
 
-Nothing is drawn. Episode i has state i and seed i. About a quarter of an hour a suite on one core; a run that was
-interrupted goes on. Writes docs/results/libero/expert_<suite>.json.
+Nothing is drawn. Episode i has state i and seed i. About a quarter of an hour a suite on one core; a run
+that was interrupted goes on. Writes docs/results/libero/expert_<suite>.json.
 """
 
 import time

@@ -1,8 +1,8 @@
 """The files that a suite's scenes are made of, and whether they are there and whole.
 
-A scene's file (BDDL) names its problem and the kinds of its objects and fixtures; a kind has a file of that name
-among the assets (XML), which names meshes and textures. The rest is looked up in the files: nothing of LIBERO
-is imported.
+A scene's file (BDDL) names its problem and the kinds of its objects and fixtures; a kind has a file of that
+name among the assets (XML), which names meshes and textures. The rest is looked up in the files: nothing of
+LIBERO is imported.
 """
 
 import hashlib
@@ -41,9 +41,7 @@ _SCENES = {
     "libero_living_room_tabletop_manipulation": _Scene(
         "libero_living_room_tabletop", "wood-plank", "light-gray-plaster"
     ),
-    "libero_kitchen_tabletop_manipulation": _Scene(
-        "libero_kitchen_tabletop", "gray-ceramic", "yellow-linen"
-    ),
+    "libero_kitchen_tabletop_manipulation": _Scene("libero_kitchen_tabletop", "gray-ceramic", "yellow-linen"),
 }
 _RESTYLED = {"texplane": "floor", "tex-wall": "wall"}  # textures of a scene's file that are replaced
 _PART_OF_SCENE = re.compile(r"(.*_)?(table|floor)")  # fixtures without a file of their own
@@ -96,9 +94,7 @@ def _kinds(bddl: str) -> Iterator[str]:
 
 
 def _problem(bddl: str) -> list[str]:
-    return [
-        name.lower() for name in re.findall(r"\(problem\s+(\w+)\)", bddl) if name.lower() in _SCENES
-    ]
+    return [name.lower() for name in re.findall(r"\(problem\s+(\w+)\)", bddl) if name.lower() in _SCENES]
 
 
 def _referenced(path: Path, scene: _Scene | None = None) -> Iterator[Path]:

@@ -1,12 +1,13 @@
 """Cameras of LIBERO's images as policies see them: upright, and mirrored left to right.
 
-LIBERO renders images upside down. LeRobot, like OpenVLA and the public data sets, flips both axes: upright is what
-comes out, but mirrored. No rotation takes a camera to its mirror image; the mirror is in the intrinsics, and the
-extrinsics stay those of the camera:
+LIBERO renders images upside down. LeRobot, like OpenVLA and the public data sets, flips both axes: upright
+is what comes out, but mirrored. No rotation takes a camera to its mirror image; the mirror is in the
+intrinsics, and the extrinsics stay those of the camera:
 
     u' = W - u      K' = [[-fx, 0, W - cx], [0, fy, cy], [0, 0, 1]]
 
-u in pixels, the first pixel's corner at 0. All that reads a camera here takes such a K: pixel -> ray is K'^-1.
+u in pixels, the first pixel's corner at 0. All that reads a camera here takes such a K: pixel -> ray is
+K'^-1.
 
 Shapes: H W pixels.
 """

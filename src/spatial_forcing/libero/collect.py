@@ -1,4 +1,4 @@
-"""Recording of demonstrations in LIBERO, in the format of the public data set, with depth and cameras beside it.
+"""Recording of demonstrations in LIBERO, in the format of the public data set, with depth and cameras.
 
 Names, shapes and conventions are those of HuggingFaceVLA/libero, on which LeRobot's policies train: images
 upright and mirrored left to right, a state of 8 and an action of 7 numbers, the task's words, 10 frames per
@@ -217,9 +217,7 @@ def _make(spec: LiberoSpec, root: Path, job: _Attempts) -> None:
         world.close()
 
 
-def demonstrate(
-    world: LiberoWorld, spec: LiberoSpec, number: int
-) -> tuple[Outcome, dict[str, np.ndarray]]:
+def demonstrate(world: LiberoWorld, spec: LiberoSpec, number: int) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Lets the expert try a task, and draws what it did if it succeeded.
 
     Args:
@@ -228,7 +226,8 @@ def demonstrate(
         number: of the attempt; with the spec it decides everything.
 
     Returns:
-        How it ended; after a success rgb_TVHW3, depth_TVHW, intrinsics_TV33, extrinsics_TV34, state_T8, action_T7.
+        How it ended; after a success rgb_TVHW3, depth_TVHW, intrinsics_TV33, extrinsics_TV34, state_T8,
+        action_T7.
     """
     fixed = spec.start == "fixed"
     world.reset(spec.seed + number, number % len(world.states) if fixed else None)
@@ -247,8 +246,11 @@ def demonstrate(
     for place in places:
         world.show(place)
         frames.append(world.draw())
+    # In C order: safetensors writes an array's memory as it lies, and a stack of transposed matrices lies
+    # otherwise.
     stacked = {
-        name.replace("_V", "_TV"): np.stack([frame[name] for frame in frames]) for name in frames[0]
+        name.replace("_V", "_TV"): np.ascontiguousarray(np.stack([frame[name] for frame in frames]))
+        for name in frames[0]
     }
     stacked["depth_TVHW"] = stacked["depth_TVHW"].astype(np.float16)
     return outcome, stacked | {"state_T8": np.stack(states), "action_T7": np.stack(actions)}

@@ -69,7 +69,7 @@ class Expert:
                 if self.steps > ENOUGH_STEPS:
                     break
                 hand = self.scene.hand
-                away = Pose(hand.position_3 + [0, 0, 0.08], hand.rotation_33)
+                away = Pose(hand.position_3 + np.array([0, 0, 0.08]), hand.rotation_33)
                 self._move(away, OPEN, metres=0.02, radians=0.3, most=20)
         except _Solved:
             return Outcome(True, self.steps)

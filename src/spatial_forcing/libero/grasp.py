@@ -1,7 +1,7 @@
 """Grasps from above: where the gripper closes, and how it is turned, clear of what stands around.
 
-Candidates are turns of the gripper; the best has the most room for the fingers and turns the wrist least. A bowl
-is taken by its rim, one finger inside and one outside; anything else across its narrowest side.
+Candidates are turns of the gripper; the best has the most room for the fingers and turns the wrist least. A
+bowl is taken by its rim, one finger inside and one outside; anything else across its narrowest side.
 
 World coordinates, metres; z is up. Shapes: N corners of boxes.
 """
@@ -13,7 +13,8 @@ import numpy as np
 
 from spatial_forcing.libero.boxes import Box, clearance, extent
 
-# Metres: of a bowl's rim from its middle, and how far the fingers reach below its top, or that of other things.
+# Metres: of a bowl's rim from its middle, and how far the fingers reach below its top, or that of other
+# things.
 RIM, RIM_DEPTH, DEPTH = 0.0465, 0.024, 0.03
 OPENING = 0.072  # metres between the open fingers that an object may fill
 ENOUGH = 0.03  # metres of room; more is no better
@@ -22,7 +23,7 @@ AROUND_RIM, ACROSS = 16, 36  # candidates
 
 
 class Pose(NamedTuple):
-    """Where the gripper is, and its axes as columns: the fingers open along x, z points to what is grasped."""
+    """Where the gripper is, and its axes as columns: fingers open along x, z points to what is grasped."""
 
     position_3: np.ndarray
     rotation_33: np.ndarray

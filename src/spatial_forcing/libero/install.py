@@ -1,7 +1,7 @@
 """LIBERO's installation: packages, configuration file and assets, and an import that never waits for input.
 
-The first import of LIBERO asks on the console for a folder unless its configuration file is there; a job without
-a console hangs or dies then. ``load_libero`` looks first, and refuses with what to do.
+The first import of LIBERO asks on the console for a folder unless its configuration file is there; a job
+without a console hangs or dies then. ``load_libero`` looks first, and refuses with what to do.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ def libero_folder() -> Path:
         if (Path(parent) / "libero" / "benchmark").is_dir():
             return Path(parent) / "libero"
     raise LiberoError(
-        f'LIBERO is not installed. Install it with: pip install "{DISTRIBUTION}[sim]" && {INSTALL} '
-        "(docs/libero.md says why so)."
+        f'LIBERO is not installed. Install it with: pip install "{DISTRIBUTION}[libero]"; or, with less that '
+        f'nothing here needs: pip install "{DISTRIBUTION}[sim]" && {INSTALL} (docs/libero.md).'
     )
 
 

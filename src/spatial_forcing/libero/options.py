@@ -1,4 +1,4 @@
-"""The options of ``spatial-forcing libero check`` and ``libero collect``; ``check.py`` and ``collect.py`` do it."""
+"""The options of ``libero check`` and ``libero collect``; ``check.py`` and ``collect.py`` do it."""
 
 import sys
 from dataclasses import dataclass, fields
@@ -44,11 +44,11 @@ class LiberoCollect(LiberoSpec):
 
         from spatial_forcing.console import stages
         from spatial_forcing.libero.collect import collect, failures_in
-        from spatial_forcing.libero.suites import tasks_of
+        from spatial_forcing.libero.suites import task_count
 
         spec = LiberoSpec(**{one.name: getattr(self, one.name) for one in fields(LiberoSpec)})
         with stages(Console()) as bars:
-            total = self.episodes * len(tasks_of(self.suite, self.tasks))
+            total = self.episodes * (len(self.tasks) or task_count(self.suite))
             bar = bars.add_task("demonstrations", total=total)
             root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
         print(f"Wrote {root}: {total} demonstrations; {failures_in(root)}")

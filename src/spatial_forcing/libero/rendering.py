@@ -1,8 +1,8 @@
 """Rendering of LIBERO on a CPU: fewer effects, and only the frames that somebody looks at.
 
-Software rendering takes most of a step. Without antialiasing, shadows and reflections a step takes a third of the
-time (docs/libero.md); pixels differ, so use one setting for demonstrations, training and evaluation. A policy
-with action chunks looks at one frame of a chunk, and the others need not be drawn.
+Software rendering takes most of a step. Without antialiasing, shadows and reflections a step takes a third
+of the time (docs/libero.md); pixels differ, so use one setting for demonstrations, training and evaluation.
+A policy with action chunks looks at one frame of a chunk, and the others need not be drawn.
 
 Both hold for environments that are made, or reset, within the context, LeRobot's too.
 """
@@ -67,7 +67,8 @@ def on_demand() -> Iterator[Shutter]:
     """Context in which the cameras of LIBERO's environments draw only while a shutter is open.
 
     Yields:
-        The shutter, open at first. Whoever steps an environment closes it for the steps whose images nobody reads.
+        The shutter, open at first. Whoever steps an environment closes it for the steps whose images nobody
+        reads.
     """
     from robosuite.environments.robot_env import RobotEnv
 

@@ -21,6 +21,7 @@ MOST_STEPS = {
 }
 """Steps of an episode in LeRobot's evaluation, by suite."""
 SUITES = tuple(MOST_STEPS)
+REINSTALL = "pip install --force-reinstall --no-deps hf-libero"
 EXPERT_SUITES = ("libero_spatial", "libero_object")
 """Suites whose tasks the scripted expert solves."""
 
@@ -66,13 +67,18 @@ def check_suite(suite: str, known: Sequence[str] = SUITES) -> None:
 
 def check_numbers(suite: str, numbers: Sequence[int]) -> None:
     """Raises :class:`SpatialForcingError` unless these are numbers of a suite's tasks, none twice."""
-    count = 90 if suite == "libero_90" else 10
+    count = task_count(suite)
     wrong = [number for number in numbers if not 0 <= number < count]
     if wrong or len(set(numbers)) < len(numbers):
         raise SpatialForcingError(
             f"The tasks of {suite} are numbered from 0 to {count - 1}, and none is named twice; got "
             f"{' '.join(map(str, numbers))}."
         )
+
+
+def task_count(suite: str) -> int:
+    """How many tasks a suite has."""
+    return 90 if suite == "libero_90" else 10
 
 
 def tasks_of(suite: str, numbers: Sequence[int] = ()) -> list[Task]:
@@ -102,6 +108,3 @@ def _names(suite: str) -> list[str]:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return list(module.libero_task_map[suite])
-
-
-REINSTALL = "pip install --force-reinstall --no-deps hf-libero"

@@ -14,7 +14,7 @@ from spatial_forcing.libero.camera import as_policies_see, extrinsics_34, intrin
 from spatial_forcing.libero.install import LiberoError, load_libero, quiet
 from spatial_forcing.libero.rendering import check_rendering, drawn
 from spatial_forcing.libero.scene import Scene
-from spatial_forcing.libero.suites import Task
+from spatial_forcing.libero.suites import REINSTALL, Task
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 """LIBERO's cameras by LeRobot's names: ``observation.images.<name>``."""
@@ -38,7 +38,7 @@ class LiberoWorld:
         check_rendering(rendering)
         self.task, self.size, self.rendering = task, size, rendering
         wrapper = load_libero()
-        self.states = _fixed_states(task)
+        self.states = fixed_states(task)
         try:
             with quiet(), drawn(rendering):
                 self._env: Any = wrapper.ControlEnv(
@@ -67,7 +67,7 @@ class LiberoWorld:
         """
         if state is not None and not 0 <= state < len(self.states):
             raise LiberoError(
-                f"{str(self.task).capitalize()} has {len(self.states)} fixed initial states, from 0; got {state}."
+                f"There are {len(self.states)} fixed initial states of {self.task}, from 0; got {state}."
             )
         self._env.seed(seed)
         with quiet(), drawn(self.rendering):
@@ -94,7 +94,7 @@ class LiberoWorld:
 
     @property
     def state_8(self) -> np.ndarray:
-        """observation.state: the gripper's position, its rotation vector, and its fingers' positions; float32."""
+        """observation.state, float32: the gripper's position, rotation vector, and its fingers' positions."""
         position_3, quaternion_4, fingers_2 = (
             self._observed[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos")
         )
@@ -114,8 +114,8 @@ class LiberoWorld:
         """Images as policies see them, with depth and cameras.
 
         Returns:
-            rgb_VHW3 uint8; depth_VHW float32, metres along the viewing axis; intrinsics_V33 float32, pixels, and
-            extrinsics_V34 float32, world to camera: see ``camera.py``.
+            rgb_VHW3 uint8; depth_VHW float32, metres along the viewing axis; intrinsics_V33 float32, pixels,
+            and extrinsics_V34 float32, world to camera: see ``camera.py``.
         """
         if self.size is None:
             raise LiberoError("This world was made without images: give a size.")
@@ -128,7 +128,7 @@ class LiberoWorld:
         }
 
     def _view(self, camera: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        sim, size = self._env.sim, self.size
+        sim, size = self._env.sim, self.size or 0
         number = sim.model.camera_name2id(camera)
         rgb_HW3, buffer_HW = sim.render(width=size, height=size, camera_name=camera, depth=True)
         rotation_33 = sim.data.cam_xmat[number].reshape(3, 3)
@@ -151,20 +151,28 @@ class LiberoWorld:
 
 
 def axis_angle(quaternion_4: np.ndarray) -> np.ndarray:
-    """The rotation vector of a quaternion (x, y, z, w), as LeRobot computes it: its angle is from 0 to 2 pi."""
+    """The rotation vector of a quaternion (x, y, z, w), as LeRobot computes it, of 0 to 2 pi."""
     x_3, w = quaternion_4[:3], np.clip(quaternion_4[3], -1, 1)
     sine = np.sqrt(1 - w * w)
     return np.zeros(3) if sine <= 1e-10 else x_3 / sine * 2 * np.arccos(w)
 
 
-def _fixed_states(task: Task) -> np.ndarray:
-    """A task's fixed initial states, of a file that comes with the package."""
+def fixed_states(task: Task) -> np.ndarray:
+    """A task's fixed initial states, a row each, of a file that comes with the package.
+
+    Raises:
+        LiberoError: it cannot be read.
+    """
     import torch
 
+    rebuilt = np._core.multiarray._reconstruct
+    # All that an array is pickled with; a file with anything else in it is refused.
+    array = [np.ndarray, np.dtype, np.dtypes.Float64DType, (rebuilt, "numpy.core.multiarray._reconstruct")]
     try:
-        return np.asarray(torch.load(task.states, weights_only=False))
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        with torch.serialization.safe_globals(array):
+            return np.asarray(torch.load(task.states, weights_only=True))
+    except Exception as error:  # of many kinds: torch's, pickle's, the disk's
+        said = str(error).partition("\n")[0]
         raise LiberoError(
-            f"The initial states of {task} cannot be read: {error}. Install LIBERO anew: pip install "
-            "--force-reinstall --no-deps hf-libero"
+            f"The initial states of {task} cannot be read: {said}. Install LIBERO anew: {REINSTALL}"
         ) from error

@@ -131,7 +131,6 @@ def demo_dataset(root: Path) -> Any:
     return open_dataset(root)
 
 
-
 def render_frames(task: str, count: int, size: int = 112, seed: int = 0) -> "tuple[Tensor, Tensor, Tensor]":
     """Renders single frames at random hand positions, without a data set.
 

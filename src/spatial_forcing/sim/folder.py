@@ -27,9 +27,7 @@ GEOMETRY = ("depth_TVHW", "intrinsics_TV33", "extrinsics_TV34")
 
 def claim_folder(root: Path, manifest: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
     """Claims a folder for the demonstrations that a manifest describes; see :func:`files.claim`."""
-    claim(
-        root / NOTE, manifest, what="collection of demonstrations", only=True, beside=("complete", *beside)
-    )
+    claim(root / NOTE, manifest, what="collection of demonstrations", only=True, beside=("complete", *beside))
 
 
 def is_complete(root: Path) -> bool:
@@ -107,7 +105,7 @@ def repo_id(root: Path) -> str:
 
 
 def import_ahead() -> None:
-    """Imports what writes data sets, for a thread: that takes seconds. What fails is said when it is needed."""
+    """Imports what writes data sets, in a thread, as it takes seconds; failures come again in its use."""
     with suppress(Exception):
         import_lerobot()
 

@@ -37,7 +37,8 @@ def unpacked(
         views: names of the cameras.
 
     Yields:
-        Which rows of other columns are an episode's; its PNG files and histograms as ``write_dataset`` takes them.
+        Which rows of other columns are an episode's; its PNG files and histograms as ``write_dataset`` takes
+        them.
     """
     frame = byte = 0
     for length, histogram_VC256 in zip(tensors["length"], tensors["histogram_VC256"], strict=True):
