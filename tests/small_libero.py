@@ -1,14 +1,18 @@
-"""What LIBERO's tests share: a scene of made-up poses without physics, and an installation of made-up files.
+"""What LIBERO's tests share: scenes of made-up poses, a simulator of made-up frames, an installation of
+made-up files.
 
 Shapes: N corners of boxes.
 """
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from spatial_forcing.libero.boxes import Box, extent
+from spatial_forcing.libero.expert import Outcome
 from spatial_forcing.libero.grasp import Pose, pointing_down
 from spatial_forcing.libero.servo import METRES, RADIANS
 
@@ -81,6 +85,79 @@ class Kitchen:
 
     def _box(self, name: str) -> Box:
         return Box(self._places[name], np.eye(3), self._halves[name])
+
+
+# ---- a simulator -------------------------------------------------------------------------------------------
+
+
+class MadeUpWorld:
+    """A world of frames with numbers in them, whose attempts 1 and 4 fail: what ``LiberoWorld`` gives."""
+
+    FAILED = -1.0
+    ROTATION = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    STEPS = 4
+    resets: ClassVar[list[tuple[int, int | None]]] = []
+    states = np.zeros((2, 5))
+
+    def __init__(self, task: object, size: int, rendering: str):
+        self.size, self.number = size, 0.0
+
+    @staticmethod
+    def fails(attempt: int) -> bool:
+        return attempt in (1, 4)
+
+    def reset(self, seed: int, state: int | None) -> None:
+        self.resets.append((seed, state))
+        self.seed, self.number = seed, float(10 * seed)
+
+    @property
+    def scene(self) -> "MadeUpWorld":
+        return self
+
+    @property
+    def state_8(self) -> np.ndarray:
+        last = self.FAILED if self.fails(self.seed) else 1.0
+        return np.array([*range(6), self.number, last], dtype=np.float32)
+
+    @property
+    def snapshot(self) -> np.ndarray:
+        return np.array([self.number])
+
+    def step(self, action_7: np.ndarray) -> bool:
+        self.number += 1
+        return not self.fails(self.seed) and self.number - 10 * self.seed >= self.STEPS
+
+    def show(self, snapshot: np.ndarray) -> None:
+        self.number = float(snapshot[0])
+
+    def draw(self) -> dict[str, np.ndarray]:
+        side, number = self.size, self.number
+        K_33 = np.array([[-20.0, 0, side / 2], [0, 20, side / 2], [0, 0, 1]], dtype=np.float32)
+        # In the order of a transposed matrix, as a camera's is.
+        E_34 = np.asfortranarray(np.c_[self.ROTATION, [0, 0, number]].astype(np.float32))
+        rgb_VHW3 = np.full((2, side, side, 3), number, dtype=np.uint8)
+        depth_VHW = np.stack([np.full((side, side), number + v, dtype=np.float32) for v in range(2)])
+        return {
+            "rgb_VHW3": rgb_VHW3,
+            "depth_VHW": depth_VHW,
+            "intrinsics_V33": np.stack([K_33] * 2),
+            "extrinsics_V34": np.asfortranarray(np.stack([E_34] * 2)),
+        }
+
+    def close(self) -> None:
+        pass
+
+    class expert:
+        """Acts until the world says that it is solved, or for six steps."""
+
+        def __init__(self, scene: "MadeUpWorld", step: Callable[[np.ndarray], bool]):
+            self.step = step
+
+        def run(self) -> Outcome:
+            for steps in range(1, 7):
+                if self.step(np.full(7, 0.1 * steps, dtype=np.float32)):
+                    return Outcome(True, steps)
+            return Outcome(False, 6, "nothing was grasped")
 
 
 # ---- an installation ---------------------------------------------------------------------------------------

@@ -140,6 +140,12 @@ def test_a_file_says_what_is_written_in_it(tmp_path):
     assert calibration.position == Column("observation.state", (0, 1, 2))
 
 
+def test_intrinsics_of_mirrored_images_have_a_focal_length_below_zero(tmp_path):
+    content = with_value(f"{WRONG}/intrinsics", {"fx": -520.0, "fy": 520.0, "cx": 320.0, "cy": 240.0})
+    read = Calibration.read(written(tmp_path, content))
+    assert read.cameras[LEFT].intrinsics[0] == (-520.0, 0.0, 320.0)
+
+
 def test_the_fingerprint_is_of_the_numbers_not_of_their_spelling(tmp_path):
     calibration = Calibration.read(written(tmp_path, RIGHT))
     same = [

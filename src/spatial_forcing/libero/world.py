@@ -1,7 +1,8 @@
 """A LIBERO task as a world: reset, step, state as policies get it, and images with depth and cameras.
 
 The environment is LIBERO's own, set up as LeRobot's evaluation does: 20 Hz, changes of the gripper's pose as
-actions, ten steps of rest after a reset. Images and depth come from one rendering.
+actions, ten steps of rest after a reset. Images and depth are of the same moment, depth of the pixels'
+centres.
 
 Shapes: V = 2 views, H W pixels.
 """
@@ -12,7 +13,7 @@ import numpy as np
 
 from spatial_forcing.libero.camera import as_policies_see, extrinsics_34, intrinsics_33
 from spatial_forcing.libero.install import LiberoError, load_libero, quiet
-from spatial_forcing.libero.rendering import check_rendering, drawn
+from spatial_forcing.libero.rendering import check_rendering, drawn, in_place, plain_buffers
 from spatial_forcing.libero.scene import Scene
 from spatial_forcing.libero.suites import REINSTALL, Task
 
@@ -53,6 +54,7 @@ class LiberoWorld:
                 f"check --suites {task.suite}"
             ) from error
         self._observed: dict[str, Any] = {}
+        self._plain: Any = None  # buffers for depth, of this episode's renderer
 
     def reset(self, seed: int, state: int | None = None) -> None:
         """Starts an episode; the same arguments give the same episode.
@@ -70,6 +72,7 @@ class LiberoWorld:
                 f"There are {len(self.states)} fixed initial states of {self.task}, from 0; got {state}."
             )
         self._env.seed(seed)
+        self._plain = None
         with quiet(), drawn(self.rendering):
             self._env.reset()
         if state is not None:
@@ -130,7 +133,7 @@ class LiberoWorld:
     def _view(self, camera: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         sim, size = self._env.sim, self.size or 0
         number = sim.model.camera_name2id(camera)
-        rgb_HW3, buffer_HW = sim.render(width=size, height=size, camera_name=camera, depth=True)
+        rgb_HW3, buffer_HW = self._rendered(camera)
         rotation_33 = sim.data.cam_xmat[number].reshape(3, 3)
         return (
             as_policies_see(rgb_HW3),
@@ -138,6 +141,18 @@ class LiberoWorld:
             intrinsics_33(sim.model.cam_fovy[number], size, size),
             extrinsics_34(sim.data.cam_xpos[number], rotation_33),
         )
+
+    def _rendered(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Image and depth buffer as OpenGL gives them, from one rendering if nothing is antialiased."""
+        sim = self._env.sim
+        view = {"width": self.size, "height": self.size, "camera_name": camera}
+        if self.rendering == "cheap":
+            return sim.render(**view, depth=True)
+        rgb_HW3, context = sim.render(**view), sim._render_context_offscreen
+        if self._plain is None:
+            self._plain = plain_buffers(context)
+        with in_place(context, self._plain):
+            return rgb_HW3, sim.render(**view, depth=True)[1]
 
     def _metres(self, buffer_HW: np.ndarray) -> np.ndarray:
         """Depth from MuJoCo's depth buffer, which is 0 at the near clipping plane and 1 at the far one."""
