@@ -35,8 +35,8 @@ def made_up(tmp_path_factory):
         patch.setattr("spatial_forcing.libero.suites.libero_folder", lambda: assets.parent)
         patch.setattr(collecting, "check_installed", lambda: None)
         patch.setattr(collecting, "assets_folder", lambda: assets)
-        patch.setattr(collecting, "LiberoWorld", MadeUpWorld)
-        patch.setattr(collecting, "Expert", MadeUpWorld.expert)
+        patch.setattr("spatial_forcing.libero.attempts.LiberoWorld", MadeUpWorld)
+        patch.setattr("spatial_forcing.libero.attempts.Expert", MadeUpWorld.expert)
         yield
 
 

@@ -15,7 +15,8 @@ import torch
 
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.libero.collect import collect, demonstrate
+from spatial_forcing.libero.attempts import demonstrate
+from spatial_forcing.libero.collect import collect
 from spatial_forcing.libero.expert import Expert
 from spatial_forcing.libero.install import LiberoError, check_installed, libero_folder, load_libero
 from spatial_forcing.libero.rendering import drawn, on_demand

@@ -2,39 +2,43 @@
 
 Names, shapes and conventions are those of HuggingFaceVLA/libero, on which LeRobot's policies train: images
 upright and mirrored left to right, a state of 8 and an action of 7 numbers, the task's words, 10 frames per
-second said (the simulator does 20 steps). Only episodes in which the expert succeeded are kept, and only they
-are drawn: an episode is rolled out first, and its frames are drawn from where everything was.
+second said (the simulator does 20 steps). Only episodes in which the expert succeeded are kept
+(``attempts.py``).
 
     root/
       demos.json      specification, versions, assets, how every attempt ended
       meta/, data/, geometry/   see sim/folder.py; intrinsics are of the mirrored images (camera.py)
-
-T frames of an episode, V = 2 views ("image", "image2"), H rows, W columns.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
-
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import check_folder, check_space, read_json, write_atomically
+from spatial_forcing.files import check_folder, check_space, read_json
 from spatial_forcing.libero.assets import files_of, fingerprint
-from spatial_forcing.libero.expert import Expert, Outcome
+from spatial_forcing.libero.attempts import (
+    Attempts,
+    ended,
+    geometry_of,
+    jobs_of,
+    kept_of,
+    make,
+    path_of,
+    read,
+)
 from spatial_forcing.libero.install import LiberoError, assets_folder, check_installed, installed_versions
 from spatial_forcing.libero.spec import LiberoSpec
 from spatial_forcing.libero.suites import MOST_STEPS, Task, tasks_of
-from spatial_forcing.libero.world import CAMERAS, LiberoWorld
+from spatial_forcing.libero.world import CAMERAS
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import Watch
 from spatial_forcing.sim.dataset import write_dataset
 from spatial_forcing.sim.folder import (
-    GEOMETRY,
     NOTE,
     claim_folder,
     finish,
@@ -44,14 +48,12 @@ from spatial_forcing.sim.folder import (
     is_complete,
     repo_id,
 )
-from spatial_forcing.sim.packed import packed, unpacked
 from spatial_forcing.sim.pieces import in_processes
 
 FPS = 10
 """Frames per second as the public data set says; a frame is a step of the simulator, of which it does 20."""
 ROBOT = "panda"
 _AXES = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3")
-_AT_ONCE = 5  # attempts by one world
 _BESIDE = ("attempts",)
 
 
@@ -63,26 +65,6 @@ def features(size: int) -> dict[str, dict[str, Any]]:
         key: {"dtype": "float32", "shape": (len(names),), "names": {"motors": names}}
         for key, names in named.items()
     }
-
-
-@dataclass(frozen=True)
-class _Attempts:
-    """Unit of work: consecutive attempts at a task, each recorded in two files."""
-
-    task: Task
-    first: int
-    count: int
-
-    @property
-    def numbers(self) -> range:
-        return range(self.first, self.first + self.count)
-
-    def finished(self, root: Path) -> int:
-        """Number of those recorded so far."""
-        return sum(_path(root, self.task, number).exists() for number in self.numbers)
-
-    def __str__(self) -> str:
-        return f"Recording attempts {self.first} to {self.first + self.count - 1} at {self.task}"
 
 
 def collect(
@@ -159,14 +141,14 @@ def _record(
     count = _counter(spec, root, tasks, progress)
     planned = dict.fromkeys(tasks, spec.episodes)
     while True:
-        jobs = [job for task in tasks for job in _jobs(root, task, planned[task])]
+        jobs = [job for task in tasks for job in jobs_of(root, task, planned[task])]
         if jobs:
-            watch = Watch(partial(_Attempts.finished, root=root))
-            in_processes(partial(_make, spec, root), jobs, workers, count, lock=lock, watch=watch)
+            watch = Watch(partial(Attempts.finished, root=root))
+            in_processes(partial(make, spec, root), jobs, workers, count, lock=lock, watch=watch)
         lacking = {
             task: lack
             for task in tasks
-            if (lack := spec.episodes - len(_kept(root, task, planned[task]))) > 0
+            if (lack := spec.episodes - len(kept_of(root, task, planned[task]))) > 0
         }
         if not lacking:
             break
@@ -187,120 +169,27 @@ def _check_hope(spec: LiberoSpec, task: Task, planned: int, kept: int) -> None:
         )
 
 
-def _jobs(root: Path, task: Task, planned: int) -> Iterator[_Attempts]:
-    """The attempts at a task that are not recorded, some at a time."""
-    missing = [number for number in range(planned) if not _path(root, task, number).exists()]
-    while missing:
-        together = [number for i, number in enumerate(missing[:_AT_ONCE]) if number == missing[0] + i]
-        yield _Attempts(task, together[0], len(together))
-        missing = missing[len(together) :]
-
-
-def _make(spec: LiberoSpec, root: Path, job: _Attempts) -> None:
-    """Records attempts: depth and cameras first, then the rest, whose presence marks it complete."""
-    from safetensors.numpy import save_file
-
-    world = LiberoWorld(job.task, spec.size, spec.rendering)
-    try:
-        for number in job.numbers:
-            path = _path(root, job.task, number)
-            if path.exists():
-                continue
-            outcome, episode = demonstrate(world, spec, number)
-            arrays = {"success": np.array([outcome.success]), "steps": np.array([outcome.steps])}
-            if outcome.success:
-                geometry = {key: episode.pop(key) for key in GEOMETRY}
-                write_atomically(_geometry_path(path), partial(save_file, geometry))
-                arrays |= packed(episode.pop("rgb_TVHW3")) | episode
-            write_atomically(path, partial(save_file, arrays))
-    finally:
-        world.close()
-
-
-def demonstrate(world: LiberoWorld, spec: LiberoSpec, number: int) -> tuple[Outcome, dict[str, np.ndarray]]:
-    """Lets the expert try a task, and draws what it did if it succeeded.
-
-    Args:
-        world: of the task.
-        spec: what to record.
-        number: of the attempt; with the spec it decides everything.
-
-    Returns:
-        How it ended; after a success rgb_TVHW3, depth_TVHW, intrinsics_TV33, extrinsics_TV34, state_T8,
-        action_T7.
-    """
-    fixed = spec.start == "fixed"
-    world.reset(spec.seed + number, number % len(world.states) if fixed else None)
-    places, states, actions = [], [], []
-
-    def step(action_7: np.ndarray) -> bool:
-        places.append(world.snapshot)
-        states.append(world.state_8)
-        actions.append(action_7)
-        return world.step(action_7)
-
-    outcome = Expert(world.scene, step).run()
-    if not outcome.success:
-        return outcome, {}
-    frames = []
-    for place in places:
-        world.show(place)
-        frames.append(world.draw())
-    # In C order: safetensors writes an array's memory as it lies, and a stack of transposed matrices lies
-    # otherwise.
-    stacked = {
-        name.replace("_V", "_TV"): np.ascontiguousarray(np.stack([frame[name] for frame in frames]))
-        for name in frames[0]
-    }
-    stacked["depth_TVHW"] = stacked["depth_TVHW"].astype(np.float16)
-    return outcome, stacked | {"state_T8": np.stack(states), "action_T7": np.stack(actions)}
-
-
 # ---- joining -----------------------------------------------------------------------------------------------
 
 
 def _join(spec: LiberoSpec, root: Path, planned: dict[Task, int], manifest: dict[str, Any]) -> None:
     """Joins the attempts that succeeded into a data set."""
-    kept = [(task, number) for task, count in planned.items() for number in _kept(root, task, count)]
+    kept = [(task, number) for task, count in planned.items() for number in kept_of(root, task, count)]
     attempts = {
-        str(task.number): [_ended(root, task, number) for number in range(count)]
+        str(task.number): [ended(root, task, number) for number in range(count)]
         for task, count in planned.items()
     }
     for episode, (task, number) in enumerate(kept):
-        recorded = _geometry_path(_path(root, task, number))
+        recorded = geometry_of(path_of(root, task, number))
         if recorded.exists():  # else it is there already, of an interrupted run
             recorded.replace(geometry_path(root, episode))
-    episodes = (_read(root, task, number) for task, number in kept)
+    episodes = (read(root, task, number) for task, number in kept)
     described = features(spec.size)
     finish(
         root,
         {**manifest, "attempts": attempts},
         lambda folder: write_dataset(folder, repo_id(root), described, FPS, episodes, ROBOT),
     )
-
-
-def _read(root: Path, task: Task, number: int) -> dict[str, Any]:
-    """A demonstration in the form that `write_dataset` takes."""
-    from safetensors.numpy import load_file
-
-    tensors = load_file(_path(root, task, number))
-    _, images = next(unpacked(tensors, tuple(CAMERAS)))
-    vectors = {"observation.state": tensors["state_T8"], "action": tensors["action_T7"]}
-    return {"task": task.instruction, **images, **vectors}
-
-
-def _kept(root: Path, task: Task, planned: int) -> list[int]:
-    """Attempts at a task that succeeded, of those recorded."""
-    there = (number for number in range(planned) if _path(root, task, number).exists())
-    return [number for number in there if _ended(root, task, number)["success"]]
-
-
-def _ended(root: Path, task: Task, number: int) -> dict[str, Any]:
-    """How a recorded attempt ended."""
-    from safetensors import safe_open
-
-    with safe_open(_path(root, task, number), "np") as file:
-        return {"success": bool(file.get_tensor("success")[0]), "steps": int(file.get_tensor("steps")[0])}
 
 
 def _counter(
@@ -316,7 +205,7 @@ def _counter(
             for path in (root / ".pieces").glob(f"{task.number:02d}_*.safetensors"):
                 key = (task, int(path.stem.split("_")[1]))
                 if key not in seen:
-                    seen[key] = _ended(root, *key)["success"]
+                    seen[key] = ended(root, *key)["success"]
         done = sum(seen.values())
         if done > counted:
             progress(done - counted)
@@ -324,14 +213,6 @@ def _counter(
 
     count()
     return count
-
-
-def _path(root: Path, task: Task, number: int) -> Path:
-    return root / ".pieces" / f"{task.number:02d}_{number:05d}.safetensors"
-
-
-def _geometry_path(path: Path) -> Path:
-    return path.with_suffix(".geometry")
 
 
 def _bytes(spec: LiberoSpec, episodes: int) -> float:

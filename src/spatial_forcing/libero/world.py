@@ -162,6 +162,7 @@ class LiberoWorld:
 
     def close(self) -> None:
         """Frees the simulator and the renderer."""
+        self._plain = None  # while its renderer is there
         self._env.close()
 
 
