@@ -60,6 +60,7 @@ def main(args: Args) -> None:
         if known is None or len(known["episodes"]) < args.episodes:
             done[str(task.number)] = {
                 "instruction": task.instruction,
+                "commit": made_with["commit"],  # a run that goes on may be of a later one
                 "episodes": episodes_of(task, args.episodes),
             }
         episodes = done[str(task.number)]["episodes"]
