@@ -1,8 +1,9 @@
 """Rendering of LIBERO on a CPU: fewer effects, and only the frames that somebody looks at.
 
-Software rendering takes most of a step. Without antialiasing, shadows and reflections a step takes a third
-of the time (docs/libero.md); pixels differ, so use one setting for demonstrations, training and evaluation.
-A policy with action chunks looks at one frame of a chunk, and the others need not be drawn.
+Software rendering takes most of a step. Without antialiasing, shadows and reflections it takes less, how much
+depends on the scene (docs/libero.md has numbers); pixels differ, so use one setting for demonstrations,
+training and evaluation. A policy with action chunks looks at one frame of a chunk, and the others need not be
+drawn.
 
 Both hold for environments that are made, or reset, within the context, LeRobot's too.
 """
