@@ -14,6 +14,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.libero.assets import fault_of, files_of, fingerprint
 from spatial_forcing.libero.install import (
     LiberoError,
+    assets_folder,
     check_installed,
     config_file,
     draws_darker,
@@ -146,9 +147,14 @@ def test_a_package_that_is_missing_is_named(assets, monkeypatch):
 def test_missing_assets_are_told_with_how_to_get_them(assets, monkeypatch):
     write_config()
     assets.rename(assets.with_name("elsewhere"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(assets / "none"))
-    with pytest.raises(LiberoError, match="lerobot/libero-assets"):
+    monkeypatch.setenv("HOME", str(assets.parent / "home"))
+    with pytest.raises(LiberoError, match="hf download lerobot/libero-assets"):
         check_installed()
+    fetched = assets.parent / "home" / ".cache" / "libero" / "assets"
+    fetched.parent.mkdir(parents=True)
+    assets.with_name("elsewhere").rename(fetched)
+    assert assets_folder() == fetched
+    check_installed()
 
 
 # ---- suites, assets ----------------------------------------------------------------------------------------
@@ -195,6 +201,7 @@ def test_a_scene_needs_its_objects_files_and_the_textures_of_its_style(assets):
         ("texture.png", b"<html>not found</html>", "is no PNG image"),
         ("milk.xml", b"<mujoco>", "is no XML"),
     ],
+    ids=["no mesh", "cut mesh", "empty mesh", "pointer", "cut image", "no image", "cut XML"],
 )
 def test_damaged_assets_are_named(assets, capsys, name, content, says):
     write_config()

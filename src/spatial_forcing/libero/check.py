@@ -16,6 +16,7 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.libero.assets import fault_of, files_of
 from spatial_forcing.libero.install import (
     DRAWS_DARKER,
+    GET_ASSETS,
     INSTALL,
     assets_folder,
     config_file,
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 NAMED = 5  # faulty files that are named one by one
 SIZE = 128
-GET_ASSETS = (
-    "Get LIBERO's assets anew: lerobot/libero-assets on the Hub, which hf-libero fetches when its folder "
-    "assets is not there."
-)
 
 
 class State(StrEnum):
@@ -185,7 +182,7 @@ def _assets(suite: str, tasks: list[Task]) -> Finding:
     named = "; ".join(f"{_short(path, folder)} {fault}" for path, fault in list(faults.items())[:NAMED])
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     found = f"{len(faults)} of {len(files)} files are missing or damaged"
-    return Finding(part, found, State.MISSING, f"{named}{more}. {GET_ASSETS}")
+    return Finding(part, found, State.MISSING, f"{named}{more}. Get them anew: {GET_ASSETS}")
 
 
 def _short(path: Path, folder: Path) -> Path:

@@ -29,6 +29,8 @@ DRAWS_DARKER = (3, 3, 2)
 """The last MuJoCo that draws LIBERO's floors as its benchmark does; later ones draw them darker."""
 CONFIG_PATH = "LIBERO_CONFIG_PATH"
 WRITE_CONFIG = "spatial-forcing libero check --write-config"
+GET_ASSETS = "hf download lerobot/libero-assets --repo-type dataset --local-dir ~/.cache/libero/assets"
+"""What hf-libero 0.1.4 means to do by itself, and cannot with huggingface_hub 1.x: an argument is gone there."""
 
 
 class LiberoError(SpatialForcingError):
@@ -125,32 +127,20 @@ def write_config() -> Path:
 
 
 def assets_folder() -> Path:
-    """The folder of LIBERO's assets (meshes, textures): in the package, else in the Hub's cache.
+    """The folder of LIBERO's assets (meshes, textures): in the package, else where hf-libero puts them.
 
     Raises:
         LiberoError: it is not there; says how to get it.
     """
     local = libero_folder() / "assets"  # the configuration's key `assets` is not read by LIBERO
-    if local.is_dir():
-        return local
-    cached = _in_hub_cache()
-    if cached is not None:
-        return cached
+    fetched = Path.home() / ".cache" / "libero" / "assets"
+    for folder in (local, fetched):
+        if folder.is_dir() and any(folder.glob("*/*")):
+            return folder
     raise LiberoError(
-        f"LIBERO's assets are not there. With a network, its first environment fetches lerobot/libero-assets "
-        f"from the Hub (unset HF_HUB_OFFLINE); without one, put or link the folder to {local}. The link is "
-        "gone when hf-libero is installed anew."
+        f"LIBERO's assets are not there. Get them from the Hub: {GET_ASSETS}. Or put or link their folder to "
+        f"{local}; such a link is gone when hf-libero is installed anew."
     )
-
-
-def _in_hub_cache() -> Path | None:
-    """The assets that hf-libero has fetched from the Hub, if it has."""
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download("lerobot/libero-assets", repo_type="dataset", local_files_only=True))
-    except Exception:  # of many kinds, and all say that it is not there
-        return None
 
 
 def load_libero() -> ModuleType:
