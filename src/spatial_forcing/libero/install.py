@@ -30,7 +30,7 @@ DRAWS_DARKER = (3, 3, 2)
 CONFIG_PATH = "LIBERO_CONFIG_PATH"
 WRITE_CONFIG = "spatial-forcing libero check --write-config"
 GET_ASSETS = "hf download lerobot/libero-assets --repo-type dataset --local-dir ~/.cache/libero/assets"
-"""What hf-libero 0.1.4 means to do by itself, and cannot with huggingface_hub 1.x: an argument is gone there."""
+"""What hf-libero does by itself when it makes its first scene and has a network."""
 
 
 class LiberoError(SpatialForcingError):
