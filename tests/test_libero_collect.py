@@ -138,8 +138,8 @@ def test_a_finished_data_set_is_used_as_it_is_and_another_left_alone(demos):
     before, counted = files(demos), []
     collect(SPEC, demos, progress=counted.append)
     assert sum(counted) == 6
-    with pytest.raises(SpatialForcingError, match=r"spec\.rendering: 'cheap' there, 'stock' wanted"):
-        collect(replace(SPEC, rendering="stock"), demos)
+    with pytest.raises(SpatialForcingError, match=r"spec\.rendering: 'stock' there, 'cheap' wanted"):
+        collect(replace(SPEC, rendering="cheap"), demos)
     assert files(demos) == before
 
 

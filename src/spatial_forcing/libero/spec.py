@@ -31,8 +31,9 @@ class LiberoSpec:
     start: Literal["random", "fixed"] = "random"
     """Where objects are at first: placed at random, as for LIBERO's own demonstrations, or as in its fixed
     initial states, which evaluations start from."""
-    rendering: Literal["cheap", "stock"] = "cheap"
-    """cheap draws without antialiasing, shadows and reflections, which is faster. Evaluate with the same."""
+    rendering: Literal["stock", "cheap"] = "stock"
+    """stock is what lerobot-eval shows; cheap draws without antialiasing, shadows and reflections, which is
+    faster. Evaluate with the same."""
     seed: int = 0
     """Seed of the first attempt at each task; attempt i has seed + i."""
 

@@ -35,7 +35,7 @@ class LiberoWorld:
         LiberoError: LIBERO, its configuration or its assets are missing.
     """
 
-    def __init__(self, task: Task, size: int | None = None, rendering: str = "cheap"):
+    def __init__(self, task: Task, size: int | None = None, rendering: str = "stock"):
         check_rendering(rendering)
         self.task, self.size, self.rendering = task, size, rendering
         wrapper = load_libero()
