@@ -135,6 +135,17 @@ def test_a_wrong_calibration_is_measured(change, measured):
     assert measured(found), found
 
 
+def test_mirrored_images_fit_the_intrinsics_of_mirrored_images():
+    """As LIBERO's are: the focal length in x is below zero, and the extrinsics are the camera's."""
+    view = frames(still(), wandering())
+    images_F3HW = view.images_F3HW.flip(-1)
+    right = View(images_F3HW, Pinholes(*mirrored(*still())), view.position_F3, view.pairs_P2)
+    assert judge(right, None, {}).verdict == Verdict.FITS
+    found = judge(View(images_F3HW, still(), view.position_F3, view.pairs_P2), None, {})
+    assert found.verdict == Verdict.NOT
+    assert "the images were mirrored left to right" in found.fits_if
+
+
 def test_noise_and_flicker_do_not_change_what_follows():
     view = frames(still(), wandering())
     noisy_F3HW = (view.images_F3HW + 0.05 * torch.randn_like(view.images_F3HW)).clamp(0, 1)

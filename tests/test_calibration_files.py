@@ -37,8 +37,7 @@ MALFORMED = {
     ),
     "an infinite number": (with_value(f"{WRONG}/intrinsics", FOCAL | {"cx": float("inf")}), "finite"),
     "not a number": (with_value(EXTRINSICS, [[float("nan")] * 4] * 3), "a number of", "finite"),
-    "a focal length of zero": (with_value(f"{WRONG}/intrinsics", FOCAL | {"fy": 0}), "not above 0"),
-    "a focal length below zero": (with_value(f"{WRONG}/intrinsics", FOCAL | {"fx": -520}), "not above 0"),
+    "a focal length of zero": (with_value(f"{WRONG}/intrinsics", FOCAL | {"fy": 0}), "a focal length of 0"),
     "unit intrinsics": (
         with_value(f"{WRONG}/intrinsics", {"fx": 0.8, "fy": 1.1, "cx": 0.5, "cy": 0.5}),
         "not in pixels of images of this size",
@@ -139,6 +138,12 @@ def test_a_file_says_what_is_written_in_it(tmp_path):
     assert calibration.cameras[MOVING].extrinsics == Column("moving.extrinsics")
     assert calibration.cameras[WRIST].on == "end_effector"
     assert calibration.position == Column("observation.state", (0, 1, 2))
+
+
+def test_intrinsics_of_mirrored_images_have_a_focal_length_below_zero(tmp_path):
+    content = with_value(f"{WRONG}/intrinsics", {"fx": -520.0, "fy": 520.0, "cx": 320.0, "cy": 240.0})
+    read = Calibration.read(written(tmp_path, content))
+    assert read.cameras[LEFT].intrinsics[0] == (-520.0, 0.0, 320.0)
 
 
 def test_the_fingerprint_is_of_the_numbers_not_of_their_spelling(tmp_path):

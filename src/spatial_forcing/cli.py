@@ -27,6 +27,7 @@ from spatial_forcing.files import check_folder
 from spatial_forcing.geometry.options import CalibrationCheck
 from spatial_forcing.geometry.points_options import Points
 from spatial_forcing.guard import guarded
+from spatial_forcing.libero.options import LiberoCheck, LiberoCollect
 from spatial_forcing.probe_options import ProbeOptions
 from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.structure.options import Teachers
@@ -223,6 +224,8 @@ SUBCOMMANDS = {
     "cache verify": CacheVerify,
     "compare status": CompareStatus,
     "calibration check": CalibrationCheck,
+    "libero check": LiberoCheck,
+    "libero collect": LiberoCollect,
 }
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C; `train` looks at its folder.
@@ -233,6 +236,7 @@ KEPT = {
     "cache verify": "The cache is as it was.",
     "points": AGAIN,
     "calibration check": "No image was written: run the same command again.",
+    "libero collect": AGAIN,
     "compare": AGAIN,
     "eval": "No result was written: run the same command again.",
     "probe": "No result was written: run the same command again.",

@@ -5,9 +5,14 @@ from itertools import takewhile
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
-SUBCOMMANDS = {"cache": ("verify",), "compare": ("status",), "calibration": ("check",)}
+SUBCOMMANDS = {
+    "cache": ("verify",),
+    "compare": ("status",),
+    "calibration": ("check",),
+    "libero": ("check", "collect"),
+}
 # Commands that are nothing without their subcommand.
-ONLY_WITH_SUBCOMMAND = ("calibration",)
+ONLY_WITH_SUBCOMMAND = ("calibration", "libero")
 # Commands on one folder, which may be given without its option: `report runs/mine`.
 ON_A_FOLDER = (("report",), ("compare", "status"))
 # What was called otherwise before 0.1: commands, and options by command.

@@ -90,15 +90,18 @@ def extrinsics_fault(E_B34: Tensor) -> Fault:
 
 
 def intrinsics_fault(K_B33: Tensor, height: int, width: int) -> Fault:
-    """A matrix that cannot be intrinsics in pixels of images of this size."""
+    """A matrix that cannot be intrinsics in pixels of images of this size.
+
+    A focal length below zero is that of images mirrored along its axis, as LIBERO's are in x.
+    """
     last_3, size_2 = K_B33.new_tensor([0.0, 0.0, 1.0]), K_B33.new_tensor([width, height])
     focal_B2, centre_B2 = K_B33[:, (0, 1), (0, 1)], K_B33[:, :2, 2]
     shape_B = (K_B33[:, 2] == last_3).all(-1) & (K_B33[:, 1, 0] == 0)
     return (
         row_where(~shape_B, "is not of the form [[fx, s, cx], [0, fy, cy], [0, 0, 1]]")
-        or row_where(~(focal_B2 > 0).all(-1), "has a focal length that is not above 0")
+        or row_where(~(focal_B2.abs() > 0).all(-1), "has a focal length of 0")
         or row_where(
-            (focal_B2 < 0.1 * size_2).any(-1),
+            (focal_B2.abs() < 0.1 * size_2).any(-1),
             "has a focal length of less than a tenth of the image, a view of 157 degrees or more: it is "
             "probably not in pixels of images of this size",
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spatial_forcing.geometry.cameras import CalibrationError
 from spatial_forcing.geometry.pinhole import Pinholes, unit_intrinsics
-from spatial_forcing.sim.collect import load_geometry
+from spatial_forcing.sim.folder import load_geometry
 
 NOTE, GEOMETRY = "demos.json", "geometry"
 

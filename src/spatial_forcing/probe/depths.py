@@ -115,7 +115,7 @@ class _Geometry:
 
     def _episode(self, episode: int) -> Tensor:
         if self._last is None or self._last[0] != episode:
-            from spatial_forcing.sim.collect import load_geometry
+            from spatial_forcing.sim.folder import load_geometry
 
             self._last = (episode, load_geometry(self.root, episode)["depth_TVHW"].float())
         return self._last[1]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spatial_forcing.sim.camera import Camera, Jitter, default_cameras
-    from spatial_forcing.sim.collect import collect, demo_dataset, load_geometry, render_frames
+    from spatial_forcing.sim.collect import collect, demo_dataset, render_frames
     from spatial_forcing.sim.env import SimEnv, SimEnvConfig
+    from spatial_forcing.sim.folder import load_geometry
     from spatial_forcing.sim.scenes import ScenesSpec, render_scenes
     from spatial_forcing.sim.spec import DemoSpec
     from spatial_forcing.sim.tasks import POLICY_TASKS, TASKS, TEACHER_TASKS
@@ -35,7 +36,7 @@ _HOME = {
     "collect": "collect",
     "default_cameras": "camera",
     "demo_dataset": "collect",
-    "load_geometry": "collect",
+    "load_geometry": "folder",
     "render_frames": "collect",
     "render_scenes": "scenes",
 }

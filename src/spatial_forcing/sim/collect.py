@@ -1,18 +1,10 @@
 """Recording of demonstrations into a LeRobotDataset, with depth and cameras beside it for the probe.
 
-    root/
-      demos.json                                specification, versions, whether it is complete
-      meta/, data/                              a LeRobotDataset: lerobot-train --dataset.root=root
-      geometry/episode_000000.safetensors       depth_TVHW float16 (metres), intrinsics_TV33 (pixels),
-                                                extrinsics_TV34 (world to camera)
-
-T frames of an episode, V = 2 views ("left", "right"), H rows, W columns.
+``folder.py`` says what is where. T frames of an episode, V = 2 views ("left", "right"), H rows, W columns.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,20 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatial_forcing.datasets import open_dataset
-from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
-from spatial_forcing.files import (
-    check_folder,
-    check_space,
-    claim,
-    read_json,
-    remove_temporary_files,
-    write_atomically,
-    write_json,
-)
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import check_folder, check_space, write_atomically
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import Watch
-from spatial_forcing.sim.dataset import POINTS, VIEWS, encode_png, image_histogram, write_dataset
+from spatial_forcing.sim.dataset import FPS, POINTS, VIEWS, features, write_dataset
 from spatial_forcing.sim.experts import demonstrate
+from spatial_forcing.sim.folder import (
+    GEOMETRY,
+    check_complete,
+    claim_folder,
+    finish,
+    geometry_path,
+    import_ahead,
+    import_lerobot,
+    is_complete,
+    load_geometry,
+    repo_id,
+)
+from spatial_forcing.sim.packed import packed, unpacked
 from spatial_forcing.sim.pieces import in_processes, versions
 from spatial_forcing.sim.points import cell_points
 from spatial_forcing.sim.spec import DemoSpec
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["DemoSpec", "collect", "demo_dataset", "load_geometry", "render_frames"]
 
 _PIECE = 10
-_GEOMETRY = ("depth_TVHW", "intrinsics_TV33", "extrinsics_TV34")
 _VECTORS = {
     "observation.state": "state_T4",
     "observation.environment_state": "environment_state_T6",
@@ -72,7 +68,7 @@ class _Piece:
     def finished(self, root: Path) -> int:
         """Number of its episodes recorded so far; they are lost if the process ends now."""
         episodes = range(self.first_of_all, self.first_of_all + self.episodes)
-        return sum(_geometry_path(root, episode).exists() for episode in episodes)
+        return sum(geometry_path(root, episode).exists() for episode in episodes)
 
     def __str__(self) -> str:
         return f"Recording episodes {self.first} to {self.first + self.episodes - 1} of {self.task}"
@@ -112,15 +108,15 @@ def collect(
         "spec": json.loads(json.dumps(said)),
         "versions": versions("mujoco", "metaworld", "numpy", "lerobot"),
     }
-    if not _is_complete(root):
+    if not is_complete(root):
         missing = [piece for piece in pieces if not piece.path(root).exists()]
         check_space(root, _bytes(spec, sum(piece.episodes for piece in missing)))
         with FolderLock(root) as lock:
-            _claim(root, manifest)
-            if not _is_complete(root):  # the one who held the lock may have finished it
+            claim_folder(root, manifest)
+            if not is_complete(root):  # the one who held the lock may have finished it
                 _record(spec, root, pieces, manifest, workers, _counter(pieces, root, progress), lock)
                 return root
-    _claim(root, manifest)
+    claim_folder(root, manifest)
     progress(len(spec.tasks) * spec.episodes)
     return root
 
@@ -131,33 +127,8 @@ def demo_dataset(root: Path) -> Any:
     Raises:
         SpatialForcingError: there is none, or it is not complete.
     """
-    _check_complete(Path(root))
+    check_complete(Path(root))
     return open_dataset(root)
-
-
-def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
-    """Loads depth and camera matrices of one episode, aligned with its frames.
-
-    Args:
-        root: folder that `collect` filled.
-        episode: `episode_index` in the data set.
-
-    Returns:
-        `depth_TVHW` float16 (metres along the viewing axis), `intrinsics_TV33` float32 (pixels),
-        `extrinsics_TV34` float32 (world to camera).
-
-    Raises:
-        SpatialForcingError: no such episode.
-    """
-    from safetensors.torch import load_file
-
-    path = _geometry_path(Path(root), episode)
-    if not path.exists():
-        count = len(list(path.parent.glob("episode_*.safetensors")))
-        raise SpatialForcingError(
-            f"{root} has no geometry of episode {episode}; it has {count} episodes, from 0."
-        )
-    return load_file(path)
 
 
 def render_frames(task: str, count: int, size: int = 112, seed: int = 0) -> "tuple[Tensor, Tensor, Tensor]":
@@ -204,7 +175,7 @@ def _record(
     for folder in (root / ".pieces", root / "geometry"):
         folder.mkdir(exist_ok=True)
     # Takes seconds, while the other processes draw. Nobody waits for it when the work is stopped.
-    Thread(target=_import_ahead, daemon=True).start()
+    Thread(target=import_ahead, daemon=True).start()
     missing = [piece for piece in pieces if not piece.path(root).exists()]
     in_processes(
         partial(_record_piece, spec, root),
@@ -214,7 +185,7 @@ def _record(
         lock=lock,
         watch=Watch(partial(_Piece.finished, root=root)),
     )
-    _import_lerobot()
+    import_lerobot()
     _assemble(spec, root, pieces, manifest)
 
 
@@ -226,16 +197,9 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
     parts: dict[str, list[np.ndarray]] = {}
     for i in range(piece.episodes):
         episode = demonstrate(world, spec, piece.first + i)
-        geometry = {key: episode[key] for key in _GEOMETRY}
-        write_atomically(_geometry_path(root, piece.first_of_all + i), partial(save_file, geometry))
-        rgb_TVHW3 = episode["rgb_TVHW3"]
-        pngs = [encode_png(rgb_HW3) for rgb_VHW3 in rgb_TVHW3 for rgb_HW3 in rgb_VHW3]
-        arrays = {
-            "length": np.array([len(rgb_TVHW3)]),
-            "png": np.frombuffer(b"".join(pngs), dtype=np.uint8),
-            "png_size_TV": np.array([len(png) for png in pngs]).reshape(len(rgb_TVHW3), len(VIEWS)),
-            "histogram_VC256": np.stack([[image_histogram(rgb_TVHW3[:, v]) for v in range(len(VIEWS))]]),
-        } | {key: episode[key] for key in _VECTORS.values()}
+        geometry = {key: episode[key] for key in GEOMETRY}
+        write_atomically(geometry_path(root, piece.first_of_all + i), partial(save_file, geometry))
+        arrays = packed(episode["rgb_TVHW3"]) | {key: episode[key] for key in _VECTORS.values()}
         if spec.points:
             arrays["points_TP"] = _points(episode, spec.points)
         for key, value in arrays.items():
@@ -247,7 +211,7 @@ def _record_piece(spec: DemoSpec, root: Path, piece: _Piece) -> None:
 def _points(episode: dict[str, np.ndarray], cells: int) -> np.ndarray:
     """The points of all views of each frame, side by side: points_TP."""
     # Views of frames, one after the other.
-    depth, intrinsics, extrinsics = (np.concatenate(episode[name]) for name in _GEOMETRY)
+    depth, intrinsics, extrinsics = (np.concatenate(episode[name]) for name in GEOMETRY)
     return cell_points(depth, intrinsics, extrinsics, cells).reshape(len(episode["depth_TVHW"]), -1)
 
 
@@ -256,34 +220,21 @@ def _read_piece(piece: _Piece, root: Path) -> Iterator[dict[str, Any]]:
     from safetensors.numpy import load_file
 
     tensors = load_file(piece.path(root))
-    frame = byte = 0
-    for length, histogram_VC256 in zip(tensors["length"], tensors["histogram_VC256"], strict=True):
-        rows = slice(frame, frame + length)
-        ends_TV = byte + tensors["png_size_TV"][rows].ravel().cumsum().reshape(length, len(VIEWS))
-        starts_TV = ends_TV - tensors["png_size_TV"][rows]
-        episode: dict[str, Any] = {"task": task_record(piece.task).instruction, "png": {}, "histograms": {}}
-        for v, view in enumerate(VIEWS):
-            spans = zip(starts_TV[:, v], ends_TV[:, v], strict=True)
-            episode["png"][f"observation.images.{view}"] = [tensors["png"][a:b].tobytes() for a, b in spans]
-            episode["histograms"][f"observation.images.{view}"] = histogram_VC256[v]
-        columns = _VECTORS | ({POINTS: "points_TP"} if "points_TP" in tensors else {})
-        yield episode | {column: tensors[key][rows] for column, key in columns.items()}
-        frame, byte = frame + length, int(ends_TV[-1, -1])
+    columns = _VECTORS | ({POINTS: "points_TP"} if "points_TP" in tensors else {})
+    for rows, images in unpacked(tensors, VIEWS):
+        vectors = {column: tensors[key][rows] for column, key in columns.items()}
+        yield {"task": task_record(piece.task).instruction, **images, **vectors}
 
 
 def _assemble(spec: DemoSpec, root: Path, pieces: list[_Piece], manifest: dict[str, Any]) -> None:
-    """Joins the pieces into a data set; removes only our own unfinished work."""
-    for folder in (root / ".building", root / "meta", root / "data"):
-        shutil.rmtree(folder, ignore_errors=True)
-    building = root / ".building"
+    """Joins the pieces into a data set."""
     episodes = (episode for piece in pieces for episode in _read_piece(piece, root))
-    write_dataset(building, _repo_id(root), spec.size, episodes, spec.points)
-    for name in ("data", "meta"):
-        (building / name).replace(root / name)
-    remove_temporary_files(root / "geometry")
-    shutil.rmtree(building)
-    write_json(root / "demos.json", {**manifest, "complete": True})
-    shutil.rmtree(root / ".pieces")
+    described = features(spec.size, spec.points)
+    finish(
+        root,
+        manifest,
+        lambda folder: write_dataset(folder, repo_id(root), described, FPS, episodes),
+    )
 
 
 def _counter(pieces: list[_Piece], root: Path, progress: Callable[[int], None]) -> Callable[[], None]:
@@ -304,45 +255,3 @@ def _bytes(spec: DemoSpec, episodes: int) -> float:
     pixels = episodes * spec.longest * len(VIEWS) * spec.size**2
     # Depth takes 2 bytes a pixel, PNG about 1.3, twice while it is joined; and a tenth more.
     return 1.1 * (pixels * 6.0 + 1e6)
-
-
-def _claim(root: Path, manifest: dict[str, Any]) -> None:
-    claim(root / "demos.json", manifest, what="collection of demonstrations", only=True, beside=("complete",))
-
-
-def _check_complete(root: Path) -> None:
-    path = root / "demos.json"
-    if not path.exists():
-        raise SpatialForcingError(
-            f"{root} holds no demonstrations (no demos.json). Make some with: spatial-forcing collect"
-        )
-    if not _is_complete(root):
-        raise SpatialForcingError(
-            f"The demonstrations in {root} are not complete. Collect them again to continue."
-        )
-
-
-def _is_complete(root: Path) -> bool:
-    path = root / "demos.json"
-    advice = "Choose another folder, or remove this one to make it anew."
-    return path.exists() and bool(read_json(path, advice).get("complete")) and (root / "meta").is_dir()
-
-
-def _geometry_path(root: Path, episode: int) -> Path:
-    return root / "geometry" / f"episode_{episode:06d}.safetensors"
-
-
-def _repo_id(root: Path) -> str:
-    return f"local/{root.resolve().name}"
-
-
-def _import_ahead() -> None:
-    with suppress(Exception):  # which comes again when it is needed
-        _import_lerobot()
-
-
-def _import_lerobot() -> None:
-    try:
-        import lerobot.datasets.lerobot_dataset  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(error.name or "lerobot", "sim") from error

@@ -85,22 +85,29 @@ def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_dataset(
-    root: Path, repo_id: str, size: int, episodes: Iterable[dict[str, Any]], points: int = 0
+    root: Path,
+    repo_id: str,
+    features: dict[str, dict[str, Any]],
+    fps: int,
+    episodes: Iterable[dict[str, Any]],
+    robot: str | None = None,
 ) -> None:
     """Writes a LeRobotDataset (v3, images in parquet).
 
     Args:
         root: folder; must not exist.
         repo_id: the data set's name.
-        size: height and width of images.
+        features: LeRobot's description of a frame.
+        fps: frames per second.
         episodes: in order, each with `task` (the instruction), `png` (per view a list of T PNG files),
-            `histograms` (per view (3, 256)), and the columns `observation.state`,
-            `observation.environment_state`, `action`, and `observation.points` with points.
-        points: see `features`.
+            `histograms` (per view (3, 256)), and the other columns that `features` describes.
+        robot: its type, if it has one.
     """
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-    meta = LeRobotDatasetMetadata.create(repo_id, FPS, features(size, points), root=root, use_videos=False)
+    meta = LeRobotDatasetMetadata.create(
+        repo_id, fps, features, root=root, use_videos=False, robot_type=robot
+    )
     table = _DataFiles(meta)
     try:
         for number, episode in enumerate(episodes):
@@ -128,7 +135,7 @@ def _columns(meta: Any, number: int, episode: dict[str, Any]) -> dict[str, Any]:
             {"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(episode["png"][key])
         ]
     return columns | {
-        "timestamp": (frame / FPS).astype(np.float32),
+        "timestamp": (frame / meta.fps).astype(np.float32),
         "frame_index": frame,
         "episode_index": np.full(count, number),
         "index": meta.total_frames + frame,

@@ -1,0 +1,29 @@
+"""``libero check``, ``libero collect``: what is wrong whether or not LIBERO is installed."""
+
+from malformed.case import Case, command
+
+COLLECT = "libero collect --out {here}/demos"
+
+CASES: list[Case] = [
+    command("libero collect", kind, f"{COLLECT} {options}", says, about=options)
+    for kind, options, says in (
+        ("name", "--suite libero_objects", "Did you mean 'libero_object'"),
+        ("name", "--suite libero_goal", "Available: libero_object, libero_spatial"),
+        ("name", "--start home", "--start"),
+        ("name", "--rendering fast", "--rendering"),
+        ("number", "--tasks 10", "numbered from 0 to 9"),
+        ("number", "--tasks -1", "numbered from 0 to 9"),
+        ("number", "--tasks 1 1", "none is named twice"),
+        ("number", "--episodes 0", "episodes must be at least 1; got 0"),
+        ("number", "--seed -1", "seed must be at least 0; got -1"),
+        ("number", "--workers 0", "at least one process; got 0"),
+        ("type", "--size large", "--size"),
+        ("size", "--size 8", "size must be at least 16; got 8"),
+    )
+]
+CASES += [
+    command("libero collect", "missing", "libero collect", "--out"),
+    command("libero check", "name", "libero check --suites libero_spatail", "Did you mean 'libero_spatial'"),
+    command("libero check", "missing", "libero", "needs a subcommand: libero check, libero collect"),
+    command("libero check", "name", "libero chekc", "Did you mean 'check'"),
+]
