@@ -29,7 +29,7 @@ def said(found) -> str:
     return "\n".join(found.problems)
 
 
-# ---- OpenVLA ------------------------------------------------------------------------------------------------
+# ---- OpenVLA -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_fifteen_gigabytes_are_inspected_in_a_moment(tmp_path):
     assert found.facts["recommended site"] == "blocks.24 of 32 blocks"
 
 
-# ---- teachers -----------------------------------------------------------------------------------------------
+# ---- teachers ----------------------------------------------------------------------------------------------
 
 
 LICENCES = {"da3": "MIT", "mapanything": "MIT", "timm": "apache-2.0"}  # transformers' folders say none
@@ -148,7 +148,7 @@ def test_every_kind_of_teacher(tmp_path, kind):
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     state = load_file(file)
-    trunk = [name for name in sorted(state) if "head" not in name]
+    trunk = [name for name in sorted(state) if "head" not in name and "cam_" not in name]
     removed, reshaped = trunk[0], next(name for name in reversed(trunk) if state[name].ndim == 2)
     state[f"{removed}_renamed"] = state.pop(removed)
     state[reshaped] = state[reshaped][:, :-1].contiguous()
@@ -235,7 +235,7 @@ def test_bad_teachers(tmp_path):
     assert "pickled.pt is not a PyTorch file of plain tensors" in said(inspect_path(pickled))
 
 
-# ---- caches -------------------------------------------------------------------------------------------------
+# ---- caches ------------------------------------------------------------------------------------------------
 
 
 def test_a_feature_cache(cache, tmp_path):
@@ -257,12 +257,12 @@ def test_a_feature_cache(cache, tmp_path):
     assert found.facts["teacher"] == "untrained-tiny"
 
 
-# ---- none of these ------------------------------------------------------------------------------------------
+# ---- none of these -----------------------------------------------------------------------------------------
 
 
 def test_nothing_at_a_path_is_answered_with_what_lies_beside_it(tmp_path):
     (tmp_path / "pretrained_model").mkdir()
-    with pytest.raises(NoPathError, match="holds pretrained_model. Did you mean .*/pretrained_model?"):
+    with pytest.raises(NoPathError, match=r"holds pretrained_model\. Did you mean .*/pretrained_model"):
         inspect_path(tmp_path / "pretraind_model" / "x")
     with pytest.raises(NoPathError, match="is the name of a teacher"):
         inspect_path("vggt-tiny-sim")
@@ -295,7 +295,7 @@ def test_what_is_none_of_these(oft, tmp_path):
     assert "not those of a teacher that is known" in said(inspect_path(other))
 
 
-# ---- the command --------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

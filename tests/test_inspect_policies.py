@@ -47,7 +47,7 @@ def inspected(kind: str, folder: Path) -> Inspection:
         return inspect_path(folder)
 
 
-# ---- every policy that has a record -------------------------------------------------------------------------
+# ---- every policy that has a record ------------------------------------------------------------------------
 
 
 def spoil(state: dict[str, torch.Tensor]) -> tuple[str, str, str]:
@@ -116,7 +116,7 @@ def test_checkpoints_of_openpis_layout_are_taken_as_lerobot_takes_them(folder, t
     assert inspected("pi0", path).loads
 
 
-# ---- projector, adapter -------------------------------------------------------------------------------------
+# ---- projector, adapter ------------------------------------------------------------------------------------
 
 
 def test_the_projector_beside_a_checkpoint(folder, tmp_path):
@@ -196,7 +196,7 @@ def assert_says(found: Inspection, says: str) -> None:
         raise SpatialForcingError("\n".join(found.problems))
 
 
-# ---- bad input ----------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
 
 
 def state_of(path: Path) -> Path:

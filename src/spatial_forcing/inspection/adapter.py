@@ -67,8 +67,8 @@ def _add_base(found: Inspection, said: dict[str, Any]) -> None:
     base = said.get("base_model_name_or_path")
     if not base:
         found.problems.append(
-            f"{CONFIG} does not say which policy it adapts (base_model_name_or_path): LeRobot cannot load it. "
-            "Write the folder of that policy there."
+            f"{CONFIG} does not say which policy it adapts: LeRobot cannot load it. Write the folder of that "
+            "policy there, as base_model_name_or_path."
         )
         return
     found.facts["adapts"] = base

@@ -80,9 +80,7 @@ def _folder(folder: Path, key: str | None) -> Inspection:
 
 def _file(path: Path) -> Inspection:
     if path.suffix != ".safetensors" and path.suffix not in PICKLES:
-        return _unknown(
-            path, "It is a file of no known kind; a checkpoint is a folder, or a file of weights."
-        )
+        return _unknown(path, "It is a file of no known kind: checkpoints are folders, or files of weights.")
     from spatial_forcing.inspection.teacher import inspect_file
 
     problems = file_at(path).problems

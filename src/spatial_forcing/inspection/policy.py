@@ -90,9 +90,7 @@ def _add_features(found: Inspection, config: Any) -> None:
     chunk = getattr(config, "chunk_size", 1)
     found.facts["actions"] = "none" if action is None else f"{chunk} at once, of {action.shape[0]} numbers"
     if action is None:
-        found.problems.append(
-            "config.json names no action (output_features): no policy can be built from it."
-        )
+        found.problems.append("config.json names no action (output_features): no policy can be built.")
 
 
 def _policy(config: Any, folder: Path, found: Inspection) -> Any:

@@ -30,18 +30,26 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Family(NamedTuple):
-    """Teachers that share a model of this package: its sizes, how it is built blank, what features need."""
+    """Teachers that share a model of this package.
+
+    Attributes:
+        config: class of its sizes.
+        blank: builds it without weights.
+        trunk: the modules that features need.
+        mark: how names begin in all files of its weights, and in no other family's.
+    """
 
     config: type
     blank: Callable[..., Blank]
     trunk: tuple[str, ...]
+    mark: str
 
 
 # By what a file of this package's format calls them.
 FAMILIES = {
-    "vggt": Family(VGGTConfig, blank_vggt, ("aggregator",)),
-    "da3": Family(DA3Config, blank_da3, ("backbone",)),
-    "mapanything": Family(MapAnythingConfig, blank_mapanything, ("trunk",)),
+    "vggt": Family(VGGTConfig, blank_vggt, ("aggregator",), "aggregator."),
+    "da3": Family(DA3Config, blank_da3, ("backbone",), "model.backbone."),
+    "mapanything": Family(MapAnythingConfig, blank_mapanything, ("trunk",), "info_sharing."),
 }
 
 
@@ -96,14 +104,8 @@ def inspect_file(path: Path) -> Inspection | None:
     weights = headers_at(path)
     if not weights.problems and (described := _description(path)) is not None:
         return _inspect_described(path, weights, described)
-    candidates = {
-        name: FAMILIES[family]
-        for name, record in RECORDS.own().items()
-        for family in FAMILIES
-        if record.takes_weights and isinstance(getattr(record, "config", None), FAMILIES[family].config)
-    }
     shapes = shapes_of(weights)
-    blanks = {n: of.blank(RECORDS[n].config, of.trunk) for n, of in candidates.items()}  # type: ignore[attr-defined]
+    blanks = _blanks_like(shapes)
     alike = {n: len(set(blank.expected.items()) & set(shapes.items())) for n, blank in blanks.items()}
     most = max(alike.values(), default=0)
     if not most:
@@ -121,6 +123,17 @@ def inspect_file(path: Path) -> Inspection | None:
     if not weights.problems:
         found.differ(blank.differences(shapes))
     return found
+
+
+def _blanks_like(shapes: Shapes) -> dict[str, Blank]:
+    """Models of the teachers whose published weights these may be, by the teachers' names."""
+    families = [of for of in FAMILIES.values() if any(name.startswith(of.mark) for name in shapes)]
+    return {
+        name: of.blank(config, of.trunk)
+        for of in families
+        for name, record in RECORDS.own().items()
+        if record.takes_weights and isinstance(config := getattr(record, "config", None), of.config)
+    }
 
 
 def _description(path: Path) -> dict[str, Any] | None:
