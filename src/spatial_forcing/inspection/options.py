@@ -8,10 +8,7 @@ from pathlib import Path
 
 @dataclass
 class Inspect:
-    """Say what a checkpoint is and whether it would load: policies, OpenVLA, teachers, feature caches.
-
-    Headers and JSON are read, no weights. The exit status is 0 only if it would load.
-    """
+    """Say what a checkpoint is and whether it would load, from its headers alone; exit status 0 if it would."""
 
     checkpoint: Path
     """Folder or file to look at."""
