@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass
 class Inspect:
-    """Say what a checkpoint is and whether it would load, from its headers alone; exit status 0 if it would."""
+    """Say what a checkpoint is and whether it would load, from headers alone; exit status 0 if it would."""
 
     checkpoint: Path
     """Folder or file to look at."""
