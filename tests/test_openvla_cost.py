@@ -17,12 +17,11 @@ from spatial_forcing.openvla.cost import (
     adapter_parameters,
     bytes_of,
     llama_block_bytes,
-    operations_of,
     parameters_of,
-    projector_bytes,
     vision_bytes,
 )
 from spatial_forcing.openvla.model import EMPTY, OpenVLA
+from spatial_forcing.openvla.operations import operations_of
 
 SMALL = Setting(OFT, batch=2, prompt=9, rank=4, number=4, adapter=None)
 PUBLISHED_GB = {1: 30, 8: 74}

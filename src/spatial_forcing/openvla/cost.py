@@ -1,8 +1,8 @@
-"""Memory and operations of a training step of OpenVLA with LoRA, by arithmetic: computed, not measured.
+"""Memory of a training step of OpenVLA with LoRA, by arithmetic: computed, not measured.
 
-Counted are what autograd keeps for the backward pass, weights, gradients and AdamW's two moments, and the
-matrix products. Left out are what lives for a moment only, the allocator's fragments, and communication.
-The tests compare the counts with what torch keeps and multiplies on a small model.
+Counted are weights, gradients, AdamW's two moments, and what autograd keeps for the backward pass. Left out
+are what lives for a moment only, the allocator's fragments, and communication. The tests compare the counts
+with what torch keeps on a small model.
 
 Letters: B batch, V views, P patches of a view, L tokens of the sequence, D and I width and inner width of the
 language model, H heads, C and M width and inner width of a vision tower, R rank of the adapters, A and K
@@ -119,18 +119,6 @@ class Bytes(NamedTuple):
         return sum(self)
 
 
-class Operations(NamedTuple):
-    """Floating-point operations of the matrix products of a step."""
-
-    forward: int
-    backward: int
-    teacher: int
-
-    @property
-    def total(self) -> int:
-        return sum(self)
-
-
 # ---- parameters
 
 
@@ -198,8 +186,8 @@ def activation_bytes(setting: Setting) -> int:
 def llama_block_bytes(setting: Setting) -> int:
     """Bytes a block of the language model keeps for each token.
 
-    Two norms keep their input in float32 and a deviation. Attention keeps q, k, v, its output, a logarithm for
-    each head, and its mask; the gated MLP the two gates and up.
+    Two norms keep their input in float32 and a deviation. Attention keeps q, k, v, its output, a logarithm
+    for each head, and its mask; the gated MLP the gate, before and after SiLU, and up.
     """
     text, s, R = setting.config.llama(), setting.number, setting.rank
     D, I, H = text.hidden_size, text.intermediate_size, text.num_attention_heads
@@ -255,74 +243,11 @@ def teacher_bytes(setting: Setting) -> int:
         return 0
     s, width = setting.teacher_number, TEACHER["width"]
     # The stream, its norm, and the MLP's hidden state before and after GELU; the features are two wide.
-    block = setting.batch * setting.config.views * _teacher_tokens(setting) * width * (2 + 8 + 2)
+    block = setting.batch * setting.config.views * teacher_tokens(setting) * width * (2 + 8 + 2)
     return s * (TEACHER["parameters"] + block)
 
 
-# ---- operations
-
-
-def operations_of(setting: Setting) -> Operations:
-    """Computes the matrix products of a step: two operations for a multiplication and an addition.
-
-    A frozen layer is passed once in the backward pass, for the gradient of its input; one that trains twice.
-    Of pixels no gradient is wanted. With checkpointing the blocks of the language model are computed again.
-    """
-    text, B, L = setting.config.llama(), setting.batch, setting.tokens
-    D, I, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    language, attention = 2 * B * L * layers * (4 * D * D + 3 * D * I), 4 * B * L * L * D * layers
-    pixels, vision, within = _vision_operations(setting)
-    frozen, trained = language + vision, _head_operations(setting) + _adapter_operations(setting)
-    forward = pixels + frozen + attention + within + trained
-    backward = frozen if setting.rank else pixels + 2 * frozen
-    backward += 2 * (attention + within + trained)
-    if setting.checkpointing:
-        backward += language + attention
-    return Operations(forward, backward, _teacher_operations(setting))
-
-
-def _vision_operations(setting: Setting) -> tuple[int, int, int]:
-    """Of the patch embeddings, of the linear layers of both towers and the projector, and of the attention."""
-    images, P, linear, attention = setting.batch * setting.config.views, setting.patches, 0, 0
-    towers = towers_of(setting)
-    pixels = 2 * images * P * 3 * PATCH * PATCH * sum(tower.width for tower in towers)
-    for C, M, _, blocks, tokens in towers:
-        linear += images * 2 * tokens * blocks * C * (4 * C + 2 * M)
-        attention += images * 4 * tokens * tokens * C * blocks
-    C, D = sum(tower.width for tower in towers), setting.config.llama().hidden_size
-    return pixels, linear + 2 * images * P * (C * 4 * C + 4 * C * D + D * D), attention
-
-
-def _head_operations(setting: Setting) -> int:
-    config, D = setting.config, setting.config.llama().hidden_size
-    state = 0 if config.proprio_width is None else 2 * setting.batch * (config.proprio_width * D + D * D)
-    if not config.regression:
-        return state
-    slots = config.action_width * D
-    return state + 2 * setting.batch * config.chunk * (slots * D + 2 * D * D + D * config.action_width)
-
-
-def _adapter_operations(setting: Setting) -> int:
-    """Of LoRA in the forward pass: R numbers for each that a layer takes or gives."""
-    text, images = setting.config.llama(), setting.batch * setting.config.views
-    D, I, towers = text.hidden_size, text.intermediate_size, towers_of(setting)
-    count = setting.batch * setting.tokens * text.num_hidden_layers * (4 * 2 * D + 3 * (D + I))
-    for C, M, _, blocks, tokens in towers:
-        count += images * tokens * blocks * (4 * C + 2 * C + 2 * (C + M))
-    C = sum(tower.width for tower in towers)
-    return 2 * setting.rank * (count + images * setting.patches * (5 * C + (4 * C + D) + 2 * D))
-
-
-def _teacher_operations(setting: Setting) -> int:
-    if setting.teacher is None:
-        return 0
-    views, tokens, width = setting.config.views, _teacher_tokens(setting), TEACHER["width"]
-    linear = 2 * TEACHER["parameters"] * views * tokens
-    # The patch embedding's blocks and half of the others attend within a view, the other half across.
-    within, across = 2 * TEACHER["depth"] * views * tokens**2, TEACHER["depth"] * (views * tokens) ** 2
-    return setting.batch * (linear + 4 * width * (within + across))
-
-
-def _teacher_tokens(setting: Setting) -> int:
+def teacher_tokens(setting: Setting) -> int:
+    """Tokens of a view in the teacher."""
     assert setting.teacher is not None
     return (setting.teacher // PATCH) ** 2 + TEACHER["special"]
