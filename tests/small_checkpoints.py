@@ -10,13 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_policies import small_parts, small_policy
 
-NAMES = ("mean", "std", "min", "max", "q01", "q10", "q90", "q99")
-
 
 def statistics(width: int = 4) -> dict[str, dict[str, torch.Tensor]]:
     """LeRobot's statistics of a data set with a state and an action of some numbers."""
-    low = dict.fromkeys(("mean", "min", "q01", "q10"), torch.zeros(width))
-    of_one = low | dict.fromkeys(("std", "max", "q90", "q99"), torch.ones(width))
+    low = {name: torch.zeros(width) for name in ("mean", "min", "q01", "q10")}
+    of_one = low | {name: torch.ones(width) for name in ("std", "max", "q90", "q99")}
     return {"observation.state": of_one, "action": of_one}
 
 

@@ -89,8 +89,9 @@ def test_more_flags_come_last(costs):
     assert "--dataset.repo_id=lerobot/libero_goal_image" in flags
 
 
-def small_flags(kind: str, parts: Path, dataset: Path, cache: Path, out: Path) -> list[str]:
-    """Flags after a recipe's own that make it small: policy, data, features, steps."""
+def small_flags(kind: str, parts: Path, data: tuple[Path, Path], out: Path) -> list[str]:
+    """Flags after a recipe's own that make it small: policy, data and their features, steps."""
+    dataset, cache = data
     small: dict[str, Any] = options_of(kind, parts)
     policy = {name: value for name, value in small.items() if name not in ("device", "push_to_hub")}
     more = {f"policy.{name}": json.dumps(value).strip('"') for name, value in policy.items()}
@@ -129,10 +130,10 @@ def test_the_flags_of_a_recipe_are_lerobots_and_ours(costs, folder, data, tmp_pa
 
     kind = LEROBOT[recipe]
     plain = costs.training_flags(RECIPES[recipe])
-    config: Any = read_config([*plain, *small_flags(kind, folder, *data, tmp_path)])
+    config: Any = read_config([*plain, *small_flags(kind, folder, data, tmp_path)])
     assert config.policy.type == f"sf_{kind}"
     assert config.policy.forcing.loss_weight == 0.5
-    with pytest.raises(Exception, match="forcing.wieght"):
+    with pytest.raises(Exception, match=r"forcing\.wieght"):
         read_config([*plain, "--policy.forcing.wieght=1"])
 
 
@@ -147,12 +148,12 @@ def test_a_recipe_trains_at_small_size(costs, folder, data, tmp_path, monkeypatc
 
     kind = LEROBOT[recipe]
     monkeypatch.setattr(sys, "argv", sys.argv)
-    flags = costs.training_flags(RECIPES[recipe], *small_flags(kind, folder, *data, tmp_path))
+    flags = costs.training_flags(RECIPES[recipe], *small_flags(kind, folder, data, tmp_path))
     with small_parts(kind):
         TrainCommand().run(flags)
         found = inspect_path(checkpoints(tmp_path / "run")[2])
     assert found.loads, found.text()
-    assert found.facts["projector"][0].startswith("at blocks.3 toward untrained-tiny")
+    assert found.facts["projector"][0].startswith("at blocks.3 toward the features in ")
     assert ("adapter" in found.facts) == ("--peft.method_type=LORA" in flags), shlex.join(flags)
 
 

@@ -98,15 +98,17 @@ def of_openvla(record: CheckpointRecord, key: str | None) -> Inspection:
         record: of the checkpoint.
         key: an un-normalisation key that is to be there; None to ask for none.
     """
-    facts = dict(record.rows())
+    facts: dict[str, Any] = dict(record.rows())
     found = Inspection(
         record.path,
         "openvla",
         record.variant,
         facts,
-        *(list(names) for names in (record.missing, record.foreign, record.misshaped)),
-        list(record.problems),
-        list(record.notes),
+        missing=list(record.missing),
+        foreign=list(record.foreign),
+        misshaped=list(record.misshaped),
+        problems=list(record.problems),
+        notes=list(record.notes),
     )
     if record.config is not None:
         layers = record.config.text_config.get("num_hidden_layers", 32)

@@ -39,6 +39,7 @@ def _described(one: Mapping[str, Any]) -> str:
     """An alignment in words: its site, its teacher."""
     site = one.get("site")
     at = site.get("name") if isinstance(site, dict) else f"block {one.get('depth') or 'unknown'}"
-    source = f"the cache {one['cache']}" if one.get("cache") else one.get("teacher") or "the default teacher"
-    print_, licence = one.get("teacher_fingerprint"), one.get("teacher_licence")
-    return f"at {at} toward {source} (fingerprint {print_}, licence {licence})"
+    teacher, cache = one.get("teacher"), one.get("cache")
+    source = teacher or (f"the features in {cache}" if cache else "the default teacher")
+    fingerprint, licence = one.get("teacher_fingerprint"), one.get("teacher_licence")
+    return f"at {at} toward {source} (fingerprint {fingerprint}, licence {licence})"
