@@ -7,7 +7,7 @@
 # Weights    openvla/openvla-7b, and facebook/VGGT-1B (CC-BY-NC-4.0)
 # Hardware   8 GPUs of 80 GB
 # Memory     computed: 59 GB a GPU with stored features, 62 GB with VGGT-1B online (benchmarks/openvla_cost.py); published: about 74 GB online
-# Hours      computed: 15 for a suite's 150 000 steps at 40 % of 989 T operations a second (H100, bfloat16), data and evaluation apart
+# Hours      computed: 15 for a suite's 150 000 steps at 40 % of 989 T operations a second (H100, bfloat16), data and evaluation apart (the same script)
 # Expected   98.5 % on average: spatial 99.4, object 99.6, goal 98.8, long 96.0; without forcing 97.6, 98.4, 97.9, 94.5 (97.1).
 #            arXiv 2510.12276, LIBERO table; 500 episodes a suite. Nobody has run this file yet.
 # Source     hyper-parameters: arXiv 2510.12276 and its public training script (batch 8 a GPU, 5e-4 and a tenth of it from step 100 000,

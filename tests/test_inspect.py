@@ -22,6 +22,7 @@ from spatial_forcing.inspection.look import NoPathError, inspect_path
 from spatial_forcing.openvla.config import PLAIN, OpenVLAConfig
 from spatial_forcing.openvla.inspect import expected_shapes
 from spatial_forcing.teachers.da3_teacher import BASE, blank_da3
+from spatial_forcing.teachers.described import METADATA_KEY
 from spatial_forcing.teachers.mapanything_teacher import blank_mapanything
 from spatial_forcing.teachers.vggt_teacher import blank_vggt
 
@@ -217,6 +218,11 @@ def test_bad_teachers(tmp_path):
     cut = SMALL_TEACHERS["da3"](tmp_path)
     truncate(cut)
     assert "da3.safetensors is cut off" in said(inspect_path(cut))
+
+    for words, says in (("{", "Expecting property name"), ('{"architecture": "vggd"}', "'vggd', which this")):
+        odd = tmp_path / "odd.safetensors"
+        save_file({"a": torch.zeros(1)}, odd, {METADATA_KEY: words})
+        assert says in said(inspect_path(odd))
 
     folder = SMALL_TEACHERS["timm"](tmp_path)
     change_json(folder / "config.json", lambda c: c.update(architecture="vit_of_nobody"))

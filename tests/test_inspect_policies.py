@@ -273,6 +273,12 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "step that this LeRobot does not know; .*'new_step'",
     ),
+    "no step's record": (
+        lambda p: change_json(
+            p / "policy_preprocessor.json", lambda c: c["steps"][-1]["config"].update(features={"a": 3})
+        ),
+        "policy_preprocessor.json is damaged: normalizer_processor is no step's record",
+    ),
     "no statistics' file": (lambda p: state_of(p).unlink(), "normalizer_processor.safetensors is missing"),
     "cut statistics": (
         lambda p: state_of(p).write_bytes(state_of(p).read_bytes()[:-4]),

@@ -65,7 +65,7 @@ def _expected(policy: Any, folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _add_base(found: Inspection, said: dict[str, Any]) -> None:
     base = said.get("base_model_name_or_path")
-    if not base:
+    if not isinstance(base, str) or not base:
         found.problems.append(
             f"{CONFIG} does not say which policy it adapts: LeRobot cannot load it. Write the folder of that "
             "policy there, as base_model_name_or_path."

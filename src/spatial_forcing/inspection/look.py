@@ -27,7 +27,7 @@ DEEPEST, WIDEST, MOST = 4, 500, 3
 
 
 class NoPathError(SpatialForcingError):
-    """There is nothing at a path that was to be inspected."""
+    """There is nothing that can be read at a path."""
 
 
 def inspect_path(path: str | Path, key: str | None = None) -> Inspection:
@@ -38,7 +38,7 @@ def inspect_path(path: str | Path, key: str | None = None) -> Inspection:
         key: an un-normalisation key that a checkpoint of OpenVLA is to have.
 
     Raises:
-        NoPathError: there is no such file or folder; says what lies beside it.
+        NoPathError: there is no such file or folder (says what lies beside it), or it may not be read.
         MissingDependencyError: what would load it is not installed. Everything else that is wrong is in the
             record.
     """
@@ -49,7 +49,10 @@ def inspect_path(path: str | Path, key: str | None = None) -> Inspection:
         raise NoPathError(f"No file or folder can be called {str(path)[:80]!r}: {error}.") from error
     if not there:
         raise NoPathError(_no_path(path))
-    found = _folder(path, key) if path.is_dir() else _file(path)
+    try:
+        found = _folder(path, key) if path.is_dir() else _file(path)
+    except OSError as error:
+        raise NoPathError(f"{path} cannot be read: {error.strerror or error}.") from error
     if key is not None and found.kind != "openvla":
         found.problems.append(f"--key is for OpenVLA's statistics by data set; this is no OpenVLA: {key!r}.")
     return found

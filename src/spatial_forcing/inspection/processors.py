@@ -24,7 +24,11 @@ def add_processors(found: Inspection, module: str) -> None:
         found: of the policy's folder.
         module: where the policy's own steps are.
     """
-    importlib.import_module(module)  # registers them
+    try:
+        importlib.import_module(module)  # registers them
+    except ImportError as error:
+        found.problems.append(f"The policy's processors cannot be imported: {error}")
+        return
     for what, name in FILES.items():
         path = found.path / name
         if not path.is_file():
@@ -38,9 +42,10 @@ def add_processors(found: Inspection, module: str) -> None:
         found.facts[what] = [_name(step) for step in steps]
         found.problems += _unknown_steps(steps, name)
         for step in steps:
-            _add_state(found, step, name)
-            if isinstance(tokenizer := step.get("config", {}).get("tokenizer_name"), str):
-                found.facts["tokenizer"] = tokenizer
+            try:
+                _add_state(found, step, name)
+            except (AttributeError, KeyError, TypeError) as error:
+                found.problems.append(f"{name} is damaged: {_name(step)} is no step's record ({error!r}).")
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:
@@ -67,7 +72,9 @@ def _unknown_steps(steps: list[dict[str, Any]], file: str) -> Iterator[str]:
 
 def _add_state(found: Inspection, step: Mapping[str, Any], file: str) -> None:
     """Checks the file of a step's tensors, and the statistics in it where it normalises."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    config, shapes = step.get("config") or {}, {}
+    if "tokenizer_name" in config:
+        found.facts["tokenizer"] = config["tokenizer_name"]
     if (name := step.get("state_file")) is not None:
         path = found.path / str(name)
         if not path.is_file():
@@ -75,11 +82,11 @@ def _add_state(found: Inspection, step: Mapping[str, Any], file: str) -> None:
             return
         state = file_at(path)
         found.problems += state.problems
-        shapes = {} if state.problems else shapes_of(state)
         if state.problems:
             return
+        shapes = shapes_of(state)
     if _name(step) in STATISTICS:
-        _add_statistics(found, step.get("config", {}), shapes, STATISTICS[_name(step)])
+        _add_statistics(found, config, shapes, STATISTICS[_name(step)])
 
 
 def _add_statistics(

@@ -26,6 +26,9 @@ def add_projector(found: Inspection) -> None:
         found.problems.append(str(error))
         return
     listed = said.get("alignments") or [said]
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        found.problems.append(f"{FOLDER}/{DESCRIPTION} lists no alignments. {ADVICE}")
+        listed = []
     found.facts["projector"] = [_described(one) for one in listed]
     found.facts["forced steps"] = said.get("step", 0)
     if (folder / WEIGHTS).is_file():

@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
 
 def says_teacher(said: Mapping[str, Any]) -> bool:
     """Whether a config.json is one of a teacher of timm or transformers."""
-    return "architecture" in said or said.get("model_type") in hf.ARCHITECTURES
+    return "architecture" in said or str(said.get("model_type")) in hf.ARCHITECTURES
 
 
 def inspect_folder(folder: Path, said: Mapping[str, Any]) -> Inspection:
@@ -102,7 +102,11 @@ def inspect_folder(folder: Path, said: Mapping[str, Any]) -> Inspection:
 def inspect_file(path: Path) -> Inspection | None:
     """Describes a file of this package's format, or published weights; None if it is neither."""
     weights = headers_at(path)
-    if not weights.problems and (described := _description(path)) is not None:
+    try:
+        described = None if weights.problems else _description(path)
+    except (SpatialForcingError, ValueError) as error:
+        return Inspection(path, "teacher", "teacher, described in its file", problems=[str(error)])
+    if described is not None:
         return _inspect_described(path, weights, described)
     shapes = shapes_of(weights)
     blanks = _blanks_like(shapes)
