@@ -11,7 +11,8 @@
 # Expected   without forcing 97.5 %: spatial 97.0, object 99.0, goal 98.0, long 96.0 (LeRobot's documentation, LIBERO; 6 000 steps of 256).
 #            With forcing no number on LIBERO is known here. Out of distribution forcing was worse: 25.7 % on LIBERO-Plus
 #            against 47.5 with ROCKET (GAM, arXiv 2606.17046). Nobody has run this file yet.
-# Source     LeRobot's documentation for all but forcing; weight 0.5 and two thirds of the blocks as published for pi0
+# Source     LeRobot's documentation for all but forcing; weight 0.5 and two thirds of the blocks as published for pi0. All weights train, as
+#            there; with forcing that has been reported to harm language models, and training warns. LoRA: as in recipes/pi0_robotwin2.sh
 set -euo pipefail
 
 gpus=${GPUS:-8}

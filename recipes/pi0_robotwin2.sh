@@ -3,8 +3,8 @@
 #
 #     bash recipes/pi0_robotwin2.sh
 #
-# Data       lerobot/robotwin_unified, all tasks; the paper trains on 50 demonstrations of one task at a time: name those with
-#            --dataset.episodes='[...]' (of both commands)
+# Data       lerobot/robotwin_unified, all tasks; the paper trains on 50 demonstrations of one task at a time: store the features of those
+#            (spatial-forcing cache --episodes ...) and train on them with --dataset.episodes='[...]'
 # Weights    lerobot/pi0_base, and facebook/VGGT-1B (CC-BY-NC-4.0)
 # Hardware   1 GPU of 40 GB
 # Memory     computed: 19 GB at batch 32 with gradient checkpointing and stored features (python scripts/recipe_cost.py)

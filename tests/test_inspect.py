@@ -283,6 +283,7 @@ def test_what_is_none_of_these(oft, tmp_path):
     assert not found.loads
     assert (found.kind, found.facts["there"]) == ("unknown", [])
     assert "there              none" in found.text()
+    assert said(found) == "Expected one of what was looked for, found none."
 
     text = tmp_path / "notes.txt"
     text.write_text("hello")

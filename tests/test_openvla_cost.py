@@ -1,7 +1,11 @@
 """The arithmetic of memory and operations equals what torch keeps and multiplies on a small OpenVLA."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,3 +174,14 @@ def test_the_published_memory_is_explained(batch):
     setting = Setting(OpenVLAConfig(), batch=batch, teacher=518, teacher_number=4, forcing=True)
     computed = bytes_of(setting).total / 1e9
     assert 0.7 * PUBLISHED_GB[batch] < computed < PUBLISHED_GB[batch]
+
+
+@pytest.mark.system
+def test_the_benchmark_measures_a_small_model_beside_what_is_computed(tmp_path):
+    script, out = Path(__file__).parents[1] / "benchmarks" / "openvla_cost.py", tmp_path / "cost.json"
+    small = ["--device", "cpu", "--size", "small", "--batch", "2", "--rounds", "2", "--out", str(out)]
+    subprocess.run([sys.executable, str(script), *small], check=True, timeout=300)
+    found = json.loads(out.read_text())
+    assert found["measured"].keys() == {"plain", "stored features", "teacher online"}
+    assert all(one["seconds"]["median"] > 0 for one in found["measured"].values())
+    assert found["computed"]["batches"].keys() == {"1", "2", "8"}

@@ -133,7 +133,7 @@ def _unknown(path: Path, *problems: str) -> Inspection:
         near = _below(path)
         if near:
             found.notes.append(f"Checkpoints below it: {some([str(one) for one in near], MOST)}.")
-    found.problems += problems
+    found.problems += problems or ["Expected one of what was looked for, found none."]
     return found
 
 
