@@ -1,18 +1,20 @@
 """Checkpoints of LeRobot policies are told apart, and compared with the model, without reading weights."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import change_tensors, save_processors, save_small
+from small_checkpoints import change_tensors, hollow, save_processors, save_small
 from small_openvla import change_json
 from small_plugin import SMALL
 from small_policies import CAMERAS, HOSTS, features_of, small_parts, small_policy
 
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.inspection.blank import blank_policy
 from spatial_forcing.inspection.look import inspect_path
 from spatial_forcing.inspection.record import Inspection
 
@@ -114,6 +116,24 @@ def test_checkpoints_of_openpis_layout_are_taken_as_lerobot_takes_them(folder, t
 
     change_tensors(path / WEIGHTS, strip)
     assert inspected("pi0", path).loads
+
+
+def test_a_policy_at_its_own_size_is_not_allocated(tmp_path):
+    from lerobot.policies.pi0.configuration_pi0 import PI0Config
+
+    config = PI0Config(device="cpu")
+    config.input_features, config.output_features = features_of(dict.fromkeys(CAMERAS, (256, 256)))
+    config.save_pretrained(tmp_path)
+    with small_parts("pi0"):  # its tokenizer is on the Hub
+        save_processors(config, tmp_path)
+    policy = blank_policy(config, tmp_path)
+    hollow(tmp_path / WEIGHTS, {n: tuple(t.shape) for n, t in policy.state_dict().items()}, "F32", 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = inspect_path(tmp_path)
+    assert found.loads, found.text()
+    assert found.facts["parameters"] == 4_028_019_472
+    assert found.facts["recommended site"] == "blocks.12 of 18 blocks"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB; 16 GB are there
 
 
 # ---- projector, adapter ------------------------------------------------------------------------------------
