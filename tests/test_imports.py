@@ -57,7 +57,7 @@ ORDER = (
         "provenance",
     ),
     ("probe_options", "sim", "probe", "structure", "train", "flags", "train_command", "evaluate"),
-    ("geometry", "libero", "rehearsal", "convert"),
+    ("geometry", "libero", "rehearsal", "convert", "inspection"),
     ("report", "doctor"),
     ("compare",),
     ("demo_settings", "demo", "cli"),

@@ -28,6 +28,7 @@ from spatial_forcing.geometry.options import CalibrationCheck
 from spatial_forcing.geometry.points_options import Points
 from spatial_forcing.guard import guarded
 from spatial_forcing.libero.options import LiberoCheck, LiberoCollect
+from spatial_forcing.inspection.options import Inspect
 from spatial_forcing.probe_options import ProbeOptions
 from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.structure.options import Teachers
@@ -217,6 +218,7 @@ COMMANDS = {
     "report": Report,
     "doctor": Doctor,
     "convert": Convert,
+    "inspect": Inspect,
 }
 
 
@@ -279,6 +281,9 @@ def _command(name: str) -> Callable[[], None]:
             Doctor, args=sys.argv[2:], prog="spatial-forcing doctor", return_unknown_args=True
         )
         return partial(doctor.run, lerobot)
+    if sys.argv[1:2] == ["inspect"]:  # its checkpoint has no option's name
+        prog, config = "spatial-forcing inspect", (tyro.conf.PositionalRequiredArgs,)
+        return tyro.cli(Inspect, args=sys.argv[2:], prog=prog, config=config).run
     description = (
         "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
     )

@@ -225,4 +225,11 @@ DOCTORS = [
     ),
 ]
 
-CASES: list[Case] = [*COLLECT, *DEMO_CASES, *EVALS, *RESULTS, *PROBES, *DOCTORS]
+# What is there but does not load is no malformed input: `inspect` says so, with exit status 1.
+INSPECTS = [
+    command("inspect", "missing", "inspect {here}/none", "No file or folder"),
+    command("inspect", "missing", "inspect", "Folder or file to look at"),
+    command("inspect", "name", "inspect {run} --kee x", "--kee"),
+]
+
+CASES: list[Case] = [*COLLECT, *DEMO_CASES, *EVALS, *RESULTS, *PROBES, *DOCTORS, *INSPECTS]

@@ -86,14 +86,7 @@ class CheckpointRecord:
 
     def text(self) -> str:
         """Describes the checkpoint in lines for people."""
-        rows = [("variant", self.variant), *self._sizes()]
-        rows.append(("weights", f"{self.parameters:,} parameters in {len(self.shards)} shard(s)"))
-        rows.append(
-            ("dtypes", ", ".join(f"{part} {kind}" for part, kind in self.dtypes.items()) or "unknown")
-        )
-        rows += [(part, path.name) for part, path in self.parts.items()]
-        rows.append(("statistics", f"{some(list(self.keys), 12) or 'none'} ({self.statistics})"))
-        rows.append(("LoRA adapter", str(self.adapter or "none")))
+        rows = [("variant", self.variant), *self.rows()]
         for what in ("missing", "foreign", "misshaped"):
             if names := getattr(self, what):
                 rows.append((what, f"{len(names)}: {some(list(names))}"))
@@ -101,6 +94,18 @@ class CheckpointRecord:
         rows += [("note", note) for note in self.notes]
         rows.append(("loads", "no" if self.problems else "yes"))
         return "\n".join([str(self.path), *(f"  {name:<18} {value}" for name, value in rows)])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is in the checkpoint, by name, in words."""
+        rows = self._sizes()
+        rows.append(("weights", f"{self.parameters:,} parameters in {len(self.shards)} shard(s)"))
+        rows.append(
+            ("dtypes", ", ".join(f"{part} {kind}" for part, kind in self.dtypes.items()) or "unknown")
+        )
+        rows += [(part, path.name) for part, path in self.parts.items()]
+        rows.append(("statistics", f"{some(list(self.keys), 12) or 'none'} ({self.statistics})"))
+        rows.append(("LoRA adapter", str(self.adapter or "none")))
+        return rows
 
     def _sizes(self) -> list[tuple[str, str]]:
         if (c := self.config) is None:

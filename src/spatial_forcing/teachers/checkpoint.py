@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import is_zipfile
 
 import torch
@@ -86,53 +87,88 @@ def _file(path: Path) -> Path:
     )
 
 
-def check_names(found: Shapes, expected: Shapes, source: object, ignored: Iterable[str] = ()) -> None:
-    """Raises `WeightsError` unless `found` is `expected`, name by name and shape by shape.
+class Differences(NamedTuple):
+    """Differences between the tensors in a file and those of a model: names, or names with both shapes."""
+
+    missing: list[str]
+    foreign: list[str]
+    misshaped: list[str]
+
+    def __str__(self) -> str:
+        kinds = zip(("missing", "not known", "of another shape"), self, strict=True)
+        return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in kinds if names)
+
+
+def differences(found: Shapes, expected: Shapes, ignored: Iterable[str] = ()) -> Differences:
+    """Compares the tensors in a file with those of a model, name by name and shape by shape.
 
     Args:
         found: shapes in the file.
         expected: shapes in the model.
-        source: where the weights came from, for the message.
         ignored: prefixes of names that may be in the file but are not wanted (known modules not built).
     """
     prefixes = tuple(ignored)
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(k for k in found.keys() - expected.keys() if not k.startswith(prefixes))
-    shapes = sorted(
-        f"{k} (expected {tuple(expected[k])}, found {tuple(found[k])})"
-        for k in expected.keys() & found.keys()
-        if tuple(expected[k]) != tuple(found[k])
+    return Differences(
+        sorted(expected.keys() - found.keys()),
+        sorted(k for k in found.keys() - expected.keys() if not k.startswith(prefixes)),
+        sorted(
+            f"{k} (expected {tuple(expected[k])}, found {tuple(found[k])})"
+            for k in expected.keys() & found.keys()
+            if tuple(expected[k]) != tuple(found[k])
+        ),
     )
-    problems = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("not known", unknown), ("of another shape", shapes))
-        if names
-    ]
-    if problems:
+
+
+def check_names(found: Shapes, expected: Shapes, source: object, ignored: Iterable[str] = ()) -> None:
+    """Raises `WeightsError` unless `found` is `expected`; the arguments are those of `differences`.
+
+    Args:
+        source: where the weights came from, for the message.
+    """
+    if any(problems := differences(found, expected, ignored)):
         raise WeightsError(
             f"The weights in {source} do not fit the model "
-            f"({len(expected)} tensors expected, {len(found)} found). " + "; ".join(problems) + "."
+            f"({len(expected)} tensors expected, {len(found)} found). {problems}."
         )
 
 
-def load_strictly(
-    model: nn.Module, checkpoint: Checkpoint, *, ignored: Iterable[str] = (), prefix: str = ""
-) -> None:
-    """Loads the weights of a checkpoint into a model, which may be on the meta device, in their stored dtype.
+class Blank[M: nn.Module](NamedTuple):
+    """Model on the meta device whose weights are still to be loaded, and the names they have in a file.
 
-    Args:
+    Attributes:
         model: takes every tensor of its state dict from the file.
-        checkpoint: the file.
         ignored: prefixes of names that may be in the file but are not wanted (known modules not built).
         prefix: of all names in the file.
+    """
+
+    model: M
+    ignored: tuple[str, ...] = ()
+    prefix: str = ""
+
+    @property
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors to be in the file."""
+        return {f"{self.prefix}{name}": tuple(t.shape) for name, t in self.model.state_dict().items()}
+
+    def differences(self, found: Shapes) -> Differences:
+        """Compares a file with the model."""
+        return differences(found, self.expected, self.not_wanted)
+
+    @property
+    def not_wanted(self) -> list[str]:
+        """Prefixes of names in the file that are not loaded."""
+        return [f"{self.prefix}{name}" for name in self.ignored]
+
+
+def load_strictly(blank: Blank, checkpoint: Checkpoint) -> None:
+    """Loads the weights of a checkpoint into a model, in their stored dtype.
 
     Raises:
         WeightsError: a tensor is missing, unknown or of another shape.
     """
-    expected = {f"{prefix}{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_names(checkpoint.shapes, expected, checkpoint.path, ignored=[f"{prefix}{name}" for name in ignored])
-    state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.read(expected).items()}
-    model.load_state_dict(state, assign=True)
+    check_names(checkpoint.shapes, expected := blank.expected, checkpoint.path, blank.not_wanted)
+    state = {name.removeprefix(blank.prefix): tensor for name, tensor in checkpoint.read(expected).items()}
+    blank.model.load_state_dict(state, assign=True)
 
 
 def _some(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
+from spatial_forcing.teachers.checkpoint import Blank, Checkpoint, load_strictly
 from spatial_forcing.teachers.da3 import DA3, MODULES, DA3Config
 from spatial_forcing.teachers.model_teacher import Architecture, ModelRecord, ModelTeacher
 
@@ -45,11 +45,16 @@ def load_da3(
         WeightsError: if a wanted tensor is missing or of another shape, or one belongs to no known module.
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
+    load_strictly(blank := blank_da3(config, modules), checkpoint)
+    return blank.model.set_dtype(dtype).to(device)
+
+
+def blank_da3(config: DA3Config | None = None, modules: Iterable[str] = MODULES) -> Blank[DA3]:
+    """A Depth Anything 3 without weights; the arguments are those of `load_da3`."""
     with torch.device("meta"):
         model = DA3(config, modules)
     not_built = [f"{name}." for name in KNOWN_MODULES if name not in (*model.modules_built, "backbone")]
-    load_strictly(model, checkpoint, ignored=(*not_built, *UNREAD), prefix=PREFIX)
-    return model.set_dtype(dtype).to(device)
+    return Blank(model, (*not_built, *UNREAD), PREFIX)
 
 
 class DA3Teacher(ModelTeacher):

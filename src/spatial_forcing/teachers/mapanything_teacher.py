@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.teachers.checkpoint import Checkpoint, load_strictly
+from spatial_forcing.teachers.checkpoint import Blank, Checkpoint, load_strictly
 from spatial_forcing.teachers.mapanything import MODULES, TRUNK, MapAnything, MapAnythingConfig
 from spatial_forcing.teachers.model_teacher import Architecture, ModelRecord, ModelTeacher
 
@@ -43,12 +43,17 @@ def load_mapanything(
         WeightsError: if a wanted tensor is missing or of another shape, or one belongs to no known module.
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
+    load_strictly(blank := blank_mapanything(config, modules), checkpoint)
+    return blank.model.set_dtype(dtype).to(device)
+
+
+def blank_mapanything(
+    config: MapAnythingConfig | None = None, modules: Iterable[str] = MODULES
+) -> Blank[MapAnything]:
+    """A MapAnything without weights; the arguments are those of `load_mapanything`."""
     with torch.device("meta"):
         model = MapAnything(config, modules)
-    load_strictly(
-        model, checkpoint, ignored=[f"{name}." for name in KNOWN_MODULES if name not in model.modules_built]
-    )
-    return model.set_dtype(dtype).to(device)
+    return Blank(model, tuple(f"{name}." for name in KNOWN_MODULES if name not in model.modules_built))
 
 
 class MapAnythingTeacher(ModelTeacher):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_forcing.teachers.checkpoint import Checkpoint, WeightsError, load_strictly
+from spatial_forcing.teachers.checkpoint import Blank, Checkpoint, WeightsError, load_strictly
 from spatial_forcing.teachers.da3_heads import rotation
 from spatial_forcing.teachers.described import METADATA_KEY, description_of, record_from
 from spatial_forcing.teachers.hub import fetch
@@ -46,11 +46,15 @@ def load_vggt(
         WeightsError: if a wanted tensor is missing or of another shape, or one belongs to no known module.
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
+    load_strictly(blank := blank_vggt(config, modules), checkpoint)
+    return blank.model.set_dtype(dtype).to(device)
+
+
+def blank_vggt(config: VGGTConfig | None = None, modules: Iterable[str] = MODULES) -> Blank[VGGT]:
+    """A VGGT without weights; the arguments are those of `load_vggt`."""
     with torch.device("meta"):
         model = VGGT(config, modules)
-    not_built = [f"{name}." for name in KNOWN_MODULES if name not in model.modules_built]
-    load_strictly(model, checkpoint, ignored=not_built)
-    return model.set_dtype(dtype).to(device)
+    return Blank(model, tuple(f"{name}." for name in KNOWN_MODULES if name not in model.modules_built))
 
 
 class VGGTTeacher(ModelTeacher):

@@ -1,0 +1,48 @@
+"""The projector of Spatial Forcing beside a policy's checkpoint: what it was trained toward, and where."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import read_json
+from spatial_forcing.inspection.headers import file_at
+from spatial_forcing.inspection.record import Inspection
+
+# As the plug-in writes them.
+FOLDER, DESCRIPTION, WEIGHTS = "spatial_forcing", "forcing.json", "projector.safetensors"
+ADVICE = "To train on without it, remove that folder."
+
+
+def add_projector(found: Inspection) -> None:
+    """Adds what is known of the projectors in a policy's folder to its inspection."""
+    folder = found.path / FOLDER
+    if not folder.is_dir():
+        found.facts["projector"] = "none"
+        return
+    try:
+        said = read_json(folder / DESCRIPTION, ADVICE)
+    except SpatialForcingError as error:
+        found.facts["projector"] = "damaged"
+        found.problems.append(str(error))
+        return
+    listed = said.get("alignments") or [said]
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        found.problems.append(f"{FOLDER}/{DESCRIPTION} lists no alignments. {ADVICE}")
+        listed = []
+    found.facts["projector"] = [_described(one) for one in listed]
+    found.facts["forced steps"] = said.get("step", 0)
+    if (folder / WEIGHTS).is_file():
+        weights = file_at(folder / WEIGHTS)
+        found.problems += [f"{FOLDER}/{problem} {ADVICE}" for problem in weights.problems]
+    else:
+        found.notes.append(f"The projector's weights ({FOLDER}/{WEIGHTS}) are not here; among sharded ones?")
+
+
+def _described(one: Mapping[str, Any]) -> str:
+    """An alignment in words: its site, its teacher."""
+    site = one.get("site")
+    at = site.get("name") if isinstance(site, dict) else f"block {one.get('depth') or 'unknown'}"
+    teacher, cache = one.get("teacher"), one.get("cache")
+    source = teacher or (f"the features in {cache}" if cache else "the default teacher")
+    fingerprint, licence = one.get("teacher_fingerprint"), one.get("teacher_licence")
+    return f"at {at} toward {source} (fingerprint {fingerprint}, licence {licence})"
