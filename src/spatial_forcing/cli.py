@@ -27,8 +27,8 @@ from spatial_forcing.files import check_folder
 from spatial_forcing.geometry.options import CalibrationCheck
 from spatial_forcing.geometry.points_options import Points
 from spatial_forcing.guard import guarded
-from spatial_forcing.libero.options import LiberoCheck, LiberoCollect
 from spatial_forcing.inspection.options import Inspect
+from spatial_forcing.libero.options import LiberoCheck, LiberoCollect
 from spatial_forcing.probe_options import ProbeOptions
 from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.structure.options import Teachers
