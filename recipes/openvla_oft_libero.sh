@@ -18,16 +18,21 @@ set -euo pipefail
 suite=${1:-spatial}; [ $# -gt 0 ] && shift
 gpus=${GPUS:-8}
 dataset=lerobot/libero_${suite}_image
+# Both in every image, as published: a crop of 0.9 of the area, and colours.
+crop='"crop": {"type": "RandomResizedCrop", "kwargs": {"size": [256, 256], "scale": [0.9, 0.9], "ratio": [1.0, 1.0]}}'
+colour='"colour": {"type": "ColorJitter", "kwargs": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}}'
+augmentation="{$crop, $colour}"
 features=outputs/features/libero-$suite-vggt-1b
 
 torchrun --nproc_per_node="$gpus" --no-python spatial-forcing cache --dataset "$dataset" --teacher vggt-1b \
   --resolution 518 --device cuda --dtype bfloat16 --out "$features"
 torchrun --nproc_per_node="$gpus" --no-python spatial-forcing train \
-  --policy.type=sf_openvla_oft --policy.pretrained_path=openvla/openvla-7b \
-  --policy.dtype=bfloat16 --policy.push_to_hub=false \
+  --policy.type=sf_openvla_oft --policy.base_checkpoint=openvla/openvla-7b \
+  --policy.dtype=bfloat16 --policy.push_to_hub=false --policy.gripper=openvla --policy.inference_crop=0.9 \
   --peft.method_type=LORA --peft.r=32 --peft.lora_alpha=16 \
   --policy.forcing.cache="$features" --policy.forcing.site=blocks.24 --policy.forcing.loss_weight=0.5 \
-  --policy.optimizer_lr=5e-4 --policy.scheduler_decay_step=100000 \
+  --policy.optimizer_lr=5e-4 --policy.decay_step=100000 \
   --dataset.repo_id="$dataset" --dataset.image_transforms.enable=true \
+  --dataset.image_transforms.max_num_transforms=2 --dataset.image_transforms.tfs="$augmentation" \
   --batch_size=8 --steps=150000 --save_freq=10000 --seed=7 \
   --output_dir="outputs/openvla-oft-libero-$suite" "$@"
