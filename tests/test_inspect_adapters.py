@@ -1,4 +1,4 @@
-"""Projectors of Spatial Forcing beside checkpoints of LeRobot policies, and adapters of PEFT, are inspected."""
+"""Projectors beside checkpoints of LeRobot policies, and adapters of PEFT, are inspected."""
 
 import shutil
 from pathlib import Path
