@@ -20,7 +20,9 @@ settings.register_profile("laws", deadline=None, derandomize=True, max_examples=
 settings.load_profile("laws")
 
 # Helper modules whose assertions are to say what was compared, as those of test files do.
-pytest.register_assert_rewrite("small_alignment", "small_policies", "small_results", "small_training")
+pytest.register_assert_rewrite(
+    "small_alignment", "small_checkpoints", "small_policies", "small_results", "small_training"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of small policies as LeRobot's trainer leaves them, whole and damaged."""
 
 import json
+import re
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from small_policies import small_parts, small_policy
+
+from spatial_forcing.inspection.record import Inspection
 
 
 def statistics(width: int = 4) -> dict[str, dict[str, torch.Tensor]]:
@@ -51,3 +54,9 @@ def hollow(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16", 
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     return path
+
+
+def assert_says(found: Inspection, says: str) -> None:
+    """Whether the problems of an inspection match a regular expression."""
+    told = "\n".join(found.problems)
+    assert re.search(says, told), told
