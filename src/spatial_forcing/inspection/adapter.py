@@ -7,6 +7,8 @@ from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.files import read_json
 from spatial_forcing.inspection.headers import facts_of, file_at, shapes_of
 from spatial_forcing.inspection.record import Inspection
+from spatial_forcing.openvla.base import is_released
+from spatial_forcing.openvla.inspect import inspect_checkpoint
 from spatial_forcing.teachers.checkpoint import WeightsError, differences
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -77,6 +79,10 @@ def _add_base(found: Inspection, said: dict[str, Any]) -> None:
         found.problems.append(f"The policy that it adapts is not there: no folder {base}.")
     elif not path.exists():
         found.notes.append(f"It loads with {base}, from the Hub or its cache, which was not inspected.")
+    elif is_released(base):  # of OpenVLA: in shards, with an index
+        record = inspect_checkpoint(path)
+        found.problems += [f"The policy that it adapts: {problem}" for problem in record.problems]
+        found.notes.append(f"It loads with {base}, {record.variant}: spatial-forcing inspect {base}")
     elif not (path / "model.safetensors").is_file():
         found.problems.append(f"The policy that it adapts is not whole: {base} has no model.safetensors.")
     else:
