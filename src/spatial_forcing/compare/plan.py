@@ -16,8 +16,9 @@ from typing import Any
 
 from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
-from spatial_forcing.compare.options import EVAL_SEED, TEACHER
+from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
+from spatial_forcing.evaluation.options import EVAL_SEED
 from spatial_forcing.files import check_folder, claim, read_json, write_json
 
 NOTE = "comparison.json"

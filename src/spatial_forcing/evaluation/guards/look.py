@@ -1,0 +1,103 @@
+"""Runs all guards on a policy and an environment, and prints what they found."""
+
+from typing import Any
+
+from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.evaluation.guards import actions, cameras, states
+from spatial_forcing.evaluation.guards.compare import Case, Guard
+from spatial_forcing.evaluation.guards.gripper import gripper
+from spatial_forcing.evaluation.guards.shown import shown_by
+from spatial_forcing.evaluation.guards.trained import trained_on
+from spatial_forcing.evaluation.plan import EvalTask
+from spatial_forcing.evaluation.results import Found
+
+
+def instructions(case: Case) -> None:
+    """Policies are told what they were told in training."""
+    told = case.trained.instructions
+    new = [task.instruction for task in case.tasks if task.instruction not in told]
+    if told and new:
+        case.say(
+            "odd",
+            "instructions",
+            expected=f"instructions of {case.trained.source}, such as {told[0]!r}",
+            found=f"{len(new)} of {len(case.tasks)} tasks say others, such as {new[0]!r}",
+            advice="A policy that listens may not know what to do; one without language does not mind.",
+        )
+    if told:
+        case.fits("instructions")
+
+
+GUARDS: tuple[Guard, ...] = (
+    cameras.cameras,
+    cameras.sizes,
+    cameras.orientation,
+    states.width,
+    states.ranges,
+    states.quaternion,
+    actions.width,
+    actions.ranges,
+    actions.mode,
+    actions.frequency,
+    gripper,
+    states.layout,
+    actions.replay,
+    instructions,
+)
+
+
+def examined(
+    name: str,
+    policy: SavedPolicy,
+    config: Any,
+    tasks: tuple[EvalTask, ...],
+    *,
+    seed: int,
+    dataset: str | None = None,
+) -> tuple[Case, str]:
+    """Compares a policy and its training data with an environment.
+
+    Args:
+        name: of the policy, for messages.
+        policy: its configuration and processors.
+        config: of the environment.
+        tasks: of it; the first is looked at.
+        seed: of its first episode.
+        dataset: see ``trained.trained_on``.
+
+    Returns:
+        The findings, and a sentence about what could not be compared; empty if all could.
+
+    Raises:
+        SpatialForcingError: the data set or the environment cannot be read or made.
+    """
+    trained, missing = trained_on(policy, dataset, [task.instruction for task in tasks])
+    shown = shown_by(config, tasks[0], seed, policy, trained)
+    case = Case(name, policy, config, tasks, trained, shown)
+    for guard in GUARDS:
+        guard(case)
+    return case, missing
+
+
+def print_findings(
+    found: list[Found], agreed: dict[str, list[str]], missing: dict[str, str], console: Any
+) -> None:
+    """Prints findings, what fits, and what could not be compared."""
+    for name, words in agreed.items():
+        console.print(f"{name} fits in: {', '.join(words) or 'nothing'}.", highlight=False, markup=False)
+        if missing.get(name):
+            console.print(f"{name}: {missing[name]}", highlight=False, markup=False)
+    for one in found:
+        console.print(f"[{'red' if one.kind == 'wrong' else 'yellow'}]{one.kind}:[/] ", end="")
+        console.print(one.text, highlight=False, markup=False)
+
+
+def check_findings(found: list[Found], *, anyway: bool) -> None:
+    """Raises :class:`SpatialForcingError` if something is wrong, unless that is to be ignored."""
+    wrong = [one for one in found if one.kind == "wrong"]
+    if wrong and not anyway:
+        raise SpatialForcingError(
+            f"{len(wrong)} thing{'s' * (len(wrong) > 1)} would make this evaluation pointless (above): put "
+            "right what they say, or give --anyway. Nothing was rolled out."
+        )

@@ -1,0 +1,147 @@
+"""What a policy was trained on: from its data set, or else the statistics that were saved with it.
+
+Shapes: T frames of an episode, D numbers of a state, A of an action, H W pixels, h w of a thumbnail.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spatial_forcing.datasets import DatasetError, open_dataset
+from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.files import read_json
+from spatial_forcing.geometry.check import columns_of
+
+STATE, ACTION = "observation.state", "action"
+SIDE = 32  # pixels of thumbnails
+EPISODES = 12  # that are looked at
+
+
+@dataclass
+class Trained:
+    """A policy's training data, under the policy's names of observations.
+
+    Attributes:
+        source: for messages.
+        fps: label of the data set; None without one.
+        images: mean thumbnail_3hw of the first frames, by camera.
+        sizes: height and width, by camera.
+        stats: "min", "max", "mean", "std" of states and actions.
+        episodes: (states_TD, actions_TA), those of wanted instructions first.
+        instructions: all tasks of the data set.
+    """
+
+    source: str
+    fps: int | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    stats: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    episodes: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
+
+    def bounds(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Smallest and largest values of a key; None if unknown."""
+        of = self.stats.get(key, {})
+        return (of["min"], of["max"]) if {"min", "max"} <= of.keys() else None
+
+
+def thumbnail(image_3HW: Tensor) -> Tensor:
+    """A small copy of an image."""
+    return F.interpolate(image_3HW[None].float(), size=(SIDE, SIDE), mode="area")[0]
+
+
+def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> tuple[Trained, str]:
+    """Reads a policy's training data.
+
+    Args:
+        policy: without weights.
+        dataset: folder or Hub name; None for the one noted beside the checkpoint.
+        wanted: instructions whose episodes are looked at first.
+
+    Returns:
+        The training data, and a sentence if no data set could be read; empty otherwise.
+
+    Raises:
+        DatasetError: the data set that was asked for cannot be read.
+    """
+    noted = _noted(policy.folder)
+    rename = dict(noted.get("rename_map") or policy.rename_map)
+    if dataset is not None:
+        return _from_dataset(open_dataset(dataset), dataset, rename, wanted), ""
+    of = noted.get("dataset") or {}
+    for place in (of.get("root"), of.get("repo_id")):
+        if place is not None and (place == of.get("repo_id") or Path(place).is_dir()):
+            with suppress(DatasetError):
+                return _from_dataset(open_dataset(place), str(place), rename, wanted), ""
+    named = f"the data set it was trained on ({of.get('root') or of['repo_id']}) is not here" if of else ""
+    missing = named or "it does not note the data set it was trained on"
+    return _from_statistics(policy), (
+        f"{missing}: images, gripper and control frequency were not compared. Give --dataset."
+    )
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """LeRobot's note of the training beside a checkpoint."""
+    path = folder / "train_config.json"
+    return read_json(path, "Remove it, and give --dataset.", DatasetError) if path.is_file() else {}
+
+
+def _from_statistics(policy: SavedPolicy) -> Trained:
+    """The statistics that normalise a policy's inputs."""
+    stats: dict[str, dict[str, np.ndarray]] = {}
+    for step in policy.preprocess.steps:
+        stats |= _numbers(getattr(step, "stats", None) or {})
+    return Trained("the statistics saved with it", stats=stats)
+
+
+def _numbers(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of states and actions as vectors."""
+    return {
+        key: {name: np.asarray(value, dtype=np.float64).reshape(-1) for name, value in of.items()}
+        for key, of in stats.items()
+        if key in (STATE, ACTION)
+    }
+
+
+def _from_dataset(dataset: Any, name: str, rename: Mapping[str, str], wanted: list[str]) -> Trained:
+    meta = dataset.meta
+    found = Trained(
+        f"the data set {name}", fps=int(meta.fps), instructions=[str(t) for t in meta.tasks.index]
+    )
+    renamed = {rename.get(key, key): key for key in meta.features}
+    found.stats = _numbers(
+        {new: meta.stats[old] for new, old in renamed.items() if old in (meta.stats or {})}
+    )
+    for camera in [new for new, old in renamed.items() if old in meta.camera_keys]:
+        shape, names = meta.features[renamed[camera]]["shape"], meta.features[renamed[camera]]["names"]
+        height, width = shape[1:] if names and names[0] in ("channel", "channels") else shape[:2]
+        found.sizes[camera] = int(height), int(width)
+    firsts: dict[str, list[Tensor]] = {camera: [] for camera in found.sizes}
+    for first, end in _spans(meta, wanted):
+        columns = columns_of(dataset, first, end)
+        if {STATE, ACTION} <= {rename.get(key, key) for key in columns}:
+            pair = (columns[renamed[key]].numpy().reshape(end - first, -1) for key in (STATE, ACTION))
+            found.episodes.append(tuple(pair))  # type: ignore[arg-type]
+        frame = dataset[first] if firsts else {}
+        for camera, images in firsts.items():
+            image = torch.as_tensor(frame[renamed[camera]])
+            images.append(thumbnail(image[-1] if image.ndim == 4 else image))
+    found.images = {camera: torch.stack(images).mean(0) for camera, images in firsts.items() if images}
+    return found
+
+
+def _spans(meta: Any, wanted: list[str]) -> list[tuple[int, int]]:
+    """First and end frames of some episodes, evenly spread; of the wanted instructions if there are any."""
+    episodes = [meta.episodes[number] for number in range(meta.total_episodes)]
+    fit = [one for one in episodes if set(one["tasks"]) & set(wanted)] or episodes
+    spread = np.linspace(0, len(fit) - 1, min(EPISODES, len(fit))).round().astype(int)
+    return [
+        (int(one["dataset_from_index"]), int(one["dataset_to_index"])) for one in (fit[i] for i in spread)
+    ]
