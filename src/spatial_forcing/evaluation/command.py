@@ -133,13 +133,9 @@ def _guarded(
     options: Any, command: EnvCommand, policies: dict[str, SavedPolicy], tasks: Any, console: Console
 ) -> list[Found]:
     """Runs the guards of every policy, and prints what they say."""
-    found, agreed, missing = [], {}, {}
-    for name, policy in policies.items():
-        case, said = examined(name, policy, command.env, tasks, seed=options.seed, dataset=options.dataset)
-        found += case.findings
-        agreed[name], missing[name] = case.agreed, said
-    print_findings(found, agreed, missing, console)
-    return found
+    cases = examined(policies, command.env, tasks, seed=options.seed, dataset=options.dataset)
+    print_findings(cases, console)
+    return [one for case in cases for one in case.findings]
 
 
 def _gathered(plan: Plan, command: EnvCommand, named: dict[str, str], made: dict[str, Any]) -> EvalResults:

@@ -67,8 +67,8 @@ def check_installed(kind: str) -> None:
     folder = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser()
     if not (folder / "config.yaml").is_file():
         raise EvalError(
-            f"LIBERO has no settings yet: {folder / 'config.yaml'} is missing, and it would ask where its files "
-            "are. Let it ask once: python -c 'import libero.libero'."
+            f"LIBERO has no settings yet: {folder / 'config.yaml'} is missing, and it would ask where its "
+            "files are. Let it ask once: python -c 'import libero.libero'."
         )
 
 

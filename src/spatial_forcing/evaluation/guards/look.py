@@ -1,5 +1,6 @@
 """Runs all guards on a policy and an environment, and prints what they found."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatial_forcing.errors import SpatialForcingError
@@ -48,49 +49,48 @@ GUARDS: tuple[Guard, ...] = (
 
 
 def examined(
-    name: str,
-    policy: SavedPolicy,
+    policies: Mapping[str, SavedPolicy],
     config: Any,
     tasks: tuple[EvalTask, ...],
     *,
     seed: int,
     dataset: str | None = None,
-) -> tuple[Case, str]:
-    """Compares a policy and its training data with an environment.
+) -> list[Case]:
+    """Compares policies and their training data with an environment.
 
     Args:
-        name: of the policy, for messages.
-        policy: its configuration and processors.
+        policies: configuration and processors, by name.
         config: of the environment.
         tasks: of it; the first is looked at.
         seed: of its first episode.
         dataset: see ``trained.trained_on``.
 
-    Returns:
-        The findings, and a sentence about what could not be compared; empty if all could.
-
     Raises:
         SpatialForcingError: the data set or the environment cannot be read or made.
     """
-    trained, missing = trained_on(policy, dataset, [task.instruction for task in tasks])
-    shown = shown_by(config, tasks[0], seed, policy, trained)
-    case = Case(name, policy, config, tasks, trained, shown)
-    for guard in GUARDS:
-        guard(case)
-    return case, missing
+    cases, looks = [], {}
+    for name, policy in policies.items():
+        trained = trained_on(policy, dataset, [task.instruction for task in tasks])
+        # Policies of one data set share a look, which takes a minute in a large simulator.
+        key = trained.source, policy.config.type, tuple(policy.rename_map.items())
+        if key not in looks or trained.missing:
+            looks[key] = shown_by(config, tasks[0], seed, policy, trained)
+        case = Case(name, policy, config, tasks, trained, looks[key])
+        for guard in GUARDS:
+            guard(case)
+        cases.append(case)
+    return cases
 
 
-def print_findings(
-    found: list[Found], agreed: dict[str, list[str]], missing: dict[str, str], console: Any
-) -> None:
-    """Prints findings, what fits, and what could not be compared."""
-    for name, words in agreed.items():
-        console.print(f"{name} fits in: {', '.join(words) or 'nothing'}.", highlight=False, markup=False)
-        if missing.get(name):
-            console.print(f"{name}: {missing[name]}", highlight=False, markup=False)
-    for one in found:
+def print_findings(cases: Sequence[Case], console: Any) -> None:
+    """Prints what fits, what could not be compared, and findings."""
+    for case in cases:
+        said = f"{case.name} fits in: {', '.join(case.agreed) or 'nothing'}."
+        said += f" {case.name} {case.trained.missing}" if case.trained.missing else ""
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    for one in (one for case in cases for one in case.findings):
         console.print(f"[{'red' if one.kind == 'wrong' else 'yellow'}]{one.kind}:[/] ", end="")
-        console.print(one.text, highlight=False, markup=False)
+        console.print(one.text, highlight=False, markup=False, soft_wrap=True)
 
 
 def check_findings(found: list[Found], *, anyway: bool) -> None:

@@ -79,8 +79,8 @@ def quaternion(case: Case) -> None:
                 "rotation",
                 expected=f"a quaternion in numbers {start} to {start + 3} of {STATE}, as in training",
                 found=f"numbers of length {length:.2f}, {numbers(states_ND[0, here])}",
-                advice="LIBERO's state in LeRobot has the axis-angle of the end effector. Convert the data, or "
-                "the environment's state.",
+                advice="LIBERO's state in LeRobot has the axis-angle of the end effector: convert the data, "
+                "or the environment's state.",
             )
             return
     case.fits("rotation")

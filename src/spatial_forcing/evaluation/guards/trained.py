@@ -36,6 +36,7 @@ class Trained:
         stats: "min", "max", "mean", "std" of states and actions.
         episodes: (states_TD, actions_TA), those of wanted instructions first.
         instructions: all tasks of the data set.
+        missing: why no data set could be read, and what was not compared; empty if it could.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Trained:
     stats: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     episodes: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)
+    missing: str = ""
 
     def bounds(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Smallest and largest values of a key; None if unknown."""
@@ -57,7 +59,7 @@ def thumbnail(image_3HW: Tensor) -> Tensor:
     return F.interpolate(image_3HW[None].float(), size=(SIDE, SIDE), mode="area")[0]
 
 
-def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> tuple[Trained, str]:
+def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> Trained:
     """Reads a policy's training data.
 
     Args:
@@ -65,26 +67,25 @@ def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> t
         dataset: folder or Hub name; None for the one noted beside the checkpoint.
         wanted: instructions whose episodes are looked at first.
 
-    Returns:
-        The training data, and a sentence if no data set could be read; empty otherwise.
-
     Raises:
         DatasetError: the data set that was asked for cannot be read.
     """
     noted = _noted(policy.folder)
     rename = dict(noted.get("rename_map") or policy.rename_map)
     if dataset is not None:
-        return _from_dataset(open_dataset(dataset), dataset, rename, wanted), ""
+        return _from_dataset(open_dataset(dataset), dataset, rename, wanted)
     of = noted.get("dataset") or {}
     for place in (of.get("root"), of.get("repo_id")):
         if place is not None and (place == of.get("repo_id") or Path(place).is_dir()):
             with suppress(DatasetError):
-                return _from_dataset(open_dataset(place), str(place), rename, wanted), ""
-    named = f"the data set it was trained on ({of.get('root') or of['repo_id']}) is not here" if of else ""
-    missing = named or "it does not note the data set it was trained on"
-    return _from_statistics(policy), (
-        f"{missing}: images, gripper and control frequency were not compared. Give --dataset."
+                return _from_dataset(open_dataset(place), str(place), rename, wanted)
+    why = f"was trained on {of.get('root') or of['repo_id']}, which is not here" if of else ""
+    found = _from_statistics(policy)
+    found.missing = (
+        f"{why or 'does not note its training data'}: orientation, gripper, control mode and frequency were "
+        "not compared. Give --dataset."
     )
+    return found
 
 
 def _noted(folder: Path) -> dict[str, Any]:
