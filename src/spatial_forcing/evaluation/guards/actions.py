@@ -19,7 +19,9 @@ ANSWER = 0.25  # of a number's deviation
 
 def width(case: Case) -> None:
     """Actions have as many numbers as the environment takes."""
-    feature = case.policy.config.output_features[ACTION]
+    feature = (case.policy.config.output_features or {}).get(ACTION)
+    if feature is None:
+        return
     wanted, got = int(np.prod(feature.shape)), len(case.shown.low_A)
     if wanted != got:
         named = f": {', '.join(case.known.action)}" if case.known and len(case.known.action) == got else ""

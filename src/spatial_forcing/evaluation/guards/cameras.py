@@ -14,7 +14,7 @@ EMPTY = "observation.images.empty_camera"  # LeRobot fills those with black
 ASPECT = 0.02
 # Correlation of the parts that a flip turns into their negative: below this one is the other, flipped.
 FLIPPED, FAINT = -0.4, 0.05
-BETTER, LIKE, UNLIKE = 0.05, 0.3, 0.1
+BETTER, SURELY, LIKE, UNLIKE = 0.05, 0.25, 0.3, 0.1
 DARKER = 0.12  # of the range of brightness
 MOST = 4  # cameras whose order is looked at
 UP_DOWN, LEFT_RIGHT = -2, -1
@@ -93,9 +93,9 @@ def orientation(case: Case) -> None:
 
 def _judge(case: Case, camera: str, trained_3hw: Tensor, shown_3hw: Tensor) -> None:
     """Says whether a camera's images are flipped, unlike those of training, or darker."""
-    flips = flips_between(trained_3hw, shown_3hw)
-    alike, turned = correlation(trained_3hw, shown_3hw), correlation(trained_3hw, shown_3hw.flip(flips))
-    if flips and turned > max(alike + BETTER, LIKE):
+    alike, (turned, flips) = correlation(trained_3hw, shown_3hw), best_flip(trained_3hw, shown_3hw)
+    sure = turned > alike + SURELY or all(opposed(trained_3hw, shown_3hw, axis) for axis in flips)
+    if flips and sure and turned > LIKE:
         case.say(
             "wrong",
             "orientation",
@@ -131,7 +131,7 @@ def _order(both: list[str], trained: dict[str, Tensor], shown: dict[str, Tensor]
 
     def likeness(order: tuple[str, ...]) -> float:
         pairs = [(trained[a], shown[b]) for a, b in zip(both, order, strict=True)]
-        return sum(correlation(a, b.flip(flips_between(a, b))) for a, b in pairs) / len(both)
+        return sum(best_flip(a, b)[0] for a, b in pairs) / len(both)
 
     best = max(permutations(both), key=likeness)
     return best if likeness(best) > max(likeness(tuple(both)) + BETTER, LIKE) else tuple(both)
@@ -142,21 +142,22 @@ def correlation(a_3hw: Tensor, b_3hw: Tensor) -> float:
     return _cosine(*(image - image.mean((-2, -1), keepdim=True) for image in (a_3hw, b_3hw)))
 
 
-def flips_between(a_3hw: Tensor, b_3hw: Tensor) -> tuple[int, ...]:
-    """The axes along which an image is another one flipped.
+def best_flip(a_3hw: Tensor, b_3hw: Tensor) -> tuple[float, tuple[int, ...]]:
+    """The largest correlation of an image with another one, flipped or not, and the axes flipped for it."""
+    return max((correlation(a_3hw, b_3hw.flip(axes)), axes) for axes in NAMES)
+
+
+def opposed(a_3hw: Tensor, b_3hw: Tensor, axis: int) -> bool:
+    """Whether an image is rather another one flipped along an axis than as it is.
 
     An image is the sum of a part that a flip leaves as it is and one that it turns into its negative. Of two
     images of one scene the second parts correlate positively, of flipped ones negatively; that tells them
     apart even where the scene is nearly symmetric and both correlate well.
     """
-    found = []
-    for axis in (UP_DOWN, LEFT_RIGHT):
-        a, b = (image - image.flip(axis) for image in (a_3hw, b_3hw))
-        spread = [float(image.std()) for image in (a_3hw, b_3hw)]
-        enough = all(float(part.std()) > FAINT * whole for part, whole in zip((a, b), spread, strict=True))
-        if enough and _cosine(a, b) < FLIPPED:
-            found.append(axis)
-    return tuple(found)
+    parts = [image - image.flip(axis) for image in (a_3hw, b_3hw)]
+    whole = [float(image.std()) for image in (a_3hw, b_3hw)]
+    enough = all(float(part.std()) > FAINT * of for part, of in zip(parts, whole, strict=True))
+    return enough and _cosine(*parts) < FLIPPED
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -73,7 +73,8 @@ def _answers_otherwise(case: Case) -> bool:
 
 
 def _answer(case: Case) -> np.ndarray | None:
-    """State_D some steps after high gripper actions, less that after low ones; None if there are too few."""
+    """Change_D of the state over some steps of high gripper actions, less that of low ones; None if there are
+    too few."""
     assert case.known is not None
     high, low = [], []
     values = np.concatenate([actions[:, case.known.gripper] for _, actions in case.trained.episodes])
@@ -82,7 +83,7 @@ def _answer(case: Case) -> np.ndarray | None:
         for t in range(len(actions_TA) - LATER):
             held = actions_TA[t : t + LATER, case.known.gripper] > middle
             if held.all():
-                high.append(states_TD[t + LATER])
+                high.append(states_TD[t + LATER] - states_TD[t])
             elif not held.any():
-                low.append(states_TD[t + LATER])
+                low.append(states_TD[t + LATER] - states_TD[t])
     return np.mean(high, axis=0) - np.mean(low, axis=0) if min(len(high), len(low)) >= SEEN else None

@@ -23,7 +23,7 @@ from spatial_forcing.evaluation.rollout import start_at
 
 LOOKS = 4  # episodes whose first observation is looked at
 REPLAYED = 12  # steps of a demonstration
-HELD = 10  # steps that a gripper action is held
+HELD = 12  # steps that a gripper action is held
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Shown:
         states_ND: first states; None if there are none.
         low_A, high_A: limits of actions.
         replays: (environment's states_TD, data set's states_TD) under the same actions.
-        gripper_D: state after the gripper action was held at its highest, less that after its lowest; None if
-            that was not tried.
+        gripper_D: change of the state while the gripper action was held at its highest, less that at its
+            lowest; None if that was not tried.
     """
 
     images: dict[str, Tensor] = field(default_factory=dict)
@@ -74,9 +74,8 @@ class World:
     def _seen(self, observed: Mapping[str, Any]) -> dict[str, Any]:
         from lerobot.envs import preprocess_observation
 
-        seen = preprocess_observation(dict(observed))  # type: ignore[arg-type]
-        seen["task"] = [""]
-        return {self.rename.get(key, key): value for key, value in self.preprocess(seen).items()}
+        seen: dict[str, Any] = {**preprocess_observation(dict(observed)), "task": [""]}
+        return {self.rename.get(str(key), str(key)): value for key, value in self.preprocess(seen).items()}
 
 
 def state_of(seen: Mapping[str, Any]) -> np.ndarray | None:
@@ -151,8 +150,7 @@ def _gripper(world: World, config: Any, seed: int) -> np.ndarray | None:
         return None
     if len(known.action) != len(world.env.single_action_space.low):
         return None
-    world.reset(seed, 0)
-    after = []
+    states = [state_of(world.reset(seed, 0))]
     for value in (1.0, -1.0):
         action = np.zeros(len(known.action))
         action[known.gripper] = value
@@ -160,5 +158,6 @@ def _gripper(world: World, config: Any, seed: int) -> np.ndarray | None:
             seen, over = world.step(action)
             if over:
                 return None
-        after.append(state_of(seen))
-    return None if after[0] is None else after[0] - after[1]
+        states.append(state_of(seen))
+    before, closed, opened = states
+    return None if before is None else (closed - before) - (opened - closed)  # type: ignore[operator]
