@@ -83,6 +83,7 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
             threads=options.threads,
             videos=options.videos if options.out else 0,
             device=options.device,
+            kept=options.out is not None,
         )
         with FolderLock(out) if options.out else nullcontext() as lock:
             plan.claim(command.env)

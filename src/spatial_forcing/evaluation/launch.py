@@ -109,7 +109,9 @@ def with_threads(count: int) -> Iterator[None]:
 def failure(plan: Plan, job: Job, error: Exception) -> SpatialForcingError:
     """The error for a batch that failed."""
     said = str(error) if isinstance(error, SpatialForcingError) else f"{type(error).__name__}: {error}"
+    kept = f"The log: {plan.out / LOG}. What is finished is kept: run the same command again to continue."
+    lost = "Nothing was kept; with --out there is a log, and what is finished stays."
     return EvalError(
-        f"{job.policy} on {job.task.name}, from episode {job.first} on, failed: {said}\nThe log: "
-        f"{plan.out / LOG}. What is finished is kept: run the same command again to continue."
+        f"{job.policy} on {job.task.name}, from episode {job.first} on, failed: {said}\n"
+        f"{kept if plan.kept else lost}"
     )

@@ -74,6 +74,7 @@ class Plan:
         flags: LeRobot's, as after ``--``.
         tasks: of the environment.
         episodes, seed, batch_size, threads, videos, device: see ``options.Eval``.
+        kept: whether the folder stays.
     """
 
     out: Path
@@ -86,6 +87,7 @@ class Plan:
     threads: int
     videos: int
     device: str
+    kept: bool = True
 
     def jobs(self) -> Iterator[Job]:
         """All batches, policy by policy and task by task."""
