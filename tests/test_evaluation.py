@@ -45,7 +45,7 @@ def evaluated(policies, tmp_path_factory) -> Path:
 
 def plan_of(policies: dict[str, Path], out: Path, batch_size: int = 1) -> Plan:
     tasks = tasks_of(read_env(FLAGS).env)
-    return Plan(out, policies, tuple(FLAGS), tasks, 3, SEED, batch_size, 1, 0, "cpu")
+    return Plan(out, policies, tuple(FLAGS), tasks, 3, SEED, batch_size, "stock", 1, 0, "cpu")
 
 
 def episodes_in(out: Path) -> dict[str, Any]:

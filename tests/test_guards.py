@@ -124,6 +124,7 @@ BROKEN: list[tuple[str, Callable[[Trained], Any], str]] = [
     ("recorded at 10 Hz", lambda t: setattr(t, "fps", 10), "control frequency"),
     ("images of twice the size", lambda t: t.sizes.update(dict.fromkeys(CAMERAS, (56, 56))), "resolution"),
     ("images of another aspect", lambda t: t.sizes.update(dict.fromkeys(CAMERAS, (28, 56))), "aspect"),
+    ("another rendering", lambda t: setattr(t, "rendering", "cheap"), "rendering"),
     ("darker images", lambda t: t.images.update({c: i * 0.5 for c, i in t.images.items()}), "brightness"),
     ("other instructions", lambda t: setattr(t, "instructions", ["OpenDrawer"]), "instructions"),
 ]

@@ -57,7 +57,7 @@ ORDER = (
         "provenance",
     ),
     ("probe_options", "sim", "probe", "structure", "train", "flags", "train_command", "evaluate"),
-    ("geometry", "rehearsal"),
+    ("geometry", "libero", "rehearsal"),
     ("report", "doctor", "evaluation"),
     ("compare",),
     ("demo_settings", "demo", "cli"),

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_libero import CAMERAS, GRIPPER, libero_config, libero_dataset
-from small_policies import features_of
+from libero_wander import CAMERAS, GRIPPER, libero_config, libero_dataset
+from small_libero_policy import save_libero_policy
 
 from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.evaluation.env_flags import EvalError, read_env
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS
 from spatial_forcing.evaluation.guards.shown import Shown, shown_by
-from spatial_forcing.evaluation.guards.trained import STATE, Trained, trained_on
+from spatial_forcing.evaluation.guards.trained import Trained, trained_on
 from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.evaluation.plan import tasks_of
 
@@ -38,26 +38,10 @@ def demos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(demos, tmp_path_factory) -> Path:
-    """A small policy with random weights that sees what LIBERO shows."""
-    import torch
-    from lerobot.configs import FeatureType, PolicyFeature
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 
-    from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy, make_tiny_pre_post_processors
-
-    folder = tmp_path_factory.mktemp("policy") / "tiny"
-    inputs, _ = features_of(dict.fromkeys(CAMERAS, (SIZE, SIZE)))
-    inputs[STATE] = PolicyFeature(FeatureType.STATE, (8,))
-    outputs = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
-    torch.manual_seed(0)
-    config = TinyConfig(
-        image_size=SIZE, width=32, depth=2, input_features=inputs, output_features=outputs, device="cpu"
-    )
-    TinyPolicy(config).save_pretrained(folder)
     stats = LeRobotDatasetMetadata("local/libero", root=demos).stats
-    for processor in make_tiny_pre_post_processors(config, stats):
-        processor.save_pretrained(folder)
-    return folder
+    return save_libero_policy(tmp_path_factory.mktemp("policy") / "tiny", SIZE, CAMERAS, stats)
 
 
 @pytest.fixture(scope="module")

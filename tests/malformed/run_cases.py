@@ -132,6 +132,8 @@ EVALS = [
         ("number", "--threads -1", "--threads must be at least 1; got -1"),
         ("number", "--videos -1", "--videos must be at least 0; got -1"),
         ("number", "--patience 0", "--patience is a number of seconds above 0"),
+        ("name", "--rendering bright", "--rendering"),
+        ("foreign", "--rendering cheap", "--rendering cheap is for LIBERO"),
         ("number", "--patience nan", "--patience is a number of seconds above 0"),
         ("foreign", "--policies mine={policy}", "Give --policies or --checkpoint, not both"),
         ("missing", "--beside {here}/none", "holds no finished evaluation (no eval.json)"),

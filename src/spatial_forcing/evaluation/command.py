@@ -15,7 +15,7 @@ from spatial_forcing.console import stages
 from spatial_forcing.evaluate import SavedPolicy, check_fit
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env, settings_of
 from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
-from spatial_forcing.evaluation.known import rendering_warning, settings_warning
+from spatial_forcing.evaluation.known import drawn_as, rendering_warning, settings_warning
 from spatial_forcing.evaluation.launch import roll_out_all
 from spatial_forcing.evaluation.plan import Plan, check_episodes, check_policies, tasks_of, weights_of
 from spatial_forcing.evaluation.results import (
@@ -55,6 +55,7 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
     named = _named(options)
     flags = flags or ["--env.type=sf_metaworld", f"--env.task={options.task}"]
     command = read_env(flags)
+    drawn_as(command.env.type, options.rendering)  # says if there is no such rendering
     policies = {name: _saved(where, options, command) for name, where in named.items()}
     for policy in policies.values():
         check_fit(policy.config, command.env)
@@ -69,6 +70,7 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
         "episodes": options.episodes,
         "seed": options.seed,
         "environment": settings_of(command.env),
+        "rendering": options.rendering,
     }
     others = read_beside(options.beside, wanted)
     with _folder(options.out) as out:
@@ -80,6 +82,7 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
             episodes=options.episodes,
             seed=options.seed,
             batch_size=options.batch_size,
+            rendering=options.rendering,
             threads=options.threads,
             videos=options.videos if options.out else 0,
             device=options.device,
@@ -134,7 +137,14 @@ def _guarded(
     options: Any, command: EnvCommand, policies: dict[str, SavedPolicy], tasks: Any, console: Console
 ) -> list[Found]:
     """Runs the guards of every policy, and prints what they say."""
-    cases = examined(policies, command.env, tasks, seed=options.seed, dataset=options.dataset)
+    cases = examined(
+        policies,
+        command.env,
+        tasks,
+        seed=options.seed,
+        dataset=options.dataset,
+        rendering=options.rendering,
+    )
     print_findings(cases, console)
     return [one for case in cases for one in case.findings]
 
@@ -161,6 +171,7 @@ def _gathered(plan: Plan, command: EnvCommand, named: dict[str, str], made: dict
         episodes=plan.episodes,
         seed=plan.seed,
         batch_size=plan.batch_size,
+        rendering=plan.rendering,
         threads=plan.threads,
         device=plan.device,
         policies=policies,

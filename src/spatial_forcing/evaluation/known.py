@@ -6,6 +6,7 @@ Meta-World 3.1.1. Of an environment that is not listed nothing is assumed.
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,21 @@ def check_installed(kind: str) -> None:
             f"LIBERO has no settings yet: {folder / 'config.yaml'} is missing, and it would ask where its "
             "files are. Let it ask once: python -c 'import libero.libero'."
         )
+
+
+def drawn_as(kind: str, rendering: str) -> AbstractContextManager[None]:
+    """The context in which an environment is made and stepped to be rendered as named, "stock" or "cheap".
+
+    Raises:
+        EvalError: only LIBERO has a choice.
+    """
+    if rendering == "stock":
+        return nullcontext()
+    if not kind.startswith("libero"):
+        raise EvalError(f"--rendering {rendering} is for LIBERO; {kind} has one rendering.")
+    from spatial_forcing.libero.rendering import drawn
+
+    return drawn(rendering)
 
 
 def rendering_warning(kind: str, versions: Mapping[str, str]) -> str | None:

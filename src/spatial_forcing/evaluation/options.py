@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 # Rollouts begin with this seed; demonstrations of the embedded world never use such seeds (see sim.env).
 EVAL_SEED = 1_000_000
@@ -33,6 +34,9 @@ class Eval:
     batch_size: int = 1
     """Number of episodes side by side in a process: faster on a GPU, and part of what decides the result, as
     sums are rounded differently."""
+    rendering: Literal["stock", "cheap"] = "stock"
+    """Rendering of LIBERO: stock, or cheap (no antialiasing, shadows and reflections). Evaluate as the
+    demonstrations were rendered; public ones are stock."""
     threads: int = 1
     """Number of threads per process on a CPU; decides the last digits, so it is noted."""
     videos: int = 2

@@ -73,7 +73,7 @@ class Plan:
         policies: checkpoint folders by name, the baseline first.
         flags: LeRobot's, as after ``--``.
         tasks: of the environment.
-        episodes, seed, batch_size, threads, videos, device: see ``options.Eval``.
+        episodes, seed, batch_size, rendering, threads, videos, device: see ``options.Eval``.
         kept: whether the folder stays.
     """
 
@@ -84,6 +84,7 @@ class Plan:
     episodes: int
     seed: int
     batch_size: int
+    rendering: str
     threads: int
     videos: int
     device: str
@@ -123,6 +124,7 @@ class Plan:
             "episodes": self.episodes,
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "rendering": self.rendering,
             "threads": self.threads,
             "device": self.device,
             "versions": found,

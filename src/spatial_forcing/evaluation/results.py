@@ -114,7 +114,7 @@ class EvalResults(Record):
         environment: the options of the environment; ``flags`` all that followed ``--``.
         tasks: instructions by name.
         episodes: per task.
-        seed, batch_size, threads, device: see ``options.Eval``.
+        seed, batch_size, rendering, threads, device: see ``options.Eval``.
         policies: by name, the baseline first.
         pairings: of every other policy with the baseline.
         findings: of the guards.
@@ -133,6 +133,7 @@ class EvalResults(Record):
     episodes: int
     seed: int
     batch_size: int
+    rendering: str
     threads: int
     device: str
     policies: dict[str, PolicyResults]
@@ -215,6 +216,7 @@ def read_beside(folders: Sequence[Path], wanted: Mapping[str, Any]) -> list[tupl
             "episodes": other.episodes,
             "seed": other.seed,
             "environment": other.environment,
+            "rendering": other.rendering,
         }
         if differing := "; ".join(differences(there, wanted)):
             raise EvalError(f"--beside {folder} is of other episodes ({differing}).")

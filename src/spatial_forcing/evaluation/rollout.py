@@ -10,6 +10,7 @@ import torch
 
 from spatial_forcing.evaluate import LoadedPolicy, made_env
 from spatial_forcing.evaluation.env_flags import EvalError, read_env
+from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import Job, Plan, state_count
 from spatial_forcing.evaluation.results import Batch
 from spatial_forcing.run_results import Episode
@@ -37,8 +38,9 @@ class Rollouts:
         begun = time.perf_counter()
         command = read_env(self.plan.flags)
         loaded = self._loaded(job.policy, command)
-        env = self._env(job, command.env)
-        episodes = rolled_out(loaded, command.env, env, job, self.plan)
+        with drawn_as(command.env.type, self.plan.rendering):
+            env = self._env(job, command.env)
+            episodes = rolled_out(loaded, command.env, env, job, self.plan)
         Batch(episodes=episodes, seconds=time.perf_counter() - begun).save(self.plan.path_of(job))
 
     def close(self) -> None:

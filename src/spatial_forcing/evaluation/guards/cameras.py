@@ -91,6 +91,22 @@ def orientation(case: Case) -> None:
     case.fits("orientation")
 
 
+def rendering(case: Case) -> None:
+    """Images are rendered as those of the demonstrations, where these note how."""
+    noted = case.trained.rendering
+    if noted is None:
+        return
+    if noted != case.rendering:
+        case.say(
+            "wrong",
+            "rendering",
+            expected=f"{noted} rendering, which {case.trained.source} notes",
+            found=case.rendering,
+            advice=f"Give --rendering {noted} before --.",
+        )
+    case.fits("rendering")
+
+
 def _judge(case: Case, camera: str, trained_3hw: Tensor, shown_3hw: Tensor) -> None:
     """Says whether a camera's images are flipped, unlike those of training, or darker."""
     alike, (turned, flips) = correlation(trained_3hw, shown_3hw), best_flip(trained_3hw, shown_3hw)

@@ -22,6 +22,7 @@ class Case:
         config: of the environment.
         tasks: of it.
         trained, shown: what was looked at.
+        rendering: of the environment, see ``known.drawn_as``.
         findings: so far.
         agreed: what was compared and fits, as words.
     """
@@ -32,6 +33,7 @@ class Case:
     tasks: tuple[EvalTask, ...]
     trained: Trained
     shown: Shown
+    rendering: str = "stock"
     findings: list[Found] = field(default_factory=list)
     agreed: list[str] = field(default_factory=list)
 

@@ -10,6 +10,7 @@ from spatial_forcing.evaluation.guards.compare import Case, Guard
 from spatial_forcing.evaluation.guards.gripper import gripper
 from spatial_forcing.evaluation.guards.shown import shown_by
 from spatial_forcing.evaluation.guards.trained import trained_on
+from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.results import Found
 
@@ -34,6 +35,7 @@ GUARDS: tuple[Guard, ...] = (
     cameras.cameras,
     cameras.sizes,
     cameras.orientation,
+    cameras.rendering,
     states.width,
     states.ranges,
     states.quaternion,
@@ -55,6 +57,7 @@ def examined(
     *,
     seed: int,
     dataset: str | None = None,
+    rendering: str = "stock",
 ) -> list[Case]:
     """Compares policies and their training data with an environment.
 
@@ -64,6 +67,7 @@ def examined(
         tasks: of it; the first is looked at.
         seed: of its first episode.
         dataset: see ``trained.trained_on``.
+        rendering: see ``known.drawn_as``.
 
     Raises:
         SpatialForcingError: the data set or the environment cannot be read or made.
@@ -74,8 +78,9 @@ def examined(
         # Policies of one data set share a look, which takes a minute in a large simulator.
         key = trained.source, policy.config.type, tuple(policy.rename_map.items())
         if key not in looks or trained.missing:
-            looks[key] = shown_by(config, tasks[0], seed, policy, trained)
-        case = Case(name, policy, config, tasks, trained, looks[key])
+            with drawn_as(config.type, rendering):
+                looks[key] = shown_by(config, tasks[0], seed, policy, trained)
+        case = Case(name, policy, config, tasks, trained, looks[key], rendering)
         for guard in GUARDS:
             guard(case)
         cases.append(case)

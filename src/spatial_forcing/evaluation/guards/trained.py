@@ -36,6 +36,7 @@ class Trained:
         stats: "min", "max", "mean", "std" of states and actions.
         episodes: (states_TD, actions_TA), those of wanted instructions first.
         instructions: all tasks of the data set.
+        rendering: that the data set notes, as ``libero collect`` does; None if it notes none.
         missing: why no data set could be read, and what was not compared; empty if it could.
     """
 
@@ -46,6 +47,7 @@ class Trained:
     stats: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     episodes: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)
+    rendering: str | None = None
     missing: str = ""
 
     def bounds(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -135,6 +137,9 @@ def _from_dataset(dataset: Any, name: str, rename: Mapping[str, str], wanted: li
             image = torch.as_tensor(frame[renamed[camera]])
             images.append(thumbnail(image[-1] if image.ndim == 4 else image))
     found.images = {camera: torch.stack(images).mean(0) for camera, images in firsts.items() if images}
+    note = Path(meta.root) / "demos.json"
+    if note.is_file():
+        found.rendering = (read_json(note, "", DatasetError).get("spec") or {}).get("rendering")
     return found
 
 
