@@ -6,7 +6,7 @@ from typing import Any
 
 
 def save_libero_policy(folder: Path, size: int, cameras: Sequence[str], stats: Any = None) -> Path:
-    """Saves the built-in policy with eight states and seven actions; ``stats`` of a data set, if there is one."""
+    """Saves the built-in policy with eight states and seven actions; ``stats`` of a data set, if given."""
     import torch
     from lerobot.configs import FeatureType, PolicyFeature
 

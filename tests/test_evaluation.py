@@ -1,6 +1,7 @@
 """Evaluations: fixed episodes whatever the order, continued where interrupted, compared in pairs."""
 
 import json
+import multiprocessing
 import random
 import shutil
 from pathlib import Path
@@ -168,13 +169,21 @@ def test_earlier_policies_stand_beside_later_ones(evaluated, policies, tmp_path)
 
 
 def test_what_the_guards_find_wrong_stops_before_the_first_rollout(policies, tmp_path, capsys):
-    with pytest.raises(SpatialForcingError, match="Nothing was rolled out"):
+    with pytest.raises(EvalError, match="Nothing was rolled out") as stopped:
         options(policies, anyway=False, out=tmp_path / "eval").run(FLAGS)
     assert not list((tmp_path / "eval").glob("episodes/*"))
-    assert "state's range" in capsys.readouterr().out
+    assert "state's range" in str(stopped.value)
     with pytest.raises(SystemExit) as ended:
         options(policies, check=True).run(FLAGS)
     assert ended.value.code == 1
+    assert "wrong: a, state's range" in capsys.readouterr().out
+
+
+def test_a_batch_that_takes_too_long_is_ended_and_no_process_stays(policies, tmp_path):
+    with pytest.raises(EvalError, match=r"a on reach-v3, from episode 0 on, failed: .* no progress for 1 s"):
+        options(policies, out=tmp_path / "eval", workers=2, patience=1.0).run(FLAGS)
+    assert not multiprocessing.active_children()
+    assert not list((tmp_path / "eval").glob("episodes/*/*/*"))
 
 
 # ---- fixed states ------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 from small_depth import saved_tiny
 from small_policies import CAMERAS, LEFT, RIGHT
 
-from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS, check_findings
 from spatial_forcing.evaluation.guards.shown import shown_by
@@ -182,9 +182,9 @@ def test_without_a_data_set_saved_statistics_are_compared(policy, trained):
 def test_what_is_wrong_stops_and_what_is_odd_does_not(policy, trained):
     broken = deepcopy(trained)
     broken.instructions = ["OpenDrawer"]
-    check_findings(found_in(policy, broken).findings, anyway=False)
+    check_findings(found_in(policy, broken).findings)
     broken.fps = 10
     findings = found_in(policy, broken).findings
-    with pytest.raises(SpatialForcingError, match=r"^1 thing would make .*--anyway"):
-        check_findings(findings, anyway=False)
-    check_findings(findings, anyway=True)
+    with pytest.raises(EvalError, match=r"^One thing would make .*--anyway") as stopped:
+        check_findings(findings)
+    assert "expected 10 steps per second" in str(stopped.value)

@@ -242,7 +242,7 @@ def roll_out(
         raise SpatialForcingError(f"A rollout needs at least one episode; got {episodes}.")
     if seed < 0:
         raise SpatialForcingError(f"The seed must be at least 0; got {seed}.")
-    check_fit(loaded.config, env_config)
+    check_fit(loaded.config, env_config, loaded.rename_map)
     start = time.perf_counter()
     envs = made_env(env_config, min(episodes, at_once or episodes))
     env_preprocess, env_postprocess = make_env_pre_post_processors(env_config, loaded.config)
@@ -321,14 +321,15 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def check_fit(policy: Any, env: Any) -> None:
+def check_fit(policy: Any, env: Any, rename_map: Mapping[str, str]) -> None:
     """Raises :class:`PolicyError` unless a policy's inputs and actions fit an environment's. Image sizes are
     not compared: some policies take any. Nor is what the environment's processors make of its observations
     (LIBERO's state): that shows in an observation, see ``evaluation.guards``."""
     from lerobot.configs import FeatureType
     from lerobot.utils.constants import OBS_IMAGES
 
-    offered = {env.features_map.get(key, key): feature for key, feature in env.features.items()}
+    named = {env.features_map.get(key, key): feature for key, feature in env.features.items()}
+    offered = {rename_map.get(key, key): feature for key, feature in named.items()}
     made = {key.rpartition(".")[0] for key in offered}  # observation.state of observation.state.eef_pos
     wrong = []
     for key, feature in ((policy.input_features or {}) | (policy.output_features or {})).items():

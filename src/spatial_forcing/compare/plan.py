@@ -286,7 +286,7 @@ def _no_comparison(out: Path) -> str:
     return (
         f"{out} is a training run, and the folder of a comparison was expected (with {NOTE}). What works for "
         f"this one: spatial-forcing probe --policies mine={out} --dataset <data set>, spatial-forcing doctor "
-        f"--checkpoint {checkpoint}, and spatial-forcing eval (Meta-World policies)."
+        f"--checkpoint {checkpoint}, and spatial-forcing eval --checkpoint {checkpoint} -- --env.type=..."
     )
 
 

@@ -4,7 +4,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from spatial_forcing.console import stages
-from spatial_forcing.evaluate import SavedPolicy, check_fit
+from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env, settings_of
 from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
 from spatial_forcing.evaluation.known import drawn_as, rendering_warning, settings_warning
@@ -57,13 +57,11 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
     command = read_env(flags)
     drawn_as(command.env.type, options.rendering)  # says if there is no such rendering
     policies = {name: _saved(where, options, command) for name, where in named.items()}
-    for policy in policies.values():
-        check_fit(policy.config, command.env)
     tasks = tasks_of(command.env)
     check_episodes(tasks, options.episodes)
     console = Console(file=sys.stdout)
     if options.check:
-        found = _guarded(options, command, policies, tasks, console)
+        found = _guarded(options, command, policies, tasks, console, stops=False)
         return all(one.kind != "wrong" for one in found)
     wanted = {
         "tasks": [task.name for task in tasks],
@@ -88,7 +86,7 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
             device=options.device,
             kept=options.out is not None,
         )
-        with FolderLock(out) if options.out else nullcontext() as lock:
+        with FolderLock(out) as lock:
             plan.claim(command.env)
             _roll_out(options, plan, command, policies, lock, console)
             results = _gathered(plan, command, named, made)
@@ -117,9 +115,8 @@ def _roll_out(
     jobs = plan.missing()
     if not jobs:
         return
-    found = _guarded(options, command, policies, plan.tasks, console)
+    found = _guarded(options, command, policies, plan.tasks, console, stops=not options.anyway)
     write_json(plan.out / GUARDS, {"findings": [one.plain() for one in found]})
-    check_findings(found, anyway=options.anyway)
     total = plan.episodes * len(plan.tasks) * len(plan.policies)
     with stages(console) as bars:
         bar = bars.add_task("episodes", total=total, completed=total - sum(job.count for job in jobs))
@@ -134,9 +131,15 @@ def _roll_out(
 
 
 def _guarded(
-    options: Any, command: EnvCommand, policies: dict[str, SavedPolicy], tasks: Any, console: Console
+    options: Any,
+    command: EnvCommand,
+    policies: dict[str, SavedPolicy],
+    tasks: Any,
+    console: Console,
+    *,
+    stops: bool,
 ) -> list[Found]:
-    """Runs the guards of every policy, and prints what they say."""
+    """Runs the guards of every policy, and prints what they say; raises if something wrong is to stop."""
     cases = examined(
         policies,
         command.env,
@@ -145,8 +148,11 @@ def _guarded(
         dataset=options.dataset,
         rendering=options.rendering,
     )
-    print_findings(cases, console)
-    return [one for case in cases for one in case.findings]
+    found = [one for case in cases for one in case.findings]
+    print_findings(cases, console, wrong=not stops)
+    if stops:
+        check_findings(found)
+    return found
 
 
 def _gathered(plan: Plan, command: EnvCommand, named: dict[str, str], made: dict[str, Any]) -> EvalResults:

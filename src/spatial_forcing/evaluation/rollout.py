@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spatial_forcing.evaluate import LoadedPolicy, made_env
-from spatial_forcing.evaluation.env_flags import EvalError, read_env
+from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env
 from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import Job, Plan, state_count
 from spatial_forcing.evaluation.results import Batch
@@ -27,6 +27,7 @@ class Rollouts:
         self._policy: tuple[str, LoadedPolicy] | None = None
         self._envs: dict[str, dict[int, Any]] | None = None
         self._task: str | None = None
+        self._command: EnvCommand | None = None
 
     def __call__(self, job: Job) -> None:
         """Rolls out a batch.
@@ -36,7 +37,7 @@ class Rollouts:
             EvalError: an episode began elsewhere than it should.
         """
         begun = time.perf_counter()
-        command = read_env(self.plan.flags)
+        command = self._command = self._command or read_env(self.plan.flags)
         loaded = self._loaded(job.policy, command)
         with drawn_as(command.env.type, self.plan.rendering):
             env = self._env(job, command.env)
@@ -51,7 +52,7 @@ class Rollouts:
             close_envs(self._envs)
         self._envs = self._policy = self._task = None
 
-    def _loaded(self, name: str, command: Any) -> LoadedPolicy:
+    def _loaded(self, name: str, command: EnvCommand) -> LoadedPolicy:
         if self._policy is None or self._policy[0] != name:
             self._policy = None  # two large ones at a time might not fit
             loaded = LoadedPolicy(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards import actions, cameras, states
 from spatial_forcing.evaluation.guards.compare import Case, Guard
 from spatial_forcing.evaluation.guards.gripper import gripper
@@ -87,22 +87,23 @@ def examined(
     return cases
 
 
-def print_findings(cases: Sequence[Case], console: Any) -> None:
-    """Prints what fits, what could not be compared, and findings."""
+def print_findings(cases: Sequence[Case], console: Any, *, wrong: bool) -> None:
+    """Prints what fits, what could not be compared, and findings; what is wrong only if asked for."""
     for case in cases:
         said = f"{case.name} fits in: {', '.join(case.agreed) or 'nothing'}."
         said += f" {case.name} {case.trained.missing}" if case.trained.missing else ""
         console.print(said, highlight=False, markup=False, soft_wrap=True)
-    for one in (one for case in cases for one in case.findings):
+    for one in (one for case in cases for one in case.findings if wrong or one.kind != "wrong"):
         console.print(f"[{'red' if one.kind == 'wrong' else 'yellow'}]{one.kind}:[/] ", end="")
         console.print(one.text, highlight=False, markup=False, soft_wrap=True)
 
 
-def check_findings(found: list[Found], *, anyway: bool) -> None:
-    """Raises :class:`SpatialForcingError` if something is wrong, unless that is to be ignored."""
-    wrong = [one for one in found if one.kind == "wrong"]
-    if wrong and not anyway:
-        raise SpatialForcingError(
-            f"{len(wrong)} thing{'s' * (len(wrong) > 1)} would make this evaluation pointless (above): put "
-            "right what they say, or give --anyway. Nothing was rolled out."
+def check_findings(found: Sequence[Found]) -> None:
+    """Raises :class:`EvalError` with all that is wrong, if something is."""
+    wrong = [one.text for one in found if one.kind == "wrong"]
+    if wrong:
+        things = "One thing" if len(wrong) == 1 else f"{len(wrong)} things"
+        raise EvalError(
+            f"{things} would make this evaluation pointless. Put it right, or give --anyway. Nothing was "
+            "rolled out.\n" + "\n".join(f"- {text}" for text in wrong)
         )

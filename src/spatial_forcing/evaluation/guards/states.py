@@ -17,7 +17,7 @@ SPREAD = 0.05
 
 def width(case: Case) -> None:
     """The state has as many numbers as the policy was trained with."""
-    feature = case.policy.config.input_features.get(STATE)
+    feature = (case.policy.config.input_features or {}).get(STATE)
     if feature is None:
         return
     wanted = int(np.prod(feature.shape))

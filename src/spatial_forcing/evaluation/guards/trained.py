@@ -77,10 +77,9 @@ def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> T
     if dataset is not None:
         return _from_dataset(open_dataset(dataset), dataset, rename, wanted)
     of = noted.get("dataset") or {}
-    for place in (of.get("root"), of.get("repo_id")):
-        if place is not None and (place == of.get("repo_id") or Path(place).is_dir()):
-            with suppress(DatasetError):
-                return _from_dataset(open_dataset(place), str(place), rename, wanted)
+    for place in _places(of):
+        with suppress(DatasetError):
+            return _from_dataset(open_dataset(place), str(of.get("root") or of["repo_id"]), rename, wanted)
     why = f"was trained on {of.get('root') or of['repo_id']}, which is not here" if of else ""
     found = _from_statistics(policy)
     found.missing = (
@@ -94,6 +93,21 @@ def _noted(folder: Path) -> dict[str, Any]:
     """LeRobot's note of the training beside a checkpoint."""
     path = folder / "train_config.json"
     return read_json(path, "Remove it, and give --dataset.", DatasetError) if path.is_file() else {}
+
+
+def _places(noted: Mapping[str, Any]) -> list[Path]:
+    """Folders on this machine that hold a noted data set; nothing is downloaded for a look."""
+    from huggingface_hub import try_to_load_from_cache
+    from lerobot.utils.constants import HF_LEROBOT_HOME, HF_LEROBOT_HUB_CACHE
+
+    repo_id, root = noted.get("repo_id"), noted.get("root")
+    places = [Path(root)] if root else []
+    if repo_id and str(repo_id).count("/") == 1:
+        places.append(Path(HF_LEROBOT_HOME) / repo_id)
+        for cache in (HF_LEROBOT_HUB_CACHE, None):
+            info = try_to_load_from_cache(repo_id, "meta/info.json", cache_dir=cache, repo_type="dataset")
+            places += [Path(info).parents[1]] if isinstance(info, str) else []
+    return [place for place in places if (place / "meta" / "info.json").is_file()]
 
 
 def _from_statistics(policy: SavedPolicy) -> Trained:
