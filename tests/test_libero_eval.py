@@ -18,8 +18,10 @@ from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS
 from spatial_forcing.evaluation.guards.shown import Shown, shown_by
 from spatial_forcing.evaluation.guards.trained import Trained, trained_on
+from spatial_forcing.evaluation.launch import roll_out_all
 from spatial_forcing.evaluation.options import Eval
-from spatial_forcing.evaluation.plan import tasks_of
+from spatial_forcing.evaluation.plan import Plan, tasks_of
+from spatial_forcing.locks import FolderLock
 
 pytestmark = [
     pytest.mark.system,
@@ -154,18 +156,22 @@ def test_more_episodes_than_states_are_refused(policy):
         Eval(checkpoint=policy, episodes=51).run(FLAGS)
 
 
-def test_episodes_are_the_same_in_any_order_and_number_of_processes(policy, tmp_path):
-    options = {"checkpoint": policy, "episodes": 2, "videos": 0, "anyway": True}
+def rolled(policy: Path, out: Path, workers: int) -> list[dict[str, Any]]:
+    """Short episodes of two tasks, without guards; the last ones first."""
     flags = [*FLAGS, "--env.episode_length=8"]
-    for name, more in (("one", {}), ("two", {"workers": 2})):
-        Eval(**options, **more, out=tmp_path / name).run(flags)
-    one, two = (
-        json.loads((tmp_path / name / "eval.json").read_text())["policies"]["policy"]["episodes"]
-        for name in ("one", "two")
-    )
+    tasks = tasks_of(read_env(flags).env)
+    plan = Plan(out, {"tiny": policy}, tuple(flags), tasks, 2, SEED, 1, "cheap", 1, 0, "cpu")
+    with FolderLock(out) as lock:
+        jobs = list(plan.jobs())[::-1]
+        roll_out_all(plan, jobs, workers=workers, patience=280, lock=lock, advance=lambda count: None)
+    return [json.loads(plan.path_of(job).read_text())["episodes"][0] for job in plan.jobs()]
+
+
+def test_episodes_are_the_same_in_any_order_and_number_of_processes(policy, tmp_path):
+    one, two = (rolled(policy, tmp_path / str(workers), workers) for workers in (1, 2))
     assert one == two
-    assert [(e["task"], e["initial_state"]) for e in one] == [
-        (f"libero_object/{task}", state) for task in (0, 3) for state in (0, 1)
+    assert [(e["task"], e["initial_state"], e["steps"]) for e in one] == [
+        (f"libero_object/{task}", state, 8) for task in (0, 3) for state in (0, 1)
     ]
 
 

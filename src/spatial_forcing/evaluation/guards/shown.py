@@ -21,7 +21,7 @@ from spatial_forcing.evaluation.known import KNOWN
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.rollout import start_at
 
-LOOKS = 4  # episodes whose first observation is looked at
+LOOKS, OF_STATES = 4, 3  # episodes whose first observation is looked at; with a list of initial states
 REPLAYED = 12  # steps of a demonstration
 HELD = 12  # steps that a gripper action is held
 
@@ -110,7 +110,7 @@ def shown_by(config: Any, task: EvalTask, seed: int, policy: SavedPolicy, traine
     with worlds(config, task, policy) as world:
         space = world.env.single_action_space
         found.low_A, found.high_A = (np.asarray(of, np.float64).reshape(-1) for of in (space.low, space.high))
-        for look in range(LOOKS if task.states is None else min(LOOKS, task.states)):
+        for look in range(LOOKS if task.states is None else min(OF_STATES, task.states)):
             seen = world.reset(seed + look, look)
             for key, value in seen.items():
                 if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
