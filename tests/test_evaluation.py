@@ -4,11 +4,16 @@ import json
 import multiprocessing
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_depth import painted_dataset, saved_tiny
+from small_workers import children, is_running
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluation.env_flags import EvalError, read_env
@@ -247,3 +252,30 @@ def test_soft_resets_are_said_to_depend_on_the_order():
 
     assert settings_warning(LiberoEnv()) is None
     assert "hard_reset" in str(settings_warning(LiberoEnv(hard_reset=False)))
+
+
+# ---- Ctrl-C ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.system
+def test_ctrl_c_ends_every_process_and_keeps_what_is_finished(policies, tmp_path):
+    out = tmp_path / "eval"
+    words = ["eval", "--checkpoint", str(policies["a"]), "--episodes", "500", "--workers", "2", "--anyway"]
+    command = [sys.executable, "-m", "spatial_forcing.cli", *words, "--out", str(out), "--", *FLAGS]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 240
+        while len(list(out.glob("episodes/*/*/*.json"))) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "run the same command again to continue" in said
+    assert not [pid for pid in workers if is_running(pid)]
+    assert all(json.loads(path.read_text())["episodes"] for path in out.glob("episodes/*/*/*.json"))

@@ -60,4 +60,4 @@ Guard = Callable[[Case], None]
 
 def numbers(values: Any, digits: int = 2) -> str:
     """Numbers for a message: 0.12, -3.00."""
-    return ", ".join(f"{float(value):.{digits}f}" for value in values)
+    return ", ".join(f"{float(value) + 0.0:.{digits}f}" for value in values)

@@ -42,24 +42,27 @@ def ranges(case: Case) -> None:
     low_D, high_D = bounds
     margin_D = np.maximum(MARGIN * (high_D - low_D), LEAST * np.maximum(1, np.abs(high_D)))
     outside_D = ((states_ND < low_D - margin_D) | (states_ND > high_D + margin_D)).mean(0) > MARGIN
-    for d in np.flatnonzero(outside_D):
-        of = case.trained.stats[STATE]
-        first = float(np.median(states_ND[:, d]))
-        far = ""
-        if {"mean", "std"} <= of.keys():
-            z = abs(first - of["mean"][d]) / max(of["std"][d], 1e-8)
-            far = f", {z:.0f} standard deviations from the mean"
-        name = f" ({case.known.state[d]})" if case.known and len(case.known.state) > d else ""
+    if outside_D.any():
+        said = [_place(case, d, low_D[d], high_D[d]) for d in np.flatnonzero(outside_D)]
         case.say(
             "wrong",
             "state's range",
-            expected=f"number {d}{name} of {STATE} between {low_D[d]:.3g} and {high_D[d]:.3g}, as in "
-            f"{case.trained.source}",
-            found=f"{first:.3g} at the start of episodes{far}",
-            advice="Compare units, order and frame of the state; a number that never moved in training is "
+            expected=f"first states in the range of {case.trained.source}, or near it",
+            found="; ".join(said),
+            advice="Compare units, order and frame of the state. A number that never moved in training is "
             "divided by almost nothing.",
         )
     case.fits("state's range")
+
+
+def _place(case: Case, d: int, low: float, high: float) -> str:
+    """Where a number of the state begins, and where it was in training."""
+    assert case.shown.states_ND is not None
+    of, first = case.trained.stats[STATE], float(np.median(case.shown.states_ND[:, d]))
+    name = f" ({case.known.state[d]})" if case.known and len(case.known.state) > d else ""
+    z = abs(first - of["mean"][d]) / of["std"][d] if of.keys() >= {"mean", "std"} and of["std"][d] else 0
+    far = f", {z:.3g} deviations off" if z > 3 else ""
+    return f"number {d}{name} of {STATE} is {first:.3g}, in training {low:.3g} to {high:.3g}{far}"
 
 
 def quaternion(case: Case) -> None:
@@ -87,8 +90,7 @@ def quaternion(case: Case) -> None:
 
 
 def _is_unit(rows_N4: np.ndarray) -> bool:
-    """Whether four numbers are a rotation's in all frames: of length one, and not because one of them is one
-    and never moves."""
+    """Whether four numbers have the length of a quaternion in nearly all frames."""
     lengths = np.linalg.norm(rows_N4, axis=1)
     return bool((np.abs(lengths - 1) < UNIT).mean() > 1 - SPREAD)
 
