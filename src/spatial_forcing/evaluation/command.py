@@ -17,7 +17,14 @@ from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env
 from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
 from spatial_forcing.evaluation.known import drawn_as, rendering_warning, settings_warning
 from spatial_forcing.evaluation.launch import roll_out_all
-from spatial_forcing.evaluation.plan import Plan, check_episodes, check_policies, tasks_of, weights_of
+from spatial_forcing.evaluation.plan import (
+    EvalTask,
+    Plan,
+    check_episodes,
+    check_policies,
+    tasks_of,
+    weights_of,
+)
 from spatial_forcing.evaluation.results import (
     RESULTS,
     Batch,
@@ -63,44 +70,57 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
     if options.check:
         found = _guarded(options, command, policies, tasks, console, stops=False)
         return all(one.kind != "wrong" for one in found)
-    wanted = {
+    others = read_beside(options.beside, _episodes(options, command, tasks))
+    with _folder(options.out) as out, FolderLock(out) as lock:
+        plan = _planned(options, out, policies, tuple(flags), tasks)
+        plan.claim(command.env)
+        _roll_out(options, plan, command, policies, lock, console)
+        results = _gathered(plan, command, named, made)
+        results.seconds = round(time.perf_counter() - begun, 1)
+        results.beside(others)
+        results.compare()
+        text = markdown(results)
+        print(text, end="")
+        if plan.kept:
+            results.save(out / RESULTS)
+            write_text(out / TABLE, text)
+            print(f"\n{options.out / RESULTS}")
+    return True
+
+
+def _episodes(options: Any, command: EnvCommand, tasks: tuple[EvalTask, ...]) -> dict[str, Any]:
+    """What identifies the episodes of an evaluation."""
+    return {
         "tasks": [task.name for task in tasks],
         "episodes": options.episodes,
         "seed": options.seed,
         "environment": settings_of(command.env),
         "rendering": options.rendering,
     }
-    others = read_beside(options.beside, wanted)
-    with _folder(options.out) as out:
-        plan = Plan(
-            out=out,
-            policies={name: policy.folder for name, policy in policies.items()},
-            flags=tuple(flags),
-            tasks=tasks,
-            episodes=options.episodes,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            rendering=options.rendering,
-            threads=options.threads,
-            videos=options.videos if options.out else 0,
-            device=options.device,
-            kept=options.out is not None,
-        )
-        with FolderLock(out) as lock:
-            plan.claim(command.env)
-            _roll_out(options, plan, command, policies, lock, console)
-            results = _gathered(plan, command, named, made)
-            results.seconds = round(time.perf_counter() - begun, 1)
-            results.beside(others)
-            results.compare()
-            text = markdown(results)
-            if options.out:
-                results.save(out / RESULTS)
-                write_text(out / TABLE, text)
-        print(text, end="")
-        if options.out:
-            print(f"\n{options.out / RESULTS}")
-    return True
+
+
+def _planned(
+    options: Any,
+    out: Path,
+    policies: dict[str, SavedPolicy],
+    flags: tuple[str, ...],
+    tasks: tuple[EvalTask, ...],
+) -> Plan:
+    kept = options.out is not None
+    return Plan(
+        out=out,
+        policies={name: policy.folder for name, policy in policies.items()},
+        flags=flags,
+        tasks=tasks,
+        episodes=options.episodes,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        rendering=options.rendering,
+        threads=options.threads,
+        videos=options.videos if kept else 0,
+        device=options.device,
+        kept=kept,
+    )
 
 
 def _roll_out(
@@ -134,7 +154,7 @@ def _guarded(
     options: Any,
     command: EnvCommand,
     policies: dict[str, SavedPolicy],
-    tasks: Any,
+    tasks: tuple[EvalTask, ...],
     console: Console,
     *,
     stops: bool,

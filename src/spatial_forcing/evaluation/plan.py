@@ -20,7 +20,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.evaluate import PolicyError, made_env
 from spatial_forcing.evaluation.env_flags import EvalError, settings_of
 from spatial_forcing.evaluation.known import check_installed
@@ -193,18 +192,6 @@ def check_episodes(tasks: tuple[EvalTask, ...], episodes: int) -> None:
                 f"{task.name} has {task.states} initial states, and --episodes {episodes} would begin with "
                 f"some of them twice. Give at most --episodes {task.states}."
             )
-
-
-def task_named(tasks: tuple[EvalTask, ...], name: str) -> EvalTask:
-    """The task of a name.
-
-    Raises:
-        UnknownNameError: none of the tasks has it.
-    """
-    for task in tasks:
-        if task.name == name:
-            return task
-    raise UnknownNameError("task", name, [task.name for task in tasks])
 
 
 def slug(name: str) -> str:
