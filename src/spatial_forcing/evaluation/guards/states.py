@@ -43,7 +43,9 @@ def ranges(case: Case) -> None:
     margin_D = np.maximum(MARGIN * (high_D - low_D), LEAST * np.maximum(1, np.abs(high_D)))
     outside_D = ((states_ND < low_D - margin_D) | (states_ND > high_D + margin_D)).mean(0) > MARGIN
     if outside_D.any():
-        said = [_place(case, d, low_D[d], high_D[d]) for d in np.flatnonzero(outside_D)]
+        said = [
+            _place(case, d, float(low_D[d]), float(high_D[d])) for d in np.flatnonzero(outside_D).tolist()
+        ]
         case.say(
             "wrong",
             "state's range",
