@@ -4,7 +4,8 @@
 
 A small policy with random weights, whose episodes all run to their end, through the command's own launcher:
 with one process and with two, rendered as LIBERO does and without effects. Writes benchmarks/eval_speed.json.
-Needs LIBERO (docs/eval.md). The first episode of a process builds the simulator, and counts apart.
+Needs LIBERO (pip install 'lerobot[libero]'). The first episode of a process builds policy and simulator, and
+counts apart.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Evaluation and its guards on LIBERO itself, where that is installed (see docs/eval.md)."""
+"""Evaluation and its guards on LIBERO itself, where that is installed."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from spatial_forcing.locks import FolderLock
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(find_spec("libero") is None, reason="LIBERO is not installed: docs/eval.md"),
+    pytest.mark.skipif(find_spec("libero") is None, reason="needs LIBERO: pip install 'lerobot[libero]'"),
     pytest.mark.timeout(580),
 ]
 SIZE, SEED = 56, 1_000_000
