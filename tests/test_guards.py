@@ -179,6 +179,15 @@ def test_without_a_data_set_saved_statistics_are_compared(policy, trained):
     assert not {"orientation", "gripper", "replay"} & set(case.agreed)
 
 
+def test_what_a_few_demonstrations_look_like_is_odd_at_most(policy, trained):
+    few = deepcopy(trained)
+    few.count = 3
+    flipped(few, -2)
+    findings = found_in(policy, few).findings
+    assert {(one.kind, one.about) for one in findings} == {("odd", "orientation")}
+    assert "3 episodes: it may be chance" in findings[0].advice
+
+
 def test_what_is_wrong_stops_and_what_is_odd_does_not(policy, trained):
     broken = deepcopy(trained)
     broken.instructions = ["OpenDrawer"]

@@ -27,12 +27,10 @@ class Batch(Record):
     Attributes:
         episodes: in the order of their seeds.
         seconds: wall time; of a process's first batch with making policy and simulator.
-        cpu_seconds: of its process in that time.
     """
 
     episodes: list[Episode]
     seconds: float
-    cpu_seconds: float
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,17 +36,13 @@ class Rollouts:
             PolicyError: the policy cannot be loaded, or the environment not be made.
             EvalError: an episode began elsewhere than it should.
         """
-        begun, used = time.perf_counter(), time.process_time()
+        begun = time.perf_counter()
         command = self._command = self._command or read_env(self.plan.flags)
         loaded = self._loaded(job.policy, command)
         with drawn_as(command.env.type, self.plan.rendering):
             env = self._env(job, command.env)
             episodes = rolled_out(loaded, command.env, env, job, self.plan)
-        Batch(
-            episodes=episodes,
-            seconds=round(time.perf_counter() - begun, 3),
-            cpu_seconds=round(time.process_time() - used, 3),
-        ).save(self.plan.path_of(job))
+        Batch(episodes=episodes, seconds=time.perf_counter() - begun).save(self.plan.path_of(job))
 
     def close(self) -> None:
         """Frees policy and environment."""

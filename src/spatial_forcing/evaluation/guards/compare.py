@@ -11,6 +11,9 @@ from spatial_forcing.evaluation.known import KNOWN, Known
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.results import Found
 
+# Found by what demonstrations look like on average, and how many that takes.
+BY_CHANCE, ENOUGH = ("orientation", "cameras' order", "state's range"), 8
+
 
 @dataclass
 class Case:
@@ -44,7 +47,12 @@ class Case:
     def say(
         self, kind: Literal["wrong", "odd"], about: str, *, expected: str, found: str, advice: str
     ) -> None:
-        """Adds a finding."""
+        """Adds a finding. What a few demonstrations look like may be chance, and is odd at most."""
+        if about in BY_CHANCE and self.trained.missing == "" and self.trained.count < ENOUGH:
+            kind, advice = (
+                "odd",
+                f"{advice} The data set has {self.trained.count} episodes: it may be chance.",
+            )
         self.findings.append(
             Found(kind=kind, policy=self.name, about=about, expected=expected, found=found, advice=advice)
         )

@@ -8,8 +8,9 @@ import numpy as np
 from spatial_forcing.evaluation.guards.compare import Case, numbers
 from spatial_forcing.evaluation.guards.trained import STATE
 
-# So many ranges of the training data a first state may be outside of it, and at least so much.
-MARGIN, LEAST = 0.5, 1e-2
+# So many ranges of the training data a first state may be outside of it, and at least so much; and so many
+# of the first states must be.
+MARGIN, LEAST, MOST = 1.0, 1e-2, 0.5
 UNIT = 0.02  # from one that the length of a quaternion may be
 QUATERNION = 4
 SPREAD = 0.05
@@ -41,7 +42,7 @@ def ranges(case: Case) -> None:
         return
     low_D, high_D = bounds
     margin_D = np.maximum(MARGIN * (high_D - low_D), LEAST * np.maximum(1, np.abs(high_D)))
-    outside_D = ((states_ND < low_D - margin_D) | (states_ND > high_D + margin_D)).mean(0) > MARGIN
+    outside_D = ((states_ND < low_D - margin_D) | (states_ND > high_D + margin_D)).mean(0) > MOST
     if outside_D.any():
         said = [
             _place(case, d, float(low_D[d]), float(high_D[d])) for d in np.flatnonzero(outside_D).tolist()

@@ -34,7 +34,8 @@ class Trained:
         images: mean thumbnail_3hw of the first frames, by camera.
         sizes: height and width, by camera.
         stats: "min", "max", "mean", "std" of states and actions.
-        episodes: (states_TD, actions_TA), those of wanted instructions first.
+        count: number of episodes of the data set.
+        episodes: (states_TD, actions_TA) of some, those of wanted instructions first.
         instructions: all tasks of the data set.
         rendering: that the data set notes, as ``libero collect`` does; None if it notes none.
         missing: why no data set could be read, and what was not compared; empty if it could.
@@ -45,6 +46,7 @@ class Trained:
     images: dict[str, Tensor] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     stats: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    count: int = 0
     episodes: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)
     rendering: str | None = None
@@ -133,6 +135,7 @@ def _from_dataset(dataset: Any, name: str, rename: Mapping[str, str], wanted: li
         f"the data set {name}", fps=int(meta.fps), instructions=[str(t) for t in meta.tasks.index]
     )
     renamed = {rename.get(key, key): key for key in meta.features}
+    found.count = int(meta.total_episodes)
     found.stats = _numbers(
         {new: meta.stats[old] for new, old in renamed.items() if old in (meta.stats or {})}
     )
