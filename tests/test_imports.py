@@ -58,7 +58,7 @@ ORDER = (
     ),
     ("probe_options", "sim", "probe", "structure", "train", "flags", "train_command", "evaluate"),
     ("geometry", "libero", "rehearsal", "convert", "inspection"),
-    ("report", "doctor"),
+    ("report", "doctor", "evaluation"),
     ("compare",),
     ("demo_settings", "demo", "cli"),
     (PLUGIN.name,),

@@ -5,12 +5,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_depth import painted_dataset, saved_tiny
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.evaluate import LoadedPolicy, PolicyError, check_fit, roll_out
 from spatial_forcing.sim.env import SimEnvConfig
 
 
@@ -76,3 +77,21 @@ def test_no_checkpoint_there(tmp_path):
     (tmp_path / "run" / "pretrained_model" / "config.json").write_text("{}")
     with pytest.raises(SpatialForcingError, match=r"Did you mean .*pretrained_model"):
         LoadedPolicy(tmp_path / "run")
+
+
+def test_a_policy_of_libero_fits_whose_state_a_processor_makes():
+    """LeRobot's configuration lists the parts of that state, under names of their own."""
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.envs.configs import LiberoEnv
+    from small_policies import features_of
+
+    sizes = {f"observation.images.{name}": (56, 56) for name in ("image", "top")}
+    config = SimpleNamespace(input_features=features_of(sizes)[0])
+    config.input_features["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    check_fit(config, LiberoEnv(), {"observation.images.image2": "observation.images.top"})
+    with pytest.raises(PolicyError, match=r"observation\.images\.top is not in the environment"):
+        check_fit(config, LiberoEnv(), {})
+    config.output_features["action"] = PolicyFeature(FeatureType.ACTION, (4,))
+    with pytest.raises(PolicyError, match=r"action is \[4\], in the environment \[7\]"):
+        check_fit(config, LiberoEnv(), {"observation.images.image2": "observation.images.top"})

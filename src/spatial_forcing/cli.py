@@ -13,17 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Literal
 
 from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
 from spatial_forcing.command_names import ONLY_WITH_SUBCOMMAND, check_names, parted, with_out, words
-from spatial_forcing.compare.options import EVAL_SEED, Compare, CompareStatus
+from spatial_forcing.compare.options import Compare, CompareStatus
 from spatial_forcing.convert.options import Convert
 from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
-from spatial_forcing.files import check_folder
+from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.geometry.options import CalibrationCheck
 from spatial_forcing.geometry.points_options import Points
 from spatial_forcing.guard import guarded
@@ -77,49 +76,6 @@ class Train:
 
     def run(self) -> None:
         train(sys.argv[2:])
-
-
-@dataclass
-class Eval:
-    """Roll out a saved policy on fixed episodes of the embedded world."""
-
-    checkpoint: Path
-    """Folder of a LeRobot policy checkpoint (``.../pretrained_model``)."""
-    task: str = "reach-v3"
-    """Meta-World task."""
-    episodes: int = 25
-    """Number of rollouts."""
-    seed: int = EVAL_SEED
-    """Seed of the first episode; episode i has seed + i."""
-    out: Path | None = None
-    """Folder for eval.json and videos; nothing is written if None."""
-    device: str = "cpu"
-    """Device the policy runs on."""
-
-    def run(self) -> None:
-        from spatial_forcing.evaluate import LoadedPolicy, roll_out
-        from spatial_forcing.sim.env import SimEnvConfig
-        from spatial_forcing.stats import wilson
-
-        if self.out is not None:
-            check_folder(self.out)
-        result = roll_out(
-            LoadedPolicy(self.checkpoint, self.device),
-            SimEnvConfig(task=self.task),
-            episodes=self.episodes,
-            seed=self.seed,
-            videos=self.out and self.out / "videos",
-        )
-        rate = wilson(sum(one.success for one in result.episodes), len(result.episodes))
-        distance = fmean(one.final_distance for one in result.episodes if one.final_distance is not None)
-        print(
-            f"{self.task}: {rate.successes}/{rate.episodes} = {rate.rate:.0%} (95 % interval "
-            f"{rate.low:.0%} to {rate.high:.0%}), mean final distance {100 * distance:.1f} cm, seeds "
-            f"{self.seed} to {self.seed + self.episodes - 1}"
-        )
-        if self.out:
-            result.save(self.out / "eval.json")
-            print(self.out / "eval.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +185,8 @@ SUBCOMMANDS = {
     "libero check": LiberoCheck,
     "libero collect": LiberoCollect,
 }
+# What follows -- is LeRobot's to read.
+WITH_FLAGS = {"compare": Compare, "eval": Eval}
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C; `train` looks at its folder.
 KEPT = {
@@ -240,7 +198,7 @@ KEPT = {
     "calibration check": "No image was written: run the same command again.",
     "libero collect": AGAIN,
     "compare": AGAIN,
-    "eval": "No result was written: run the same command again.",
+    "eval": "With --out what is finished is kept: run the same command again to continue.",
     "probe": "No result was written: run the same command again.",
     "convert": "Remove what is in the output folder, and run the same command again.",
 }
@@ -273,9 +231,9 @@ def _command(name: str) -> Callable[[], None]:
         raise MissingDependencyError("tyro", "lerobot") from error
     if name in SUBCOMMANDS:
         return tyro.cli(SUBCOMMANDS[name], args=sys.argv[3:], prog=f"spatial-forcing {name}").run
-    if name == "compare":
+    if name in WITH_FLAGS:
         ours, lerobot = parted(sys.argv[2:])
-        return partial(tyro.cli(Compare, args=ours, prog="spatial-forcing compare").run, lerobot)
+        return partial(tyro.cli(WITH_FLAGS[name], args=ours, prog=f"spatial-forcing {name}").run, lerobot)
     if sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
         doctor, lerobot = tyro.cli(
             Doctor, args=sys.argv[2:], prog="spatial-forcing doctor", return_unknown_args=True

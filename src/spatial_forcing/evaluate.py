@@ -23,23 +23,37 @@ class PolicyError(SpatialForcingError):
     """A saved policy cannot be loaded, or does not fit the environment."""
 
 
-class LoadedPolicy:
-    """A policy with its processors, as LeRobot loads them from a checkpoint folder.
+class SavedPolicy:
+    """The configuration and the processors of a saved policy, without its weights.
+
+    Args:
+        checkpoint: the folder.
+        device: where it is to run.
+        overrides: flags of LeRobot that change its configuration, without their prefix:
+            ``--n_action_steps=10``.
+        rename_map: the environment's names of observations -> the policy's; those that were saved if None.
 
     Raises:
         PolicyError: the folder is not a checkpoint of a LeRobot policy, or one of its files is damaged.
         DeviceError: no such device.
     """
 
-    def __init__(self, checkpoint: Path, device: str = "cpu"):
-        checkpoint = Path(checkpoint)
+    def __init__(
+        self,
+        checkpoint: Path,
+        device: str = "cpu",
+        *,
+        overrides: Sequence[str] = (),
+        rename_map: Mapping[str, str] | None = None,
+    ):
+        self.folder = checkpoint = Path(checkpoint)
         checked_device(device)
         if not (checkpoint / "config.json").is_file():
             near = [str(p.parent) for p in sorted(checkpoint.glob("**/config.json"))[:3]]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise PolicyError(f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}")
         try:
-            self._load(checkpoint, device)
+            self._load(device, list(overrides), rename_map)
         except SpatialForcingError:
             raise
         except Exception as error:  # of many kinds: LeRobot's, draccus', safetensors', the disk's
@@ -47,26 +61,42 @@ class LoadedPolicy:
                 f"The policy in {checkpoint} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
 
-    def _load(self, checkpoint: Path, device: str) -> None:
+    def _load(self, device: str, overrides: list[str], rename_map: Mapping[str, str] | None) -> None:
         from lerobot.configs import PreTrainedConfig
         from lerobot.policies import make_pre_post_processors
-        from lerobot.policies.factory import get_policy_class
         from lerobot.utils.import_utils import register_third_party_plugins
 
         register_third_party_plugins()
-        config = PreTrainedConfig.from_pretrained(checkpoint)
-        config.device, config.pretrained_path = device, checkpoint
-        of_type = get_policy_class(config.type)
-        if config.use_peft:
-            self.policy = with_adapter(of_type, checkpoint, config)
-        else:
-            self.policy = of_type.from_pretrained(checkpoint, config=config)
+        self.config = PreTrainedConfig.from_pretrained(self.folder, cli_overrides=overrides)
+        self.config.device, self.config.pretrained_path = device, self.folder
+        steps: dict[str, Any] = {"device_processor": {"device": device}}
+        if rename_map:
+            steps["rename_observations_processor"] = {"rename_map": dict(rename_map)}
         self.preprocess, self.postprocess = make_pre_post_processors(
-            config,
-            pretrained_path=str(checkpoint),
-            preprocessor_overrides={"device_processor": {"device": device}},
+            self.config, pretrained_path=str(self.folder), preprocessor_overrides=steps
         )
-        self.config = config
+
+    @property
+    def rename_map(self) -> dict[str, str]:
+        """The names of observations that its preprocessor replaces -> the policy's."""
+        for step in self.preprocess.steps:
+            if (names := getattr(step, "rename_map", None)) is not None:
+                return dict(names)
+        return {}
+
+
+class LoadedPolicy(SavedPolicy):
+    """A policy with its processors, as LeRobot loads them from a folder; see :class:`SavedPolicy`."""
+
+    def _load(self, device: str, overrides: list[str], rename_map: Mapping[str, str] | None) -> None:
+        from lerobot.policies.factory import get_policy_class
+
+        super()._load(device, overrides, rename_map)
+        of_type = get_policy_class(self.config.type)
+        if self.config.use_peft:
+            self.policy = with_adapter(of_type, self.folder, self.config)
+        else:
+            self.policy = of_type.from_pretrained(self.folder, config=self.config)
 
     def batches(
         self, dataset: Any, batch_size: int = 64, rename_map: Mapping[str, str] | None = None
@@ -212,7 +242,7 @@ def roll_out(
         raise SpatialForcingError(f"A rollout needs at least one episode; got {episodes}.")
     if seed < 0:
         raise SpatialForcingError(f"The seed must be at least 0; got {seed}.")
-    check_fit(loaded.config, env_config)
+    check_fit(loaded.config, env_config, loaded.rename_map)
     start = time.perf_counter()
     envs = made_env(env_config, min(episodes, at_once or episodes))
     env_preprocess, env_postprocess = make_env_pre_post_processors(env_config, loaded.config)
@@ -291,20 +321,25 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def check_fit(policy: Any, env: Any) -> None:
+def check_fit(policy: Any, env: Any, rename_map: Mapping[str, str]) -> None:
     """Raises :class:`PolicyError` unless a policy's inputs and actions fit an environment's. Image sizes are
-    not compared: some policies take any."""
+    not compared: some policies take any. Nor is what the environment's processors make of its observations
+    (LIBERO's state): that shows in an observation, see ``evaluation.guards``."""
     from lerobot.configs import FeatureType
     from lerobot.utils.constants import OBS_IMAGES
 
-    offered = {env.features_map.get(key, key): feature for key, feature in env.features.items()}
+    named = {env.features_map.get(key, key): feature for key, feature in env.features.items()}
+    offered = {rename_map.get(key, key): feature for key, feature in named.items()}
+    made = {key.rpartition(".")[0] for key in offered}  # observation.state of observation.state.eef_pos
     wrong = []
     for key, feature in ((policy.input_features or {}) | (policy.output_features or {})).items():
         if key.startswith(f"{OBS_IMAGES}.empty_camera"):  # LeRobot fills those with black
             continue
-        if key not in offered:
+        if key not in offered and key not in made:
             wrong.append(f"{key} is not in the environment")
-        elif feature.type is not FeatureType.VISUAL and tuple(feature.shape) != offered[key].shape:
+        elif key not in offered or feature.type is FeatureType.VISUAL:
+            continue
+        elif tuple(feature.shape) != offered[key].shape:
             wrong.append(f"{key} is {list(feature.shape)}, in the environment {list(offered[key].shape)}")
     if wrong:
         raise PolicyError(

@@ -1,4 +1,4 @@
-"""Parsing of the flags of ``lerobot-train`` with LeRobot's own parser, with errors as one message.
+"""Parsing of the flags of LeRobot's commands with LeRobot's own parser, with errors as one message.
 
 LeRobot prints 400 lines of usage, wraps an error several times, or shows a traceback.
 """
@@ -9,6 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from difflib import get_close_matches
+from typing import Any
 
 from lerobot.configs import parser
 from lerobot.configs.train import TrainPipelineConfig
@@ -38,21 +39,38 @@ def read_config(arguments: list[str]) -> TrainPipelineConfig:
     """
     register_third_party_plugins()
     take_forcing_flags()
+    return read_flags(TrainPipelineConfig, arguments, "lerobot-train")
 
-    @parser.wrap()
-    def config_of(config: TrainPipelineConfig) -> TrainPipelineConfig:
+
+def read_flags[C](config_class: type[C], arguments: list[str], command: str) -> C:
+    """Parses flags into a configuration with LeRobot's parser.
+
+    Args:
+        config_class: a dataclass as LeRobot's commands have them.
+        arguments: the flags.
+        command: whose ``--help`` lists all flags, for messages.
+
+    Raises:
+        FlagError: LeRobot does not take these flags.
+        SystemExit: they ask for help.
+    """
+    register_third_party_plugins()
+
+    def itself(config: Any) -> Any:
         return config
 
+    itself.__annotations__ = {"config": config_class}  # where LeRobot's parser looks for the class
+    config_of: Any = parser.wrap()(itself)
     said = io.StringIO()
     with command_line(*arguments), redirect_stderr(said):
         try:
-            return config_of()  # type: ignore[call-arg]  # LeRobot's parser fills it in
+            return config_of()
         except SpatialForcingError:
             raise
         except SystemExit as stop:
             if not stop.code:
                 raise
-            raise FlagError(reading_error(stop, said.getvalue())) from stop
+            raise FlagError(reading_error(stop, said.getvalue(), command)) from stop
         except Exception as error:
             file = parser.parse_arg("config_path", arguments)
             where = (
@@ -63,7 +81,7 @@ def read_config(arguments: list[str]) -> TrainPipelineConfig:
             raise FlagError(where + flag_error(error)) from error
 
 
-def reading_error(stop: SystemExit, said: str) -> str:
+def reading_error(stop: SystemExit, said: str, command: str) -> str:
     """The message of a parsing error that LeRobot or argparse printed before it exited."""
     if stop.__context__ is not None and not isinstance(stop.__context__, ArgumentError):
         return flag_error(stop.__context__)
@@ -74,7 +92,7 @@ def reading_error(stop: SystemExit, said: str) -> str:
     unknown = message.startswith("unrecognized arguments") and FLAG.search(message)
     near = get_close_matches(unknown[0], FLAG.findall("\n".join(usage)), n=1) if unknown else []
     hint = f" Did you mean {RENAMED_FLAGS.get(near[0], near[0])}?" if near else ""
-    return f"{message}.{hint} All flags: lerobot-train --help"
+    return f"{message}.{hint} All flags: {command} --help"
 
 
 def flag_error(error: BaseException) -> str:

@@ -16,6 +16,8 @@ PACKAGES = (
     "lerobot",
     "metaworld",
     "mujoco",
+    "hf-libero",
+    "robosuite",
     "gymnasium",
     "transformers",
     "numpy",

@@ -127,6 +127,54 @@ EVALS = [
         ("foreign", "--checkpoint {data}", "is not a policy checkpoint"),
         ("name", "--checkpoint {run}", "Did you mean"),
         ("foreign", "--checkpoint {seven}", "action"),
+        ("number", "--workers 0", "--workers must be at least 1; got 0"),
+        ("number", "--batch-size 0", "--batch-size must be at least 1; got 0"),
+        ("number", "--threads -1", "--threads must be at least 1; got -1"),
+        ("number", "--videos -1", "--videos must be at least 0; got -1"),
+        ("number", "--patience 0", "--patience is a number of seconds above 0"),
+        ("name", "--rendering bright", "--rendering"),
+        ("foreign", "--rendering cheap", "--rendering cheap is for LIBERO"),
+        ("number", "--patience nan", "--patience is a number of seconds above 0"),
+        ("foreign", "--policies mine={policy}", "Give --policies or --checkpoint, not both"),
+        ("missing", "--beside {here}/none", "holds no finished evaluation (no eval.json)"),
+        ("foreign", "--beside {data}", "holds no finished evaluation (no eval.json)"),
+        ("missing", "--dataset {here}/none", "does not exist"),
+        ("foreign", "--dataset {plain}", "is not a LeRobotDataset"),
+        ("taken", "--out {data}", "is not empty and holds no evaluation (no plan.json)"),
+        ("name", "-- --env.type=nowhere", "nowhere"),
+        ("name", "-- --env.task=reach-v3", "Say which environment"),
+        ("name", "-- --env.type=sf_metaworld --env.sise=3", "--env.s"),
+        ("type", "-- --env.type=sf_metaworld --env.size=large", "size"),
+        ("number", "-- --env.type=sf_metaworld --env.size=-2", "size must be at least 16; got -2"),
+        ("type", "-- --env.type=sf_metaworld --rename_map=no", "rename_map"),
+        ("foreign", "-- --env.type=sf_metaworld --seed=3", "say --seed before --"),
+        ("type", "-- --env.type=sf_metaworld --policy.width=wide", "cannot be loaded"),
+    )
+]
+EVALS += [
+    command("eval", kind, f"eval --episodes 1 {options}", says, about=options)
+    for kind, options, says in (
+        ("missing", "", "Name the policies to evaluate"),
+        ("name", "--policies mine", "given as name=folder"),
+        ("name", "--policies a={policy} a={policy}", "is taken"),
+        ("name", "--policies a/b={policy}", "made of letters, digits"),
+        ("name", "--policies ..={policy}", "made of letters, digits"),
+        ("missing", "--policies a={here}/none/there", "does not exist"),
+    )
+]
+EVALS += [
+    command("eval", kind, EVAL + " --out {here}/e", says, prepare=holds("e/plan.json", content))
+    for kind, content, says in (
+        ("taken", json.dumps({"episodes": 3}), "already holds another evaluation ("),
+        ("damaged", '{"episodes', "plan.json is damaged"),
+        ("foreign", "[]", "expected a JSON object, found a list"),
+    )
+]
+EVALS += [
+    command("eval", kind, EVAL + " --beside {here}/b", says, prepare=holds("b/eval.json", content))
+    for kind, content, says in (
+        ("damaged", '{"episodes', "eval.json is damaged"),
+        ("foreign", "{}", "has no 'created'"),
     )
 ]
 EVALS += [

@@ -10,8 +10,6 @@ from spatial_forcing.errors import SpatialForcingError
 
 # The teacher of arms that name none.
 TEACHER = "vggt-1b"
-# Rollouts begin with this seed; demonstrations of the embedded world never use such seeds (see sim.env).
-EVAL_SEED = 1_000_000
 
 
 class CompareError(SpatialForcingError):

@@ -16,8 +16,9 @@ from typing import Any
 
 from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
-from spatial_forcing.compare.options import EVAL_SEED, TEACHER
+from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
+from spatial_forcing.evaluation.options import EVAL_SEED
 from spatial_forcing.files import check_folder, claim, read_json, write_json
 
 NOTE = "comparison.json"
@@ -285,7 +286,7 @@ def _no_comparison(out: Path) -> str:
     return (
         f"{out} is a training run, and the folder of a comparison was expected (with {NOTE}). What works for "
         f"this one: spatial-forcing probe --policies mine={out} --dataset <data set>, spatial-forcing doctor "
-        f"--checkpoint {checkpoint}, and spatial-forcing eval (Meta-World policies)."
+        f"--checkpoint {checkpoint}, and spatial-forcing eval --checkpoint {checkpoint} -- --env.type=..."
     )
 
 

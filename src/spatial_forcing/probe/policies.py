@@ -5,7 +5,7 @@ rename step says how (LeRobot's ``--rename_map``).
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,25 +74,37 @@ def four_before(policy: nn.Module, site: str) -> list[str]:
     return [f"{stack}.{max(0, int(layer) - back)}" for back in (3, 2, 1, 0)]
 
 
-def named_policies(words: Sequence[str]) -> dict[str, str]:
+def named_policies(
+    words: Sequence[str],
+    *,
+    doing: str = "probe",
+    taken: Collection[str] = REFERENCES,
+    error: type[SpatialForcingError] = ProbeError,
+) -> dict[str, str]:
     """Parses ``["plain=runs/a", ...]`` into folders by name.
 
+    Args:
+        words: of the command line.
+        doing: what is done with them, for messages.
+        taken: names that no policy may have.
+        error: what to raise.
+
     Raises:
-        ProbeError: none, a word that is no ``name=folder``, or a name twice.
+        SpatialForcingError: none, a word that is no ``name=folder``, or a name twice.
     """
     found: dict[str, str] = {}
     for word in words:
         name, equals, where = word.partition("=")
         if not (name and equals and where):
-            raise ProbeError(
+            raise error(
                 f"A policy is given as name=folder or name=owner/name (of the Hub), got {word!r}: "
                 "--policies plain=runs/a forced=runs/b base=lerobot/smolvla_base"
             )
-        if name in found or name in REFERENCES:
-            raise ProbeError(f"The name {name!r} is taken: give every policy one of its own.")
+        if name in found or name in taken:
+            raise error(f"The name {name!r} is taken: give every policy one of its own.")
         found[name] = where
     if not found:
-        raise ProbeError("Name the policies to probe: --policies plain=runs/a forced=runs/b")
+        raise error(f"Name the policies to {doing}: --policies plain=runs/a forced=runs/b")
     return found
 
 

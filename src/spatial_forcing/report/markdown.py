@@ -1,6 +1,7 @@
 """Markdown version of a report, to paste into an issue, a README or notes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from spatial_forcing.report.records import ArmSummary, Comparison, Errors, Series, Summary
 from spatial_forcing.report.wording import (
@@ -162,10 +163,14 @@ def _made_with(summary: Summary) -> str:
         f"seeds {listed(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else "no run"
     )
     said += [f"teacher {summary.teacher.name}"] if summary.teacher else []
-    said.append(f"commit {summary.commit or 'unknown'}, {summary.created}")
-    said.append(", ".join(f"{name} {version}" for name, version in summary.versions.items()))
-    hardware = summary.hardware
-    said.append(
-        f"{hardware.get('cores')} cores of {hardware.get('cpu')}, GPU: {hardware.get('gpu') or 'none'}"
-    )
-    return "Made with: " + "; ".join(said) + "."
+    return "Made with: " + "; ".join([*said, *made_on(summary)]) + "."
+
+
+def made_on(results: Any) -> list[str]:
+    """Commit, versions and hardware of results, as parts of a sentence."""
+    hardware = results.hardware
+    return [
+        f"commit {results.commit or 'unknown'}, {results.created}",
+        ", ".join(f"{name} {version}" for name, version in results.versions.items()),
+        f"{hardware.get('cores')} cores of {hardware.get('cpu')}, GPU: {hardware.get('gpu') or 'none'}",
+    ]

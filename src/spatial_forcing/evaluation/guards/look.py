@@ -1,0 +1,109 @@
+"""Runs all guards on a policy and an environment, and prints what they found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.evaluation.env_flags import EvalError
+from spatial_forcing.evaluation.guards import actions, cameras, states
+from spatial_forcing.evaluation.guards.compare import Case, Guard
+from spatial_forcing.evaluation.guards.gripper import gripper
+from spatial_forcing.evaluation.guards.shown import shown_by
+from spatial_forcing.evaluation.guards.trained import trained_on
+from spatial_forcing.evaluation.known import drawn_as
+from spatial_forcing.evaluation.plan import EvalTask
+from spatial_forcing.evaluation.results import Found
+
+
+def instructions(case: Case) -> None:
+    """Policies are told what they were told in training."""
+    told = case.trained.instructions
+    new = [task.instruction for task in case.tasks if task.instruction not in told]
+    if told and new:
+        case.say(
+            "odd",
+            "instructions",
+            expected=f"instructions of {case.trained.source}, such as {told[0]!r}",
+            found=f"{len(new)} of {len(case.tasks)} tasks say others, such as {new[0]!r}",
+            advice="A policy that listens may not know what to do; one without language does not mind.",
+        )
+    if told:
+        case.fits("instructions")
+
+
+GUARDS: tuple[Guard, ...] = (
+    cameras.cameras,
+    cameras.sizes,
+    cameras.orientation,
+    cameras.rendering,
+    states.width,
+    states.ranges,
+    states.quaternion,
+    actions.width,
+    actions.ranges,
+    actions.mode,
+    actions.frequency,
+    gripper,
+    states.layout,
+    actions.replay,
+    instructions,
+)
+
+
+def examined(
+    policies: Mapping[str, SavedPolicy],
+    config: Any,
+    tasks: tuple[EvalTask, ...],
+    *,
+    seed: int,
+    dataset: str | None = None,
+    rendering: str = "stock",
+) -> list[Case]:
+    """Compares policies and their training data with an environment.
+
+    Args:
+        policies: configuration and processors, by name.
+        config: of the environment.
+        tasks: of it; the first is looked at.
+        seed: of its first episode.
+        dataset: see ``trained.trained_on``.
+        rendering: see ``known.drawn_as``.
+
+    Raises:
+        SpatialForcingError: the data set or the environment cannot be read or made.
+    """
+    cases, looks = [], {}
+    for name, policy in policies.items():
+        trained = trained_on(policy, dataset, [task.instruction for task in tasks])
+        # Policies of one data set share a look, which takes a minute in a large simulator.
+        key = trained.source, policy.config.type, tuple(policy.rename_map.items())
+        if key not in looks or trained.missing:
+            with drawn_as(config.type, rendering):
+                looks[key] = shown_by(config, tasks[0], seed, policy, trained)
+        case = Case(name, policy, config, tasks, trained, looks[key], rendering)
+        for guard in GUARDS:
+            guard(case)
+        cases.append(case)
+    return cases
+
+
+def print_findings(cases: Sequence[Case], console: Any, *, wrong: bool) -> None:
+    """Prints what fits, what could not be compared, and findings; what is wrong only if asked for."""
+    for case in cases:
+        said = f"{case.name} fits in: {', '.join(case.agreed) or 'nothing'}."
+        said += f" {case.name} {case.trained.missing}" if case.trained.missing else ""
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    for one in (one for case in cases for one in case.findings if wrong or one.kind != "wrong"):
+        console.print(f"[{'red' if one.kind == 'wrong' else 'yellow'}]{one.kind}:[/] ", end="")
+        console.print(one.text, highlight=False, markup=False, soft_wrap=True)
+
+
+def check_findings(found: Sequence[Found]) -> None:
+    """Raises :class:`EvalError` with all that is wrong, if something is."""
+    wrong = [one.text for one in found if one.kind == "wrong"]
+    if wrong:
+        things = "One thing" if len(wrong) == 1 else f"{len(wrong)} things"
+        raise EvalError(
+            f"{things} would make this evaluation pointless. Put it right, or give --anyway. Nothing was "
+            "rolled out.\n" + "\n".join(f"- {text}" for text in wrong)
+        )
