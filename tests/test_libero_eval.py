@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libero_wander import CAMERAS, GRIPPER, libero_config, libero_dataset
+import torch
+from libero_wander import CAMERAS, GRIPPER, libero_config, libero_dataset, wandering
 from small_libero_policy import save_libero_policy
 
 from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.evaluation.env_flags import EvalError, read_env
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS
-from spatial_forcing.evaluation.guards.shown import Shown, shown_by
-from spatial_forcing.evaluation.guards.trained import Trained, trained_on
+from spatial_forcing.evaluation.guards.shown import Shown, World, shown_by, worlds
+from spatial_forcing.evaluation.guards.trained import STATE, Trained, trained_on
 from spatial_forcing.evaluation.launch import roll_out_all
 from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.evaluation.plan import Plan, tasks_of
@@ -165,6 +166,24 @@ def rolled(policy: Path, out: Path, workers: int) -> list[dict[str, Any]]:
         jobs = list(plan.jobs())[::-1]
         roll_out_all(plan, jobs, workers=workers, patience=280, lock=lock, advance=lambda count: None)
     return [json.loads(plan.path_of(job).read_text())["episodes"][0] for job in plan.jobs()]
+
+
+def test_an_episode_begins_and_goes_on_alike_whatever_came_before(policy):
+    """To the last bit: poses of fixtures, states, both images."""
+    config = libero_config(SIZE)
+    actions = wandering(5, seed=3)
+
+    def played(world: World) -> list[Any]:
+        seen = [world.reset(SEED + 2, 2), *(world.step(action)[0] for action in actions)]
+        return [one[key] for one in seen for key in (STATE, *CAMERAS)]
+
+    with worlds(config, tasks_of(config)[0], SavedPolicy(policy)) as world:
+        first = played(world)
+        world.reset(SEED, 0)
+        world.step(actions[0])
+        world.reset(SEED + 1, 1)
+        again = played(world)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_episodes_are_the_same_in_any_order_and_number_of_processes(policy, tmp_path):
