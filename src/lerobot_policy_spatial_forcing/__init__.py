@@ -10,6 +10,14 @@ LeRobot must do differently for a policy with forcing is switched on when one is
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from spatial_forcing.hosts.tiny_policy import TinyConfig
 from spatial_forcing.openvla.configuration_openvla_oft import OpenVLAOFTConfig
+from spatial_forcing.openvla.processor_openvla_oft import make_openvla_oft_pre_post_processors
 from spatial_forcing.sim.env import SimEnvConfig
 
-__all__ = ["CLASSES", "OpenVLAOFTConfig", "SimEnvConfig", "TinyConfig"]
+# The processors, too: LeRobot reads a checkpoint's steps by the names under which they are registered.
+__all__ = [
+    "CLASSES",
+    "OpenVLAOFTConfig",
+    "SimEnvConfig",
+    "TinyConfig",
+    "make_openvla_oft_pre_post_processors",
+]
