@@ -54,7 +54,7 @@ def flags(folder, demos, tmp_path_factory) -> list[str]:
         "--peft.method_type=LORA",
         "--dataset.repo_id=local/libero",
         f"--dataset.root={demos}",
-        *("--steps=2", "--save_freq=2", "--batch_size=2", "--num_workers=0", "--wandb.enable=false"),
+        *("--steps=2", "--batch_size=2", "--num_workers=0", "--wandb.enable=false"),
     ]
 
 
@@ -73,7 +73,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_lerobot_trains_and_evaluates_it(flags, tmp_path):
-    run([str(BIN / "lerobot-train"), *flags, f"--output_dir={tmp_path / 'run'}"], tmp_path)
+    run([str(BIN / "lerobot-train"), *flags, "--save_freq=2", f"--output_dir={tmp_path / 'run'}"], tmp_path)
     at = checkpoints(tmp_path / "run")[2]
     assert json.loads((at / "config.json").read_text())["type"] == "openvla_oft"
     assert (at / "adapter_model.safetensors").is_file()
@@ -89,19 +89,27 @@ def test_lerobot_trains_and_evaluates_it(flags, tmp_path):
     assert found["overall"]["n_episodes"] == 1, said[-2000:]
 
 
-def test_it_is_compared_with_its_plain_self_and_the_controls(flags, tmp_path):
+def test_it_is_compared_with_its_plain_self(flags, tmp_path):
     out = tmp_path / "compare"
     run(
         [
             *(str(BIN / "spatial-forcing"), "compare", "--out", str(out), "--seeds", "0", "--episodes", "1"),
             *("--evaluations", "1", "--videos", "0", "--probe", "none", "--teacher", "untrained-tiny"),
-            *("--holdout-episodes", "0", "--workers", "1", "--", *flags, *ENV, "--env.episode_length=16"),
+            *(
+                "--no-controls",
+                "--holdout-episodes",
+                "0",
+                "--workers",
+                "1",
+                "--",
+                *flags,
+                *ENV,
+                "--env.episode_length=16",
+            ),
         ],
         tmp_path,
     )
-    results = json.loads((out / "results.json").read_text())
-    arms = {one["name"]: one for one in results["arms"]}
-    assert set(arms) >= {"plain", "forced", "shuffled", "place"}
+    assert {"plain", "forced"} <= set(json.loads((out / "results.json").read_text())["arms"])
     assert (out / "report.html").is_file()
 
 
