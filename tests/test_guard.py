@@ -26,7 +26,7 @@ def ending(capsys, error: BaseException) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nosuch"], "Unknown command 'nosuch'. Available: cache, calibration, collect"),
+        (["qqq"], "Unknown command 'qqq'. Available: cache, calibration, collect"),
         (["cahce", "--out", "x"], "Did you mean 'cache' or 'compare'?"),
         (["cache", "verfy"], "Unknown subcommand of cache 'verfy'. Did you mean 'verify'?"),
         (["doctr", "--help"], "Did you mean 'doctor' or"),
@@ -72,7 +72,7 @@ def test_an_interrupted_command_says_what_is_kept(capsys):
     code, said = ending(capsys, KeyboardInterrupt())
     assert (code, said) == (130, "\nspatial-forcing: stopped. It is all there.\n")
     assert KEPT["cache"] == KEPT["collect"] == KEPT["demo"] == AGAIN
-    assert "No result was written" in KEPT["eval"]
+    assert "No result was written" in KEPT["probe"]
 
 
 class Bad:

@@ -11,7 +11,7 @@ VERIFY = "cache verify --out {here}/features"
 REPAIR = VERIFY + " --repair --dataset {data}"
 
 NAMES = [
-    command("commands", "name", "nosuch", "Unknown command 'nosuch'. Available: cache, calibration, collect"),
+    command("commands", "name", "qqq", "Unknown command 'qqq'. Available: cache, calibration, collect"),
     command("commands", "name", "cahce --out {here}/f", "Did you mean 'cache'"),
     command("commands", "name", "CACHE", "Unknown command 'CACHE'"),
     command("commands", "name", "''", "Unknown command ''"),
@@ -25,7 +25,7 @@ NAMES = [
     command("commands", "name", "doctor --depth=3", "The option --depth of doctor is called --site now"),
     command("commands", "name", "cache --datset {data}", "--dataset"),
     command("commands", "name", "cache verify --otu {features}", "--out"),
-    command("commands", "missing", "eval", "--checkpoint"),
+    command("commands", "missing", "eval", "--policies"),
     command("commands", "missing", "collect", "--out"),
     command("commands", "missing", "report --out", "--out"),
     command("commands", "missing", "probe --device", "--device"),

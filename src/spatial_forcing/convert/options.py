@@ -1,4 +1,9 @@
-"""The options of ``convert``. Nothing heavy is imported before it runs."""
+"""The options of ``convert``. Nothing heavy is imported before it runs.
+
+A released checkpoint (openvla/openvla-7b, OFT's and Spatial Forcing's fine-tuned ones) becomes one that
+lerobot-eval runs and lerobot-train continues; one of LeRobot, with its adapter merged, becomes one that the
+public evaluation scripts run.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +12,7 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class Convert:
-    """Convert an OpenVLA-OFT checkpoint between the released layout and LeRobot's.
-
-    A released checkpoint (openvla/openvla-7b, OFT's and Spatial Forcing's fine-tuned ones) becomes one that
-    lerobot-eval runs and lerobot-train continues; one of LeRobot, with its adapter merged, becomes one that
-    the public evaluation scripts run. The direction follows from what it is.
-    """
+    """Convert a checkpoint of OpenVLA-OFT between the released layout and LeRobot's, whichever it is in."""
 
     checkpoint: str
     """Folder of the checkpoint; of a released one the name of its repository on the Hub will do."""
