@@ -257,11 +257,18 @@ def test_soft_resets_are_said_to_depend_on_the_order():
 # ---- Ctrl-C ------------------------------------------------------------------------------------------------
 
 
+# Where tests are started in the background of a shell, Ctrl-C is ignored, and by what they start, too.
+WITH_CTRL_C = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from spatial_forcing.cli import main; main()"
+)
+
+
 @pytest.mark.system
 def test_ctrl_c_ends_every_process_and_keeps_what_is_finished(policies, tmp_path):
     out = tmp_path / "eval"
     words = ["eval", "--checkpoint", str(policies["a"]), "--episodes", "500", "--workers", "2", "--anyway"]
-    command = [sys.executable, "-m", "spatial_forcing.cli", *words, "--out", str(out), "--", *FLAGS]
+    command = [sys.executable, "-c", WITH_CTRL_C, *words, "--out", str(out), "--", *FLAGS]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 240
