@@ -236,9 +236,20 @@ class OpenVLA(nn.Module):
         logits = self.language_model.lm_head(encoded.predicting_BTD[counted])
         return F.cross_entropy(logits.float(), labels[counted])
 
-    def regression_loss(self, encoded: Encoded, slots_BT: Tensor, actions_BKA: Tensor) -> Tensor:
-        """Mean absolute difference of the head's actions to the given ones, both normalised."""
-        return F.l1_loss(self.actions(encoded, slots_BT).float(), actions_BKA.float())
+    def regression_loss(
+        self, encoded: Encoded, slots_BT: Tensor, actions_BKA: Tensor, counted_BK: Tensor | None = None
+    ) -> Tensor:
+        """Mean absolute difference of the head's actions to the given ones, both normalised.
+
+        Args:
+            encoded, slots_BT: of a pass in parallel.
+            actions_BKA: normalised.
+            counted_BK: False at actions that have no loss; all count by default.
+        """
+        error_BK = (self.actions(encoded, slots_BT).float() - actions_BKA.float()).abs().mean(-1)
+        if counted_BK is None:
+            return error_BK.mean()
+        return (error_BK * counted_BK).sum() / counted_BK.sum().clamp(min=1)
 
     # ---- prediction
 

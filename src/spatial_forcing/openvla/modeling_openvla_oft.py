@@ -140,8 +140,7 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
         if self.model.action_head is None:
             loss = self.model.token_loss(encoded, self._labels(text, inside_BK))
         else:
-            error_BKA = (self.model.actions(encoded, text.slots_BT).float() - actions_BKA.float()).abs()
-            loss = (error_BKA.mean(-1) * inside_BK).sum() / inside_BK.sum().clamp(min=1)
+            loss = self.model.regression_loss(encoded, text.slots_BT, actions_BKA, inside_BK)
         return loss, {"action_loss": loss.item()}
 
     def _labels(self, text: Text, inside_BK: Tensor) -> Tensor:
