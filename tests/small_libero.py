@@ -42,8 +42,15 @@ class Kitchen:
         }
         self._halves = {name: HALF_3, "basket_1": BASKET_3}
 
+    @property
+    def carried(self) -> str | None:
+        return self.goal[0]
+
     def position_3(self, name: str) -> np.ndarray:
         return self._places[name].copy()
+
+    def boxes(self, name: str) -> list[Box]:
+        return [self._box(name)]
 
     def corners_N3(self, name: str) -> np.ndarray:
         return self._box(name).corners_83

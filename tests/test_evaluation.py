@@ -22,6 +22,7 @@ from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.evaluation.plan import EvalTask, Plan, check_episodes, tasks_of, weights_of
 from spatial_forcing.evaluation.results import EvalResults
 from spatial_forcing.evaluation.rollout import Rollouts, start_at
+from spatial_forcing.evaluation.table import markdown
 
 FLAGS = ["--env.type=sf_metaworld", "--env.task=reach-v3,push-v3", "--env.size=28", "--env.max_steps=4"]
 SEED = 1_000_000
@@ -76,6 +77,18 @@ def test_results_say_what_was_evaluated_and_how(evaluated, policies):
     table = (evaluated / "eval.md").read_text()
     assert "| all | 0/6 (0 to 39 %) | 0/6 (0 to 39 %) |" in table
     assert found.command in table
+
+
+def test_phases_that_an_environment_tells_are_in_the_table(evaluated):
+    found = EvalResults.read(evaluated / "eval.json")
+    assert "grasped" not in markdown(found)
+    for i, one in enumerate(found.policies["b"].episodes):
+        one.phases = {"reached": i < 4, "grasped": False}
+    rows = [line for line in markdown(found).splitlines() if line.startswith(("| reached", "| grasped"))]
+    assert rows == [
+        "| reached | not evaluated | 4/6 (30 to 90 %) |",
+        "| grasped | not evaluated | 0/6 (0 to 39 %) |",
+    ]
 
 
 def test_the_first_episodes_are_filmed(evaluated):

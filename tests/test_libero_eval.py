@@ -13,7 +13,7 @@ import torch
 from libero_wander import CAMERAS, GRIPPER, libero_config, libero_dataset, wandering
 from small_libero_policy import save_libero_policy
 
-from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.evaluate import SavedPolicy, kept_by, made_env
 from spatial_forcing.evaluation.env_flags import EvalError, read_env
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS
@@ -22,6 +22,8 @@ from spatial_forcing.evaluation.guards.trained import STATE, Trained, trained_on
 from spatial_forcing.evaluation.launch import roll_out_all
 from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.evaluation.plan import Plan, tasks_of
+from spatial_forcing.libero.expert import Expert
+from spatial_forcing.libero.scene import Scene
 from spatial_forcing.locks import FolderLock
 
 pytestmark = [
@@ -198,3 +200,31 @@ def test_the_environment_is_read_by_lerobots_parser():
     found = read_env([*FLAGS, "--env.control_mode=absolute", "--policy.n_action_steps=2"])
     assert (found.env.task_ids, found.env.control_mode) == ([0, 3], "absolute")
     assert found.overrides == ("--n_action_steps=2",)
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_phases_are_noted_beside_lerobots_environment(acts):
+    """The expert reaches, grasps and solves; an arm that stands still does nothing of it."""
+    from lerobot.envs import close_envs
+
+    envs = made_env(libero_config(SIZE), 1)
+    vector = envs["libero_object"][3]
+    vector.reset(seed=[SEED])
+    scene = Scene(vector.envs[0].unwrapped._env.env)
+    before = scene.position_3(scene.carried)
+
+    def step(action_7: np.ndarray) -> bool:
+        return bool(vector.step(action_7[None])[2][0])
+
+    if acts:
+        steps = Expert(scene, step).run().steps
+    else:
+        steps = 4
+        for _ in range(steps):
+            step(np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32))
+        np.testing.assert_allclose(scene.position_3(scene.carried), before, atol=2e-3)
+    (record,) = kept_by(vector.envs[0])
+    close_envs(envs)
+    assert record["phases"] == {"reached": acts, "grasped": acts}
+    assert (record["seed"], record["success"], record["steps"]) == (SEED, acts, steps)
+    assert record["hand_to_object"] == 0 if acts else record["hand_to_object"] > 0.05

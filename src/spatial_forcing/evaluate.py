@@ -274,7 +274,7 @@ def roll_out(
 
 
 def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
-    """Creates LeRobot's environments, by suite and task.
+    """Creates LeRobot's environments, by suite and task. LIBERO's keep a record of their episodes' phases.
 
     Raises:
         PolicyError: they cannot be created; with the reason that LeRobot or the simulator gives.
@@ -282,7 +282,7 @@ def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
     from lerobot.envs import make_env
 
     try:
-        return make_env(env_config, n_envs=at_once, use_async_envs=False)
+        envs = make_env(env_config, n_envs=at_once, use_async_envs=False)
     except SpatialForcingError:
         raise
     except Exception as error:  # of many kinds: each simulator has its own
@@ -290,6 +290,16 @@ def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
             f"The environment {env_config.type} cannot be made: {type(error).__name__}: {error}. If it is "
             f"not installed: pip install 'lerobot[{env_config.type}]'."
         ) from error
+    if env_config.type == "libero":
+        from spatial_forcing.libero.phases import record_phases
+
+        record_phases(envs)
+    return envs
+
+
+def kept_by(env: Any) -> list[dict[str, Any]]:
+    """The records of its episodes that an environment, or a wrapper of it, keeps; its own list."""
+    return env.get_wrapper_attr("episodes") if env.has_wrapper_attr("episodes") else []
 
 
 def task_episodes(task: dict[str, Any], envs: dict[str, dict[int, Any]], seed: int) -> list[Episode]:
@@ -297,9 +307,7 @@ def task_episodes(task: dict[str, Any], envs: dict[str, dict[int, Any]], seed: i
     group, number, said = task["task_group"], task["task_id"], task["metrics"]
     name = group if len(envs[group]) == 1 else f"{group}/{number}"
     kept: list[dict[str, Any]] = [
-        episode
-        for env in getattr(envs[group][number], "envs", [])
-        for episode in getattr(env.unwrapped, "episodes", [])
+        episode for env in getattr(envs[group][number], "envs", []) for episode in kept_by(env)
     ]
     by_seed = {episode["seed"]: episode for episode in kept}
     found = []

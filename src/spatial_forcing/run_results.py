@@ -22,6 +22,7 @@ class Episode(Record):
         task, seed: which episode it was; policies are compared on equal ones.
         success: whether it was solved.
         final_distance, closest_distance: to the goal when it ended and at its best moment, metres.
+        phases: of a task, in their order, and whether the episode came to them.
         steps: control steps.
         sum_reward, max_reward: over its steps.
     """
@@ -31,6 +32,7 @@ class Episode(Record):
     success: bool
     final_distance: float | None = None
     closest_distance: float | None = None
+    phases: dict[str, bool] | None = None
     steps: int | None = None
     sum_reward: float | None = None
     max_reward: float | None = None

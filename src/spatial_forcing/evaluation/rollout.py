@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spatial_forcing.evaluate import LoadedPolicy, made_env
+from spatial_forcing.evaluate import LoadedPolicy, kept_by, made_env
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env
 from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import Job, Plan, state_count
@@ -156,7 +156,7 @@ def _kept_by(env: Any) -> dict[int, dict[str, Any]]:
     """Records of episodes by seed, of environments that keep their own; they are taken from them."""
     found = {}
     for one in env.envs:
-        records = getattr(one.unwrapped, "episodes", [])
+        records = kept_by(one)
         found |= {record["seed"]: dict(record) for record in records}
         records.clear()
     return found

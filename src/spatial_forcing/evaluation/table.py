@@ -2,6 +2,7 @@
 
 from spatial_forcing.evaluation.results import EvalResults, Pairing
 from spatial_forcing.report.markdown import made_on, table
+from spatial_forcing.report.measures import phases
 from spatial_forcing.report.wording import corrected_text, rate_text
 
 
@@ -22,6 +23,9 @@ def _rates(results: EvalResults) -> str:
     rows = [[task, *(rate_text(one.rate(task), "") for one in of.values())] for task in results.tasks]
     if len(rows) > 1:
         rows.append(["all", *(rate_text(one.rate(), "") for one in of.values())])
+    by_policy = {name: phases(one.episodes) for name, one in of.items()}
+    for phase in dict.fromkeys(phase for rates in by_policy.values() for phase in rates):
+        rows.append([phase, *(rate_text(rates.get(phase), "") for rates in by_policy.values())])
     distances = [
         [e.final_distance for e in one.episodes if e.final_distance is not None] for one in of.values()
     ]

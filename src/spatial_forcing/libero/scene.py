@@ -44,13 +44,25 @@ class Scene:
         _, name, target = self._env.parsed_problem["goal_state"][0]
         return name, target.replace("_contain_region", "")
 
+    @property
+    def carried(self) -> str | None:
+        """The object to be picked and placed; None in a task of another kind, or of several objects."""
+        goal = self._env.parsed_problem["goal_state"]
+        first, *rest = goal
+        placed = not rest and first[0].lower() in ("in", "on") and first[1] in self._env.obj_body_id
+        return first[1] if placed else None
+
     def position_3(self, name: str) -> np.ndarray:
         """Where an object is."""
         return self._data.body_xpos[self._env.obj_body_id[name]].copy()
 
+    def boxes(self, name: str) -> list[Box]:
+        """An object's boxes."""
+        return [self._box(geom) for geom in self._geoms(name)]
+
     def corners_N3(self, name: str) -> np.ndarray:
         """Corners of an object's boxes."""
-        return np.concatenate([self._box(geom).corners_83 for geom in self._geoms(name)])
+        return np.concatenate([box.corners_83 for box in self.boxes(name)])
 
     def around(self, name: str, above: float) -> list[Box]:
         """Boxes of all else that reaches above a height: neither the robot, nor a plane."""

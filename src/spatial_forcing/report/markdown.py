@@ -31,6 +31,7 @@ def markdown(summary: Summary) -> str:
         ]
     parts += [
         _arms(summary),
+        _phases(summary),
         _by_step(summary),
         _pairs(summary),
         _by_data(summary),
@@ -67,6 +68,15 @@ def _arms(summary: Summary) -> str:
         for name, arm in summary.arms.items()
     ]
     return table(head, rows)
+
+
+def _phases(summary: Summary) -> str:
+    """Markdown table of the phases that episodes came to, where the environment tells them."""
+    names = summary.phases
+    rows = [
+        [arm, *(rate_text(of.phases.get(name), "") for name in names)] for arm, of in summary.arms.items()
+    ]
+    return table(["phases (Wilson 95 %)", *names], rows) if names else ""
 
 
 def _error(arm: ArmSummary) -> str:

@@ -36,6 +36,13 @@ def success(episodes: Sequence[Episode]) -> Interval | None:
     return wilson(sum(e.success for e in episodes), len(episodes)) if episodes else None
 
 
+def phases(episodes: Sequence[Episode]) -> dict[str, Interval]:
+    """Rates of the phases that episodes came to, in their order; {} where an environment tells none."""
+    told = [e.phases for e in episodes if e.phases is not None]
+    by_name = {name: [of[name] for of in told if name in of] for of in told for name in of}
+    return {name: wilson(sum(came), len(came)) for name, came in by_name.items()}
+
+
 def spread(found: Estimate, unit: float = 1) -> Spread:
     """Converts an estimate to a record, in another unit."""
     value, low, high = (None if x is None else unit * x for x in (found.value, found.low, found.high))

@@ -125,6 +125,7 @@ def render(
         colour=colours(list(summary.arms)),
         several_seeds=len({run.seed for run in summary.runs}) > 1,
         has=has,
+        phases=summary.phases,
         pairs=pairs_shown(summary),
         settings_rows=list(flatten(summary.settings)),
         hardware_rows=list(flatten(summary.hardware)),

@@ -54,6 +54,7 @@ class ArmSummary(ArmHead):
         success: over all seeds and episodes, with Wilson's interval.
         over_seeds: the same rate with a two-level interval, over seeds and episodes.
         tasks: success by task.
+        phases: rates of the phases of its episodes, such as "reached"; empty if its environment tells none.
         final_distance_cm, closest_distance_cm: means over episodes, centimetres.
         heldout_error, heldout_loss: means over seeds; see ``results.Evaluation``.
         error_by_seed: held-out errors.
@@ -69,6 +70,7 @@ class ArmSummary(ArmHead):
     success: Interval | None
     over_seeds: Spread | None
     tasks: dict[str, Interval | None]
+    phases: dict[str, Interval] = Field(default_factory=dict)
     final_distance_cm: float | None
     closest_distance_cm: float | None
     heldout_error: float | None
@@ -240,6 +242,11 @@ class Summary(Provenance):
     plots: Plots
     verdict: Verdict | None = None
     notes: list[str] = Field(default_factory=list)
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of the phases that the environment tells, in their order."""
+        return list(dict.fromkeys(name for arm in self.arms.values() for name in arm.phases))
 
     def json_data(self) -> dict[str, Any]:
         """Converts to JSON data without NaN or infinity, which JSON does not know. What only fitting the

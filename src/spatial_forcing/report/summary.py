@@ -13,6 +13,7 @@ from spatial_forcing.report.measures import (
     known_points,
     mean_of_known,
     median_of_known,
+    phases,
     spread,
     success,
 )
@@ -85,6 +86,7 @@ def summarise_arm(results: Results, name: str) -> ArmSummary:
             task: success([e for e in episodes if e.task == task])
             for task in dict.fromkeys(episode.task for episode in episodes)
         },
+        phases=phases(episodes),
         final_distance_cm=mean_of_known((e.final_distance for e in episodes), CM),
         closest_distance_cm=mean_of_known((e.closest_distance for e in episodes), CM),
         heldout_error=mean_of_known(errors.values()),

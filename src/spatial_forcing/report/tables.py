@@ -48,6 +48,8 @@ def arms(summary: Summary) -> list[Row]:
         if arm.success:
             row |= {"successes": arm.success.successes, "episodes": arm.success.episodes}
             row |= {"wilson_low": arm.success.low, "wilson_high": arm.success.high}
+        for phase, rate in arm.phases.items():
+            row |= {f"{phase}_episodes": rate.successes, f"{phase}_low": rate.low, f"{phase}_high": rate.high}
         found.append(
             row
             | _spread("success_over_seeds", arm.over_seeds)
@@ -115,10 +117,11 @@ def episodes(results: Results) -> list[Row]:
     """Table of all rollouts, with the numbers that the environment gave."""
     return [
         {"arm": run.arm, "training_seed": run.seed, "fraction": run.fraction, "step": e.step}
-        | {"episode_seed" if key == "seed" else key: value for key, value in one.plain().items()}
+        | {"episode_seed" if key == "seed" else key: value for key, value in row.items()}
         for run in results.runs
         for e in run.evaluations
         for one in e.episodes
+        for row in [one.plain(exclude={"phases"}) | (one.phases or {})]
     ]
 
 
