@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from lerobot.envs.configs import EnvConfig
 from small_libero import MESH, PNG, TASKS, installed
 
 from spatial_forcing.cli import main
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.evaluate import made_env
 from spatial_forcing.libero.assets import fault_of, files_of, fingerprint
 from spatial_forcing.libero.install import (
     LiberoError,
@@ -155,6 +157,17 @@ def test_missing_assets_are_told_with_how_to_get_them(assets, monkeypatch):
     assets.with_name("elsewhere").rename(fetched)
     assert assets_folder() == fetched
     check_installed()
+
+
+def test_evaluations_and_comparisons_refuse_before_lerobot_imports_it(assets, monkeypatch):
+    """They make LeRobot's environment, whose import would ask."""
+    config = EnvConfig.get_choice_class("libero")(task="libero_object")
+    with pytest.raises(LiberoError, match="libero check --write-config"):
+        made_env(config, 1)
+    assert "libero.libero" not in sys.modules
+    monkeypatch.setitem(sys.modules, "libero", None)
+    with pytest.raises(LiberoError, match=r"LIBERO is not installed\. Install it with: pip install"):
+        made_env(config, 1)
 
 
 # ---- suites, assets ----------------------------------------------------------------------------------------

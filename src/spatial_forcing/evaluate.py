@@ -278,9 +278,14 @@ def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
 
     Raises:
         PolicyError: they cannot be created; with the reason that LeRobot or the simulator gives.
+        LiberoError: LIBERO is not installed, or would wait for answers on the console.
     """
     from lerobot.envs import make_env
 
+    if env_config.type.startswith("libero"):
+        from spatial_forcing.libero.install import check_importable
+
+        check_importable()
     try:
         envs = make_env(env_config, n_envs=at_once, use_async_envs=False)
     except SpatialForcingError:

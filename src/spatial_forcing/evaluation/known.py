@@ -4,16 +4,12 @@ Sources: LeRobot 0.6.1's ``envs``; LIBERO (arXiv 2306.03310) and robosuite 1.4 (
 Meta-World 3.1.1. Of an environment that is not listed nothing is assumed.
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from spatial_forcing.evaluation.env_flags import EvalError
-
-# Newer MuJoCos render LIBERO's floors darker, which shifts success rates.
-LAST_BRIGHT = (3, 3, 2)
+from spatial_forcing.libero.install import draws_darker
 
 
 @dataclass(frozen=True)
@@ -61,18 +57,6 @@ _METAWORLD = Known(
 KNOWN = {"libero": _LIBERO, "libero_plus": _LIBERO, "metaworld": _METAWORLD, "sf_metaworld": _METAWORLD}
 
 
-def check_installed(kind: str) -> None:
-    """Raises :class:`EvalError` where importing an environment would wait for answers on the terminal."""
-    if not kind.startswith("libero"):
-        return
-    folder = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser()
-    if not (folder / "config.yaml").is_file():
-        raise EvalError(
-            f"LIBERO has no settings yet: {folder / 'config.yaml'} is missing, and it would ask where its "
-            "files are. Let it ask once: python -c 'import libero.libero'."
-        )
-
-
 def drawn_as(kind: str, rendering: str) -> AbstractContextManager[None]:
     """The context in which an environment is made and stepped to be rendered as named, "stock" or "cheap".
 
@@ -91,8 +75,7 @@ def drawn_as(kind: str, rendering: str) -> AbstractContextManager[None]:
 def rendering_warning(kind: str, versions: Mapping[str, str]) -> str | None:
     """Warning where an environment is known to look different with a version of MuJoCo."""
     mujoco = versions.get("mujoco", "0")
-    numbers = tuple(int(part) for part in mujoco.split(".")[:3] if part.isdigit())
-    if not kind.startswith("libero") or numbers <= LAST_BRIGHT:
+    if not kind.startswith("libero") or not draws_darker(mujoco):
         return None
     return (
         f"MuJoCo {mujoco} renders LIBERO's floors darker than 3.3.2 and earlier, with which public data and "

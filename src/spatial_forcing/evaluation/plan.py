@@ -22,7 +22,6 @@ from typing import Any
 
 from spatial_forcing.evaluate import PolicyError, made_env
 from spatial_forcing.evaluation.env_flags import EvalError, settings_of
-from spatial_forcing.evaluation.known import check_installed
 from spatial_forcing.files import checksum, claim
 from spatial_forcing.provenance import versions
 
@@ -155,7 +154,6 @@ def tasks_of(config: Any) -> tuple[EvalTask, ...]:
     """
     from lerobot.envs import close_envs
 
-    check_installed(config.type)
     with redirect_stdout(StringIO()):
         envs = made_env(config, 1)
     try:

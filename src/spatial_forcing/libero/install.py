@@ -37,13 +37,18 @@ class LiberoError(SpatialForcingError):
     """LIBERO is not installed, or not whole."""
 
 
-def check_installed() -> None:
-    """Raises :class:`LiberoError` unless LIBERO can be imported: packages, configuration, assets."""
+def check_importable() -> None:
+    """Raises :class:`LiberoError` unless LIBERO's import works and asks nothing: packages, configuration."""
     libero_folder()
     absent = missing_packages()
     if absent:
         raise LiberoError(f"LIBERO needs {', '.join(absent)}. Install with: {INSTALL}")
     read_config()
+
+
+def check_installed() -> None:
+    """Raises :class:`LiberoError` unless LIBERO can be used: packages, configuration, assets."""
+    check_importable()
     assets_folder()
 
 
@@ -181,4 +186,4 @@ def installed_versions() -> dict[str, str]:
 
 def draws_darker(mujoco: str) -> bool:
     """Whether a version of MuJoCo draws LIBERO's floors darker than its benchmark."""
-    return tuple(int(part) for part in mujoco.split(".")[:3]) > DRAWS_DARKER
+    return tuple(int(part) for part in mujoco.split(".")[:3] if part.isdigit()) > DRAWS_DARKER
