@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from spatial_forcing.compare.arm import Arm, arms_of
-from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined
+from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, side_by_side
 from spatial_forcing.compare.options import job_options
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
 from spatial_forcing.compare.preflight import check_shared
@@ -151,10 +152,27 @@ def test_flags_in_two_words_are_one():
         joined(["stray", "--steps=5"])
 
 
-@pytest.mark.parametrize("flag", ["seed=1", "output_dir=x", "resume=true", "policy.forcing.cache=x"])
+@pytest.mark.parametrize(
+    "flag", ["seed=1", "output_dir=x", "resume=true", "policy.forcing.cache=x", "eval.n_episodes=5"]
+)
 def test_flags_that_a_comparison_decides_are_refused(flag):
     with pytest.raises(CompareError, match=rf"--{flag.partition('=')[0]} is not for the command"):
         check_flags([f"--{flag}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "side"),
+    [
+        ([], "libero", 1),
+        ([], "sf_metaworld", 20),
+        (["--eval.batch_size=5"], "libero", 5),
+        (["--eval.batch_size=5", "--eval.batch_size=3"], "sf_metaworld", 3),
+        (["--eval.batch_size=50"], "libero", 20),
+        (["--eval.batch_size=0"], "libero", 1),  # LeRobot's word for its own choice
+    ],
+)
+def test_rollouts_side_by_side_are_as_many_as_the_command_says(flags, kind, side):
+    assert side_by_side(flags, SimpleNamespace(type=kind), 20) == side
 
 
 def test_options_of_jobs():
@@ -292,7 +310,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_anything_tra
     policy[0].requires_grad_(False)
     assert preflight.checkpoint_bytes(policy) == 4 * 110 + 3 * 4 * 110
     looked = preflight.Looked({"plain": []}, {"plain": 2**30})
-    monkeypatch.setattr(preflight, "check_arms", lambda *args: looked)
+    monkeypatch.setattr(preflight, "check_arms", lambda *args, episodes: looked)
     monkeypatch.setattr(preflight, "small_version", lambda comparison, **sizes: comparison)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 * 2**30}))
     one = Comparison((), (Arm("plain"),), (0, 1), (1.0,), Split((0,), (1,)), steps=8, measures=Measures(4))

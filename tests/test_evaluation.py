@@ -21,7 +21,7 @@ from spatial_forcing.evaluation.known import rendering_warning, settings_warning
 from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.evaluation.plan import EvalTask, Plan, check_episodes, tasks_of, weights_of
 from spatial_forcing.evaluation.results import EvalResults
-from spatial_forcing.evaluation.rollout import Rollouts, start_at
+from spatial_forcing.evaluation.rollout import Rollouts
 from spatial_forcing.evaluation.table import markdown
 
 FLAGS = ["--env.type=sf_metaworld", "--env.task=reach-v3,push-v3", "--env.size=28", "--env.max_steps=4"]
@@ -205,24 +205,6 @@ def test_a_batch_that_takes_too_long_is_ended_and_no_process_stays(policies, tmp
 
 
 # ---- fixed states ------------------------------------------------------------------------------------------
-
-
-class Stateful:
-    """A simulator with a list of initial states, as LeRobot's LIBERO has it."""
-
-    init_states = True
-
-    def __init__(self) -> None:
-        self._init_states, self.init_state_id = list(range(50)), 7
-        self.unwrapped = self
-
-
-def test_an_episode_has_its_initial_state_whatever_came_before():
-    class Vector:
-        envs = (Stateful(), Stateful())
-
-    start_at(Vector, 4)
-    assert [one.init_state_id for one in Vector.envs] == [4, 5]
 
 
 def test_more_episodes_than_states_are_refused():

@@ -244,7 +244,7 @@ def roll_out(
         raise SpatialForcingError(f"The seed must be at least 0; got {seed}.")
     check_fit(loaded.config, env_config, loaded.rename_map)
     start = time.perf_counter()
-    envs = made_env(env_config, min(episodes, at_once or episodes))
+    envs = made_env(env_config, min(episodes, at_once or episodes), seed)
     env_preprocess, env_postprocess = make_env_pre_post_processors(env_config, loaded.config)
     try:
         with fixed_draws(seed):
@@ -273,8 +273,13 @@ def roll_out(
     )
 
 
-def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
-    """Creates LeRobot's environments, by suite and task. LIBERO's keep a record of their episodes' phases.
+def made_env(env_config: Any, at_once: int, first_seed: int | None = None) -> dict[str, dict[int, Any]]:
+    """Creates LeRobot's environments, by suite and task; LIBERO's as :class:`LiberoEpisodes`.
+
+    Args:
+        env_config: any of LeRobot's.
+        at_once: environments side by side, per task.
+        first_seed: of the episode that begins from the first of LIBERO's initial states.
 
     Raises:
         PolicyError: they cannot be created; with the reason that LeRobot or the simulator gives.
@@ -282,7 +287,8 @@ def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
     """
     from lerobot.envs import make_env
 
-    if env_config.type.startswith("libero"):
+    libero = env_config.type.startswith("libero")
+    if libero:
         from spatial_forcing.libero.install import check_importable
 
         check_importable()
@@ -295,10 +301,10 @@ def made_env(env_config: Any, at_once: int) -> dict[str, dict[int, Any]]:
             f"The environment {env_config.type} cannot be made: {type(error).__name__}: {error}. If it is "
             f"not installed: pip install 'lerobot[{env_config.type}]'."
         ) from error
-    if env_config.type == "libero":
-        from spatial_forcing.libero.phases import record_phases
+    if libero:
+        from spatial_forcing.libero.episodes import with_episodes
 
-        record_phases(envs)
+        with_episodes(envs, first_seed)
     return envs
 
 

@@ -95,7 +95,7 @@ def look_first(
         return
     with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
         small = small_version(comparison, steps=1, frames=64)
-        looked = check_arms(small, Path(folder), bars, device)
+        looked = check_arms(small, Path(folder), bars, device, episodes=comparison.measures.episodes)
     each = len(comparison.evaluated_steps) * len(comparison.seeds) * len(comparison.fractions)
     needed = each * sum(looked.checkpoint.values())
     check_space(out, needed, FEWER, CompareError)

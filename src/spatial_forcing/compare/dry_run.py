@@ -56,7 +56,7 @@ def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
     with tempfile.TemporaryDirectory() as folder, stages(console) as bars:
         device, out = device_of(comparison), Path(folder)
         small = small_version(comparison, steps=TIMED, frames=FRAMES)
-        odd = check_arms(small, out / "check", bars, device).odd
+        odd = check_arms(small, out / "check", bars, device, episodes=comparison.measures.episodes).odd
         start = time.perf_counter()
         features = stored_features(small, out, bars, device)
         storing = time.perf_counter() - start

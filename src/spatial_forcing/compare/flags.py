@@ -22,6 +22,7 @@ DECIDED = {
     "dataset.eval_split": "--holdout before --",
     "eval_steps": "--evaluations before --",
     "env_eval_freq": "--evaluations before --",
+    "eval.n_episodes": "--episodes before --",
     "policy.forcing.cache": "nothing: the comparison stores features itself, of its training episodes alone",
     "policy.forcing.alignments": "an arms file: an entry with forcing: {alignments: file.yaml}",
     "policy.forcing.control": "--arms before --",
@@ -55,6 +56,18 @@ def check_flags(flags: Sequence[str]) -> None:
     for name in map(name_of, flags):
         if name in DECIDED:
             raise CompareError(f"--{name} is not for the command of a comparison; say {DECIDED[name]}.")
+
+
+def side_by_side(flags: Sequence[str], env: Any, episodes: int) -> int:
+    """Episodes that a rollout has side by side: LeRobot's ``--eval.batch_size`` where it was given, else one.
+
+    One process steps them in turns, so more are no faster but for a large policy's forward pass, and each is
+    a simulator in memory (LIBERO's takes hundreds of MB). All of the embedded world's, which are small.
+    """
+    given = [flag.partition("=")[2] for flag in flags if name_of(flag) == "eval.batch_size"]
+    if given and given[-1].isdigit() and int(given[-1]) > 0:
+        return min(int(given[-1]), episodes)
+    return episodes if env.type == "sf_metaworld" else 1
 
 
 def policy_of(flags: Sequence[str]) -> Any:

@@ -69,11 +69,12 @@ class Looked:
     checkpoint: dict[str, int]
 
 
-def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -> Looked:
+def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *, episodes: int) -> Looked:
     """Checks every arm at its first training step, each in a process of its own.
 
     Args:
         comparison: of a few episodes, see :func:`small_version`.
+        episodes: rollouts per task that the whole one asks for.
         out: an empty folder for it.
         bars: a bar each for storing features and for the arms.
         device: where a teacher runs that stores features.
@@ -89,7 +90,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
     bar = bars.add_task("looking at every arm", total=len(jobs))
     try:
         run_jobs(
-            partial(look, out=out),
+            partial(look, out=out, episodes=episodes),
             [deque(jobs)],
             poll=lambda: bars.update(bar, completed=len(list(out.glob("*.found.json")))),
         )
@@ -110,7 +111,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str) -
     )
 
 
-def look(job: tuple[Arm, list[str]], out: Path) -> None:
+def look(job: tuple[Arm, list[str]], out: Path, episodes: int) -> None:
     """Checks one arm at its first training step and writes the findings."""
     from spatial_forcing.doctor import diagnose
     from spatial_forcing.flags import read_config
@@ -120,7 +121,7 @@ def look(job: tuple[Arm, list[str]], out: Path) -> None:
     arm, flags = job
     with output_to(out / "log.txt"):
         config = read_config(flags)
-        check_environment(config)
+        check_environment(config, episodes)
         step = first_step(config, flags, forced=arm.forcing is not None)
         said: dict[str, Any] = {"wrong": [], "odd": []}
         checkpoint = checkpoint_bytes(step.policy)
@@ -140,15 +141,14 @@ def checkpoint_bytes(policy: Any) -> int:
     return sum(size * (3 if trains else 1) for size, trains in sizes)
 
 
-def check_environment(config: Any) -> None:
-    """Raises :class:`~spatial_forcing.evaluate.PolicyError` if a command's environment cannot be made."""
+def check_environment(config: Any, episodes: int) -> None:
+    """Raises a :class:`SpatialForcingError` if a command's environment cannot be made, or has too few initial
+    states for so many episodes."""
     if config.env is None:
         return
-    from lerobot.envs import close_envs
+    from spatial_forcing.evaluation.plan import check_episodes, tasks_of
 
-    from spatial_forcing.evaluate import made_env
-
-    close_envs(made_env(config.env, 1))
+    check_episodes(tasks_of(config.env), episodes)
 
 
 def check_shared(arms: Mapping[str, Arm], configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.flags import CompareError, side_by_side
 from spatial_forcing.files import read_json, write_json
 
 SPEC = "run.json"
@@ -147,7 +147,13 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
     if env is not None:
         film = folder / "videos" if step == max(spec.steps) and spec.videos else None
         rolled = roll_out(
-            loaded, env, episodes=spec.episodes, seed=spec.eval_seed, videos=film, video_count=spec.videos
+            loaded,
+            env,
+            episodes=spec.episodes,
+            seed=spec.eval_seed,
+            at_once=side_by_side(spec.flags, env, spec.episodes),
+            videos=film,
+            video_count=spec.videos,
         )
         videos = [str(Path(video).relative_to(folder)) for video in rolled.videos]
         found = rolled.model_copy(update={"videos": videos})

@@ -11,7 +11,7 @@ import torch
 from spatial_forcing.evaluate import LoadedPolicy, kept_by, made_env
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env
 from spatial_forcing.evaluation.known import drawn_as
-from spatial_forcing.evaluation.plan import Job, Plan, state_count
+from spatial_forcing.evaluation.plan import Job, Plan
 from spatial_forcing.evaluation.results import Batch
 from spatial_forcing.run_results import Episode
 
@@ -71,7 +71,7 @@ class Rollouts:
         if self._envs is None or self._task != job.task.name:
             if self._envs is not None:
                 close_envs(self._envs)
-            self._envs, self._task = made_env(config, self.plan.batch_size), job.task.name
+            self._envs, self._task = made_env(config, self.plan.batch_size, self.plan.seed), job.task.name
         return self._envs[job.task.group][job.task.number]
 
 
@@ -84,17 +84,6 @@ class Steps:
     def __call__(self, transition: Any) -> Any:
         self.count += 1
         return self.inner(transition)
-
-
-def start_at(env: Any, first: int) -> None:
-    """Makes the next reset of a vector environment begin at given initial states, first + 0, 1, ...
-
-    LeRobot's LIBERO goes on through its states with every reset, whoever asked for it; the poses of fixtures
-    come from the seed.
-    """
-    for place, one in enumerate(env.envs):
-        if state_count(one.unwrapped) is not None:
-            one.unwrapped.init_state_id = first + place
 
 
 def rolled_out(loaded: LoadedPolicy, config: Any, env: Any, job: Job, plan: Plan) -> list[Episode]:
@@ -114,7 +103,6 @@ def rolled_out(loaded: LoadedPolicy, config: Any, env: Any, job: Job, plan: Plan
     steps, filmed = Steps(env_postprocess), max(0, min(plan.videos - job.first, job.count))
     if filmed:
         shutil.rmtree(_films(plan, job), ignore_errors=True)  # of an attempt that was interrupted
-    start_at(env, job.first)
     seed = plan.seed + job.first
     with seeded_context(seed), _precision(loaded):
         found = eval_policy(

@@ -19,7 +19,6 @@ from spatial_forcing.evaluate import SavedPolicy, made_env
 from spatial_forcing.evaluation.guards.trained import STATE, Trained, thumbnail
 from spatial_forcing.evaluation.known import KNOWN
 from spatial_forcing.evaluation.plan import EvalTask
-from spatial_forcing.evaluation.rollout import start_at
 
 LOOKS, OF_STATES = 4, 3  # episodes whose first observation is looked at; with a list of initial states
 REPLAYED = 12  # steps of a demonstration
@@ -59,11 +58,10 @@ class World:
         # Recorded actions are the environment's own only where nothing translates a policy's.
         self.plain = not getattr(postprocess, "steps", ())
 
-    def reset(self, seed: int, first: int) -> dict[str, Any]:
-        """The first observation of a fixed episode."""
+    def reset(self, seed: int) -> dict[str, Any]:
+        """The first observation of the episode of a seed."""
         from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 
-        start_at(self.env, first)
         return self._seen(self.env.reset(seed=[seed], options={NEW_ROLLOUT_OPTION: True})[0])
 
     def step(self, action_A: np.ndarray) -> tuple[dict[str, Any], bool]:
@@ -84,12 +82,12 @@ def state_of(seen: Mapping[str, Any]) -> np.ndarray | None:
 
 
 @contextmanager
-def worlds(config: Any, task: EvalTask, policy: SavedPolicy) -> Iterator[World]:
-    """The world of a task, closed in the end."""
+def worlds(config: Any, task: EvalTask, policy: SavedPolicy, seed: int) -> Iterator[World]:
+    """The world of a task, closed in the end; ``seed`` is that of the first of its fixed episodes."""
     from lerobot.envs import close_envs
 
     with redirect_stdout(StringIO()):
-        envs = made_env(config, 1)
+        envs = made_env(config, 1, seed)
     try:
         yield World(envs[task.group][task.number], config, policy)
     finally:
@@ -107,11 +105,11 @@ def shown_by(config: Any, task: EvalTask, seed: int, policy: SavedPolicy, traine
         trained: with the demonstrations.
     """
     found, images, states = Shown(), {}, []
-    with worlds(config, task, policy) as world:
+    with worlds(config, task, policy, seed) as world:
         space = world.env.single_action_space
         found.low_A, found.high_A = (np.asarray(of, np.float64).reshape(-1) for of in (space.low, space.high))
         for look in range(LOOKS if task.states is None else min(OF_STATES, task.states)):
-            seen = world.reset(seed + look, look)
+            seen = world.reset(seed + look)
             for key, value in seen.items():
                 if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
                     images.setdefault(key, []).append(thumbnail(value[0].cpu()))
@@ -150,7 +148,7 @@ def _gripper(world: World, config: Any, seed: int) -> np.ndarray | None:
         return None
     if len(known.action) != len(world.env.single_action_space.low):
         return None
-    states = [state_of(world.reset(seed, 0))]
+    states = [state_of(world.reset(seed))]
     for value in (1.0, -1.0):
         action = np.zeros(len(known.action))
         action[known.gripper] = value

@@ -1,10 +1,10 @@
-"""How far an episode of LIBERO got: whether the gripper reached the object, and whether it grasped it.
+"""LeRobot's LIBERO environment for evaluations: initial states by seed, and how far each episode got.
 
-Read from the simulator beside LeRobot's environment; policies see nothing of it. A policy of few steps solves
-nothing, and may still reach.
+Whether the gripper reached the object, and whether it grasped it, is read from the simulator; policies see
+nothing of it. A policy of few steps solves nothing, and may still reach.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -16,20 +16,26 @@ REACHED = 0.02  # metres from the gripper to the object's collision boxes, at mo
 GRASPED = 0.03  # metres by which the object has risen
 
 
-class PhaseRecorder(gym.Wrapper):
-    """LeRobot's LIBERO environment with a record of every episode, in tasks that bring one object somewhere.
+class LiberoEpisodes(gym.Wrapper):
+    """LeRobot's ``LiberoEnv`` with episodes that their seeds decide, and a record of each.
+
+    LeRobot goes on through a task's initial states with every reset, whoever asked for it: after episodes of
+    other lengths two policies would meet other states.
 
     Args:
-        env: LeRobot's ``LiberoEnv``.
+        env: LeRobot's.
+        first_seed: of the episode that begins from initial state 0; seed + i begins from state i. None to
+            leave the states to LeRobot.
 
     Attributes:
-        episodes: of the episodes that were begun with a seed: seed, success, steps; ``hand_to_object``, the
-            shortest distance from the gripper to the object (metres); ``phases``, by name whether the episode
-            came to them. None for tasks of another kind.
+        episodes: of the episodes that were begun with a seed, in tasks that bring one object somewhere:
+            seed, success, steps; ``hand_to_object``, the shortest distance from the gripper to the object
+            (metres); ``phases``, by name whether the episode came to them.
     """
 
-    def __init__(self, env: gym.Env):
+    def __init__(self, env: gym.Env, first_seed: int | None = None):
         super().__init__(env)
+        self.first_seed = first_seed
         self.episodes: list[dict[str, Any]] = []
         self._watched: _Watched | None = None
 
@@ -37,13 +43,17 @@ class PhaseRecorder(gym.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Begins an episode, and its record if it has a seed."""
+        inner: Any = self.unwrapped
+        if seed is not None and self.first_seed is not None:
+            inner.init_state_id = seed - self.first_seed
         found = self.env.reset(seed=seed, options=options)
-        scene = Scene(self.unwrapped._env.env)  # type: ignore[attr-defined]  # made anew by every reset
         self._watched = None
         # Vector environments reset what is over to something that nobody asked for, without a seed.
-        if seed is not None and scene.carried is not None:
-            self._watched = _Watched(scene, scene.carried, seed)
-            self.episodes.append(self._watched.record)
+        if seed is not None:
+            scene = Scene(inner._env.env)  # made anew by every reset
+            if (name := scene.carried) is not None:
+                self._watched = _Watched(scene, name, seed)
+                self.episodes.append(self._watched.record)
         return found
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -79,12 +89,8 @@ class _Watched:
         phases["grasped"] |= bool(risen >= GRASPED)
 
 
-def record_phases(envs: Mapping[str, Mapping[int, Any]]) -> None:
-    """Makes LeRobot's vector environments of LIBERO, by suite and task, keep records of their episodes."""
-    for vector in _vectors(envs):
-        vector.envs = [PhaseRecorder(env) for env in vector.envs]
-
-
-def _vectors(envs: Mapping[str, Mapping[int, Any]]) -> Iterator[Any]:
+def with_episodes(envs: Mapping[str, Mapping[int, Any]], first_seed: int | None) -> None:
+    """Puts :class:`LiberoEpisodes` around every environment of LeRobot's vector environments of LIBERO."""
     for by_task in envs.values():
-        yield from by_task.values()
+        for vector in by_task.values():
+            vector.envs = [LiberoEpisodes(env, first_seed) for env in vector.envs]

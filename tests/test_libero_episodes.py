@@ -1,4 +1,4 @@
-"""Phases of LIBERO's episodes: noted beside the environment, shown where results are."""
+"""LIBERO's episodes in evaluations: initial states by seed, and phases noted beside the environment."""
 
 from types import SimpleNamespace
 
@@ -8,9 +8,9 @@ import pytest
 from small_libero import Kitchen
 
 from spatial_forcing.evaluate import kept_by
-from spatial_forcing.libero import phases as phases_module
+from spatial_forcing.libero import episodes as episodes_module
+from spatial_forcing.libero.episodes import LiberoEpisodes
 from spatial_forcing.libero.expert import Expert
-from spatial_forcing.libero.phases import PhaseRecorder
 from spatial_forcing.libero.servo import OPEN
 from spatial_forcing.report.page import write_report
 
@@ -19,10 +19,12 @@ class KitchenEnv(gym.Env):
     """An environment of LeRobot's shape around scenes of made-up poses, a new one after every reset."""
 
     def __init__(self, slips: int = 0):
-        self.slips = slips
+        self.slips, self.init_state_id, self.begun = slips, 7, []
         self._env = SimpleNamespace(env=None)
 
     def reset(self, *, seed=None, options=None):
+        self.begun.append(self.init_state_id)
+        self.init_state_id += 1
         self.kitchen = self._env.env = Kitchen("milk_1", seed or 0, self.slips)
         return {}, {"is_success": False}
 
@@ -34,18 +36,27 @@ class KitchenEnv(gym.Env):
 @pytest.fixture
 def recorder(monkeypatch):
     """Makes a recorder whose scenes are kitchens."""
-    monkeypatch.setattr(phases_module, "Scene", lambda kitchen: kitchen)
-    return lambda **options: PhaseRecorder(KitchenEnv(**options))
+    monkeypatch.setattr(episodes_module, "Scene", lambda kitchen: kitchen)
+    return lambda first_seed=None, **options: LiberoEpisodes(KitchenEnv(**options), first_seed)
 
 
-def solve(env: PhaseRecorder) -> None:
+def solve(env: LiberoEpisodes) -> None:
     """Lets the expert act in the episode that has begun."""
     Expert(env.unwrapped.kitchen, lambda action: env.step(action)[2]).run()
 
 
-def still(env: PhaseRecorder, steps: int) -> None:
+def still(env: LiberoEpisodes, steps: int) -> None:
     for _ in range(steps):
         env.step(np.array([0, 0, 0, 0, 0, 0, OPEN], dtype=np.float32))
+
+
+def test_an_episode_has_the_initial_state_of_its_seed_whatever_came_before(recorder):
+    env, lerobots = recorder(first_seed=100), recorder()
+    for one in (env, lerobots):
+        for seed in (100, 103, None, 101):
+            one.reset(seed=seed)
+    assert [env.unwrapped.begun[i] for i in (0, 1, 3)] == [0, 3, 1]
+    assert lerobots.unwrapped.begun == [7, 8, 9, 10]
 
 
 def test_a_solved_episode_came_to_every_phase(recorder):
