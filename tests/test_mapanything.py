@@ -85,7 +85,7 @@ def test_the_heads_equal_the_reference(model, tensors):
         (found.ray_BVHW3, "ray_directions"),
         (found.distance_BVHW[..., None], "depth_along_ray"),
         (found.points_BVHW3, "pts3d_cam"),
-        (found.confidence_BVHW, "conf"),
+        (found.depth_confidence_BVHW, "conf"),
         (found.valid_BVHW.logit(), "non_ambiguous_mask_logits"),
         (found.scale_B[:, None, None].expand(-1, views, -1), "metric_scaling_factor"),
     ):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from training_configs import policy_config, train_config
 
+from spatial_forcing.cache.beside import frames_at
 from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.cli import main
 from spatial_forcing.compare.features import Teaching
@@ -21,7 +22,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.geometry.metres import metric_depths
 from spatial_forcing.geometry.pinhole import Pinholes
 from spatial_forcing.geometry.points import FRAMES, in_frame
-from spatial_forcing.geometry.stored import extract_points, frames_at, point_source
+from spatial_forcing.geometry.stored import extract_points, point_source
 from spatial_forcing.probe.depths import Depths
 from spatial_forcing.sim.camera import Jitter, default_cameras, stack_matrices
 from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry

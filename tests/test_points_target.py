@@ -10,7 +10,7 @@ from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, Setting
 from torch.testing import assert_close
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features, PointedFeatures, flip
+from spatial_forcing.grid import AnnotatedFeatures, Features, flip
 from spatial_forcing.uv import uv_position_embedding
 from spatial_forcing.xyz import CHANNELS as OF_POINTS
 from spatial_forcing.xyz import FASTEST, SLOWEST, xyz_embedding
@@ -22,7 +22,7 @@ def with_points(setting: Setting, seed: int = 0) -> Features:
     """Some of the teacher's features, with random points within a metre."""
     points_BVHW3 = torch.rand(*GRID, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     tokens_BVHWC = setting.features().tokens_BVHWC[:, :, ::2, ::2]
-    return PointedFeatures(tokens_BVHWC, torch.ones(GRID, dtype=torch.bool), points_BVHW3)
+    return AnnotatedFeatures(tokens_BVHWC, torch.ones(GRID, dtype=torch.bool), points_BVHW3)
 
 
 def target_of(setting: Setting, features: Features, **options):
@@ -110,7 +110,7 @@ def test_points_alone_are_neither_the_teachers_features_nor_places_in_the_image(
     other = target_of(setting, features._replace(tokens_BVHWC=torch.randn_like(features.tokens_BVHWC)))[0]
     assert torch.equal(target, other)
     # Tokens change places, and their targets go with them; with the embedding of places they do not.
-    turned = PointedFeatures(
+    turned = AnnotatedFeatures(
         features.tokens_BVHWC.flip(3), features.valid_BVHW.flip(3), features.points_BVHW3.flip(3)
     )
     assert_close(target_of(setting, turned)[0], target.flip(3))

@@ -64,7 +64,10 @@ class FeatureSource:
                 pca_targets=config.pca_targets,
                 standardized=config.standardize,
                 points=config.points is not None,
+                weights=config.token_weights is not None,
             )
+            if self.store.weights is not None:
+                self.store.weights.check_weights(str(config.token_weights))
             if self.store.points is not None:
                 self.store.points.check_points(config.points_from, config.points_frame)
             self.store.check(teacher=config.teacher, cameras=cameras.values(), dataset_root=dataset_root)
@@ -78,6 +81,11 @@ class FeatureSource:
             raise SpatialForcingError(
                 f"forcing.points={config.points} needs the 3D point of each token, which spatial-forcing "
                 "points stores beside a cache: give forcing.cache, or leave forcing.points out."
+            )
+        elif config.token_weights is not None:
+            raise SpatialForcingError(
+                f"forcing.token_weights={config.token_weights} needs the weight of each token, which "
+                "spatial-forcing weights stores beside a cache: give forcing.cache, or leave it out."
             )
         elif config.future:
             raise SpatialForcingError(
@@ -216,6 +224,7 @@ def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSo
                 entry.points is None,
                 entry.points_from,
                 entry.points_frame,
+                entry.token_weights,
                 entry.future,
             )
         else:

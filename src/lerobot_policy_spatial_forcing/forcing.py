@@ -68,6 +68,7 @@ def _alignment(entry: AlignmentConfig, source: FeatureSource) -> Alignment:
         published=entry.published,
         control=entry.control,  # type: ignore[arg-type]
         points=entry.points,  # type: ignore[arg-type]
+        token_weights=entry.token_weights is not None,
         projector=entry.projector,  # type: ignore[arg-type]
         spatial_norm=entry.spatial_norm,
         shares=entry.shares if isinstance(entry, ListedAlignment) else None,

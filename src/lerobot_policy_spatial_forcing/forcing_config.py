@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lerobot_policy_spatial_forcing.cameras import check_cameras
+from spatial_forcing.cache.layout import STORED
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
@@ -18,6 +19,7 @@ from spatial_forcing.on_grid import POINTS
 from spatial_forcing.projector import PROJECTORS
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
+from spatial_forcing.token_weights.sources import check_source
 
 LISTING = Listing("--policy.forcing.alignments", "alignment")
 
@@ -78,6 +80,9 @@ class AlignmentConfig:
     """Depth that the points are from: recorded, or pseudo:<model>; the cache's if None."""
     points_frame: str | None = None
     """Frame of the points: robot, end-effector, first-camera or camera; the cache's if None."""
+    token_weights: str | None = None
+    """Weights of the tokens in the loss, of a cache that has them (spatial-forcing weights): stored, or their
+    source, confidence:<teacher> or mask:<column>; all count alike if None."""
     calibration: str | None = None
     """Calibration file of the cameras, for commands that write the cache; the embedded world's own if
     None."""
@@ -185,6 +190,11 @@ def _check_points(points: str | None) -> None:
         raise UnknownNameError("use of points", points, POINTS)
 
 
+def _check_token_weights(source: str | None) -> None:
+    if source not in (None, STORED):
+        check_source(source)
+
+
 def _check_projector(projector: str) -> None:
     if projector not in PROJECTORS:
         raise UnknownNameError("projector", projector, PROJECTORS)
@@ -203,6 +213,7 @@ CHECKS: dict[str, Any] = {
     "position_embedding": check_position_embedding,
     "control": _check_control,
     "points": _check_points,
+    "token_weights": _check_token_weights,
     "projector": _check_projector,
     "future": _check_future,
 }

@@ -24,7 +24,7 @@ from spatial_forcing.diagnostics import compare_tokens
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
 from spatial_forcing.mixture import MixedTap
-from spatial_forcing.on_grid import Given, ImageSize
+from spatial_forcing.on_grid import Given, GridTarget, ImageSize
 from spatial_forcing.pull import Pull, pull
 from spatial_forcing.schedules import Weight
 from spatial_forcing.site import Host
@@ -218,16 +218,17 @@ class SpatialForcing(nn.Module):
         features = features_of(self.parts, given)
         terms, logs, diagnostics = [], [], []
         for part, weight, visual_BND in zip(self.parts, weights, visual, strict=True):
-            target_BNC, valid_BN = self._on_grid(part, features, given, batch=len(visual_BND))
+            target_BNC, valid_BN, weight_BN = self._on_grid(part, features, given, batch=len(visual_BND))
             how = part.tap.layout, part.alignment.hidden_share
             projected_BNC = self.projector_of(part.name)(visual_BND, valid_BN, *how)
             compared = (projected_BNC, target_BNC, valid_BN)
-            align = part.loss(*compared)
+            weighted = compared if weight_BN is None else (*compared, weight_BN)
+            align = part.loss(*weighted)
             look = align.device.type == "cpu" or not self._looked_at_features
             if look and not math.isfinite(align.item()):
                 features[part.name].check_finite()
             terms.append(weight * align)
-            logs.append(part.numbers(align, compared, weight))
+            logs.append(part.numbers(align, weighted, weight))
             if diagnose:
                 diagnostics.append(compare_tokens(visual_BND, *compared, part.tap.layout.views))
         self._looked_at_features = True
@@ -264,7 +265,7 @@ class SpatialForcing(nn.Module):
         if of is not None and of not in parts:
             raise UnknownNameError("alignment", of, parts)
         part = self.parts[0] if of is None else parts[of]
-        return self._on_grid(part, features_of([part], given), given)
+        return self._on_grid(part, features_of([part], given), given)[:2]
 
     def check_loss(self, align_loss: float, images: Images) -> None:
         """Raises :class:`SpatialForcingError` if an alignment loss is not finite because features are not.
@@ -326,7 +327,7 @@ class SpatialForcing(nn.Module):
         features: Mapping[str, Features],
         given: Mapping[str, Given],
         batch: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> GridTarget:
         return self.grids[part.name](
             features[part.name],
             given[part.name],

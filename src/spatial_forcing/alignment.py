@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.grid import Features
-from spatial_forcing.losses import Loss, loss_of
+from spatial_forcing.losses import Loss, check_weighs, loss_of
 from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.mixture import MixedProjector, MixedTap, name_of, sites_named, tap_at
 from spatial_forcing.on_grid import POINTS, Given, OnGrid, width_with
@@ -58,6 +58,8 @@ class Alignment:
         points: how the 3D points of the tokens enter the target, where its features have any: ``"added"``,
             their embedding (``spatial_forcing.xyz``) in place of that of the pixel's place, at the same
             share; ``"concatenated"`` to the features, with half of the target's length; or ``"alone"``.
+        token_weights: weigh tokens in the loss by the weights that come with the target's features (see
+            ``spatial_forcing.token_weights``): a teacher's confidence, or a mask of what matters.
         shares: name of another alignment in the list whose projector this one uses, too (ROCKET, arXiv
             2602.17951).
         hidden_share: share of the projector's hidden units that this alignment uses, the first ones, above 0
@@ -81,12 +83,15 @@ class Alignment:
     published: bool = False
     control: Literal["shuffled", "place"] | None = None
     points: Literal["added", "concatenated", "alone"] | None = None
+    token_weights: bool = False
     shares: str | None = None
     hidden_share: float = 1.0
 
     def __post_init__(self) -> None:
         target_of(self.target)
-        loss_of(self.loss)
+        loss = loss_of(self.loss)
+        if self.token_weights:
+            check_weighs(loss)
         schedule_of(self.weight)
         check_position_embedding(self.position_embedding)
         if self.control is not None and self.control not in CONTROLS:
@@ -122,6 +127,7 @@ class AlignmentOptions(TypedDict, total=False):
     published: bool
     control: Literal["shuffled", "place"] | None
     points: Literal["added", "concatenated", "alone"] | None
+    token_weights: bool
     hidden_share: float
 
 
@@ -205,13 +211,13 @@ class Part:
             published=of.published,
             control=of.control,
             points=of.points,
+            token_weights=of.token_weights,
         )
         return grid.to(site.device)
 
-    def numbers(
-        self, align: Tensor, compared: tuple[Tensor, Tensor, Tensor], weight: float
-    ) -> dict[str, Tensor]:
-        """The logs of a step, from its loss and the (projected_BNC, target_BNC, valid_BN) it compares."""
+    def numbers(self, align: Tensor, compared: tuple[Tensor, ...], weight: float) -> dict[str, Tensor]:
+        """The logs of a step, from its loss and what that compares: (projected_BNC, target_BNC, valid_BN),
+        and weight_BN with weights."""
         align, valid_BN = align.detach(), compared[2]
         distance = align if self.loss is cosine_distance else cosine_distance(*(t.detach() for t in compared))
         numbers = {
@@ -233,6 +239,7 @@ class Part:
         about = "" if site.locate is None else "about "  # the prompt will say
         layer = "" if alignment.layer is None else f", layer {alignment.layer}"
         points = "" if alignment.points is None else f", 3D points {alignment.points}"
+        points += ", tokens weighted" * alignment.token_weights
         loss = "" if alignment.loss == "cosine" else f"; loss {_called(alignment.loss)}"
         return (
             f"{site.host} {site.label} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "

@@ -32,6 +32,7 @@ from spatial_forcing.probe_options import ProbeOptions
 from spatial_forcing.sim.spec import DemoSpec
 from spatial_forcing.structure.options import Teachers
 from spatial_forcing.threads import waiting_threads_sleep
+from spatial_forcing.token_weights.options import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,7 @@ COMMANDS = {
     "teachers": Teachers,
     "cache": Cache,
     "points": Points,
+    "weights": Weights,
     "train": Train,
     "compare": Compare,
     "eval": Eval,
@@ -195,6 +197,7 @@ KEPT = {
     "cache": AGAIN,
     "cache verify": "The cache is as it was.",
     "points": AGAIN,
+    "weights": AGAIN,
     "calibration check": "No image was written: run the same command again.",
     "libero collect": AGAIN,
     "compare": AGAIN,

@@ -34,18 +34,15 @@ def of_another_frame(features: Features, *, allow_single: bool = False) -> Featu
     Raises:
         SpatialForcingError: a batch of one frame.
     """
-    tokens_BVHWC, valid_BVHW = features
-    points_BVHW3 = features.points_BVHW3
-    if len(tokens_BVHWC) == 1:
+    if len(features.tokens_BVHWC) == 1:
         if not allow_single:
             raise SpatialForcingError(
                 "control='shuffled' gives every frame the features of another frame of its batch, and this "
                 "batch has one frame. Use a batch size of at least 2 per process, or control='place'."
             )
-        return Features(tokens_BVHWC, valid_BVHW & False).with_points(points_BVHW3)
-    points_BVHW3 = None if points_BVHW3 is None else points_BVHW3.roll(1, 0)
-    moved = Features(tokens_BVHWC.roll(1, 0), valid_BVHW & valid_BVHW.roll(1, 0))
-    return moved.with_points(points_BVHW3)
+        return features._replace(valid_BVHW=features.valid_BVHW & False)
+    moved = features.mapped(lambda part: part.roll(1, 0))
+    return moved._replace(valid_BVHW=moved.valid_BVHW & features.valid_BVHW)
 
 
 def place_embedding(B: int, V: int, h: int, w: int, C: int) -> Tensor:

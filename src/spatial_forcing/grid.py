@@ -20,7 +20,7 @@ Affines: (..., 2, 3), rows x and y, acting on (x, y, 1).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
@@ -48,14 +48,21 @@ class Features(NamedTuple):
 
     @property
     def points_BVHW3(self) -> Tensor | None:
-        """The point that each token shows, where these are :class:`PointedFeatures`; else None."""
+        """The point that each token shows, where these are :class:`AnnotatedFeatures` with points."""
+        return None
+
+    @property
+    def weights_BVHW(self) -> Tensor | None:
+        """The weight of each token in the loss, where these are :class:`AnnotatedFeatures` with weights."""
         return None
 
     def with_points(self, points_BVHW3: Tensor | None) -> "Features":
         """The same features with the points that the tokens show, or without any."""
-        if points_BVHW3 is None:
-            return Features(self.tokens_BVHWC, self.valid_BVHW)
-        return PointedFeatures(self.tokens_BVHWC, self.valid_BVHW, points_BVHW3)
+        return annotated(self, points_BVHW3, self.weights_BVHW)
+
+    def with_weights(self, weights_BVHW: Tensor | None) -> "Features":
+        """The same features with the weights of the tokens, or without any."""
+        return annotated(self, self.points_BVHW3, weights_BVHW)
 
     def checked(self) -> "Features":
         """Returns itself, or raises :class:`SpatialForcingError` if shapes or dtypes do not fit together."""
@@ -80,13 +87,25 @@ class Features(NamedTuple):
                 f"Features need points of shape {(*valid.shape, 3)} (B, V, H, W, 3) for tokens of shape "
                 f"{tuple(tokens.shape)}, got {tuple(points.shape)}."
             )
+        weights = self.weights_BVHW
+        if weights is not None and (weights.shape != valid.shape or not weights.is_floating_point()):
+            raise SpatialForcingError(
+                f"Features need floating weights of shape {tuple(valid.shape)} (B, V, H, W) for tokens of "
+                f"shape {tuple(tokens.shape)}, got {weights.dtype} of {tuple(weights.shape)}."
+            )
         return self
 
     def of_views(self, views: Sequence[int]) -> "Features":
         """The features of some views, in this order."""
         at = list(views)
-        points = None if self.points_BVHW3 is None else self.points_BVHW3[:, at]
-        return Features(self.tokens_BVHWC[:, at], self.valid_BVHW[:, at]).with_points(points)
+        return self.mapped(lambda part: part[:, at])
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> "Features":
+        """The same features with tokens, mask, points and weights moved alike."""
+        points, weights = (
+            None if part is None else move(part) for part in (self.points_BVHW3, self.weights_BVHW)
+        )
+        return annotated(Features(move(self.tokens_BVHWC), move(self.valid_BVHW)), points, weights)
 
     def check_finite(self) -> None:
         """Raises :class:`SpatialForcingError` if a valid token holds NaN or infinity.
@@ -104,30 +123,48 @@ class Features(NamedTuple):
             )
 
 
-class PointedFeatures(Features):
-    """Features with the 3D point that each token shows; they unpack as features do.
+class AnnotatedFeatures(Features):
+    """Features with what is known of each token beside them; they unpack as features do.
 
     Args:
         tokens_BVHWC, valid_BVHW: see :class:`Features`.
-        points_BVHW3: metres, in one frame (see ``spatial_forcing.geometry``); not finite where not known.
+        points_BVHW3: the 3D point that a token shows: metres, in one frame; not finite where not known. None
+            without points. See ``spatial_forcing.geometry``.
+        weights_BVHW: how much a token counts in the loss, 0 or more. None if all count alike.
     """
 
     def __new__(
-        cls, tokens_BVHWC: Tensor, valid_BVHW: Tensor, points_BVHW3: Tensor | None = None
-    ) -> "PointedFeatures":
+        cls,
+        tokens_BVHWC: Tensor,
+        valid_BVHW: Tensor,
+        points_BVHW3: Tensor | None = None,
+        weights_BVHW: Tensor | None = None,
+    ) -> "AnnotatedFeatures":
         made = super().__new__(cls, tokens_BVHWC, valid_BVHW)
-        made.__dict__["points_BVHW3"] = points_BVHW3
+        made.__dict__ |= {"points_BVHW3": points_BVHW3, "weights_BVHW": weights_BVHW}
         return made
 
     @property
     def points_BVHW3(self) -> Tensor | None:
         return self.__dict__["points_BVHW3"]
 
+    @property
+    def weights_BVHW(self) -> Tensor | None:
+        return self.__dict__["weights_BVHW"]
+
     def _replace(self, **changed: Tensor) -> Features:
-        return super()._replace(**changed).with_points(self.points_BVHW3)
+        return annotated(super()._replace(**changed), self.points_BVHW3, self.weights_BVHW)
 
     def __getnewargs__(self) -> tuple[Tensor, ...]:
-        return (*self, self.__dict__["points_BVHW3"])
+        return (*self, self.__dict__["points_BVHW3"], self.__dict__["weights_BVHW"])
+
+
+def annotated(features: Features, points_BVHW3: Tensor | None, weights_BVHW: Tensor | None) -> Features:
+    """Features with these points and weights and no others; plain ones without either."""
+    tokens_BVHWC, valid_BVHW = features
+    if points_BVHW3 is None and weights_BVHW is None:
+        return Features(tokens_BVHWC, valid_BVHW)
+    return AnnotatedFeatures(tokens_BVHWC, valid_BVHW, points_BVHW3, weights_BVHW)
 
 
 @dataclass(frozen=True)

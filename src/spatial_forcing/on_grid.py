@@ -41,13 +41,28 @@ class Given(NamedTuple):
     views: Sequence[int] | None = None
 
 
+class GridTarget(NamedTuple):
+    """What the tokens of a host are compared with.
+
+    Attributes:
+        target_BNC: float32.
+        valid_BN: which tokens count.
+        weight_BN: and how much, 0 or more, float32; None if alike.
+    """
+
+    target_BNC: Tensor
+    valid_BN: Tensor
+    weight_BN: Tensor | None
+
+
 class OnGrid(nn.Module):
     """Resamples features of one target to the token grid of one host. It has no parameters or saved state.
 
     Args:
         host: the host's name, for messages.
         target: what the features are of.
-        position_embedding, standardize, spatial_norm, published, control, points: as of an ``Alignment``.
+        position_embedding, standardize, spatial_norm, published, control, points, token_weights: as of an
+            ``Alignment``.
 
     Attributes:
         width: of what it gives.
@@ -71,6 +86,7 @@ class OnGrid(nn.Module):
         control: str | None,
         spatial_norm: bool = False,
         points: str | None = None,
+        token_weights: bool = False,
     ):
         super().__init__()
         placed = control == "place" or (position_embedding and points in (None, "concatenated"))
@@ -83,6 +99,8 @@ class OnGrid(nn.Module):
         self.host, self.teacher_width, self.width = host, target.width, width_with(points, target.width)
         self.position_embedding, self.published, self.control = position_embedding, published, control
         self.spatial_norm, self.points = spatial_norm, points
+        # The place of a token is all that the control of the place may know.
+        self.token_weights = token_weights and control != "place"
         if standardize is None:
             standardize = torch.zeros(target.width), torch.ones(target.width)
         mean_C, std_C = checked_statistics(*standardize, target.width)
@@ -99,8 +117,8 @@ class OnGrid(nn.Module):
         *,
         stored_sizes: Sequence[tuple[int, int]] | None = None,
         batch: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Computes target_BNC (float32) and valid_BN.
+    ) -> GridTarget:
+        """Computes the target of a batch.
 
         Args:
             features: of the batch.
@@ -121,7 +139,11 @@ class OnGrid(nn.Module):
         tokens = (features.tokens_BVHWC.float() - self.mean_C) / self.std_C
         if self.spatial_norm:
             tokens = normed_over_places(tokens, features.valid_BVHW)
+        weights_BVHW = self._wanted_weights(features)
         features = self._with_position(features._replace(tokens_BVHWC=tokens))
+        if weights_BVHW is not None:  # they go to the host's grid as another channel
+            tokens = torch.cat([features.tokens_BVHWC, weights_BVHW[..., None]], dim=-1)
+            features = features._replace(tokens_BVHWC=tokens)
 
         if self.published:
             target_BVhwC, valid_BVhw = resample(
@@ -139,9 +161,13 @@ class OnGrid(nn.Module):
             image_Vhw = torch.stack([layout.valid_mask(*size) for size in sizes])
             valid_BVhw = valid_BVhw & image_Vhw.to(valid_BVhw.device)
         target_BVhwC = _placed(target_BVhwC, view_indices, layout.views)
+        weight_BN = None
+        if weights_BVHW is not None:
+            target_BVhwC, weight_BN = target_BVhwC[..., :-1], target_BVhwC[..., -1].flatten(1)
         if self.control == "place":
             target_BVhwC = place_embedding(*target_BVhwC.shape).to(target_BVhwC.device)
-        return target_BVhwC.flatten(1, 3), _placed(valid_BVhw, view_indices, layout.views).flatten(1)
+        valid_BN = _placed(valid_BVhw, view_indices, layout.views).flatten(1)
+        return GridTarget(target_BVhwC.flatten(1, 3), valid_BN, weight_BN)
 
     def _with_position(self, features: Features) -> Features:
         """Adds the position embedding to tokens_BVHWC, or what takes its place. Where a point is wanted and
@@ -177,6 +203,19 @@ class OnGrid(nn.Module):
             "Store them beside the features with spatial-forcing points, and read them: "
             "FeatureStore(root, points=True), or --policy.forcing.points with --policy.forcing.cache."
         )
+
+    def _wanted_weights(self, features: Features) -> Tensor | None:
+        """The weights of the features, where they are wanted; 0 where a token is not valid."""
+        if not self.token_weights:
+            return None
+        if features.weights_BVHW is None:
+            raise SpatialForcingError(
+                "token_weights=True needs a weight of each token, and these features have none. Store them "
+                "beside the features with spatial-forcing weights, and read them: "
+                "FeatureStore(root, weights=True), or --policy.forcing.token_weights with "
+                "--policy.forcing.cache."
+            )
+        return torch.where(features.valid_BVHW, features.weights_BVHW.float(), 0.0)
 
     def _image_sizes(
         self, given: Given, stored_sizes: Sequence[tuple[int, int]] | None, layout: Layout, views: int

@@ -18,6 +18,7 @@ from spatial_forcing.cache.layout import (
     POINTS,
     SOURCE,
     UNRECORDED,
+    WEIGHTS,
     WHAT,
     CacheError,
     Share,
@@ -122,7 +123,7 @@ def check_several(root: Path, claims: Mapping[int, Mapping[str, Any]]) -> None:
             "folder."
         )
     there = stored_layers(root)
-    names = {POINTS, *(path.name for path in there.values())}
+    names = {POINTS, WEIGHTS, *(path.name for path in there.values())}
     if root.is_dir() and any(
         one.name not in names and not one.name.startswith(".") for one in root.iterdir()
     ):

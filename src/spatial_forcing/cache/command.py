@@ -17,7 +17,7 @@ from spatial_forcing.cache.extract import (
     open_source,
 )
 from spatial_forcing.cache.layers import folder_of, stored_layers
-from spatial_forcing.cache.layout import COMMAND, MANIFEST, POINTS, CacheError
+from spatial_forcing.cache.layout import COMMAND, MANIFEST, POINTS, WEIGHTS, CacheError
 from spatial_forcing.cache.spans import Span, spans_of_episodes
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share, Watch, check_numbers
@@ -124,7 +124,8 @@ def verify_cache(options: Any) -> None:
         CacheError: a file is broken and was not repaired, or the features are not the teacher's.
     """
     folders = cache_folders(options.out) if options.layer is None else [folder_of(options.out, options.layer)]
-    check_points(options.out / POINTS)
+    for beside in (POINTS, WEIGHTS):
+        check_beside(options.out / beside)
     broken = {folder: found for folder in folders if (found := broken_files(folder))}
     for folder, found in broken.items():
         for name, reason in found.items():
@@ -150,12 +151,12 @@ def verify_cache(options: Any) -> None:
             check_sample(options, folder)
 
 
-def check_points(folder: Path) -> None:
-    """Raises :class:`CacheError` if points of the tokens are there and are not what was stored."""
+def check_beside(folder: Path) -> None:
+    """Raises :class:`CacheError` if points or weights of the tokens are there and are not what was stored."""
     if folder.is_dir() and (broken := broken_files(folder)):
         raise CacheError(
             f"{len(broken)} of the files of {folder} cannot be used ({', '.join(broken)}). Remove that "
-            "folder, and store the points again: spatial-forcing points."
+            f"folder, and store the {folder.name} again: spatial-forcing {folder.name}."
         )
 
 

@@ -31,8 +31,10 @@ SOURCE, CODEC, MANIFEST = "source.json", "codec.safetensors", "manifest.json"
 MANIFEST_KEYS = {"claimed": dict, "source": dict, "codec": dict, "shard_frames": int, "sums": dict}
 MANIFEST_KEYS |= {"statistics": dict}
 CHECKSUM = "checksum"
-# Folder of the points of a cache's tokens, beside its features: a cache of its own.
-POINTS = "points"
+# Folders of what is known of a cache's tokens beside their features, each a cache of its own.
+POINTS, WEIGHTS = "points", "weights"
+# As a source of weights: whatever is there.
+STORED = "stored"
 SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 COMMAND = "spatial-forcing cache"
 WHAT = "feature cache"

@@ -21,6 +21,8 @@ from spatial_forcing.cache.layout import (
     CODEC,
     COMMAND,
     POINTS,
+    STORED,
+    WEIGHTS,
     CacheError,
     Source,
     check_file,
@@ -53,11 +55,12 @@ class FeatureStore:
             tokens with every channel standardised.
         points: read the 3D points of the tokens, too, which ``spatial-forcing points`` stores beside the
             features.
+        weights: read the weights of the tokens, too, which ``spatial-forcing weights`` stores there.
 
     Raises:
         CacheError: no cache there, an unfinished one, one of another version, a file is missing or damaged,
-            it has no such layer or several and none is named, or PCA targets or points are wanted of a cache
-            that has none.
+            it has no such layer or several and none is named, or PCA targets, points or weights are wanted of
+            a cache that has none.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class FeatureStore:
         pca_targets: bool = False,
         standardized: bool = False,
         points: bool = False,
+        weights: bool = False,
     ):
         if not isinstance(root, str | os.PathLike):
             raise CacheError(f"A cache is read from a folder; got {root!r}.")
@@ -110,34 +114,36 @@ class FeatureStore:
         self.stats: tuple[Tensor, Tensor] | None = stats
         self._files: dict[int, Any] = {}
         self._pid = os.getpid()
-        self.points: FeatureStore | None = self._beside(Path(root)) if points else None
-        if self.points is not None:
-            self.fingerprint += f"-points-{self.points.fingerprint}"
+        self.points = self._beside(Path(root), POINTS) if points else None
+        self.weights = self._beside(Path(root), WEIGHTS) if weights else None
+        for beside in (self.points, self.weights):
+            if beside is not None:
+                self.fingerprint += f"-{beside.root.name}-{beside.fingerprint}"
 
-    def _beside(self, root: Path) -> "FeatureStore":
-        """The points of the tokens.
+    def _beside(self, root: Path, what: str) -> "FeatureStore":
+        """The points or weights of the tokens.
 
         Raises:
             CacheError: there are none, or they are of other frames, cameras or tokens.
         """
-        if not (root / POINTS).is_dir():
+        if not (root / what).is_dir():
             raise CacheError(
-                f"The cache at {root} has no points of its tokens. Store them beside the features: "
-                f"spatial-forcing points --features {root} --dataset <data set>"
+                f"The cache at {root} has no {what} of its tokens. Store them beside the features: "
+                f"spatial-forcing {what} --features {root} --dataset <data set>"
             )
-        points = FeatureStore(root / POINTS)
-        for what in ("dataset", "cameras", "spans", "frames"):
-            if getattr(points.source, what) != getattr(self.source, what):
+        found = FeatureStore(root / what)
+        for of in ("dataset", "cameras", "spans", "frames"):
+            if getattr(found.source, of) != getattr(self.source, of):
                 raise CacheError(
-                    f"The points in {points.root} are of another {what} than the features beside them. "
-                    "Remove that folder, and store them again: spatial-forcing points"
+                    f"The {what} in {found.root} are of another {of} than the features beside them. "
+                    f"Remove that folder, and store them again: spatial-forcing {what}"
                 )
-        if points.grid[:3] != self.grid[:3]:
+        if found.grid[:3] != self.grid[:3]:
             raise CacheError(
-                f"The points in {points.root} are of a grid of {points.grid[1]} x {points.grid[2]} tokens, "
+                f"The {what} in {found.root} are of a grid of {found.grid[1]} x {found.grid[2]} tokens, "
                 f"the features of {self.grid[1]} x {self.grid[2]}. Remove that folder, and store them again."
             )
-        return points
+        return found
 
     @property
     def image_sizes(self) -> list[tuple[int, int]] | None:
@@ -176,11 +182,13 @@ class FeatureStore:
             raise CacheError(f"Frames are named by a tensor of whole numbers, one a sample; got {index_B!r}.")
         stored = self.read_stored(index_B.tolist())
         features = self.decoded({k: v.to(index_B.device, non_blocking=True) for k, v in stored.items()})
-        if self.points is None:
-            return features
-        points_BVHW4 = self.points.read(index_B).tokens_BVHWC.float()
-        known_BVHW1 = points_BVHW4[..., 3:] > 0
-        return features.with_points(torch.where(known_BVHW1, points_BVHW4[..., :3], torch.nan))
+        if self.points is not None:
+            points_BVHW4 = self.points.read(index_B).tokens_BVHWC.float()
+            known_BVHW1 = points_BVHW4[..., 3:] > 0
+            features = features.with_points(torch.where(known_BVHW1, points_BVHW4[..., :3], torch.nan))
+        if self.weights is not None:
+            features = features.with_weights(self.weights.read(index_B).tokens_BVHWC[..., 0].float())
+        return features
 
     def decoded(self, stored: dict[str, Tensor]) -> Features:
         """Decodes what :meth:`read_stored` returned to features, on its device."""
@@ -287,6 +295,15 @@ class FeatureStore:
                     f"{self.root} holds {said}, and {option} {wanted} is asked for. Leave the option out, or "
                     "store others beside other features: spatial-forcing points --depth ... --frame ..."
                 )
+
+    def check_weights(self, source: str) -> None:
+        """Raises :class:`CacheError` unless these are weights from this source, or any are asked for."""
+        if source not in (STORED, self.source.teacher):
+            raise CacheError(
+                f"{self.root} holds weights of {self.source.teacher}, and {source} is asked for. Say "
+                f"token_weights={STORED}, or store others beside other features: spatial-forcing weights "
+                "--source ..."
+            )
 
 
 def turned(codec: Codec, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.plan import Comparison
 
 RECORDED = "recorded"
+LEAST = 0.0  # weight of tokens that their source gives none
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Teaching:
     points_from: str | None = None
     points_frame: str = "robot"
     calibration: str | None = None
+    token_weights: str | None = None
 
     def folder(self, fraction: float) -> str:
         """Folder name of the cache for a data fraction."""
@@ -49,6 +51,8 @@ class Teaching:
         if self.points_from is not None:
             says += ["points", re.sub(r"\W+", "-", self.points_from), self.points_frame]
             says += [Path(self.calibration).stem] if self.calibration is not None else []
+        if self.token_weights is not None:
+            says += ["weights", re.sub(r"\W+", "-", self.token_weights)]
         return "-".join([*says, f"f{100 * fraction:g}"])
 
 
@@ -67,6 +71,7 @@ def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
         # A mapping names the data set's cameras first; without one both names are the same.
         cameras=None if cameras is None else tuple(cameras),
         **({} if forcing.points is None else _points(forcing)),
+        token_weights=forcing.token_weights,
     )
 
 
@@ -135,24 +140,35 @@ def store(
     watch = Watch(lambda plan: bars.update(bar, total=plan.share), lambda n: bars.advance(bar, n))
     extract(dataset.root, teacher, teaching.teacher, root, how, watch=watch)
     bars.update(bar, total=bars.tasks[bar].completed)
-    if teaching.points_from is not None:
-        store_points(teaching, dataset, root, bars, device)
+    for what, source in beside_of(teaching, dataset, device).items():
+        store_beside(what, source, dataset, root, bars)
 
 
-def store_points(teaching: Teaching, dataset: Any, root: Path, bars: Progress, device: str) -> None:
-    """Stores the points of the tokens beside their features."""
+def beside_of(teaching: Teaching, dataset: Any, device: str) -> dict[str, Any]:
+    """The sources of what an arm reads beside its features, by the name of its folder."""
     from spatial_forcing.cache.extract import chosen_cameras
-    from spatial_forcing.cache.write import Watch
-    from spatial_forcing.geometry.stored import extract_points, point_source
+    from spatial_forcing.cache.layout import POINTS, WEIGHTS
+    from spatial_forcing.geometry.stored import point_source
+    from spatial_forcing.token_weights.sources import weight_source
 
-    bar = bars.add_task(f"points for {root.name}", total=None)
-    keys = chosen_cameras(dataset, teaching.cameras)
-    calibration = None if teaching.calibration is None else Path(teaching.calibration)
-    source = point_source(
-        teaching.points_from or RECORDED, dataset, keys, calibration, teaching.points_frame, device
-    )
+    keys, found = chosen_cameras(dataset, teaching.cameras), {}
+    if teaching.points_from is not None:
+        calibration = None if teaching.calibration is None else Path(teaching.calibration)
+        how = (calibration, teaching.points_frame, device)
+        found[POINTS] = point_source(teaching.points_from, dataset, keys, *how)
+    if teaching.token_weights is not None:
+        found[WEIGHTS] = weight_source(teaching.token_weights, dataset, keys, LEAST, device)
+    return found
+
+
+def store_beside(what: str, source: Any, dataset: Any, root: Path, bars: Progress) -> None:
+    """Stores points or weights of the tokens beside their features."""
+    from spatial_forcing.cache.beside import extract_beside
+    from spatial_forcing.cache.write import Watch
+
+    bar = bars.add_task(f"{what} for {root.name}", total=None)
     watch = Watch(lambda plan: bars.update(bar, total=plan.share), lambda n: bars.advance(bar, n))
-    extract_points(dataset.root, source, root, watch=watch)
+    extract_beside(what, dataset.root, source, root, watch=watch)
     bars.update(bar, total=bars.tasks[bar].completed)
 
 

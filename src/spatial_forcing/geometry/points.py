@@ -76,6 +76,12 @@ class PointSource:
             points_BVhw3 = points_BVhw3 - self.cameras.end_effector(batch)[:, None, None, None]
         return points_BVhw3
 
+    def numbers(self, batch: Mapping[str, Any], cameras: Sequence[str], rows: int, cols: int) -> Tensor:
+        """The points with their certainty, as numbers that can be stored: points_BVhw4."""
+        points_BVhw3 = self.points(batch, cameras, rows, cols)
+        known_BVhw1 = points_BVhw3.isfinite().all(-1, keepdim=True)
+        return torch.cat([torch.where(known_BVhw1, points_BVhw3, 0.0), known_BVhw1.float()], dim=-1)
+
 
 def in_frame(frame: str, pinholes: Pinholes) -> Pinholes:
     """The same cameras with extrinsics from another frame: the first camera's, or each camera's own."""

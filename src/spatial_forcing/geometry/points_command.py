@@ -4,13 +4,14 @@ from typing import Any
 
 from rich.console import Console
 
+from spatial_forcing.cache.beside import features_in
 from spatial_forcing.cache.layout import MANIFEST, CacheError
 from spatial_forcing.cache.write import Share, Watch, check_numbers
 from spatial_forcing.console import stages
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
 from spatial_forcing.files import check_folder
-from spatial_forcing.geometry.stored import extract_points, features_in, known_share, point_source
+from spatial_forcing.geometry.stored import extract_points, known_share, point_source
 from spatial_forcing.probe.depths import check_source
 
 

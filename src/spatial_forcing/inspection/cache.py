@@ -8,6 +8,7 @@ from spatial_forcing.cache.layout import (
     MANIFEST,
     POINTS,
     SOURCE,
+    WEIGHTS,
     CacheError,
     Source,
     check_there,
@@ -38,7 +39,8 @@ def inspect_cache(folder: Path) -> Inspection:
             found.problems.append(f"{root / MANIFEST} is damaged: its source is none ({error!r}).")
     if layers:
         found.facts["layers"] = [str(layer) for layer in layers]
-    found.facts["points"] = "beside it" if (folder / POINTS).is_dir() else "none"
+    for beside in (POINTS, WEIGHTS):
+        found.facts[beside] = "beside it" if (folder / beside).is_dir() else "none"
     found.notes.append(f"Checksums were not compared: {COMMAND} verify --out {folder}")
     return found
 

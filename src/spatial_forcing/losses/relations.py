@@ -4,15 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spatial_forcing.losses import only_valid
+from spatial_forcing.losses import mean_of_valid, only_valid
 
 
-def relation_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor) -> Tensor:
+def relation_distance(
+    projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tensor, weight_BN: Tensor | None = None
+) -> Tensor:
     """Mean over pairs of valid tokens of one sample of (cos(p_i, p_j) - cos(y_i, y_j))^2, in [0, 4].
 
     Computed in float32. Invariant to the scale of every token and to a rotation of either side as a whole, so
     that projected tokens need not become the target's, only as alike as they. Zero where no sample has two
-    valid tokens. Takes memory for the pairs: the square of the tokens of a sample.
+    valid tokens. A pair of weighted tokens weighs their product. Takes memory for the pairs: the square of
+    the tokens of a sample.
     """
     projected, target = only_valid(projected_BNC, target_BNC, valid_BN)
     with torch.autocast(projected.device.type, enabled=False):
@@ -20,7 +23,8 @@ def relation_distance(projected_BNC: Tensor, target_BNC: Tensor, valid_BN: Tenso
         square_BNN = (p @ p.mT - y @ y.mT).square()
     pair_BNN = valid_BN[:, :, None] & valid_BN[:, None, :]
     pair_BNN = pair_BNN & ~torch.eye(valid_BN.shape[1], dtype=torch.bool, device=valid_BN.device)
-    return square_BNN.where(pair_BNN, 0.0).sum() / pair_BNN.sum().clamp(min=1)
+    weight_BNN = None if weight_BN is None else weight_BN[:, :, None] * weight_BN[:, None, :]
+    return mean_of_valid(square_BNN, pair_BNN, weight_BNN)
 
 
 LOSS = relation_distance

@@ -134,6 +134,7 @@ def _record(size: str, config: DA3Config, parameters: int, *, non_commercial: bo
         name=f"da3-{size.partition('-')[0].lower()}",
         loader=ARCHITECTURE.load_teacher,
         depth=ARCHITECTURE.load_depth,
+        confidence=ARCHITECTURE.load_confidence,
         scene=ARCHITECTURE.load_scene,
         repo=repo,
         files=("model.safetensors",),

@@ -215,7 +215,7 @@ class Predictions(NamedTuple):
 
     ray_BVHW3: Tensor
     distance_BVHW: Tensor
-    confidence_BVHW: Tensor
+    depth_confidence_BVHW: Tensor
     valid_BVHW: Tensor
     scale_B: Tensor
 

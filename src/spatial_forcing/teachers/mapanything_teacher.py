@@ -101,6 +101,7 @@ def _record(name: str, repo: str, licence: str, note: str, *, non_commercial: bo
         name=name,
         loader=ARCHITECTURE.load_teacher,
         depth=ARCHITECTURE.load_depth,
+        confidence=ARCHITECTURE.load_confidence,
         metric=True,
         repo=repo,
         files=("model.safetensors",),

@@ -110,6 +110,11 @@ class Architecture:
         model = self.load(*self.checkpoint_of(record), self.depth, device=device).eval()
         return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
 
+    def load_confidence(self, record: ModelRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+        """Loads the model of a record as an estimator of certainty: see `TeacherRecord.confidence`."""
+        model = self.load(*self.checkpoint_of(record), self.depth, device=device).eval()
+        return lambda images_BV3HW: model(images_BV3HW).depth_confidence_BVHW
+
     def load_scene(
         self, record: ModelRecord, device: torch.device | str
     ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -131,6 +136,7 @@ class Architecture:
     def record_of_file(self, path: Path, said: dict[str, Any]) -> ModelRecord:
         """Builds a record for a file of this package's format, from its description."""
         loaders = {"loader": self.load_teacher, "depth": self.load_depth, "metric": self.metric}
+        loaders["confidence"] = self.load_confidence
         if self.cameras:
             loaders["scene"] = self.load_scene
         return record_from(said, path, ModelRecord, **loaders)

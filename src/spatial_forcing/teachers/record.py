@@ -39,6 +39,8 @@ class TeacherRecord:
             images_BV3HW in [0, 1] at `resolution` to depth_BVHW.
         scene: loads it as an estimator of depth and of the cameras, if it is one: from the same images to
             (depth_BVHW, centres_BV3), where the cameras are; both up to the scale of the scene.
+        confidence: loads it as an estimator of how sure its depth is, if it is one: from the same images to
+            confidence_BVHW, above one, larger where it is surer.
         metric: whether that depth is in metres; else it is up to the scale of the scene.
         parameters: how many are loaded for its features; None if not said.
         patch: side of a patch in pixels; None if not said.
@@ -64,6 +66,7 @@ class TeacherRecord:
     control: bool = False
     depth: Callable[..., Any] | None = None
     scene: Callable[..., Any] | None = None
+    confidence: Callable[..., Any] | None = None
     metric: bool = False
     parameters: int | None = None
     patch: int | None = None

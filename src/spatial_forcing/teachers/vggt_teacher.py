@@ -136,6 +136,12 @@ def load_depth(record: VGGTRecord, device: torch.device | str) -> Callable[[Tens
     return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
 
 
+def load_confidence(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Loads the model of a record as an estimator of certainty: see `TeacherRecord.confidence`."""
+    model = load_vggt(*checkpoint_of(record), modules=("aggregator", "depth_head"), device=device).eval()
+    return lambda images_BV3HW: model(images_BV3HW).depth_confidence_BVHW
+
+
 def load_scene(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Loads the model of a record as an estimator of depth and cameras: see `TeacherRecord.scene`."""
     modules = ("aggregator", "camera_head", "depth_head")
@@ -169,7 +175,8 @@ def _teacher(
 
 def record_of_file(path: Path, said: dict[str, Any]) -> VGGTRecord:
     """Builds a record for a file of this package's format, from its description."""
-    return record_from(said, path, VGGTRecord, loader=load_vggt_teacher, depth=load_depth, scene=load_scene)
+    loaders = {"depth": load_depth, "scene": load_scene, "confidence": load_confidence}
+    return record_from(said, path, VGGTRecord, loader=load_vggt_teacher, **loaders)
 
 
 def _packaged(record: VGGTRecord) -> Path:
@@ -220,6 +227,7 @@ RECORDS = (
         loader=load_vggt_teacher,
         depth=load_depth,
         scene=load_scene,
+        confidence=load_confidence,
         repo="facebook/VGGT-1B",
         files=("model.safetensors", "model.pt"),
         licence="CC-BY-NC-4.0",
@@ -239,6 +247,7 @@ RECORDS = (
         loader=load_vggt_teacher,
         depth=load_depth,
         scene=load_scene,
+        confidence=load_confidence,
         licence="Apache-2.0",
         packaged="vggt-tiny-sim.safetensors",
         resolution=TINY.img_size,
