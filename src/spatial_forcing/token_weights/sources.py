@@ -3,8 +3,8 @@
     confidence:<teacher>   1 - 1/c, c the confidence of the teacher's depth, above one
     mask:<column>          the share of each cell that a mask of the data set covers
 
-c is learnt as the inverse of the error that is expected (VGGT, arXiv 2503.11651, eq. 2); the first is 0 where
-the teacher knows nothing and 1 where it is sure. With ``least`` b both become b + (1 - b) w.
+c is learnt as the inverse of the error that is expected (VGGT, arXiv 2503.11651, its depth loss); the first
+is 0 where the teacher knows nothing and 1 where it is sure. With ``least`` b both become b + (1 - b) w.
 
 Shapes: B batch, V views, H W pixels, h w rows and columns of tokens.
 """
