@@ -1,13 +1,13 @@
 """3D points of tokens: laws of their geometry, the cache they are stored in, and training toward them."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run
 from geometry import unproject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +16,6 @@ from training_configs import policy_config, train_config
 
 from spatial_forcing.cache.beside import frames_at
 from spatial_forcing.cache.store import CacheError, FeatureStore
-from spatial_forcing.cli import main
 from spatial_forcing.compare.features import Teaching
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.geometry.metres import metric_depths
@@ -41,17 +40,6 @@ def demos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(demos):
     return demo_dataset(demos)
-
-
-def run(*arguments: str) -> int:
-    """Exit code of a command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["spatial-forcing", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

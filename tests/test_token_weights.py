@@ -1,13 +1,13 @@
 """Weights of tokens: laws of the weighted losses and targets, their sources, and their cache."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from small_alignment import SIDE, VIEWS, Setting
@@ -16,7 +16,6 @@ from torch.testing import assert_close
 from training_configs import policy_config, train_config
 
 from spatial_forcing.cache.store import CacheError, FeatureStore
-from spatial_forcing.cli import main
 from spatial_forcing.compare.features import Teaching
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
@@ -280,17 +279,6 @@ def test_a_teachers_confidence_is_its_own_heads(tmp_path):
 
 
 # ---- stored ------------------------------------------------------------------------------------------------
-
-
-def run(*arguments: object) -> int:
-    """Exit code of a command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["spatial-forcing", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

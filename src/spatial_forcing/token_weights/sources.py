@@ -46,10 +46,7 @@ class WeightSource:
     identity: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least < 1:
-            raise WeightsSourceError(
-                f"The least weight is 0 or more, and below 1, where all count alike; got {self.least}."
-            )
+        check_least(self.least)
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +70,14 @@ class WeightSource:
     def numbers(self, batch: Mapping[str, Any], cameras: Sequence[str], rows: int, cols: int) -> Tensor:
         """The weights as they are stored, weights_BVhw1."""
         return self.weights(batch, cameras, rows, cols)[..., None]
+
+
+def check_least(least: float) -> None:
+    """Raises :class:`WeightsSourceError` for a least weight that cannot be."""
+    if not 0 <= least < 1:
+        raise WeightsSourceError(
+            f"The least weight is 0 or more, and below 1, where all would count alike; got {least}."
+        )
 
 
 def check_source(source: str) -> None:
