@@ -143,7 +143,7 @@ def test_a_run_that_begins_otherwise_than_its_siblings_stops(tmp_path):
         (("--probe", "deep"), (), "--probe is auto, none, recorded or pseudo:<model>; got 'deep'"),
         (("--probe", "recorded"), (), "The data set has no depth"),
         (("--holdout-episodes", "9"), (), "names 9"),
-        ((), ("--env.type=libero", "--env.task=libero_10"), "LIBERO is not installed"),
+        ((), ("--env.type=pusht",), "environment pusht cannot be made"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_trains(dataset, tmp_path, capsys, options, flags, says):
