@@ -8,7 +8,7 @@ from small_dataset import make_dataset
 from small_policies import small_config
 from training_configs import train_config
 
-from spatial_forcing.evaluate import LoadedPolicy, PolicyError, chunk_error, heldout_measures
+from spatial_forcing.evaluate import LoadedPolicy, PolicyError, chunk_error, heldout_measures, inside_of
 from spatial_forcing.train import checkpoints, train_or_continue
 
 
@@ -66,6 +66,18 @@ def test_steps_after_the_end_of_an_episode_do_not_count():
     pad_BT = torch.tensor([[False, False, True, True]] * 2)
     assert chunk_error(Constant(), dict(batch, action_is_pad=pad_BT)) == 1
     assert chunk_error(Constant(), dict(batch)) == 50
+
+
+def test_predicting_the_mean_is_measured_beside_it(flow, dataset):
+    """On the same frames, and in the same normalised actions."""
+    frames = flow.dataset(dataset, [1])
+    actions = torch.cat([batch["action"][inside_of(batch)] for batch in flow.batches(frames, batch_size=1)])
+    expected = (actions - actions.mean(0)).abs().mean()
+    found = heldout_measures(flow, frames)
+    assert found.constant_error == pytest.approx(float(expected))
+    assert found.constant_error > 0.1
+    # SmolVLA after one step is far from it.
+    assert found.error > found.constant_error
 
 
 def test_no_frames(flow, dataset):

@@ -5,6 +5,8 @@ import re
 
 from small_results import add_arm, arm, episodes, page_of, run_of, summarised, with_controls, with_seeds
 
+from spatial_forcing.report.wording import number
+
 
 def test_the_headline_says_better_worse_and_neither_in_the_same_words(results):
     def verdict(forced: int) -> dict:
@@ -190,6 +192,23 @@ def test_one_seed_is_called_a_demonstration_and_different_seeds_are_not_compared
     assert summarised(results)["verdict"]["headline"].endswith("One seed (7): a demonstration, not evidence.")
     run_of(results, "forced")["seed"] = 8
     assert "they have no seed in common" in summarised(results)["verdict"]["headline"]
+
+
+def test_what_predicting_the_mean_comes_to_is_said(results, tmp_path):
+    errors = {run["arm"]: run["evaluations"][-1]["heldout_error"] for run in results["runs"]}
+    constant = round((min(errors.values()) + max(errors.values())) / 2, 4)
+    for run in results["runs"]:
+        for evaluation in run["evaluations"]:
+            evaluation["constant_error"] = constant
+    note = next(one for one in summarised(results)["notes"] if "mean action" in one)
+    said, _, worse = note.partition(": ")
+    assert said.endswith(f"has a held-out error of {number(constant)}")
+    assert {name for name in errors if name in worse.lower()} == {
+        name for name, error in errors.items() if error >= constant
+    }
+    assert "more steps come before any comparison" in worse
+    page = page_of(results, tmp_path)
+    assert f"Predicting the mean action always has one of {number(constant)}" in page.text
 
 
 def test_a_policy_at_the_blind_line_is_said_to_be_there(results):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,10 +154,25 @@ def fixed_draws(seed: int) -> Iterator[None]:
         yield
 
 
+class Heldout(NamedTuple):
+    """Measures of a policy on held-out demonstrations.
+
+    Attributes:
+        error: mean absolute error of the sampled action chunk, over steps inside the episode, in the units of
+            the policy's normalised actions (standard deviations for most).
+        loss: the policy's own training loss.
+        constant_error: what the error would be of predicting the mean of these actions, whatever is seen.
+    """
+
+    error: float
+    loss: float
+    constant_error: float
+
+
 @torch.no_grad()
 def heldout_measures(
     loaded: LoadedPolicy, frames: Any, *, most: int | None = None, rename_map: Mapping[str, str] | None = None
-) -> tuple[float, float]:
+) -> Heldout:
     """Action error and training loss of a policy on held-out demonstrations.
 
     Noise and time of flow and diffusion policies are drawn from seeds that depend on the batch alone, so that
@@ -170,13 +185,11 @@ def heldout_measures(
         most: at most so many frames are looked at, evenly spread; all if None.
         rename_map: the data set's names of observations -> the policy's, where they differ.
 
-    Returns:
-        Mean absolute error of the sampled action chunk, over steps inside the episode, in the units of the
-        policy's normalised actions (standard deviations for most); and the policy's own training loss.
-
     Raises:
         PolicyError: no frames.
     """
+    from lerobot.utils.constants import ACTION
+
     count = len(frames)
     if not count:
         raise PolicyError("There is no held-out frame to measure on.")
@@ -184,6 +197,7 @@ def heldout_measures(
         frames = torch.utils.data.Subset(frames, torch.linspace(0, count - 1, most).round().int().tolist())
     loaded.policy.eval()
     error, loss, seen = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+    actions = []
     for number, batch in enumerate(loaded.batches(frames, HELDOUT_BATCH, rename_map)):
         size = len(batch["index"])
         with fixed_draws(number):
@@ -191,7 +205,19 @@ def heldout_measures(
         with fixed_draws(number):
             error += chunk_error(loaded.policy, dict(batch)).double().cpu() * size
         seen += size
-    return float(error / seen), float(loss / seen)
+        actions.append(batch[ACTION][inside_of(batch)].float().cpu())
+    actions_nA = torch.cat(actions)
+    constant = (actions_nA - actions_nA.mean(0)).abs().mean()
+    return Heldout(float(error / seen), float(loss / seen), float(constant))
+
+
+def inside_of(batch: dict[str, Any]) -> Tensor:
+    """inside_BT: which steps of a batch's action chunks are inside the episode."""
+    from lerobot.utils.constants import ACTION
+
+    action_BTA = batch[ACTION]
+    none_BT = torch.zeros(action_BTA.shape[:2], dtype=torch.bool)
+    return ~batch.get("action_is_pad", none_BT).to(action_BTA.device)
 
 
 def chunk_error(policy: Any, batch: dict[str, Any]) -> Tensor:
@@ -199,10 +225,8 @@ def chunk_error(policy: Any, batch: dict[str, Any]) -> Tensor:
     from lerobot.utils.constants import ACTION
 
     policy.reset()
-    action_BTA = batch.pop(ACTION)
-    inside_BT = ~batch.pop("action_is_pad", torch.zeros(action_BTA.shape[:2], dtype=torch.bool)).to(
-        action_BTA.device
-    )
+    inside_BT, action_BTA = inside_of(batch), batch.pop(ACTION)
+    batch.pop("action_is_pad", None)
     sampled_BTA = policy.predict_action_chunk(batch)
     policy.reset()
     # Some policies sample more actions than they are trained on, or pad their width.

@@ -50,6 +50,7 @@ class Evaluation(Record):
         heldout_error: mean absolute error of the sampled action chunk on held-out demonstrations, in standard
             deviations of each action dimension; with fixed noise.
         heldout_loss: the policy's own training loss on them, at fixed noise and time.
+        constant_error: what the error would be of predicting the mean of these actions, whatever is seen.
         episodes: in the order of the seeds; none without an environment.
         videos: files of the first few episodes, relative to the folder of the run.
         seconds: wall time of the rollouts.
@@ -59,6 +60,7 @@ class Evaluation(Record):
     step: int
     heldout_error: float | None = None
     heldout_loss: float | None = None
+    constant_error: float | None = None
     episodes: list[Episode]
     videos: list[str] = Field(default_factory=list)
     seconds: float | None = None

@@ -136,11 +136,12 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
     loaded = LoadedPolicy(checkpoint, PreTrainedConfig.from_pretrained(checkpoint).device or "cpu")
     frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
     start = time.perf_counter()
-    error, loss = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
+    measured = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
     heldout = {
         "step": step,
-        "heldout_error": error,
-        "heldout_loss": loss,
+        "heldout_error": measured.error,
+        "heldout_loss": measured.loss,
+        "constant_error": measured.constant_error,
         "heldout_seconds": time.perf_counter() - start,
     }
     found = Evaluation(step=step, episodes=[])

@@ -67,7 +67,9 @@ def _arms(summary: Summary) -> str:
         ]
         for name, arm in summary.arms.items()
     ]
-    return table(head, rows)
+    constant = next((a.constant_error for a in summary.arms.values() if a.constant_error is not None), None)
+    always = f"\n\nPredicting the mean action, whatever is seen, has an error of {number(constant)}."
+    return table(head, rows) + (always if constant is not None else "")
 
 
 def _phases(summary: Summary) -> str:

@@ -21,6 +21,7 @@ def notes(summary: Summary) -> list[str]:
         *no_rollouts(summary),
         *unsolved(summary.comparisons),
         *error_notes(summary.comparisons),
+        *constant_notes(summary.arms),
         *reference_notes(summary.arms),
         *probe_gains(summary, shared=True),
         *_probe_without_depth(summary.probe.rows if summary.probe else [], summary),
@@ -105,6 +106,25 @@ def _soon(b: str, reached: Sequence[tuple[str, ToTarget]]) -> str:
     if any(to.bounds for _, to in reached):
         text += " (a bound where a seed was never there, or at its first measurement already)"
     return text
+
+
+def constant_notes(arms: Mapping[str, ArmSummary]) -> list[str]:
+    """Note on what predicting the mean action comes to, and on the arms that are no better."""
+    known = {name: arm for name, arm in arms.items() if arm.constant_error is not None}
+    if not known:
+        return []
+    constant = next(iter(known.values())).constant_error
+    text = f"Predicting the mean action, whatever is seen, has a held-out error of {number(constant)}"
+    worse = [
+        name
+        for name, arm in known.items()
+        if arm.heldout_error is not None and arm.heldout_error >= (arm.constant_error or 0)
+    ]
+    if not worse:
+        return [f"{text}."]
+    errors = ", ".join(number(arms[name].heldout_error) for name in worse)
+    be = "is" if len(worse) == 1 else "are"
+    return [f"{text}: {listed(worse)} {be} no better ({errors}), so more steps come before any comparison."]
 
 
 def reference_notes(arms: Mapping[str, ArmSummary]) -> list[str]:

@@ -14,6 +14,7 @@ from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import write_text
 from spatial_forcing.report.figure import colours
 from spatial_forcing.report.markdown import markdown
+from spatial_forcing.report.measures import mean_of_known
 from spatial_forcing.report.plots import draw_plots, label_of
 from spatial_forcing.report.records import Comparison, Summary
 from spatial_forcing.report.summary import summarise
@@ -126,6 +127,7 @@ def render(
         several_seeds=len({run.seed for run in summary.runs}) > 1,
         has=has,
         phases=summary.phases,
+        constant_error=mean_of_known(arm.constant_error for arm in summary.arms.values()),
         pairs=pairs_shown(summary),
         settings_rows=list(flatten(summary.settings)),
         hardware_rows=list(flatten(summary.hardware)),

@@ -57,6 +57,7 @@ class ArmSummary(ArmHead):
         phases: rates of the phases of its episodes, such as "reached"; empty if its environment tells none.
         final_distance_cm, closest_distance_cm: means over episodes, centimetres.
         heldout_error, heldout_loss: means over seeds; see ``results.Evaluation``.
+        constant_error: the error of predicting the mean of the held-out actions, whatever is seen.
         error_by_seed: held-out errors.
         action_loss: mean over the last tenth of the steps.
     """
@@ -75,6 +76,7 @@ class ArmSummary(ArmHead):
     closest_distance_cm: float | None
     heldout_error: float | None
     heldout_loss: float | None
+    constant_error: float | None = None
     error_by_seed: dict[int, float]
     action_loss: float | None
     cost: Cost

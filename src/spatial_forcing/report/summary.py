@@ -91,6 +91,7 @@ def summarise_arm(results: Results, name: str) -> ArmSummary:
         closest_distance_cm=mean_of_known((e.closest_distance for e in episodes), CM),
         heldout_error=mean_of_known(errors.values()),
         heldout_loss=mean_of_known(e.heldout_loss for e in last.values()),
+        constant_error=mean_of_known(e.constant_error for e in last.values()),
         error_by_seed=errors,
         action_loss=mean_of_known(last_tenth(run) for run in runs),
         cost=cost(results, name),

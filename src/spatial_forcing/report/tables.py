@@ -55,6 +55,7 @@ def arms(summary: Summary) -> list[Row]:
             | _spread("success_over_seeds", arm.over_seeds)
             | {"final_distance_cm": arm.final_distance_cm, "closest_distance_cm": arm.closest_distance_cm}
             | {"heldout_error": arm.heldout_error, "heldout_loss": arm.heldout_loss}
+            | {"constant_error": arm.constant_error}
             | {"action_loss": arm.action_loss}
         )
     return found
