@@ -37,6 +37,7 @@ def made_up(tmp_path_factory):
         patch.setattr(collecting, "assets_folder", lambda: assets)
         patch.setattr("spatial_forcing.libero.attempts.LiberoWorld", MadeUpWorld)
         patch.setattr("spatial_forcing.libero.attempts.Expert", MadeUpWorld.expert)
+        patch.setattr(collecting, "fixed_states", lambda task: MadeUpWorld.states)
         yield
 
 
@@ -149,13 +150,14 @@ def test_a_task_that_the_expert_does_not_solve_ends_the_collection(tmp_path, mon
         collect(replace(SPEC, tasks=(0,)), tmp_path / "demos", workers=1)
 
 
-def test_starts_are_at_random_or_from_the_fixed_states(tmp_path):
+def test_starts_are_at_random_or_from_the_fixed_states(tmp_path, monkeypatch):
     MadeUpWorld.resets.clear()
     collect(replace(SPEC, tasks=(0,), seed=3), tmp_path / "random", workers=1)
     assert MadeUpWorld.resets == [(3, None), (4, None), (5, None), (6, None)]  # seed 4 fails
     MadeUpWorld.resets.clear()
+    monkeypatch.setattr(MadeUpWorld, "states", np.zeros((4, 5)))
     collect(replace(SPEC, tasks=(0,), start="fixed"), tmp_path / "fixed", workers=1)
-    assert MadeUpWorld.resets == [(0, 0), (1, 1), (2, 0), (3, 1)]  # of two states
+    assert MadeUpWorld.resets == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
 def test_mistakes_are_told_early():
@@ -165,3 +167,15 @@ def test_mistakes_are_told_early():
         LiberoSpec(rendering="fast")
     with pytest.raises(SpatialForcingError, match="whole number"):
         LiberoSpec(episodes=2.5)
+
+
+def test_more_demonstrations_than_fixed_states_are_refused(tmp_path, monkeypatch):
+    """At once if that is clear, else when too many attempts have failed."""
+    fixed = replace(SPEC, tasks=(0,), start="fixed")
+    with pytest.raises(LiberoError, match=r"has 2 fixed initial states, .* Give at most --episodes 2"):
+        collect(fixed, tmp_path / "many", workers=1)
+    assert not (tmp_path / "many").exists()
+    with pytest.raises(LiberoError, match=r"From the 2 fixed .* the expert makes 1 demonstrations at most"):
+        collect(replace(fixed, episodes=2), tmp_path / "failed", workers=1)  # attempt 1 fails
+    monkeypatch.setattr(MadeUpWorld, "states", np.zeros((3, 5)))
+    assert collect(replace(fixed, episodes=2), tmp_path / "enough", workers=1)

@@ -95,10 +95,10 @@ def test_commands_without_libero_say_how_to_install_it(absent, capsys, tmp_path)
         (["libero", "check", "--suites", "libero_objects"], "Did you mean 'libero_object'"),
         (
             [*COLLECT[:2], "--suite", "libero_goal", "--out", "OUT"],
-            "Available: libero_object, libero_spatial",
+            "solves the tasks of libero_spatial and libero_object, not those of libero_goal",
         ),
-        ([*COLLECT, "--tasks", "3", "10", "--out", "OUT"], "numbered from 0 to 9"),
-        ([*COLLECT, "--tasks", "3", "3", "--out", "OUT"], "none is named twice"),
+        ([*COLLECT, "--tasks", "3", "10", "--out", "OUT"], "numbered 0 to 9; got 10"),
+        ([*COLLECT, "--tasks", "3", "3", "--out", "OUT"], "Task 3 of libero_object is named twice"),
         ([*COLLECT, "--episodes", "0", "--out", "OUT"], "episodes must be at least 1; got 0"),
         ([*COLLECT, "--size", "8", "--out", "OUT"], "size must be at least 16; got 8"),
         ([*COLLECT, "--workers", "0", "--out", "OUT"], "at least one process; got 0"),
@@ -234,6 +234,23 @@ def test_a_mesh_says_its_own_size(tmp_path):
     path = tmp_path / "a.msh"
     path.write_bytes(struct.pack("4i", 2, 1, 4, 5) + bytes(4 * (6 + 3 + 8 + 15)))
     assert fault_of(path) is None
+
+
+def test_damage_is_to_be_mended_where_it_is_looked_for(assets, capsys, monkeypatch):
+    """The folder in the package is taken before the one that a download fills."""
+    write_config()
+    (assets / "stable_objects" / "milk" / "milk.xml").unlink()
+    check = ("libero", "check", "--suites", "libero_object")
+    _, out, _ = run(capsys, *check)
+    assert f"Remove {assets}, which is looked at first" in " ".join(out.split())
+    assert "libero_object, drawn" in out
+    assert "not tried" in out
+    assets.rename(assets.with_name("whole"))
+    assets.mkdir()
+    assets.with_name("whole").rename(assets / "assets")
+    _, out, _ = run(capsys, *check)
+    assert "holds no folder scenes" in " ".join(out.split())
+    assert f"Link {assets / 'assets'}" in " ".join(out.split())
 
 
 def test_initial_states_that_are_none_are_told(assets, capsys):

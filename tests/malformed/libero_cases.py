@@ -8,11 +8,15 @@ CASES: list[Case] = [
     command("libero collect", kind, f"{COLLECT} {options}", says, about=options)
     for kind, options, says in (
         ("name", "--suite libero_objects", "Did you mean 'libero_object'"),
-        ("name", "--suite libero_goal", "Available: libero_object, libero_spatial"),
+        (
+            "name",
+            "--suite libero_goal",
+            "solves the tasks of libero_spatial and libero_object, not those of libero_goal",
+        ),
         ("name", "--start home", "--start"),
         ("name", "--rendering fast", "--rendering"),
-        ("number", "--tasks 10", "numbered from 0 to 9"),
-        ("number", "--tasks -1", "numbered from 0 to 9"),
+        ("number", "--tasks 10", "numbered 0 to 9; got 10"),
+        ("number", "--tasks -1", "numbered 0 to 9; got -1"),
         ("number", "--tasks 1 1", "none is named twice"),
         ("number", "--episodes 0", "episodes must be at least 1; got 0"),
         ("number", "--seed -1", "seed must be at least 0; got -1"),

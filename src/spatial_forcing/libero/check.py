@@ -80,7 +80,8 @@ def check_libero(options: Any, console: "Console") -> bool:
     for suite in options.suites:
         check_suite(suite)
     if options.write_config:
-        print(f"LIBERO's configuration: {write_config()}")
+        there = config_file().is_file()
+        print(f"{'Already there, left as it is' if there else 'Wrote'}: {write_config()}")
     findings = list(_findings(options))
     console.print(_table(findings))
     for one in findings:
@@ -105,9 +106,13 @@ def _findings(options: Any) -> Iterator[Finding]:
         of_suite = _suite(suite)
         whole = whole and all(one.state is State.OK for one in of_suite)
         yield from of_suite
-    if options.draw and whole and config.state is renderer.state is State.OK:
-        for suite in options.suites:
-            yield _looked(f"{suite}, drawn", partial(_drawn, tasks_of(suite, (0,))[0]))
+    ready = whole and config.state is renderer.state is State.OK
+    for suite in options.suites if options.draw else ():
+        part = f"{suite}, drawn"
+        if ready:
+            yield _looked(part, partial(_drawn, tasks_of(suite, (0,))[0]))
+        else:
+            yield Finding(part, "not tried, for want of the above", State.LOOK)
 
 
 def _looked(part: str, look: Any) -> Finding:
@@ -175,6 +180,8 @@ def _assets(suite: str, tasks: list[Task]) -> Finding:
         folder = assets_folder()
     except SpatialForcingError as error:
         return Finding(part, "", State.MISSING, str(error))
+    if not (folder / "scenes").is_dir():
+        return Finding(part, f"{folder}", State.MISSING, _no_assets(folder))
     files = sorted(files_of(tasks, folder))
     faults = {path: fault for path in files if (fault := fault_of(path))}
     if not faults:
@@ -182,7 +189,21 @@ def _assets(suite: str, tasks: list[Task]) -> Finding:
     named = "; ".join(f"{_short(path, folder)} {fault}" for path, fault in list(faults.items())[:NAMED])
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     found = f"{len(faults)} of {len(files)} files are missing or damaged"
-    return Finding(part, found, State.MISSING, f"{named}{more}. Get them anew: {GET_ASSETS}")
+    return Finding(part, found, State.MISSING, f"In {folder}: {named}{more}. {_anew(folder)}")
+
+
+def _no_assets(folder: Path) -> str:
+    """What to do about a folder that is there and is not that of the assets."""
+    inside = next((one for one in folder.iterdir() if (one / "scenes").is_dir()), None)
+    hint = f" Link {inside}, which has one." if inside is not None else ""
+    return f"{folder} holds no folder scenes, as LIBERO's assets do.{hint} {_anew(folder)}"
+
+
+def _anew(folder: Path) -> str:
+    """How to replace a folder of assets. The one in the package is taken before the one in the cache."""
+    if folder.is_relative_to(libero_folder()):
+        return f"Remove {folder}, which is looked at first, and get them: {GET_ASSETS}"
+    return f"Get them again: {GET_ASSETS}"
 
 
 def _short(path: Path, folder: Path) -> Path:
@@ -202,7 +223,8 @@ def _drawn(task: Task) -> str:
     finally:
         world.close()
     grey = " and ".join(f"{of:.0f}" for of in rgb_VHW3.mean(axis=(1, 2, 3)))
-    return f"made in {made:.0f} s, drawn in {1000 * drawn:.0f} ms; mean grey {grey} of 255"
+    black = "black is 0, these scenes 90 to 150"
+    return f"made in {made:.0f} s, drawn in {1000 * drawn:.0f} ms; mean grey {grey} ({black})"
 
 
 def _table(findings: list[Finding]) -> "Table":

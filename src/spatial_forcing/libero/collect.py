@@ -34,7 +34,7 @@ from spatial_forcing.libero.attempts import (
 from spatial_forcing.libero.install import LiberoError, assets_folder, check_installed, installed_versions
 from spatial_forcing.libero.spec import LiberoSpec
 from spatial_forcing.libero.suites import MOST_STEPS, Task, tasks_of
-from spatial_forcing.libero.world import CAMERAS
+from spatial_forcing.libero.world import CAMERAS, fixed_states
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.processes import Watch
 from spatial_forcing.sim.dataset import write_dataset
@@ -93,6 +93,8 @@ def collect(
     check_folder(root)
     check_installed()
     tasks = tasks_of(spec.suite, spec.tasks)
+    if spec.start == "fixed":
+        _check_states(spec, tasks)
     assets = assets_folder()
     manifest = {
         "world": "libero",
@@ -159,8 +161,24 @@ def _record(
     _join(spec, root, planned, manifest)
 
 
+def _check_states(spec: LiberoSpec, tasks: list[Task]) -> None:
+    """Raises if a task has fewer fixed initial states than demonstrations are wanted."""
+    for task in tasks:
+        if spec.episodes > (states := len(fixed_states(task))):
+            raise LiberoError(
+                f"{task} has {states} fixed initial states, and --episodes {spec.episodes} would begin from "
+                f"some of them twice. Give at most --episodes {states}, or --start random."
+            )
+
+
 def _check_hope(spec: LiberoSpec, task: Task, planned: int, kept: int) -> None:
-    """Raises after three times as many attempts as demonstrations are wanted, and ten."""
+    """Raises after three times as many attempts as demonstrations are wanted, and ten; or when the fixed
+    initial states are used up."""
+    if spec.start == "fixed" and planned > (states := len(fixed_states(task))):
+        raise LiberoError(
+            f"From the {states} fixed initial states of {task} the expert makes {kept} demonstrations at "
+            f"most, and {spec.episodes} are wanted. Ask for {kept}, in another folder, or --start random."
+        )
     if planned > 3 * spec.episodes + 10:
         raise LiberoError(
             f"The expert solved {task} in {kept} of more than {3 * spec.episodes} attempts, of the "

@@ -68,8 +68,8 @@ def libero_folder() -> Path:
         if (Path(parent) / "libero" / "benchmark").is_dir():
             return Path(parent) / "libero"
     raise LiberoError(
-        f'LIBERO is not installed. Install it with: pip install "{DISTRIBUTION}[libero]"; or, with less that '
-        f'nothing here needs: pip install "{DISTRIBUTION}[sim]" && {INSTALL} (docs/libero.md).'
+        f'LIBERO is not installed. Install it with: pip install "{DISTRIBUTION}[libero]"; or, without the '
+        f'packages that nothing here uses: pip install "{DISTRIBUTION}[sim]" && {INSTALL} (docs/libero.md).'
     )
 
 
@@ -101,8 +101,8 @@ def read_config() -> dict[str, str]:
         folder = found.get(name) if isinstance(found, dict) else None
         if not isinstance(folder, str) or not Path(folder).is_dir():
             raise LiberoError(
-                f"{path} is to name the folder {name} of LIBERO, and names {folder!r}, which is no folder. "
-                f"Remove the file. {advice}"
+                f"{path} says that {name} are in {folder!r}, which is no folder. Delete the file, then write "
+                f"another: {WRITE_CONFIG}"
             )
     return found
 

@@ -60,20 +60,25 @@ class Task:
 
 
 def check_suite(suite: str, known: Sequence[str] = SUITES) -> None:
-    """Raises :class:`UnknownNameError` unless a suite is one of those ``known``."""
-    if suite not in known:
-        raise UnknownNameError("suite of LIBERO", suite, known)
+    """Raises :class:`SpatialForcingError` unless a suite is one of those ``known``."""
+    if suite in known:
+        return
+    if suite in SUITES:
+        raise SpatialForcingError(
+            f"The scripted expert solves the tasks of {' and '.join(known)}, not those of {suite}."
+        )
+    raise UnknownNameError("suite of LIBERO", suite, known)
 
 
 def check_numbers(suite: str, numbers: Sequence[int]) -> None:
     """Raises :class:`SpatialForcingError` unless these are numbers of a suite's tasks, none twice."""
     count = task_count(suite)
-    wrong = [number for number in numbers if not 0 <= number < count]
-    if wrong or len(set(numbers)) < len(numbers):
+    if wrong := [str(number) for number in numbers if not 0 <= number < count]:
         raise SpatialForcingError(
-            f"The tasks of {suite} are numbered from 0 to {count - 1}, and none is named twice; got "
-            f"{' '.join(map(str, numbers))}."
+            f"The tasks of {suite} are numbered 0 to {count - 1}; got {', '.join(wrong)}."
         )
+    if twice := sorted({str(number) for number in numbers if list(numbers).count(number) > 1}):
+        raise SpatialForcingError(f"Task {', '.join(twice)} of {suite} is named twice.")
 
 
 def task_count(suite: str) -> int:

@@ -20,6 +20,9 @@ CLIP_NEAR, CLIP_FAR = 0.02, 12.0
 """Clipping planes, metres; the floor ends within `CLIP_FAR`."""
 
 
+BACKENDS = "Set MUJOCO_GL to osmesa (no GPU), egl (GPU, no display) or glfw (display)."
+
+
 class RenderingError(SpatialForcingError, RuntimeError):
     """Images cannot be rendered on this machine as it is set up."""
 
@@ -47,6 +50,10 @@ def load_mujoco() -> ModuleType:
         raise
     except (ImportError, AttributeError, OSError) as error:
         raise RenderingError(_install_hint(error)) from error
+    except RuntimeError as error:  # a backend that it does not know
+        raise RenderingError(
+            f"MUJOCO_GL={os.environ.get('MUJOCO_GL')} is not a backend of MuJoCo. {BACKENDS}"
+        ) from error
     return mujoco
 
 
@@ -56,7 +63,7 @@ def _install_hint(error: Exception) -> str:
     return (
         f"MuJoCo cannot draw with MUJOCO_GL={backend or '(unset)'}: {error}. "
         f"Install the library: apt-get install {package}. "
-        "Or choose another backend: MUJOCO_GL=osmesa (no GPU), egl (GPU, no display), glfw (display)."
+        f"Or choose another backend. {BACKENDS}"
     )
 
 
