@@ -197,6 +197,24 @@ def test_what_the_guards_find_wrong_stops_before_the_first_rollout(policies, tmp
     assert "wrong: a, state's range" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_weights_that_are_cut_off_are_found_before_anything_is_looked_at(policies, tmp_path, check):
+    broken = Path(shutil.copytree(policies["a"], tmp_path / "broken"))
+    whole = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SpatialForcingError, match=r"cannot be loaded: model\.safetensors is cut off"):
+        options({"a": broken}, check=check, out=tmp_path / "eval").run(FLAGS)
+    assert not (tmp_path / "eval").exists()
+
+
+def test_without_an_environment_the_one_that_is_taken_is_named(policies, capsys):
+    for flags in (FLAGS, []):
+        assert "No environment" not in capsys.readouterr().out
+        with pytest.raises(SystemExit):  # they do not fit it
+            options({"a": policies["a"]}, check=True).run(flags)
+    assert "the embedded world, --env.type=sf_metaworld --env.task=reach-v3." in capsys.readouterr().out
+
+
 def test_a_batch_that_takes_too_long_is_ended_and_no_process_stays(policies, tmp_path):
     with pytest.raises(EvalError, match=r"a on reach-v3, from episode 0 on, failed: .* no progress for 1 s"):
         options(policies, out=tmp_path / "eval", workers=2, patience=1.0).run(FLAGS)

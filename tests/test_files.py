@@ -196,6 +196,7 @@ def test_a_damaged_note_is_said_to_be(tmp_path):
 def test_of_lists_only_what_differs_is_told():
     there, here = {"flags": ["--a=1", "--steps=20"]}, {"flags": ["--a=1", "--steps=30"]}
     assert list(differences(there, here)) == ["flags: ['--steps=20'] there, ['--steps=30'] wanted"]
+    assert list(differences({"seeds": [0]}, {"seeds": [0, 1]})) == ["seeds: [0] there, [0, 1] wanted"]
     turned = {"flags": ["--steps=20", "--a=1"]}
     assert list(differences(there, turned)) == [
         "flags: ['--a=1', '--steps=20'] there, ['--steps=20', '--a=1'] wanted"

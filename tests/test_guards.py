@@ -153,6 +153,13 @@ def test_a_fault_is_found_and_named(policy, trained, alter, about):
     assert about not in case.agreed
 
 
+def test_of_poses_as_actions_nothing_else_is_said_that_follows_from_it(policy, trained):
+    """Advice on the state's order would break data that are right."""
+    broken = deepcopy(trained)
+    to_poses(broken)
+    assert not {one.about for one in found_in(policy, broken).findings} & {"state's order", "replay"}
+
+
 def test_two_gripper_directions_with_other_signs_do_not_confuse_the_rest(policy, trained):
     broken = deepcopy(trained)
     scaled(broken, 1, [1, 1, 1, -1])

@@ -170,6 +170,22 @@ def test_evaluations_and_comparisons_refuse_before_lerobot_imports_it(assets, mo
         made_env(config, 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"task": "libero_objct"}, "Did you mean 'libero_object'"),
+        ({"task": "libero_object", "task_ids": [17]}, "numbered 0 to 9; got 17"),
+        ({"control_mode": "absolut"}, "Unknown --env.control_mode 'absolut'. Did you mean 'absolute'"),
+        ({"camera_name": "agentview"}, "Did you mean 'agentview_image'"),
+    ],
+)
+def test_what_lerobots_environment_would_not_say(assets, options, says):
+    write_config()
+    with pytest.raises(SpatialForcingError) as refused:
+        made_env(EnvConfig.get_choice_class("libero")(**{"task": "libero_object"} | options), 1)
+    assert says in str(refused.value)
+
+
 # ---- suites, assets ----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Folder locks: one writer, workers keep their parent's lock, nothing is left behind."""
 
+import errno
 import os
 import time
 from multiprocessing import get_context
@@ -62,6 +63,15 @@ def test_a_file_that_a_killed_process_left_is_no_lock(tmp_path):
     with FolderLock(tmp_path, wait=0):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_to_be_one(tmp_path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(SpatialForcingError, match="There is no space left for"):
+        FolderLock(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_for_people(tmp_path):

@@ -313,23 +313,34 @@ def made_env(env_config: Any, at_once: int, first_seed: int | None = None) -> di
 
     libero = env_config.type.startswith("libero")
     if libero:
-        from spatial_forcing.libero.install import check_importable
+        from spatial_forcing.libero.lerobot_env import check_env
 
-        check_importable()
+        check_env(env_config)
     try:
         envs = make_env(env_config, n_envs=at_once, use_async_envs=False)
     except SpatialForcingError:
         raise
     except Exception as error:  # of many kinds: each simulator has its own
-        raise PolicyError(
-            f"The environment {env_config.type} cannot be made: {type(error).__name__}: {error}. If it is "
-            f"not installed: pip install 'lerobot[{env_config.type}]'."
-        ) from error
+        raise PolicyError(not_made(env_config, error)) from error
     if libero:
         from spatial_forcing.libero.episodes import with_episodes
 
         with_episodes(envs, first_seed)
     return envs
+
+
+def not_made(env_config: Any, error: Exception) -> str:
+    """Message about an environment that LeRobot or the simulator could not make."""
+    said = (
+        f"The environment {env_config.type} cannot be made: {type(error).__name__}: {str(error).rstrip('.')}."
+    )
+    if env_config.type.startswith("libero"):
+        from spatial_forcing.libero.lerobot_env import advice_of
+
+        return f"{said} {advice_of(env_config)}"
+    if isinstance(error, ImportError):
+        return f"{said} Install it: pip install 'lerobot[{env_config.type}]'."
+    return f"{said} If it is not installed: pip install 'lerobot[{env_config.type}]'."
 
 
 def kept_by(env: Any) -> list[dict[str, Any]]:

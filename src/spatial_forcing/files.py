@@ -284,12 +284,16 @@ def check_same(
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Differences between two nested mappings, as text: "spec.episodes: 3 there, 4 wanted"."""
+    """Differences between two nested mappings, as text: "spec.episodes: 3 there, 4 wanted". Of lists of
+    words, such as flags, only what the other one has not."""
     for name in sorted({*found, *wanted}):
         there, here = found.get(name), wanted.get(name)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             yield from differences(there, here, f"{prefix}{name}.")
         elif isinstance(there, list) and isinstance(here, list) and there != here:
+            if all(isinstance(one, int | float) for one in (*there, *here)):
+                yield f"{prefix}{name}: {there} there, {here} wanted"
+                continue
             own, new = ([one for one in a if one not in b] for a, b in ((there, here), (here, there)))
             if not own and not new:  # the same in another order
                 own, new = there, here

@@ -13,6 +13,7 @@ processes can share, which Windows does not have. Nothing else here depends on t
 no lock.
 """
 
+import errno
 import os
 import platform
 import time
@@ -65,6 +66,10 @@ class FolderLock:
                     )
                 time.sleep(POLL)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise SpatialForcingError(
+                    f"There is no space left for {self.path.parent}: free some, or choose another folder."
+                ) from error
             raise SpatialForcingError(
                 f"Could not lock {self.path} ({error}). Choose a folder that can be written, on a "
                 "file system with locks."

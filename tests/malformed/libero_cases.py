@@ -17,7 +17,7 @@ CASES: list[Case] = [
         ("name", "--rendering fast", "--rendering"),
         ("number", "--tasks 10", "numbered 0 to 9; got 10"),
         ("number", "--tasks -1", "numbered 0 to 9; got -1"),
-        ("number", "--tasks 1 1", "none is named twice"),
+        ("number", "--tasks 1 1", "is named twice"),
         ("number", "--episodes 0", "episodes must be at least 1; got 0"),
         ("number", "--seed -1", "seed must be at least 0; got -1"),
         ("number", "--workers 0", "at least one process; got 0"),

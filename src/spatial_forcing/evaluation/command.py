@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from spatial_forcing.console import stages
-from spatial_forcing.evaluate import SavedPolicy
+from spatial_forcing.evaluate import PolicyError, SavedPolicy
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env, settings_of
 from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
 from spatial_forcing.evaluation.known import drawn_as, rendering_warning, settings_warning
@@ -35,6 +35,7 @@ from spatial_forcing.evaluation.results import (
 )
 from spatial_forcing.evaluation.table import markdown
 from spatial_forcing.files import check_folder, read_json, write_json, write_text
+from spatial_forcing.inspection.headers import file_at
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.probe.policies import checkpoint_folder, named_policies
 from spatial_forcing.provenance import made_with
@@ -60,7 +61,9 @@ def evaluate_policies(options: Any, flags: list[str]) -> bool:
     begun, made = time.perf_counter(), made_with()
     _check_options(options)
     named = _named(options)
-    flags = flags or ["--env.type=sf_metaworld", f"--env.task={options.task}"]
+    if not flags:
+        flags = ["--env.type=sf_metaworld", f"--env.task={options.task}"]
+        print(f"No environment was given after --: the embedded world, {' '.join(flags)}.")
     command = read_env(flags)
     drawn_as(command.env.type, options.rendering)  # says if there is no such rendering
     policies = {name: _saved(where, options, command) for name, where in named.items()}
@@ -237,6 +240,11 @@ def _named(options: Any) -> dict[str, str]:
 def _saved(where: str, options: Any, command: EnvCommand) -> SavedPolicy:
     """A policy's configuration and processors, from where it was said to be."""
     folder = Path(where) if options.checkpoint is not None else checkpoint_folder(where)
+    problems = [
+        problem for file in sorted(folder.glob("*.safetensors")) for problem in file_at(file).problems
+    ]
+    if problems:
+        raise PolicyError(f"The policy in {folder} cannot be loaded: {' '.join(problems)}")
     return SavedPolicy(folder, options.device, overrides=command.overrides, rename_map=command.rename_map)
 
 

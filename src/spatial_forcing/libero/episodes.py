@@ -5,11 +5,13 @@ nothing of it. A policy of few steps solves nothing, and may still reach.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
 from spatial_forcing.libero.boxes import clearance
+from spatial_forcing.libero.install import not_made
 from spatial_forcing.libero.scene import Scene
 
 REACHED = 0.02  # metres from the gripper to the object's collision boxes, at most
@@ -46,7 +48,11 @@ class LiberoEpisodes(gym.Wrapper):
         inner: Any = self.unwrapped
         if seed is not None and self.first_seed is not None:
             inner.init_state_id = seed - self.first_seed
-        found = self.env.reset(seed=seed, options=options)
+        try:
+            found = self.env.reset(seed=seed, options=options)
+        except (OSError, ValueError) as error:  # files of the scene that are missing or damaged
+            suite = Path(inner._task_bddl_file).parent.name
+            raise not_made(f"{inner.task} ({suite})", suite, error) from error
         self._watched = None
         # Vector environments reset what is over to something that nobody asked for, without a seed.
         if seed is not None:

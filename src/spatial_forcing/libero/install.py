@@ -167,6 +167,15 @@ def load_libero() -> ModuleType:
     return wrapper
 
 
+def not_made(what: str, suite: str, error: Exception) -> LiberoError:
+    """The error for a scene that LIBERO cannot make, with what to do: most often a file of it is missing."""
+    said = str(error).rstrip(".")
+    return LiberoError(
+        f"The scene of {what} cannot be made: {said}. See what is missing: spatial-forcing libero check "
+        f"--suites {suite}"
+    )
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Context in which LIBERO and robosuite print nothing, as long as nothing goes wrong."""

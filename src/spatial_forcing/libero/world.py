@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatial_forcing.libero.camera import as_policies_see, extrinsics_34, intrinsics_33
-from spatial_forcing.libero.install import LiberoError, load_libero, quiet
+from spatial_forcing.libero.install import LiberoError, load_libero, not_made, quiet
 from spatial_forcing.libero.rendering import check_rendering, drawn, in_place, plain_buffers
 from spatial_forcing.libero.scene import Scene
 from spatial_forcing.libero.suites import REINSTALL, Task
@@ -49,10 +49,7 @@ class LiberoWorld:
                     control_freq=20,
                 )
         except (OSError, ValueError) as error:
-            raise LiberoError(
-                f"The scene of {task} cannot be made: {error}. See what is missing: spatial-forcing libero "
-                f"check --suites {task.suite}"
-            ) from error
+            raise not_made(str(task), task.suite, error) from error
         self._observed: dict[str, Any] = {}
         self._plain: Any = None  # buffers for depth, of this episode's renderer
 
@@ -73,8 +70,11 @@ class LiberoWorld:
             )
         self._env.seed(seed)
         self._plain = None
-        with quiet(), drawn(self.rendering):
-            self._env.reset()
+        try:
+            with quiet(), drawn(self.rendering):
+                self._env.reset()
+        except (OSError, ValueError) as error:
+            raise not_made(str(self.task), self.task.suite, error) from error
         if state is not None:
             self._env.set_init_state(self.states[state])
         for _ in range(REST):

@@ -101,7 +101,8 @@ def _is_unit(rows_N4: np.ndarray) -> bool:
 def layout(case: Case) -> None:
     """The same actions move the same numbers of the state as in the data; see ``actions.replay``."""
     moved = replayed(case)
-    if moved is None:
+    # Poses that are taken for displacements move everything otherwise: that is said already.
+    if moved is None or any(one.about == "control mode" for one in case.findings):
         return
     here_MD, there_MD, moves_D = moved
     cosine_DD = cosines(here_MD, there_MD)
