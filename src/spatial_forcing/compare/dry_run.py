@@ -147,11 +147,14 @@ def what_it_can_show(comparison: Comparison, *, rolled: bool) -> list[str]:
     said = []
     if rolled:
         smallest = detectable_difference(episodes, seeds, alpha=0.05 / others)
-        what = "none at all" if smallest is None else f"{100 * smallest:.0f} points or more"
+        of = f"{episodes} paired episodes per task x {seeds} seed{'s' * (seeds > 1)}"
+        test = f"McNemar's exact test at 0.05 / {others} comparisons"
         said.append(
-            f"Success, {episodes} paired episodes per task x {seeds} seeds: a difference of {what} would be "
-            f"found four times in five (McNemar's exact test at 0.05 / {others} comparisons, for policies "
-            "that solve half of the episodes; fewer points where they solve most or few)."
+            f"Success, {of}: too few to show any difference, however large ({test})."
+            if smallest is None
+            else f"Success, {of}: a difference of {100 * smallest:.0f} points or more would be found four "
+            f"times in five ({test}, for policies that solve half of the episodes; fewer points where they "
+            "solve most or few)."
         )
     smallest = detectable_mean_difference(seeds, alpha=0.05 / others)
     said.append(

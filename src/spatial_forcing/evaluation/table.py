@@ -45,7 +45,7 @@ def _pairings(pairings: list[Pairing]) -> str:
             f"{100 * one.difference:+.1f}",
             f"{one.only_b} / {one.only_a}",
             corrected_text(one.p_value, one.p_holm),
-            "nothing" if one.detectable is None else f"{100 * one.detectable:.0f} points",
+            "no difference" if one.detectable is None else f"{100 * one.detectable:.0f} points",
         ]
         for one in pairings
     ]

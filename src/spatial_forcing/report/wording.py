@@ -53,7 +53,9 @@ def percent_text(found: Spread | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    return "not measured" if value is None or not isfinite(value) else f"{value:+.3f}"
+    if value is None or not isfinite(value):
+        return "not measured"
+    return f"{value:+.3f}".replace("-0.000", "+0.000")
 
 
 def p_text(p: float | None) -> str:
