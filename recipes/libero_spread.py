@@ -2,7 +2,7 @@
 
     python recipes/libero_spread.py
 
-Where they put it in one place, a policy needs no images to reach it: see docs/libero.md. A minute and a half for
+Where they put it in one place, a policy needs no images to reach it: see docs/libero.md. A minute for
 libero_object and libero_spatial. Writes docs/results/libero/spread.json.
 """
 
