@@ -49,8 +49,8 @@ reach=(
 targets=("${compare[@]}" --seeds 6 7 8 --arms plain forced --evaluations 2 --probe none)
 alignment=(--policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true)
 for arms in points points_more; do
-  "${targets[@]}" --arms-file recipes/$arms.yaml --out outputs/reach-$arms -- --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
-  "${targets[@]}" --arms-file recipes/$arms.yaml --out outputs/drawer-open-$arms -- --policy.type=sf_tiny "${drawer[@]}" "${alignment[@]}"
+  "${targets[@]}" --arms-file recipes/$arms.yaml --out outputs/reach-$arms-study -- --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
+  "${targets[@]}" --arms-file recipes/$arms.yaml --out outputs/drawer-open-$arms-study -- --policy.type=sf_tiny "${drawer[@]}" "${alignment[@]}"
 done
 
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
