@@ -44,6 +44,28 @@ def test_the_controls_are_in_every_comparison_unless_they_are_left_out():
     assert roles == {"plain": "arm", "forced": "arm", "shuffled": "control", "place": "control"}
 
 
+def test_a_control_of_another_arm_does_not_take_the_place_of_the_first_ones():
+    """One toward other targets, or at another weight, as docs/compare.md has them in an arms file."""
+    others = [
+        {"name": "points", "forcing": {"points": "alone"}},
+        {"name": "shuffled-points", "role": "control", "forcing": {"points": "alone", "control": "shuffled"}},
+        {"name": "place05", "role": "control", "forcing": {"loss_weight": 0.5, "control": "place"}},
+    ]
+    found = arms_of(["plain", "forced"], json.dumps(others), "vggt-1b")
+    assert names(found) == [
+        *("plain", "forced", "points", "shuffled-points", "place05"),
+        *("shuffled", "place"),
+    ]
+    assert found[-2].forcing == {"teacher": "vggt-1b", "control": "shuffled"}
+    same = [{"name": "mixed", "role": "control", "forcing": {"control": "shuffled"}}]
+    assert names(arms_of(["plain", "forced"], json.dumps(same), "vggt-1b")) == [
+        "plain",
+        "forced",
+        "mixed",
+        "place",
+    ]
+
+
 def test_arms_of_a_file_follow_the_presets(tmp_path):
     file = tmp_path / "arms.yaml"
     file.write_text(

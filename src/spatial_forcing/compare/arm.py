@@ -176,8 +176,10 @@ def arms_of(
     if file is not None:
         arms += [with_teacher(Arm(**entry), teacher) for entry in entries_in(file, LISTING, Arm, check_entry)]
     if controls:
-        there = {(arm.forcing or {}).get("control") for arm in arms}
-        arms += controls_for(arms, [name for name in CONTROLS if name not in there], controls_of)
+        # A control of another arm, at another weight or toward other targets, does not take their place.
+        there, named = [arm.forcing for arm in arms], {arm.name for arm in arms}
+        wanted = controls_for(arms, CONTROLS, controls_of)
+        arms += [arm for arm in wanted if arm.forcing not in there and arm.name not in named]
     seen = [arm.name for arm in arms]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
