@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.openvla.config import PLAIN, SMALL
 from spatial_forcing.openvla.schedule import StepDecayConfig
+from spatial_forcing.probe.policies import ProbedPolicy, untrained
 from spatial_forcing.teachers.checkpoint import WeightsError
 
 KIND = "openvla_oft"
@@ -40,7 +42,8 @@ def policy_on(base: Path, folder: Path, **options: Any):
 
     given = {**small_options(folder), "architecture": {}, "device": "cpu", "push_to_hub": False}
     given |= features() | {"base_checkpoint": str(base), "chunk_size": 2, "n_action_steps": 2} | options
-    return get_policy_class(KIND)(small_config(KIND, folder, **given))
+    config = small_config(KIND, folder, **given)  # which registers the type
+    return get_policy_class(KIND)(config)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -146,6 +149,14 @@ def test_head_and_state_are_new_on_plain_openvla(folder, tmp_path):
     assert all(trained)
 
 
+def test_the_untrained_copy_of_a_probe_does_not_begin_with_it(folder, tmp_path):
+    policy = policy_on(write_released(tmp_path / "oft", built()), folder)
+    loaded: Any = SimpleNamespace(policy=policy, config=policy.config)
+    name = "model.language_model.model.layers.0.mlp.up_proj.weight"
+    plain = untrained(ProbedPolicy("trained", loaded, policy, {}), seed=1).module
+    assert not torch.equal(plain.state_dict()[name], policy.state_dict()[name])
+
+
 def test_films_layers_are_new_on_a_checkpoint_without(folder, tmp_path):
     model = built(replace(OFT, **PLAIN))
     policy = policy_on(write_released(tmp_path / "plain", model), folder, film=True)
@@ -163,6 +174,35 @@ def test_a_head_for_other_actions_is_refused_unless_a_new_one_is_wanted(folder, 
         policy_on(base, folder, **features(4, 5))
     policy = policy_on(base, folder, new_head=True, **features(4, 5))
     assert policy.model.action_head.model.fc2.out_features == 4
+
+
+@pytest.mark.parametrize("prefix", ["", "sf_"])
+def test_a_random_7b_model_is_refused_before_anything_is_allocated(folder, prefix):
+    from lerobot.policies.factory import get_policy_class
+
+    config = small_config(KIND, folder, forcing={} if prefix else None, **features(), architecture={})
+    says = (
+        r"30 GB in float32\. Give --policy.base_checkpoint=openvla/openvla-7b .*--policy.architecture=.*"
+        r"examples/small_openvla.py.*--policy.from_scratch=true"
+    )
+    with torch.device("meta"), pytest.raises(SpatialForcingError, match=says):
+        get_policy_class(f"{prefix}{KIND}")(config)
+
+
+def test_a_7b_model_from_scratch_is_built_where_asked_for(folder):
+    from lerobot.policies.factory import get_policy_class
+
+    config = small_config(KIND, folder, **features(), architecture={}, from_scratch=True)
+    with torch.device("meta"):  # at its own size, without its weights
+        policy = get_policy_class(KIND)(config)
+    assert sum(weight.numel() for weight in policy.parameters()) > 7e9
+
+
+def test_a_saved_checkpoint_that_says_no_sizes_is_loaded(tmp_path, folder):
+    """Its sizes are OpenVLA-7B's, and it is loaded: what it begins with is itself."""
+    config = small_config(KIND, folder, **features(), architecture={})
+    config.pretrained_path = tmp_path
+    config.check_beginning()
 
 
 def test_a_base_checkpoint_that_is_none(folder, tmp_path):

@@ -44,7 +44,8 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
     """OpenVLA-OFT (arXiv 2502.19645), or plain OpenVLA, trained on normalised action chunks.
 
     Raises:
-        SpatialForcingError: the data set lacks a feature, or the base checkpoint does not load.
+        SpatialForcingError: nothing says what it begins with, the data set lacks a feature, or the base
+            checkpoint does not load.
         MissingDependencyError: timm or transformers is not installed.
     """
 
@@ -57,6 +58,7 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
         super().__init__(config)
         dtype = getattr(torch, config.dtype)
         with said_last():
+            config.check_beginning()
             base = config.base_checkpoint if config.pretrained_path is None else None
             folder = None if base is None else local_checkpoint(base)
             if folder is not None:

@@ -23,7 +23,12 @@ from spatial_forcing.probe.records import REFERENCES, UNTRAINED
 
 LAST = ("checkpoints", "last", "pretrained_model")
 # What would fetch trained weights when a policy is built anew.
-PRETRAINED_OPTIONS = {"load_vlm_weights": False, "pretrained_backbone_weights": None, "pretrained_path": None}
+PRETRAINED_OPTIONS = {
+    "load_vlm_weights": False,
+    "pretrained_backbone_weights": None,
+    "pretrained_path": None,
+    "base_checkpoint": None,
+}
 
 
 @dataclass(frozen=True)
