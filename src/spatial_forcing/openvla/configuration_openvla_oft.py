@@ -18,6 +18,12 @@ GRIPPERS = ("as_recorded", "openvla")
 DTYPES = ("float32", "bfloat16")
 
 
+def q99_normalisation() -> dict[str, NormalizationMode]:
+    """The normalisation that OpenVLA calls q99: none of images, q01 to q99 to [-1, 1] of numbers."""
+    numbers = NormalizationMode.QUANTILES
+    return {"VISUAL": NormalizationMode.IDENTITY, "STATE": numbers, "ACTION": numbers}
+
+
 @PreTrainedConfig.register_subclass("openvla_oft")
 @dataclass
 class OpenVLAOFTConfig(PreTrainedConfig):
@@ -62,13 +68,7 @@ class OpenVLAOFTConfig(PreTrainedConfig):
     """Attention of the language model, sdpa or eager."""
     gradient_checkpointing: bool = False
     """Recompute the language model's activations in the backward pass."""
-    normalization_mapping: dict[str, NormalizationMode] = field(
-        default_factory=lambda: {
-            "VISUAL": NormalizationMode.IDENTITY,
-            "STATE": NormalizationMode.QUANTILES,
-            "ACTION": NormalizationMode.QUANTILES,
-        }
-    )
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=q99_normalisation)
     """Normalisation by kind of feature; QUANTILES is OpenVLA's q99, MIN_MAX its bounds."""
     optimizer_lr: float = 5e-4
     """Learning rate of AdamW."""
