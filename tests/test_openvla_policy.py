@@ -1,6 +1,6 @@
 """OpenVLA-OFT as a LeRobot policy: losses, inputs as published, the checkpoints that it begins with."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs.default import PeftConfig
 from small_dataset import make_dataset
 from small_openvla import OFT, built, write_released
 from small_policies import small_batch, small_config, small_policy
@@ -233,7 +234,7 @@ def linear_layers(policy: nn.Module) -> set[str]:
 def test_lora_is_on_all_linear_layers_and_what_is_new_trains_whole(folder, tmp_path, film):
     policy = policy_on(write_released(tmp_path / "plain", built(replace(OFT, **PLAIN))), folder, film=film)
     everything = linear_layers(policy)
-    wrapped = policy.wrap_with_peft(peft_cli_overrides={})
+    wrapped = policy.wrap_with_peft(peft_cli_overrides=asdict(PeftConfig(r=32, lora_alpha=16)))
     adapted = {
         name.removeprefix("base_model.model.")
         for name, module in wrapped.named_modules()
@@ -249,6 +250,7 @@ def test_lora_is_on_all_linear_layers_and_what_is_new_trains_whole(folder, tmp_p
     assert {name for name in untouched if "attn_pool" not in name} == {"model.language_model.lm_head"}
     config = wrapped.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (32, 16, 0.0)
+    assert config.init_lora_weights == "gaussian"
     trains = {name for name, p in wrapped.named_parameters() if p.requires_grad}
     assert all(".lora_" in name or "modules_to_save" in name for name in trains)
     whole = {name for name in trains if "modules_to_save" in name}
@@ -256,9 +258,17 @@ def test_lora_is_on_all_linear_layers_and_what_is_new_trains_whole(folder, tmp_p
     assert any(".scale." in name for name in whole) == film
 
 
-def test_an_adapter_on_a_released_checkpoint_trains_and_is_loaded_again(folder, tmp_path):
-    from lerobot.configs.default import PeftConfig
+def test_without_a_rank_the_adapter_has_lerobots(folder, tmp_path):
+    """LeRobot's trainer hands its own default of ``--peft.r`` on, as if it had been asked for."""
+    policy = policy_on(write_released(tmp_path / "plain", built(replace(OFT, **PLAIN))), folder)
+    config = policy.wrap_with_peft(peft_cli_overrides=asdict(PeftConfig())).peft_config["default"]
+    assert (config.r, config.lora_alpha) == (PeftConfig().r, 16)
+    page = " ".join((Path(__file__).parent.parent / "docs" / "hosts" / "openvla.md").read_text().split())
+    assert f"`--peft.method_type=LORA` alone is of rank {config.r}" in page
+    assert page.count("--peft.r=32 --peft.lora_alpha=16") >= page.count("--policy.type=sf_openvla_oft")
 
+
+def test_an_adapter_on_a_released_checkpoint_trains_and_is_loaded_again(folder, tmp_path):
     from spatial_forcing.train import checkpoints
 
     base = write_released(tmp_path / "plain", built(replace(OFT, **PLAIN)))
@@ -303,24 +313,6 @@ def test_the_learning_rate_falls_at_one_step():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1, 1, 1, 0.1, 0.1])
-
-
-# ---- the published code's shift ----------------------------------------------------------------------------
-
-
-def test_tokens_are_read_one_late_where_asked_for(folder):
-    right, late = (
-        small_policy(KIND, folder, forcing={"one_token_late": late}).forcing.tap.site
-        for late in (False, True)
-    )
-    hidden_BLD = torch.arange(60.0).reshape(1, 60, 1)
-    assert torch.equal(right.visual(hidden_BLD)[0, :, 0], torch.arange(1.0, 33))
-    assert torch.equal(late.visual(hidden_BLD)[0, :, 0], torch.arange(2.0, 34))
-
-
-def test_policies_that_nobody_reads_late_say_so(folder):
-    with pytest.raises(SpatialForcingError, match=r"one_token_late.*\(openvla_oft\).*act"):
-        small_policy("act", folder, forcing={"one_token_late": True})
 
 
 # ---- bad options -------------------------------------------------------------------------------------------

@@ -180,7 +180,10 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """OFT's LoRA: rank 32 on all linear layers; what is new trains whole."""
+        """OFT's LoRA: rank 32 on all linear layers; what is new trains whole.
+
+        LeRobot's trainer always names a rank, its own default of 16 without ``--peft.r``; that one wins.
+        """
         whole = [part for part in ("action_head", "proprio_projector") if getattr(self.model, part, None)]
         return {
             "target_modules": LORA_TARGETS,
