@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_dataset import make_dataset
-from small_openvla import OFT, STATISTICS, built, write_released
+from small_openvla import OFT, STATISTICS, built, change_json, write_released
 from small_policies import small_config
 from small_training import train
 
@@ -93,6 +93,30 @@ def test_there_and_back_is_the_same_checkpoint(tokenizer, tmp_path, variant):
         assert again[KEY]["proprio"]["q99"] == pytest.approx(STATISTICS[KEY]["proprio"]["q99"])
 
 
+def test_what_the_released_layout_has_no_place_for_comes_back(released, tokenizer, tmp_path):
+    names = ("observation.images.top", "observation.images.wrist")
+    own = {"gripper": "as_recorded", "inference_crop": 1.0, "cameras": names}
+    first = converted(released, tmp_path / "first", tokenizer, **own)
+    change_json(first / "config.json", lambda c: c.update(n_action_steps=1, tokenizer_max_length=20))
+    lines = convert(Convert(checkpoint=str(first), out=tmp_path / "released"))
+    assert any("Warning: its gripper is as recorded" in line for line in lines)
+    convert(Convert(checkpoint=str(tmp_path / "released"), out=tmp_path / "again", tokenizer=tokenizer))
+    was, now = (json.loads((tmp_path / at / "config.json").read_text()) for at in ("first", "again"))
+    kept = ("gripper", "inference_crop", "n_action_steps", "tokenizer_max_length", "input_features")
+    assert {name: now[name] for name in kept} == {name: was[name] for name in kept}
+    assert list(now["input_features"])[:2] == list(names)
+    asked = {"tokenizer": tokenizer, "gripper": "openvla", "inference_crop": 0.9}
+    convert(Convert(checkpoint=str(tmp_path / "released"), out=tmp_path / "asked", **asked))
+    now = json.loads((tmp_path / "asked" / "config.json").read_text())
+    assert (now["gripper"], now["inference_crop"]) == ("openvla", 0.9)
+
+
+def test_nobody_is_warned_of_openvlas_own_gripper(released, tokenizer, tmp_path):
+    first = converted(released, tmp_path / "first", tokenizer)
+    lines = convert(Convert(checkpoint=str(first), out=tmp_path / "released"))
+    assert not any("gripper" in line for line in lines)
+
+
 def test_an_adapter_is_merged_on_the_way(folder, tokenizer, tmp_path):
     from lerobot.configs.default import PeftConfig
 
@@ -151,6 +175,9 @@ def test_what_cannot_be_converted_is_said_before_anything_is_written(released, t
     (other / "config.json").write_text('{"type": "act"}')
     refused(ConversionError, "no checkpoint of OpenVLA-OFT.*one of LeRobot's 'act'", other, out, tokenizer)
     refused(ConversionError, "found none", tmp_path / "nowhere", out, tokenizer)
+    odd = Path(shutil.copytree(released, tmp_path / "odd"))
+    change_json(odd / "config.json", lambda c: c["spatial_forcing"].update(policy={"gripper": 3}))
+    refused(ConversionError, "says that gripper is 3, expected a str", odd, out, tokenizer)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "config.json").write_text("{}")
     refused(ConversionError, "holds a checkpoint already", released, tmp_path / "full", tokenizer)

@@ -12,12 +12,24 @@ from spatial_forcing.convert.options import Convert
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.openvla.base import is_released, local_checkpoint, read_architecture
-from spatial_forcing.openvla.config import DINOV2, OpenVLAConfig
+from spatial_forcing.openvla.config import DINOV2, OWN_KEY, POLICY_KEY, OpenVLAConfig
 from spatial_forcing.openvla.inspect import inspect_checkpoint
 from spatial_forcing.openvla.statistics import NORMALISATIONS, Statistics
 
 TOKENIZER = "openvla/openvla-7b"
 DEFAULT_KEY = "lerobot"
+# What a released checkpoint's config.json has no place for, and what released ones are.
+DEFAULTS: dict[str, Any] = {
+    "gripper": "openvla",
+    "inference_crop": 0.9,
+    "n_action_steps": None,
+    "tokenizer_max_length": 64,
+    "cameras": ["observation.images.image", "observation.images.image2"],
+}
+PUBLIC_GRIPPER = (
+    "Warning: its gripper is as recorded in its data; the public scripts take 1 for open and 0 for closed. "
+    "To roll it out with them train with --policy.gripper=openvla."
+)
 
 
 class ConversionError(SpatialForcingError):
@@ -103,17 +115,16 @@ def _config(folder: Path, found: OpenVLAConfig, options: Convert) -> Any:
 
     from spatial_forcing.openvla.configuration_openvla_oft import OpenVLAOFTConfig
 
-    if len(options.cameras) < found.views:
+    chosen = policy_options(found, options)
+    cameras = chosen.pop("cameras")
+    if len(cameras) < found.views:
         raise ConversionError(
-            f"{folder} has {found.views} views: name as many --cameras, found {len(options.cameras)} "
-            f"({', '.join(options.cameras)})."
+            f"{folder} has {found.views} views: name as many --cameras, found {len(cameras)} "
+            f"({', '.join(cameras)})."
         )
     mode = NormalizationMode.MIN_MAX if found.normalisation == "bounds" else NormalizationMode.QUANTILES
     size, state = found.towers[0].image_size, found.proprio_width
-    inputs = {
-        camera: PolicyFeature(FeatureType.VISUAL, (3, size, size))
-        for camera in options.cameras[: found.views]
-    }
+    inputs = {camera: PolicyFeature(FeatureType.VISUAL, (3, size, size)) for camera in cameras[: found.views]}
     if state is not None:
         inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state,))
     decoding = "l1" if found.regression else "tokens" if found.parallel else "autoregressive"
@@ -128,14 +139,31 @@ def _config(folder: Path, found: OpenVLAConfig, options: Convert) -> Any:
         use_proprio=state is not None,
         film=found.film,
         chunk_size=found.chunk,
-        n_action_steps=found.chunk,
-        gripper=options.gripper,
-        inference_crop=options.inference_crop,
+        **chosen,
         tokenizer=options.tokenizer or own_tokenizer,
         dtype=options.dtype,
         device="cpu",
         push_to_hub=False,
     )
+
+
+def policy_options(found: OpenVLAConfig, options: Convert) -> dict[str, Any]:
+    """Options of LeRobot's policy: those asked for, else those the checkpoint says, else as released ones.
+
+    Raises:
+        ConversionError: the checkpoint says something that is no such option.
+    """
+    chosen = {}
+    for name, default in ({**DEFAULTS, "n_action_steps": found.chunk}).items():
+        value, kind = found.policy.get(name, default), type(default)
+        if not isinstance(value, kind) and not (kind is float and value == 1):
+            raise ConversionError(
+                f"config.json says that {name} is {value!r}, expected a {kind.__name__}. Remove it from "
+                f"{POLICY_KEY!r} of {OWN_KEY!r} there."
+            )
+        asked = getattr(options, name, None)
+        chosen[name] = value if asked is None else asked
+    return chosen
 
 
 def lerobot_stats(statistics: Statistics, key: str, found: OpenVLAConfig) -> dict[str, dict[str, Any]]:
@@ -177,15 +205,26 @@ def to_released(folder: Path, options: Convert) -> list[str]:
         policy, merged = policy.merge_and_unload(), ", its adapter merged"
     key = options.key or DEFAULT_KEY
     model: Any = policy.model
-    model.config = replace(model.config, norm_stats={key: released_stats(loaded)})
+    model.config = replace(
+        model.config, norm_stats={key: released_stats(loaded)}, policy=own_options(loaded.config)
+    )
     tokenizer = Path(loaded.config.tokenizer)
     save_openvla(model, options.out, processor=tokenizer if tokenizer.is_dir() else None)
     lines = [f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}."]
+    if loaded.config.gripper == "as_recorded":
+        lines.append(PUBLIC_GRIPPER)
     if not tokenizer.is_dir():
         lines.append(f"The public scripts need the tokenizer and processor files of {tokenizer} beside it.")
     if model.config.towers[0].model != DINOV2:
         lines.append("Its vision towers are not OpenVLA's: the public code cannot load it.")
     return lines
+
+
+def own_options(config: Any) -> dict[str, Any]:
+    """Options of a policy that the released layout has no place for, to be read on the way back."""
+    return {name: getattr(config, name) for name in DEFAULTS if name != "cameras"} | {
+        "cameras": list(config.image_features)
+    }
 
 
 def released_stats(loaded: Any) -> dict[str, dict[str, Any]]:
