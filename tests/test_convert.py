@@ -37,7 +37,7 @@ def released(tmp_path_factory) -> Path:
 
 
 def converted(source: Path, out: Path, tokenizer: str | None, **options) -> Path:
-    given = {"chunk": 2, "dtype": "float32", "tokenizer": tokenizer, "inference_crop": 1.0}
+    given = {"chunk": 2, "tokenizer": tokenizer, "inference_crop": 1.0}
     convert(Convert(checkpoint=str(source), out=out, **given | options))
     return out
 
@@ -65,6 +65,30 @@ def test_a_converted_policy_acts_as_the_released_model(released, tokenizer, tmp_
         assert torch.allclose(found[..., -1], expected[..., -1], atol=1e-5)
     else:
         assert torch.equal(found[..., -1], torch.where(expected[..., -1] > 0.5, -1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "written", "says"),
+    [
+        (torch.float32, None, torch.float32, "float32, as the checkpoint's."),
+        (torch.bfloat16, None, torch.bfloat16, "bfloat16, as the checkpoint's."),
+        (torch.float16, None, torch.float32, "float32; action_head was float16, language_model was float16"),
+        (torch.float32, "bfloat16", torch.bfloat16, "bfloat16; action_head was float32"),
+    ],
+)
+def test_weights_keep_their_dtype_unless_another_is_asked_for(
+    tokenizer, tmp_path, stored, asked, written, says
+):
+    source = write_released(tmp_path / "source", built(dtype=stored))
+    options = {"chunk": 2, "tokenizer": tokenizer, "dtype": asked}
+    lines = convert(Convert(checkpoint=str(source), out=tmp_path / "out", **options))
+    assert any(line.startswith(f"Data type of the weights: {says}") for line in lines), lines
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {written}
+    expected = built(dtype=stored).state_dict()
+    assert all(torch.equal(state[f"model.{n}"], t.to(written)) for n, t in expected.items())
+    lines = convert(Convert(checkpoint=str(tmp_path / "out"), out=tmp_path / "back"))
+    assert f"Data type of the weights: {str(written).removeprefix('torch.')}." in lines
 
 
 @pytest.mark.parametrize("variant", ["oft", "plain", "film"])

@@ -13,10 +13,11 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import check_folder
 from spatial_forcing.openvla.base import is_released, local_checkpoint, read_architecture
 from spatial_forcing.openvla.config import DINOV2, OWN_KEY, POLICY_KEY, OpenVLAConfig
-from spatial_forcing.openvla.inspect import inspect_checkpoint
+from spatial_forcing.openvla.inspect import CheckpointRecord, inspect_checkpoint
 from spatial_forcing.openvla.statistics import NORMALISATIONS, Statistics
 
 TOKENIZER = "openvla/openvla-7b"
+DTYPES = ("float32", "bfloat16")
 DEFAULT_KEY = "lerobot"
 # What a released checkpoint's config.json has no place for, and what released ones are.
 DEFAULTS: dict[str, Any] = {
@@ -96,6 +97,7 @@ def to_lerobot(folder: Path, options: Convert) -> list[str]:
     key = statistics.resolve(options.key)
     stats = lerobot_stats(statistics, key, found)
     config = _config(folder, found, options)
+    config.dtype, said = _dtype(record, options)
     policy = get_policy_class("openvla_oft")(config).eval()
     pre, post = make_openvla_oft_pre_post_processors(config, stats)
     config.base_checkpoint = None
@@ -106,8 +108,21 @@ def to_lerobot(folder: Path, options: Convert) -> list[str]:
         f"Wrote {options.out}: openvla_oft of LeRobot, from {record.variant}.",
         f"Un-normalisation key: {key}. Cameras, in the order of the views: "
         f"{', '.join(config.image_features)}. Gripper: {config.gripper}. Tokenizer: {config.tokenizer}.",
+        said,
         *record.notes,
     ]
+
+
+def _dtype(record: CheckpointRecord, options: Convert) -> tuple[str, str]:
+    """The data type that a released checkpoint is written in, and what to say of it.
+
+    LeRobot's policy is of one type; every float16 number is one of float32.
+    """
+    own = record.dtypes["language_model"]
+    chosen = options.dtype or (own if own in DTYPES else "float32")
+    others = [f"{part} was {kind}" for part, kind in record.dtypes.items() if kind != chosen]
+    was = f"; {', '.join(others)}" if others else ", as the checkpoint's"
+    return chosen, f"Data type of the weights: {chosen}{was}."
 
 
 def _config(folder: Path, found: OpenVLAConfig, options: Convert) -> Any:
@@ -141,7 +156,6 @@ def _config(folder: Path, found: OpenVLAConfig, options: Convert) -> Any:
         chunk_size=found.chunk,
         **chosen,
         tokenizer=options.tokenizer or own_tokenizer,
-        dtype=options.dtype,
         device="cpu",
         push_to_hub=False,
     )
@@ -208,9 +222,15 @@ def to_released(folder: Path, options: Convert) -> list[str]:
     model.config = replace(
         model.config, norm_stats={key: released_stats(loaded)}, policy=own_options(loaded.config)
     )
+    if options.dtype is not None:
+        model = model.to(getattr(torch, options.dtype))
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()})
     tokenizer = Path(loaded.config.tokenizer)
     save_openvla(model, options.out, processor=tokenizer if tokenizer.is_dir() else None)
-    lines = [f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}."]
+    lines = [
+        f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}.",
+        f"Data type of the weights: {' and '.join(kinds)}.",
+    ]
     if loaded.config.gripper == "as_recorded":
         lines.append(PUBLIC_GRIPPER)
     if not tokenizer.is_dir():

@@ -38,8 +38,8 @@ class Convert:
     0.9, for random crops in training as the released ones had, if None."""
     tokenizer: str | None = None
     """Folder or repository of Llama's tokenizer; the released checkpoint's own, or openvla/openvla-7b."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Data type of the weights of a converted released checkpoint."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Data type of the weights that are written; the checkpoint's own (of its language model) if None."""
 
     def run(self) -> None:
         """Converts the checkpoint.
