@@ -16,7 +16,7 @@ from small_training import train
 from spatial_forcing.convert.openvla import ConversionError, convert
 from spatial_forcing.convert.options import Convert
 from spatial_forcing.errors import UnknownNameError
-from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.evaluate import LoadedPolicy, PolicyError, SavedPolicy
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.openvla.checkpoint import load_openvla
 from spatial_forcing.openvla.config import PLAIN
@@ -149,8 +149,9 @@ def test_an_adapter_is_merged_on_the_way(folder, tokenizer, tmp_path):
     config = small_config("openvla_oft", folder, architecture={}, base_checkpoint=str(base))
     run = train("openvla_oft", config, data, tmp_path / "run", peft=PeftConfig(target_modules=None, r=4))
     at = checkpoints(run)[4]
-    lines = convert(Convert(checkpoint=str(at), out=tmp_path / "back"))
-    assert "its adapter merged" in lines[0]
+    lines = convert(Convert(checkpoint=str(run), out=tmp_path / "back"))  # its last one
+    assert lines[0] == f"Read {at}."
+    assert "its adapter merged" in lines[1]
     model, loaded = load_openvla(tmp_path / "back"), LoadedPolicy(at)
     inside = loaded.policy.merge_and_unload().model
     for name, value in inside.state_dict().items():
@@ -179,6 +180,12 @@ def test_the_converted_weights_are_whole_and_nothing_else(released, tokenizer, t
     assert json.loads((out / "config.json").read_text())["base_checkpoint"] is None
 
 
+def test_a_released_checkpoint_is_no_policy_of_lerobots_yet(released):
+    says = f"in the released layout.*spatial-forcing convert --checkpoint {released} --out"
+    with pytest.raises(PolicyError, match=says):
+        SavedPolicy(released)
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -198,7 +205,7 @@ def test_what_cannot_be_converted_is_said_before_anything_is_written(released, t
     other.mkdir()
     (other / "config.json").write_text('{"type": "act"}')
     refused(ConversionError, "no checkpoint of OpenVLA-OFT.*one of LeRobot's 'act'", other, out, tokenizer)
-    refused(ConversionError, "found none", tmp_path / "nowhere", out, tokenizer)
+    refused(PolicyError, "does not exist.*a run of lerobot-train", tmp_path / "nowhere", out, tokenizer)
     odd = Path(shutil.copytree(released, tmp_path / "odd"))
     change_json(odd / "config.json", lambda c: c["spatial_forcing"].update(policy={"gripper": 3}))
     refused(ConversionError, "says that gripper is 3, expected a str", odd, out, tokenizer)

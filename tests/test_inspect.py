@@ -295,6 +295,11 @@ def test_what_is_none_of_these(oft, tmp_path):
     run = tmp_path / "run" / "checkpoints" / "000002"
     shutil.copytree(oft, run / "pretrained_model")
     assert f"Checkpoints below it: {run / 'pretrained_model'}." in inspect_path(tmp_path / "run").notes
+    (run.parent / "last").symlink_to(run.name)
+    found = inspect_path(tmp_path / "run")
+    assert found.loads, found.text()
+    assert found.path == run / "pretrained_model"
+    assert found.notes[0] == f"{tmp_path / 'run'} is a training run; this is its last checkpoint."
 
     other = hollow(tmp_path / "other.safetensors", {"odd": (2, 3)})
     assert "not those of a teacher that is known" in said(inspect_path(other))

@@ -15,6 +15,7 @@ from spatial_forcing.openvla.base import is_released, local_checkpoint, read_arc
 from spatial_forcing.openvla.config import DINOV2, OWN_KEY, POLICY_KEY, OpenVLAConfig
 from spatial_forcing.openvla.inspect import CheckpointRecord, inspect_checkpoint
 from spatial_forcing.openvla.statistics import NORMALISATIONS, Statistics
+from spatial_forcing.probe.policies import checkpoint_folder
 
 TOKENIZER = "openvla/openvla-7b"
 DTYPES = ("float32", "bfloat16")
@@ -51,7 +52,7 @@ def convert(options: Convert) -> list[str]:
     _check_free(options.out)
     if is_released(options.checkpoint):
         return to_lerobot(local_checkpoint(options.checkpoint), options)
-    folder = Path(options.checkpoint)
+    folder = checkpoint_folder(options.checkpoint)
     found = _lerobot_type(folder)
     if found != "openvla_oft":
         what = f"one of LeRobot's {found!r}" if found else "none"
@@ -59,7 +60,8 @@ def convert(options: Convert) -> list[str]:
             f"{folder} is no checkpoint of OpenVLA-OFT: expected a config.json of model_type 'openvla' "
             f"(released) or type 'openvla_oft' (LeRobot's), found {what}."
         )
-    return to_released(folder, options)
+    read = [] if folder == Path(options.checkpoint) else [f"Read {folder.resolve()}."]
+    return read + to_released(folder, options)
 
 
 def _check_free(out: Path) -> None:

@@ -15,7 +15,7 @@ class Convert:
     """Convert a checkpoint of OpenVLA-OFT between the released layout and LeRobot's, whichever it is in."""
 
     checkpoint: str
-    """Folder of the checkpoint; of a released one the name of its repository on the Hub will do."""
+    """Folder of the checkpoint, of a training run, whose last one is meant, or repository on the Hub."""
     out: Path
     """Folder of the converted checkpoint; it may not hold one yet."""
     key: str | None = None

@@ -12,6 +12,7 @@ from spatial_forcing.inspection.record import UNKNOWN, Inspection
 from spatial_forcing.openvla.config import MODEL_TYPE
 from spatial_forcing.openvla.inspect import CheckpointRecord, inspect_checkpoint
 from spatial_forcing.openvla.layout import CONFIG, part_files, some
+from spatial_forcing.probe.policies import last_checkpoint
 from spatial_forcing.teachers.checkpoint import FOLDER_FILES
 from spatial_forcing.teachers.registry import RECORDS as TEACHERS
 
@@ -59,6 +60,15 @@ def inspect_path(path: str | Path, key: str | None = None) -> Inspection:
 
 
 def _folder(folder: Path, key: str | None) -> Inspection:
+    last = last_checkpoint(folder)
+    if last not in (None, folder) and not is_cache(folder):
+        found = _folder(last.resolve(), key)
+        found.notes.insert(0, f"{folder} is a training run; this is its last checkpoint.")
+        return found
+    return _checkpoint(folder, key)
+
+
+def _checkpoint(folder: Path, key: str | None) -> Inspection:
     said: dict[str, Any] = {}
     if (folder / CONFIG).is_file():
         try:
