@@ -210,6 +210,7 @@ def test_the_small_openvla_trains_with_the_flags_of_the_docs(dataset, cache, tmp
     assert found.loads, found.text()
     assert found.what == "LeRobot policy openvla_oft, an adapter"
     assert found.facts["adapter"].startswith("LORA, rank 32")
+    assert found.facts["adapts"] == str(tmp_path / "small-openvla")
     assert found.facts["projector"][0].startswith("at blocks.3 toward the features in ")
 
 

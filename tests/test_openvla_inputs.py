@@ -126,7 +126,7 @@ def test_the_gripper_goes_to_openvlas_convention_and_back(folder):
 def test_prompts_are_openvlas(folder):
     before, _ = processors(folder, random_stats())
     said = []
-    (step,) = (step for step in before.steps if type(step).__name__ == "TokenizerProcessorStep")
+    (step,) = (step for step in before.steps if type(step).__name__ == "OpenVLATokenizerStep")
     tokenize = step._tokenize_text
     step._tokenize_text = lambda text: said.append(text) or tokenize(text)
     before(frame(torch.zeros(2, 7)))

@@ -100,8 +100,8 @@ def to_lerobot(folder: Path, options: Convert) -> list[str]:
     stats = lerobot_stats(statistics, key, found)
     config = _config(folder, found, options)
     config.dtype, said = _dtype(record, options)
-    policy = get_policy_class("openvla_oft")(config).eval()
     pre, post = make_openvla_oft_pre_post_processors(config, stats)
+    policy = get_policy_class("openvla_oft")(config).eval()
     config.base_checkpoint = None
     policy.save_pretrained(options.out)
     pre.save_pretrained(options.out)
@@ -229,6 +229,9 @@ def to_released(folder: Path, options: Convert) -> list[str]:
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()})
     tokenizer = Path(loaded.config.tokenizer)
     save_openvla(model, options.out, processor=tokenizer if tokenizer.is_dir() else None)
+    carried = carried_tokenizer(loaded)
+    for name, content in carried.items():
+        (options.out / name).write_bytes(content)
     lines = [
         f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}.",
         f"Data type of the weights: {' and '.join(kinds)}.",
@@ -236,10 +239,16 @@ def to_released(folder: Path, options: Convert) -> list[str]:
     if loaded.config.gripper == "as_recorded":
         lines.append(PUBLIC_GRIPPER)
     if not tokenizer.is_dir():
-        lines.append(f"The public scripts need the tokenizer and processor files of {tokenizer} beside it.")
+        needed = "image processor" if carried else "tokenizer and image processor"
+        lines.append(f"The public scripts need the files of {needed} of {TOKENIZER} beside it.")
     if model.config.towers[0].model != DINOV2:
         lines.append("Its vision towers are not OpenVLA's: the public code cannot load it.")
     return lines
+
+
+def carried_tokenizer(loaded: Any) -> dict[str, bytes]:
+    """Files of the tokenizer that a policy's checkpoint carries; none of one that has its name alone."""
+    return next((step.files for step in loaded.preprocess.steps if hasattr(step, "files")), {})
 
 
 def own_options(config: Any) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
                 self.model = begin_with(
                     folder, sizes, new_head=config.new_head, dtype=dtype, attention=config.attention
                 )
-                self.name_or_path = str(base)  # what an adapter says of its base model
+                # What an adapter says of its base model, wherever the adapter is read.
+                self.name_or_path = str(folder.resolve()) if Path(str(base)).exists() else str(base)
         if config.gradient_checkpointing:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.reset()
