@@ -1,9 +1,13 @@
 """OpenVLA-OFT checkpoints converted between the released layout and LeRobot's: same actions, same tensors."""
 
 import json
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from small_training import train
 
 from spatial_forcing.convert.openvla import ConversionError, convert
 from spatial_forcing.convert.options import Convert
-from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.evaluate import LoadedPolicy, PolicyError, SavedPolicy
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.openvla.checkpoint import load_openvla
@@ -184,6 +188,47 @@ def test_a_released_checkpoint_is_no_policy_of_lerobots_yet(released):
     says = f"in the released layout.*spatial-forcing convert --checkpoint {released} --out"
     with pytest.raises(PolicyError, match=says):
         SavedPolicy(released)
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """Writes fail beyond a size, as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new folder", "folder with a file"])
+def test_a_disk_that_is_full_leaves_nothing_in_the_way(released, tokenizer, tmp_path, there):
+    policy, back = tmp_path / "out" / "policy", tmp_path / "out" / "back"
+    if there:
+        for folder in (policy, back):
+            folder.mkdir(parents=True)
+            (folder / "notes.txt").write_text("mine")
+    before = sorted((tmp_path / "out").rglob("*"))
+    with files_no_larger_than(100_000), pytest.raises(ConversionError, match="nothing is left of it"):
+        converted(released, policy, tokenizer)
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    converted(released, policy, tokenizer)
+    assert LoadedPolicy(policy).config.type == "openvla_oft"
+    before = sorted((tmp_path / "out").rglob("*"))
+    with files_no_larger_than(100_000), pytest.raises(SpatialForcingError, match=r"ould not (be )?writ"):
+        convert(Convert(checkpoint=str(policy), out=back))
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    convert(Convert(checkpoint=str(policy), out=back))
+    assert load_openvla(back).config.chunk == 2
+
+
+def test_the_space_is_looked_at_first(released, tokenizer, tmp_path, monkeypatch):
+    policy = converted(released, tmp_path / "policy", tokenizer)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    for source in (released, policy):
+        with pytest.raises(ConversionError, match=r"needs about .* MiB; 1000 B are free"):
+            converted(source, tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from spatial_forcing.convert.options import Convert
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.files import check_folder
+from spatial_forcing.files import check_folder, check_space, filled_folder
 from spatial_forcing.openvla.base import is_released, local_checkpoint, read_architecture
 from spatial_forcing.openvla.config import DINOV2, OWN_KEY, POLICY_KEY, OpenVLAConfig
 from spatial_forcing.openvla.inspect import CheckpointRecord, inspect_checkpoint
@@ -18,7 +18,7 @@ from spatial_forcing.openvla.statistics import NORMALISATIONS, Statistics
 from spatial_forcing.probe.policies import checkpoint_folder
 
 TOKENIZER = "openvla/openvla-7b"
-DTYPES = ("float32", "bfloat16")
+BYTES = {"float32": 4, "bfloat16": 2}
 DEFAULT_KEY = "lerobot"
 # What a released checkpoint's config.json has no place for, and what released ones are.
 DEFAULTS: dict[str, Any] = {
@@ -101,11 +101,12 @@ def to_lerobot(folder: Path, options: Convert) -> list[str]:
     config = _config(folder, found, options)
     config.dtype, said = _dtype(record, options)
     pre, post = make_openvla_oft_pre_post_processors(config, stats)
+    check_space(options.out, record.parameters * BYTES[config.dtype], error=ConversionError)
     policy = get_policy_class("openvla_oft")(config).eval()
     config.base_checkpoint = None
-    policy.save_pretrained(options.out)
-    pre.save_pretrained(options.out)
-    post.save_pretrained(options.out)
+    with filled_folder(options.out, ConversionError) as out:
+        for part in (policy, pre, post):
+            part.save_pretrained(out)
     return [
         f"Wrote {options.out}: openvla_oft of LeRobot, from {record.variant}.",
         f"Un-normalisation key: {key}. Cameras, in the order of the views: "
@@ -121,7 +122,7 @@ def _dtype(record: CheckpointRecord, options: Convert) -> tuple[str, str]:
     LeRobot's policy is of one type; every float16 number is one of float32.
     """
     own = record.dtypes["language_model"]
-    chosen = options.dtype or (own if own in DTYPES else "float32")
+    chosen = options.dtype or (own if own in BYTES else "float32")
     others = [f"{part} was {kind}" for part, kind in record.dtypes.items() if kind != chosen]
     was = f"; {', '.join(others)}" if others else ", as the checkpoint's"
     return chosen, f"Data type of the weights: {chosen}{was}."
@@ -228,10 +229,13 @@ def to_released(folder: Path, options: Convert) -> list[str]:
         model = model.to(getattr(torch, options.dtype))
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()})
     tokenizer = Path(loaded.config.tokenizer)
-    save_openvla(model, options.out, processor=tokenizer if tokenizer.is_dir() else None)
     carried = carried_tokenizer(loaded)
-    for name, content in carried.items():
-        (options.out / name).write_bytes(content)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    check_space(options.out, size, error=ConversionError)
+    with filled_folder(options.out, ConversionError) as out:
+        save_openvla(model, out, processor=tokenizer if tokenizer.is_dir() else None)
+        for name, content in carried.items():
+            (out / name).write_bytes(content)
     lines = [
         f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}.",
         f"Data type of the weights: {' and '.join(kinds)}.",
