@@ -211,7 +211,9 @@ def test_the_small_openvla_trains_with_the_flags_of_the_docs(dataset, cache, tmp
     assert found.what == "LeRobot policy openvla_oft, an adapter"
     assert found.facts["adapter"].startswith("LORA, rank 32")
     assert found.facts["adapts"] == str(tmp_path / "small-openvla")
-    assert found.facts["projector"][0].startswith("at blocks.3 toward the features in ")
+    assert found.facts["projector"][0].startswith(
+        f"at blocks.3 toward the features of untrained-tiny in {cache}"
+    )
 
 
 def test_what_the_options_of_openvla_are_for_is_said_by_the_help():
