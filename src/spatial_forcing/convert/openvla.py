@@ -1,7 +1,7 @@
 """Conversion of OpenVLA-OFT checkpoints: from the released layout to LeRobot's, and back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,18 +236,22 @@ def to_released(folder: Path, options: Convert) -> list[str]:
         save_openvla(model, out, processor=tokenizer if tokenizer.is_dir() else None)
         for name, content in carried.items():
             (out / name).write_bytes(content)
-    lines = [
+    return [
         f"Wrote {options.out}: OpenVLA in the released layout{merged}; un-normalisation key {key}.",
         f"Data type of the weights: {' and '.join(kinds)}.",
+        *_for_public_scripts(loaded.config, model.config, carried=bool(carried)),
     ]
-    if loaded.config.gripper == "as_recorded":
-        lines.append(PUBLIC_GRIPPER)
-    if not tokenizer.is_dir():
+
+
+def _for_public_scripts(config: Any, sizes: OpenVLAConfig, *, carried: bool) -> Iterator[str]:
+    """What the public scripts lack, or take otherwise, in a checkpoint that was LeRobot's."""
+    if config.gripper == "as_recorded":
+        yield PUBLIC_GRIPPER
+    if not Path(config.tokenizer).is_dir():
         needed = "image processor" if carried else "tokenizer and image processor"
-        lines.append(f"The public scripts need the files of {needed} of {TOKENIZER} beside it.")
-    if model.config.towers[0].model != DINOV2:
-        lines.append("Its vision towers are not OpenVLA's: the public code cannot load it.")
-    return lines
+        yield f"The public scripts need the files of {needed} of {TOKENIZER} beside it."
+    if sizes.towers[0].model != DINOV2:
+        yield "Its vision towers are not OpenVLA's: the public code cannot load it."
 
 
 def carried_tokenizer(loaded: Any) -> dict[str, bytes]:

@@ -84,7 +84,7 @@ def _checkpoint(folder: Path, key: str | None) -> Inspection:
     if is_cache(folder):
         return inspect_cache(folder)
     if (folder / "meta" / "info.json").is_file():
-        return _unknown(folder, "It is a LeRobotDataset, a data set and no checkpoint.")
+        return _unknown(folder, "It is a LeRobotDataset, not a checkpoint: commands take it as --dataset.")
     from spatial_forcing.inspection.teacher import inspect_file, inspect_folder, says_teacher
 
     if says_teacher(said):
