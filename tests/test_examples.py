@@ -1,6 +1,9 @@
 """The examples for other trainers run on small models of the same layout, and do what they say."""
 
 import importlib.util
+import runpy
+import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -175,3 +178,52 @@ def test_a_host_of_ones_own_with_a_mistake_stops(capsys, before, says):
     with pytest.raises(SystemExit):
         own.main()
     assert says in capsys.readouterr().out
+
+
+# ---- a small OpenVLA
+# ----------------------------------------------------------------------------------------------------------
+
+
+def documented_flags(page: str, base: str) -> list[str]:
+    """Flags of the training command in a page of the docs that begins with a folder ``base``."""
+    text = (EXAMPLES.parent / "docs" / page).read_text().replace("\\\n", " ")
+    command = next(line for line in text.splitlines() if line.startswith("lerobot-train") and base in line)
+    return shlex.split(command)[1:]
+
+
+def test_the_small_openvla_trains_with_the_flags_of_the_docs(dataset, cache, tmp_path, monkeypatch):
+    from spatial_forcing.inspection.look import inspect_path
+    from spatial_forcing.train import checkpoints
+    from spatial_forcing.train_command import TrainCommand
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["small_openvla.py", "--out", "small-openvla"])
+    runpy.run_path(str(EXAMPLES / "small_openvla.py"), run_name="__main__")
+    found = inspect_path("small-openvla")
+    assert found.loads, found.text()
+    assert found.what == "plain OpenVLA"
+    flags = documented_flags("hosts/openvla.md", "base_checkpoint=small-openvla")
+    replaced = {"small-features": str(cache), "small-demos": str(dataset)}
+    flags = [f"{name}={replaced.get(value, value)}" for name, _, value in (f.partition("=") for f in flags)]
+    TrainCommand().run([*flags, "--steps=2", "--save_freq=2", "--batch_size=2"])
+    found = inspect_path(checkpoints(tmp_path / "run-openvla")[2])
+    assert found.loads, found.text()
+    assert found.what == "LeRobot policy openvla_oft, an adapter"
+    assert found.facts["adapter"].startswith("LORA, rank 32")
+    assert found.facts["adapts"] == str(tmp_path / "small-openvla")
+    assert found.facts["projector"][0].startswith(
+        f"at blocks.3 toward the features of untrained-tiny in {cache}"
+    )
+
+
+def test_what_the_options_of_openvla_are_for_is_said_by_the_help():
+    from dataclasses import fields
+
+    from draccus.wrappers.docstring import get_attribute_docstring
+    from lerobot.configs import PreTrainedConfig
+
+    from spatial_forcing.openvla.configuration_openvla_oft import OpenVLAOFTConfig
+
+    ours = {field.name for field in fields(OpenVLAOFTConfig)} - {f.name for f in fields(PreTrainedConfig)}
+    said = {name: get_attribute_docstring(OpenVLAOFTConfig, name).docstring_below for name in ours}
+    assert [name for name, text in said.items() if not text] == []

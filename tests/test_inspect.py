@@ -107,8 +107,9 @@ def test_bad_checkpoints_of_openvla(oft, tmp_path, case):
 
 def test_a_wrong_key_is_answered_with_those_there_are(oft):
     found = inspect_path(oft, "libero_goal")
-    assert not found.loads
-    assert "Did you mean 'libero_goal_no_noops'? Available: libero_goal_no_noops." in said(found)
+    assert found.loads  # the key is another matter
+    assert "Did you mean 'libero_goal_no_noops'? Available: libero_goal_no_noops." in found.unmet[0]
+    assert "asked for          Unknown un-normalisation key 'libero_goal'" in found.text()
 
 
 def test_fifteen_gigabytes_are_inspected_in_a_moment(tmp_path):
@@ -238,6 +239,13 @@ def test_bad_teachers(tmp_path):
     unpickles(pickled)
     assert "pickled.pt is not a PyTorch file of plain tensors" in said(inspect_path(pickled))
 
+    (tmp_path / "foreign").mkdir()
+    pickled.rename(tmp_path / "foreign" / "model.pt")
+    found = inspect_path(tmp_path / "foreign")
+    assert "model.pt is not a PyTorch file of plain tensors: it holds _pytest.outcomes" in said(found)
+    assert "which is no tensor, and was not unpickled." in said(found)
+    assert "weights_only" not in found.text()
+
 
 # ---- caches ------------------------------------------------------------------------------------------------
 
@@ -253,6 +261,18 @@ def test_a_feature_cache(cache, tmp_path):
     copy = Path(shutil.copytree(cache, tmp_path / "copy"))
     truncate(copy / "shard-00000.safetensors", 3)
     assert "shard-00000.safetensors is cut off" in said(inspect_path(copy))
+    assert "Download" not in said(inspect_path(copy))
+    repair = f"spatial-forcing cache verify --out {copy} --dataset <data set> --repair"
+    assert said(inspect_path(copy)).endswith(repair)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    others = [name for name in manifest["sums"] if name != "shard-00000.safetensors"]
+    for name in others:
+        (copy / name).rename(copy / f"{name}.away")
+    found = said(inspect_path(copy))
+    assert others
+    assert all(f"{name} is " in found for name in manifest["sums"]), found
+    for name in others:
+        (copy / f"{name}.away").rename(copy / name)
     (copy / "shard-00000.safetensors").unlink()
     assert "shard-00000.safetensors is missing" in said(inspect_path(copy))
     (copy / "manifest.json").unlink()
@@ -276,7 +296,7 @@ def test_nothing_at_a_path_is_answered_with_what_lies_beside_it(tmp_path):
         inspect_path("x" * 5000)
 
 
-def test_what_is_none_of_these(oft, tmp_path):
+def test_what_is_none_of_these(oft, dataset, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     found = inspect_path(empty)
@@ -289,12 +309,20 @@ def test_what_is_none_of_these(oft, tmp_path):
     text.write_text("hello")
     assert "a file of no known kind" in said(inspect_path(text))
 
+    assert f"part of a checkpoint: spatial-forcing inspect {oft}" in said(inspect_path(oft / "config.json"))
+    assert "It is a LeRobotDataset" in said(inspect_path(dataset))
+
     shard = oft / "model-00001-of-00003.safetensors"
     assert f"part of a checkpoint: spatial-forcing inspect {oft}" in said(inspect_path(shard))
 
     run = tmp_path / "run" / "checkpoints" / "000002"
     shutil.copytree(oft, run / "pretrained_model")
     assert f"Checkpoints below it: {run / 'pretrained_model'}." in inspect_path(tmp_path / "run").notes
+    (run.parent / "last").symlink_to(run.name)
+    found = inspect_path(tmp_path / "run")
+    assert found.loads, found.text()
+    assert found.path == run / "pretrained_model"
+    assert found.notes[0] == f"{tmp_path / 'run'} is a training run; this is its last checkpoint."
 
     other = hollow(tmp_path / "other.safetensors", {"odd": (2, 3)})
     assert "not those of a teacher that is known" in said(inspect_path(other))
@@ -322,8 +350,8 @@ def test_the_exit_status_says_whether_it_loads(monkeypatch, capsys, oft, tmp_pat
     assert status == 1
     found = json.loads(out)
     assert found["kind"] == "openvla"
-    assert found["loads"] is False
-    assert "'libero_10'" in found["problems"][0]
+    assert (found["loads"], found["problems"]) == (True, [])
+    assert "'libero_10'" in found["unmet"][0]
     status, out, error = run(monkeypatch, capsys, str(tmp_path / "none"))
     assert (status, out) == (2, "")
     assert "No file or folder" in error

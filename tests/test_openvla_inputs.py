@@ -10,6 +10,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from PIL import Image
 from small_policies import small_batch, small_config, small_policy
 
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.openvla.images import centre_crop, resized
 from spatial_forcing.openvla.statistics import Statistics
 
@@ -125,7 +126,7 @@ def test_the_gripper_goes_to_openvlas_convention_and_back(folder):
 def test_prompts_are_openvlas(folder):
     before, _ = processors(folder, random_stats())
     said = []
-    (step,) = (step for step in before.steps if type(step).__name__ == "TokenizerProcessorStep")
+    (step,) = (step for step in before.steps if type(step).__name__ == "OpenVLATokenizerStep")
     tokenize = step._tokenize_text
     step._tokenize_text = lambda text: said.append(text) or tokenize(text)
     before(frame(torch.zeros(2, 7)))
@@ -137,3 +138,21 @@ def test_processors_without_actions_are_those_of_rollouts(folder):
     observed = {k: v for k, v in frame(torch.zeros(1, 7)).items() if k != "action"}
     assert before(observed)["observation.state"].abs().max() <= 1
     assert before(observed)["action"] is None
+
+
+# ---- the published code's shift ----------------------------------------------------------------------------
+
+
+def test_tokens_are_read_one_late_where_asked_for(folder):
+    right, late = (
+        small_policy(KIND, folder, forcing={"one_token_late": late}).forcing.tap.site
+        for late in (False, True)
+    )
+    hidden_BLD = torch.arange(60.0).reshape(1, 60, 1)
+    assert torch.equal(right.visual(hidden_BLD)[0, :, 0], torch.arange(1.0, 33))
+    assert torch.equal(late.visual(hidden_BLD)[0, :, 0], torch.arange(2.0, 34))
+
+
+def test_policies_that_nobody_reads_late_say_so(folder):
+    with pytest.raises(SpatialForcingError, match=r"one_token_late.*\(openvla_oft\).*act"):
+        small_policy("act", folder, forcing={"one_token_late": True})

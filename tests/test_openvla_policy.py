@@ -1,12 +1,14 @@
 """OpenVLA-OFT as a LeRobot policy: losses, inputs as published, the checkpoints that it begins with."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs.default import PeftConfig
 from small_dataset import make_dataset
 from small_openvla import OFT, built, write_released
 from small_policies import small_batch, small_config, small_policy
@@ -19,6 +21,7 @@ from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.openvla.config import PLAIN, SMALL
 from spatial_forcing.openvla.schedule import StepDecayConfig
+from spatial_forcing.probe.policies import ProbedPolicy, untrained
 from spatial_forcing.teachers.checkpoint import WeightsError
 
 KIND = "openvla_oft"
@@ -40,7 +43,8 @@ def policy_on(base: Path, folder: Path, **options: Any):
 
     given = {**small_options(folder), "architecture": {}, "device": "cpu", "push_to_hub": False}
     given |= features() | {"base_checkpoint": str(base), "chunk_size": 2, "n_action_steps": 2} | options
-    return get_policy_class(KIND)(small_config(KIND, folder, **given))
+    config = small_config(KIND, folder, **given)  # which registers the type
+    return get_policy_class(KIND)(config)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -146,6 +150,14 @@ def test_head_and_state_are_new_on_plain_openvla(folder, tmp_path):
     assert all(trained)
 
 
+def test_the_untrained_copy_of_a_probe_does_not_begin_with_it(folder, tmp_path):
+    policy = policy_on(write_released(tmp_path / "oft", built()), folder)
+    loaded: Any = SimpleNamespace(policy=policy, config=policy.config)
+    name = "model.language_model.model.layers.0.mlp.up_proj.weight"
+    plain = untrained(ProbedPolicy("trained", loaded, policy, {}), seed=1).module
+    assert not torch.equal(plain.state_dict()[name], policy.state_dict()[name])
+
+
 def test_films_layers_are_new_on_a_checkpoint_without(folder, tmp_path):
     model = built(replace(OFT, **PLAIN))
     policy = policy_on(write_released(tmp_path / "plain", model), folder, film=True)
@@ -163,6 +175,35 @@ def test_a_head_for_other_actions_is_refused_unless_a_new_one_is_wanted(folder, 
         policy_on(base, folder, **features(4, 5))
     policy = policy_on(base, folder, new_head=True, **features(4, 5))
     assert policy.model.action_head.model.fc2.out_features == 4
+
+
+@pytest.mark.parametrize("prefix", ["", "sf_"])
+def test_a_random_7b_model_is_refused_before_anything_is_allocated(folder, prefix):
+    from lerobot.policies.factory import get_policy_class
+
+    config = small_config(KIND, folder, forcing={} if prefix else None, **features(), architecture={})
+    says = (
+        r"30 GB in float32\. Give --policy.base_checkpoint=openvla/openvla-7b .*--policy.architecture=.*"
+        r"examples/small_openvla.py.*--policy.from_scratch=true"
+    )
+    with torch.device("meta"), pytest.raises(SpatialForcingError, match=says):
+        get_policy_class(f"{prefix}{KIND}")(config)
+
+
+def test_a_7b_model_from_scratch_is_built_where_asked_for(folder):
+    from lerobot.policies.factory import get_policy_class
+
+    config = small_config(KIND, folder, **features(), architecture={}, from_scratch=True)
+    with torch.device("meta"):  # at its own size, without its weights
+        policy = get_policy_class(KIND)(config)
+    assert sum(weight.numel() for weight in policy.parameters()) > 7e9
+
+
+def test_a_saved_checkpoint_that_says_no_sizes_is_loaded(tmp_path, folder):
+    """Its sizes are OpenVLA-7B's, and it is loaded: what it begins with is itself."""
+    config = small_config(KIND, folder, **features(), architecture={})
+    config.pretrained_path = tmp_path
+    config.check_beginning()
 
 
 def test_a_base_checkpoint_that_is_none(folder, tmp_path):
@@ -193,7 +234,7 @@ def linear_layers(policy: nn.Module) -> set[str]:
 def test_lora_is_on_all_linear_layers_and_what_is_new_trains_whole(folder, tmp_path, film):
     policy = policy_on(write_released(tmp_path / "plain", built(replace(OFT, **PLAIN))), folder, film=film)
     everything = linear_layers(policy)
-    wrapped = policy.wrap_with_peft(peft_cli_overrides={})
+    wrapped = policy.wrap_with_peft(peft_cli_overrides=asdict(PeftConfig(r=32, lora_alpha=16)))
     adapted = {
         name.removeprefix("base_model.model.")
         for name, module in wrapped.named_modules()
@@ -209,6 +250,7 @@ def test_lora_is_on_all_linear_layers_and_what_is_new_trains_whole(folder, tmp_p
     assert {name for name in untouched if "attn_pool" not in name} == {"model.language_model.lm_head"}
     config = wrapped.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (32, 16, 0.0)
+    assert config.init_lora_weights == "gaussian"
     trains = {name for name, p in wrapped.named_parameters() if p.requires_grad}
     assert all(".lora_" in name or "modules_to_save" in name for name in trains)
     whole = {name for name in trains if "modules_to_save" in name}
@@ -216,9 +258,17 @@ def test_lora_is_on_all_linear_layers_and_what_is_new_trains_whole(folder, tmp_p
     assert any(".scale." in name for name in whole) == film
 
 
-def test_an_adapter_on_a_released_checkpoint_trains_and_is_loaded_again(folder, tmp_path):
-    from lerobot.configs.default import PeftConfig
+def test_without_a_rank_the_adapter_has_lerobots(folder, tmp_path):
+    """LeRobot's trainer hands its own default of ``--peft.r`` on, as if it had been asked for."""
+    policy = policy_on(write_released(tmp_path / "plain", built(replace(OFT, **PLAIN))), folder)
+    config = policy.wrap_with_peft(peft_cli_overrides=asdict(PeftConfig())).peft_config["default"]
+    assert (config.r, config.lora_alpha) == (PeftConfig().r, 16)
+    page = " ".join((Path(__file__).parent.parent / "docs" / "hosts" / "openvla.md").read_text().split())
+    assert f"`--peft.method_type=LORA` alone is of rank {config.r}" in page
+    assert page.count("--peft.r=32 --peft.lora_alpha=16") >= page.count("--policy.type=sf_openvla_oft")
 
+
+def test_an_adapter_on_a_released_checkpoint_trains_and_is_loaded_again(folder, tmp_path):
     from spatial_forcing.train import checkpoints
 
     base = write_released(tmp_path / "plain", built(replace(OFT, **PLAIN)))
@@ -263,24 +313,6 @@ def test_the_learning_rate_falls_at_one_step():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1, 1, 1, 0.1, 0.1])
-
-
-# ---- the published code's shift ----------------------------------------------------------------------------
-
-
-def test_tokens_are_read_one_late_where_asked_for(folder):
-    right, late = (
-        small_policy(KIND, folder, forcing={"one_token_late": late}).forcing.tap.site
-        for late in (False, True)
-    )
-    hidden_BLD = torch.arange(60.0).reshape(1, 60, 1)
-    assert torch.equal(right.visual(hidden_BLD)[0, :, 0], torch.arange(1.0, 33))
-    assert torch.equal(late.visual(hidden_BLD)[0, :, 0], torch.arange(2.0, 34))
-
-
-def test_policies_that_nobody_reads_late_say_so(folder):
-    with pytest.raises(SpatialForcingError, match=r"one_token_late.*\(openvla_oft\).*act"):
-        small_policy("act", folder, forcing={"one_token_late": True})
 
 
 # ---- bad options -------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_a_recipe_trains_at_small_size(costs, folder, data, tmp_path, monkeypatc
         found = inspect_path(checkpoints(tmp_path / "run")[2])
     assert found.loads, found.text()
     site = SITES.get(kind, "blocks.3")
-    assert found.facts["projector"][0].startswith(f"at {site} toward the features in ")
+    assert found.facts["projector"][0].startswith(f"at {site} toward the features of {TEACHER} in ")
     assert ("adapter" in found.facts) == ("--peft.method_type=LORA" in flags), shlex.join(flags)
 
 

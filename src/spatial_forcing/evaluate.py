@@ -52,6 +52,7 @@ class SavedPolicy:
             near = [str(p.parent) for p in sorted(checkpoint.glob("**/config.json"))[:3]]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise PolicyError(f"{checkpoint} is not a policy checkpoint: it has no config.json.{hint}")
+        _check_layout(checkpoint)
         try:
             self._load(device, list(overrides), rename_map)
         except SpatialForcingError:
@@ -83,6 +84,16 @@ class SavedPolicy:
             if (names := getattr(step, "rename_map", None)) is not None:
                 return dict(names)
         return {}
+
+
+def _check_layout(checkpoint: Path) -> None:
+    from spatial_forcing.openvla.base import is_released
+
+    if is_released(str(checkpoint)):
+        raise PolicyError(
+            f"{checkpoint} is a checkpoint of OpenVLA in the released layout, expected one of LeRobot's. "
+            f"Convert it first: spatial-forcing convert --checkpoint {checkpoint} --out <folder>"
+        )
 
 
 class LoadedPolicy(SavedPolicy):

@@ -216,6 +216,35 @@ def made_folder(folder: Path, error: type[SpatialForcingError] = SpatialForcingE
         raise
 
 
+@contextmanager
+def filled_folder(folder: Path, error: type[SpatialForcingError] = SpatialForcingError) -> Iterator[Path]:
+    """Fills a folder as a whole: gives one beside it, whose files get there when the block has ended.
+
+    A block that fails leaves nothing. Files that the folder has already stay, unless one is of the same name.
+
+    Raises:
+        SpatialForcingError: the folder cannot be written, or a file of the block's could not be.
+    """
+    folder = folder.absolute()
+    with made_folder(folder.parent, error):
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        try:
+            beside.mkdir()
+            yield beside
+            if folder.exists():
+                for path in beside.iterdir():
+                    path.replace(folder / path.name)
+            else:
+                beside.rename(folder)
+        except (OSError, SafetensorError) as reason:
+            raise error(
+                f"{folder} could not be written ({reason}); nothing is left of it. Free some space or choose "
+                "a folder on another disk, and run the same command again."
+            ) from reason
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
 # ---- a folder for one job
 # ----------------------------------------------------------------------------------------------------------
 

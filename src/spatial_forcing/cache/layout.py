@@ -188,19 +188,18 @@ def shard_name(number: int) -> str:
 def check_there(root: Path, name: str) -> None:
     """Raises :class:`CacheError` unless the file is there."""
     if not (root / name).is_file():
-        raise CacheError(f"The file {name} is missing from {root}. {_restore(root)}")
+        raise CacheError(f"The file {name} is missing from {root}. {restore(root)}")
 
 
 def check_file(root: Path, name: str, wanted: str) -> None:
     """Raises :class:`CacheError` unless the file is there and has the checksum in the manifest."""
     check_there(root, name)
     if checksum(root / name) != wanted:
-        raise CacheError(
-            f"{root / name} is damaged: its sum is not the one in the manifest. {_restore(root)}"
-        )
+        raise CacheError(f"{root / name} is damaged: its sum is not the one in the manifest. {restore(root)}")
 
 
-def _restore(root: Path) -> str:
+def restore(root: Path) -> str:
+    """What to do about broken files of a cache."""
     return f"Restore exactly it with: {COMMAND} verify --out {root} --dataset <data set> --repair"
 
 

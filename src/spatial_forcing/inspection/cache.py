@@ -11,12 +11,13 @@ from spatial_forcing.cache.layout import (
     WEIGHTS,
     CacheError,
     Source,
-    check_there,
     read_manifest,
+    restore,
 )
 from spatial_forcing.files import size_text
 from spatial_forcing.inspection.headers import file_at
 from spatial_forcing.inspection.record import Inspection
+from spatial_forcing.openvla.layout import ADVICE
 
 
 def is_cache(folder: Path) -> bool:
@@ -48,11 +49,12 @@ def inspect_cache(folder: Path) -> Inspection:
 def _add_layer(found: Inspection, root: Path) -> None:
     manifest = read_manifest(root)
     source = Source.from_json(manifest["source"])
-    size = 0
-    for name in manifest["sums"]:
-        check_there(root, name)
-        size += (root / name).stat().st_size
-        found.problems += file_at(root / name).problems
+    there = [name for name in manifest["sums"] if (root / name).is_file()]
+    size = sum((root / name).stat().st_size for name in there)
+    broken = [f"{name} is missing." for name in manifest["sums"] if name not in there]
+    broken += [problem.removesuffix(ADVICE).strip() for n in there for problem in file_at(root / n).problems]
+    if broken:
+        found.problems.append(f"{' '.join(broken)} {restore(root)}")
     grid = "the teacher's" if source.grid is None else f"{source.grid[0]} x {source.grid[1]}"
     codec = manifest["codec"]
     found.facts |= {

@@ -7,11 +7,12 @@ from typing import Any
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.files import read_json
 from spatial_forcing.inspection.cache import inspect_cache, is_cache
-from spatial_forcing.inspection.headers import PICKLES, file_at
+from spatial_forcing.inspection.headers import PICKLES, file_at, headers_at
 from spatial_forcing.inspection.record import UNKNOWN, Inspection
 from spatial_forcing.openvla.config import MODEL_TYPE
 from spatial_forcing.openvla.inspect import CheckpointRecord, inspect_checkpoint
 from spatial_forcing.openvla.layout import CONFIG, part_files, some
+from spatial_forcing.probe.policies import last_checkpoint
 from spatial_forcing.teachers.checkpoint import FOLDER_FILES
 from spatial_forcing.teachers.registry import RECORDS as TEACHERS
 
@@ -54,11 +55,20 @@ def inspect_path(path: str | Path, key: str | None = None) -> Inspection:
     except OSError as error:
         raise NoPathError(f"{path} cannot be read: {error.strerror or error}.") from error
     if key is not None and found.kind != "openvla":
-        found.problems.append(f"--key is for OpenVLA's statistics by data set; this is no OpenVLA: {key!r}.")
+        found.unmet.append(f"--key is for OpenVLA's statistics by data set; this is no OpenVLA: {key!r}.")
     return found
 
 
 def _folder(folder: Path, key: str | None) -> Inspection:
+    last = last_checkpoint(folder)
+    if last not in (None, folder) and not is_cache(folder):
+        found = _folder(last.resolve(), key)
+        found.notes.insert(0, f"{folder} is a training run; this is its last checkpoint.")
+        return found
+    return _checkpoint(folder, key)
+
+
+def _checkpoint(folder: Path, key: str | None) -> Inspection:
     said: dict[str, Any] = {}
     if (folder / CONFIG).is_file():
         try:
@@ -73,25 +83,33 @@ def _folder(folder: Path, key: str | None) -> Inspection:
         return of_openvla(inspect_checkpoint(folder), key)
     if is_cache(folder):
         return inspect_cache(folder)
+    if (folder / "meta" / "info.json").is_file():
+        return _unknown(folder, "It is a LeRobotDataset, not a checkpoint: commands take it as --dataset.")
     from spatial_forcing.inspection.teacher import inspect_file, inspect_folder, says_teacher
 
     if says_teacher(said):
         return inspect_folder(folder, said)
-    weights = any((folder / name).is_file() for name in FOLDER_FILES)
-    return (inspect_file(folder) if weights else None) or _unknown(folder, *_said_type(said))
+    if not any((folder / name).is_file() for name in FOLDER_FILES):
+        return _unknown(folder, *_said_type(said))
+    return inspect_file(folder) or _unknown(folder, *headers_at(folder).problems, *_said_type(said))
 
 
 def _file(path: Path) -> Inspection:
     if path.suffix != ".safetensors" and path.suffix not in PICKLES:
-        return _unknown(path, "It is a file of no known kind: checkpoints are folders, or files of weights.")
+        what = "It is a file of no known kind: checkpoints are folders, or files of weights."
+        return _unknown(path, what if path.name != CONFIG else _part_of(path))
     from spatial_forcing.inspection.teacher import inspect_file
 
     problems = file_at(path).problems
     if (found := None if problems else inspect_file(path)) is not None:
         return found
     if (path.parent / CONFIG).is_file():
-        problems.append(f"It is part of a checkpoint: spatial-forcing inspect {path.parent}")
+        problems.append(_part_of(path))
     return _unknown(path, *(problems or ["Its tensors are not those of a teacher that is known."]))
+
+
+def _part_of(path: Path) -> str:
+    return f"It is part of a checkpoint: spatial-forcing inspect {path.parent}"
 
 
 def of_openvla(record: CheckpointRecord, key: str | None) -> Inspection:
@@ -117,7 +135,7 @@ def of_openvla(record: CheckpointRecord, key: str | None) -> Inspection:
         layers = record.config.text_config.get("num_hidden_layers", 32)
         facts["recommended site"] = f"blocks.{max(1, round(0.75 * layers))} of {layers} blocks"
     if key is not None and key not in record.keys:
-        found.problems.append(str(UnknownNameError("un-normalisation key", key, record.keys)))
+        found.unmet.append(str(UnknownNameError("un-normalisation key", key, record.keys)))
     return found
 
 

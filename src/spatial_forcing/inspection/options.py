@@ -22,5 +22,5 @@ class Inspect:
 
         found = inspect_path(self.checkpoint, self.key)
         print(plain_json.dumps(found.plain(), indent=1) if self.json else found.text())
-        if not found.loads:
+        if not found.loads or found.unmet:
             sys.exit(1)

@@ -128,7 +128,7 @@ def _add_forcing(found: Inspection, kind: str, policy: Any) -> None:
             found.facts["Spatial Forcing"] = f"no: {error}"
             return
         grid = f"{host.layout.views} views of {host.layout.rows} x {host.layout.cols} tokens"
-        found.facts["Spatial Forcing"] = f"sf_{kind}, {grid}"
+        found.facts["Spatial Forcing"] = f"can be forced as sf_{kind}, {grid}"
         found.facts["recommended site"] = f"{host.site_at().name} of {len(host.blocks)} blocks"
 
 

@@ -74,7 +74,7 @@ def _add_state(found: Inspection, step: Mapping[str, Any], file: str) -> None:
     """Checks the file of a step's tensors, and the statistics in it where it normalises."""
     config, shapes = step.get("config") or {}, {}
     if "tokenizer_name" in config:
-        found.facts["tokenizer"] = config["tokenizer_name"]
+        _add_tokenizer(found, str(config["tokenizer_name"]), carried="state_file" in step)
     if (name := step.get("state_file")) is not None:
         path = found.path / str(name)
         if not path.is_file():
@@ -87,6 +87,23 @@ def _add_state(found: Inspection, step: Mapping[str, Any], file: str) -> None:
         shapes = shapes_of(state)
     if _name(step) in STATISTICS:
         _add_statistics(found, config, shapes, STATISTICS[_name(step)])
+
+
+def _add_tokenizer(found: Inspection, name: str, carried: bool) -> None:
+    """Says where the tokenizer is: in the checkpoint, in a folder here, or on the Hub."""
+    path = Path(name).expanduser()
+    if carried:
+        found.facts["tokenizer"] = f"in the checkpoint, of {name}"
+    elif path.is_dir():
+        found.facts["tokenizer"] = name
+    elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        found.facts["tokenizer"] = f"{name}, which is not here"
+        found.problems.append(
+            f"The tokenizer is not there: no folder {name}. Put it there again, or write in "
+            f"{FILES['preprocessor']} where it is, as tokenizer_name."
+        )
+    else:
+        found.facts["tokenizer"] = f"{name}, no folder here: from the Hub or its cache"
 
 
 def _add_statistics(

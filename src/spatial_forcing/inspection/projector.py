@@ -1,8 +1,12 @@
 """The projector of Spatial Forcing beside a policy's checkpoint: what it was trained toward, and where."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from spatial_forcing.cache.layers import stored_layers
+from spatial_forcing.cache.layout import read_manifest
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.files import read_json
 from spatial_forcing.inspection.headers import file_at
@@ -38,11 +42,25 @@ def add_projector(found: Inspection) -> None:
         found.notes.append(f"The projector's weights ({FOLDER}/{WEIGHTS}) are not here; among sharded ones?")
 
 
+def _teacher_of_cache(cache: Path, fingerprint: Any) -> str | None:
+    """The name of a cache's teacher, while the cache is there and of that fingerprint."""
+    for root in (cache, *stored_layers(cache).values()):
+        with suppress(SpatialForcingError, KeyError, TypeError):
+            source = read_manifest(root)["source"]
+            if source["teacher_fingerprint"] == fingerprint:
+                return str(source["teacher"])
+    return None
+
+
 def _described(one: Mapping[str, Any]) -> str:
     """An alignment in words: its site, its teacher."""
     site = one.get("site")
     at = site.get("name") if isinstance(site, dict) else f"block {one.get('depth') or 'unknown'}"
     teacher, cache = one.get("teacher"), one.get("cache")
-    source = teacher or (f"the features in {cache}" if cache else "the default teacher")
+    if cache:
+        name = _teacher_of_cache(Path(str(cache)), one.get("teacher_fingerprint"))
+        source = f"the features{f' of {name}' if name else ''} in {cache}"
+    else:
+        source = teacher or "the default teacher"
     fingerprint, licence = one.get("teacher_fingerprint"), one.get("teacher_licence")
     return f"at {at} toward {source} (fingerprint {fingerprint}, licence {licence})"

@@ -23,6 +23,7 @@ class Inspection:
         facts: what is known of it, by name, in the order of the text; text, numbers or lists of text.
         missing, foreign, misshaped: tensors that the model needs, does not know, has in another shape.
         problems: why it does not load, as sentences.
+        unmet: what was asked for and is not there, as sentences; it loads all the same.
         notes: what else one should know, as sentences.
     """
 
@@ -34,6 +35,7 @@ class Inspection:
     foreign: list[str] = field(default_factory=list)
     misshaped: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unmet: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -59,6 +61,7 @@ class Inspection:
             if names := getattr(self, name):
                 rows.append((name, f"{len(names)}: {some(names)}"))
         rows += [("problem", problem) for problem in self.problems]
+        rows += [("asked for", what) for what in self.unmet]
         rows += [("note", note) for note in self.notes]
         rows.append(("loads", "yes" if self.loads else "no"))
         return "\n".join([str(self.path), *(f"  {name:<18} {_said(value)}" for name, value in rows)])

@@ -1,7 +1,7 @@
 """The released checkpoint that a new policy begins with: on disk or on the Hub, whole or with new parts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +23,13 @@ HEADS = ("action_head.", "proprio_projector.")
 VISION = "vision_backbone."
 
 
-def local_checkpoint(name: str) -> Path:
+def local_checkpoint(name: str, *, what: str = "checkpoint", files: Iterable[str] = FETCHED) -> Path:
     """The folder of a checkpoint: as it is on disk, or fetched from the Hub.
+
+    Args:
+        name: folder or repository.
+        what: is looked for, for messages.
+        files: patterns of what is fetched.
 
     Raises:
         WeightsError: it is neither a folder nor can it be fetched.
@@ -38,10 +43,10 @@ def local_checkpoint(name: str) -> Path:
     except ImportError as error:
         raise MissingDependencyError("huggingface_hub", "lerobot") from error
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FETCHED)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise WeightsError(
-            f"No checkpoint {name!r}: expected a folder, or a repository on the Hub, which could not be "
+            f"No {what} {name!r}: expected a folder, or a repository on the Hub, which could not be "
             f"fetched: {str(error).strip().splitlines()[0]}"
         ) from error
 

@@ -18,6 +18,7 @@ MOST, MOST_LAYERS = 1_000_000, 1000
 ATTENTION = ("sdpa", "eager")
 # The key of ours in config.json: what the released format has no place for. Public code ignores it.
 OWN_KEY = "spatial_forcing"
+POLICY_KEY = "policy"
 VARIANT_KEYS = (
     *("action_width", "chunk", "proprio_width", "views", "parallel", "regression", "film", "normalisation"),
 )
@@ -89,6 +90,7 @@ class OpenVLAConfig:
         normalisation: "q99", q01 to q99 become -1 to 1, or "bounds", min to max do.
         norm_stats: statistics of the data sets trained on, by un-normalisation key; see `Statistics`.
         extra: other keys of a released config.json, kept so that they are written back.
+        policy: options of LeRobot's policy that a released config.json has no place for, by name.
 
     Raises:
         OpenVLAConfigError: a value is impossible, or two contradict each other.
@@ -109,6 +111,7 @@ class OpenVLAConfig:
     normalisation: Literal["q99", "bounds"] = "q99"
     norm_stats: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=lambda: dict(RELEASED_EXTRA))
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "towers", tuple(self.towers))
@@ -215,6 +218,7 @@ class OpenVLAConfig:
             vocabulary_padding=found.get("pad_to_multiple_of", 64),
             norm_stats=statistics,
             extra={k: v for k, v in found.items() if k not in consumed},
+            policy=_value(own, POLICY_KEY, dict) if POLICY_KEY in own else {},
             **{**PLAIN, **known, **variant},
         )
 
@@ -223,6 +227,8 @@ class OpenVLAConfig:
         own: dict[str, Any] = {name: getattr(self, name) for name in VARIANT_KEYS}
         if any(tower.arguments for tower in self.towers):
             own["timm_arguments"] = [dict(tower.arguments) for tower in self.towers]
+        if self.policy:
+            own[POLICY_KEY] = dict(self.policy)
         return {
             **self.extra,
             "architectures": [ARCHITECTURE],

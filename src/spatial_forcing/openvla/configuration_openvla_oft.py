@@ -18,64 +18,68 @@ GRIPPERS = ("as_recorded", "openvla")
 DTYPES = ("float32", "bfloat16")
 
 
+def q99_normalisation() -> dict[str, NormalizationMode]:
+    """The normalisation that OpenVLA calls q99: none of images, q01 to q99 to [-1, 1] of numbers."""
+    numbers = NormalizationMode.QUANTILES
+    return {"VISUAL": NormalizationMode.IDENTITY, "STATE": numbers, "ACTION": numbers}
+
+
 @PreTrainedConfig.register_subclass("openvla_oft")
 @dataclass
 class OpenVLAOFTConfig(PreTrainedConfig):
-    """Configuration of OpenVLA-OFT (arXiv 2502.19645) and plain OpenVLA (arXiv 2406.09246).
-
-    Args:
-        base_checkpoint: folder or Hub repository of a released checkpoint whose weights a new policy begins
-            with: ``openvla/openvla-7b``, or a fine-tuned one. Action head and projector of the state are new
-            where it has none.
-        new_head: leave out the base checkpoint's action head and projector of the state, for other actions.
-        architecture: content of a released config.json, which says the sizes; the base checkpoint's if empty,
-            or OpenVLA-7B's without one.
-        decoding: "l1", a chunk in parallel through an L1 regression head; "tokens", in parallel as discrete
-            tokens; "autoregressive", one action of discrete tokens, as in OpenVLA before OFT.
-        use_proprio: whether the state is a token of the sequence.
-        film: whether the instruction modulates the vision towers.
-        chunk_size, n_action_steps: actions predicted at once, and executed before the next prediction.
-        gripper: "as_recorded", or "openvla": the last number of an action is a gripper recorded as -1 (open)
-            to 1 (closed), and the model is trained on 1 (open) and 0 (closed), not normalised, as released
-            LIBERO checkpoints are.
-        inference_crop: fraction of each image's area, in its middle, that is seen in rollouts. Released
-            checkpoints were trained on random crops of 0.9 and need 0.9 here.
-        tokenizer: folder or Hub repository of Llama's tokenizer.
-        tokenizer_max_length: tokens of the prompt, at most.
-        dtype: of weights, "float32" or "bfloat16".
-        attention: "sdpa" or "eager".
-        gradient_checkpointing: recompute the language model's activations in the backward pass.
-        optimizer_grad_clip_norm: 0, none, as in the public code.
-        decay_step, decay_factor: the learning rate is multiplied by the factor at that step.
-    """
+    """Configuration of OpenVLA-OFT (arXiv 2502.19645) and plain OpenVLA (arXiv 2406.09246)."""
 
     base_checkpoint: str | None = None
+    """Folder or Hub repository of a released checkpoint that a new policy begins with: openvla/openvla-7b, or
+    a fine-tuned one. Action head and projector of the state are new where it has none."""
+    from_scratch: bool = False
+    """Build OpenVLA-7B from random weights, about 30 GB, where neither base_checkpoint nor architecture is
+    given; without this flag that is refused."""
     new_head: bool = False
+    """Start with a new action head and state projector, for other actions or states than the base
+    checkpoint's."""
     architecture: dict[str, Any] = field(default_factory=dict)
+    """Sizes: the content of a released config.json. The base checkpoint's if empty."""
     decoding: str = "l1"
+    """l1 (a chunk in parallel through an L1 regression head), tokens (in parallel, as discrete tokens) or
+    autoregressive (one action of discrete tokens, as in OpenVLA before OFT)."""
     use_proprio: bool = True
+    """Whether the state is a token of the sequence."""
     film: bool = False
+    """Whether the instruction modulates the vision towers."""
     chunk_size: int = 8
+    """Actions predicted at once."""
     n_action_steps: int = 8
+    """Actions executed before the next prediction."""
     gripper: str = "as_recorded"
+    """as_recorded, or openvla: the last number of an action is a gripper recorded as -1 (open) to 1 (closed),
+    as in LIBERO, and the model is trained on 1 (open) and 0 (closed), not normalised, as released checkpoints
+    are."""
     inference_crop: float = 1.0
+    """Fraction of each image's area, in its middle, that is seen in rollouts. Released checkpoints were
+    trained on random crops of 0.9 and need 0.9 here."""
     tokenizer: str = "openvla/openvla-7b"
+    """Folder or Hub repository of Llama's tokenizer."""
     tokenizer_max_length: int = 64
+    """Tokens of the prompt, at most."""
     dtype: str = "float32"
+    """Data type of the weights, float32 or bfloat16."""
     attention: str = "sdpa"
+    """Attention of the language model, sdpa or eager."""
     gradient_checkpointing: bool = False
-    normalization_mapping: dict[str, NormalizationMode] = field(
-        default_factory=lambda: {
-            "VISUAL": NormalizationMode.IDENTITY,
-            "STATE": NormalizationMode.QUANTILES,
-            "ACTION": NormalizationMode.QUANTILES,
-        }
-    )
+    """Recompute the language model's activations in the backward pass."""
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=q99_normalisation)
+    """Normalisation by kind of feature; QUANTILES is OpenVLA's q99, MIN_MAX its bounds."""
     optimizer_lr: float = 5e-4
+    """Learning rate of AdamW."""
     optimizer_weight_decay: float = 0.01
+    """Weight decay of AdamW."""
     optimizer_grad_clip_norm: float = 0.0
+    """Largest norm of the gradient; 0, as in the public code, clips nothing."""
     decay_step: int = 100_000
+    """Step at which the learning rate is multiplied by decay_factor."""
     decay_factor: float = 0.1
+    """What the learning rate is multiplied by at decay_step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +107,22 @@ class OpenVLAOFTConfig(PreTrainedConfig):
                 f"n_action_steps=1, use_proprio=false, film=false; got chunk_size={self.chunk_size}, "
                 f"use_proprio={self.use_proprio}, film={self.film}."
             )
+
+    def check_beginning(self) -> None:
+        """Checks that it is said what a new policy begins with: random weights of 7B are nobody's accident.
+
+        Raises:
+            SpatialForcingError: no base checkpoint, no sizes, no saved checkpoint, and not from scratch.
+        """
+        given = self.base_checkpoint or self.architecture or self.from_scratch
+        if given or self.pretrained_path is not None:
+            return
+        raise SpatialForcingError(
+            "openvla_oft has neither a checkpoint to begin with nor sizes: it would be OpenVLA-7B from "
+            "random weights, about 30 GB in float32. Give --policy.base_checkpoint=openvla/openvla-7b (a "
+            "repository or a folder), --policy.architecture=<content of a config.json> for a small one (see "
+            "examples/small_openvla.py), or --policy.from_scratch=true if this is what you want."
+        )
 
     def openvla(self, norm_stats: Mapping[str, Any] | None = None) -> OpenVLAConfig:
         """The sizes and the variant of the network, for these features.

@@ -44,7 +44,8 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
     """OpenVLA-OFT (arXiv 2502.19645), or plain OpenVLA, trained on normalised action chunks.
 
     Raises:
-        SpatialForcingError: the data set lacks a feature, or the base checkpoint does not load.
+        SpatialForcingError: nothing says what it begins with, the data set lacks a feature, or the base
+            checkpoint does not load.
         MissingDependencyError: timm or transformers is not installed.
     """
 
@@ -57,6 +58,7 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
         super().__init__(config)
         dtype = getattr(torch, config.dtype)
         with said_last():
+            config.check_beginning()
             base = config.base_checkpoint if config.pretrained_path is None else None
             folder = None if base is None else local_checkpoint(base)
             if folder is not None:
@@ -68,7 +70,8 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
                 self.model = begin_with(
                     folder, sizes, new_head=config.new_head, dtype=dtype, attention=config.attention
                 )
-                self.name_or_path = str(base)  # what an adapter says of its base model
+                # What an adapter says of its base model, wherever the adapter is read.
+                self.name_or_path = str(folder.resolve()) if Path(str(base)).exists() else str(base)
         if config.gradient_checkpointing:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.reset()
@@ -178,7 +181,10 @@ class OpenVLAOFTPolicy(PreTrainedPolicy):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """OFT's LoRA: rank 32 on all linear layers; what is new trains whole."""
+        """OFT's LoRA: rank 32 on all linear layers; what is new trains whole.
+
+        LeRobot's trainer always names a rank, its own default of 16 without ``--peft.r``; that one wins.
+        """
         whole = [part for part in ("action_head", "proprio_projector") if getattr(self.model, part, None)]
         return {
             "target_modules": LORA_TARGETS,

@@ -13,13 +13,14 @@ from lerobot.processor import (
     PolicyProcessorPipeline,
     ProcessorStep,
     ProcessorStepRegistry,
-    TokenizerProcessorStep,
     TransitionKey,
 )
 from lerobot.processor.factory import make_default_policy_processor_steps, make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from spatial_forcing.guard import said_last
 from spatial_forcing.openvla.configuration_openvla_oft import OpenVLAOFTConfig
+from spatial_forcing.openvla.tokenizer_openvla_oft import OpenVLATokenizerStep, tokenizer_files
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
 ENDS = {NormalizationMode.QUANTILES: ("q01", "q99"), NormalizationMode.MIN_MAX: ("min", "max")}
@@ -102,12 +103,18 @@ def make_openvla_oft_pre_post_processors(
     Args:
         config: of the policy.
         dataset_stats: LeRobot's statistics of the data set, in the recorded convention.
+
+    Raises:
+        TokenizerError: the tokenizer is nowhere, or cannot be read.
     """
     steps = make_default_policy_processor_steps(config, dataset_stats and model_stats(config, dataset_stats))
     converts = config.gripper == "openvla"
     clips = all(config.normalization_mapping.get(kind) in ENDS for kind in ("STATE", "ACTION"))
-    tokenizer = TokenizerProcessorStep(
+    with said_last():
+        files = tokenizer_files(config.tokenizer)
+    tokenizer = OpenVLATokenizerStep(
         tokenizer_name=config.tokenizer,
+        files=files,
         max_length=config.tokenizer_max_length,
         padding="longest",
         padding_side="right",

@@ -23,7 +23,12 @@ from spatial_forcing.probe.records import REFERENCES, UNTRAINED
 
 LAST = ("checkpoints", "last", "pretrained_model")
 # What would fetch trained weights when a policy is built anew.
-PRETRAINED_OPTIONS = {"load_vlm_weights": False, "pretrained_backbone_weights": None, "pretrained_path": None}
+PRETRAINED_OPTIONS = {
+    "load_vlm_weights": False,
+    "pretrained_backbone_weights": None,
+    "pretrained_path": None,
+    "base_checkpoint": None,
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,15 @@ def named_policies(
     return found
 
 
+def last_checkpoint(path: Path) -> Path | None:
+    """The folder itself if it holds a checkpoint, or that of the last checkpoint of a training run."""
+    places = (path, path.joinpath(*LAST), path.joinpath("train", *LAST), path.joinpath(*LAST[1:]))
+    for folder in (*places, path / LAST[-1]):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
 def checkpoint_folder(where: str) -> Path:
     """The folder of a checkpoint: itself, the last one of a training run, or of a Hub repository.
 
@@ -115,18 +129,19 @@ def checkpoint_folder(where: str) -> Path:
         PolicyError: there is none, or the Hub cannot be reached.
     """
     path = Path(where)
-    for folder in (path, path.joinpath(*LAST), path.joinpath("train", *LAST), path / LAST[-1]):
-        if (folder / "config.json").is_file():
-            return folder
+    if (folder := last_checkpoint(path)) is not None:
+        return folder
     if path.exists() or where.count("/") != 1 or where.startswith((".", "/")):
         what = (
             "is no checkpoint of a policy, and no training run with one"
             if path.exists()
             else "does not exist"
         )
+        near = [str(one.parent) for one in sorted(path.glob("**/config.json"))[-3:]]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise PolicyError(
             f"{where} {what}. Give a folder with a config.json, a run of lerobot-train, or a name on the Hub "
-            "(owner/name)."
+            f"(owner/name).{hint}"
         )
     try:
         from huggingface_hub import snapshot_download

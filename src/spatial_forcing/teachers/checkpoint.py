@@ -1,5 +1,6 @@
 """Strict reading of weights: checks every name and shape, loads only the wanted tensors into memory."""
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -66,10 +67,21 @@ class Checkpoint:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # many kinds: not a zip file, refused pickles, cut-off files
-            raise WeightsError(f"{self.path} is not a PyTorch file of plain tensors: {error}") from error
+            raise WeightsError(
+                f"{self.path} is not a PyTorch file of plain tensors: {_refusal(error)}"
+            ) from error
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
             raise WeightsError(f"{self.path} does not hold a flat state dict (names to tensors).")
         return state
+
+
+def _refusal(error: Exception) -> str:
+    """Why torch did not read a file, without its advice to let the file run code."""
+    text = str(error)
+    if (found := re.search(r"Unsupported \w+: GLOBAL (\S+)", text)) is not None:
+        return f"it holds {found[1]}, which is no tensor, and was not unpickled."
+    told = text.partition("WeightsUnpickler error:")[2] or text
+    return (told.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _file(path: Path) -> Path:
