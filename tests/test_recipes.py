@@ -22,7 +22,9 @@ from spatial_forcing.openvla.config import PLAIN
 from spatial_forcing.teachers import RECORDS
 
 ROOT = Path(__file__).parents[1]
-RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.sh")) if path.stem != "studies"}
+# Those of published settings; the others are studies, whose results are in docs/.
+STUDIES = ("studies", "libero_small")
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.sh")) if path.stem not in STUDIES}
 # By recipe, the policy that it trains.
 LEROBOT = {
     "openvla_oft_libero": "openvla_oft",

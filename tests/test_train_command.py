@@ -32,7 +32,10 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["--steps=many"], "--steps: Couldn't parse 'many' into an int"),
         (["--policy.n_action_steps=99"], "n_action_steps must be 1 to chunk_size = 8, got 99."),
         (["--batch_size=0"], "--batch_size must be at least 1; got 0."),
-        (["--dataset.root=OUT/nothing"], "local/small in --dataset.root=OUT/nothing could not be read"),
+        (
+            ["--dataset.root=OUT/nothing"],
+            "local/small in --dataset.root=OUT/nothing (no such folder) could not be read",
+        ),
         (["--output_dir=DATA"], "DATA exists. There is no checkpoint in DATA"),
         (["--config_path=OUT/none.json"], "--config_path=OUT/none.json cannot be read: "),
     ],

@@ -145,7 +145,7 @@ def check_dataset(dataset: Any) -> None:
     except Exception as error:
         where = "" if dataset.root is None else f" in --dataset.root={dataset.root}"
         if dataset.root is not None and not Path(dataset.root).exists():
-            where += ", a folder that does not exist,"
+            where += " (no such folder)"
         raise TrainError(
             f"The data set {dataset.repo_id}{where} could not be read, here or from the Hub: "
             f"{type(error).__name__}: {error}"
