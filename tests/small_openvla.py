@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,7 +19,18 @@ BOUNDS = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
 STATISTICS = {"libero_goal_no_noops": {"action": BOUNDS, "proprio": {"q01": [0.0] * 8, "q99": [1.0] * 8}}}
 OFT = replace(SMALL, norm_stats=STATISTICS)
 INDEX = "model.safetensors.index.json"
+CAMERAS = ("observation.images.image", "observation.images.image2")
 HEAD, PROPRIO = "action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"
+
+
+def features(actions: int = 7, states: int = 8, cameras: tuple[str, ...] = CAMERAS) -> dict[str, Any]:
+    """Features of LIBERO as options of a policy's configuration."""
+    inputs = {camera: PolicyFeature(FeatureType.VISUAL, (3, 40, 40)) for camera in cameras}
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (states,))
+    return {
+        "input_features": inputs,
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (actions,))},
+    }
 
 
 def built(config: OpenVLAConfig = OFT, dtype: torch.dtype = torch.float32) -> OpenVLA:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.configs import NormalizationMode
 from PIL import Image
+from small_openvla import CAMERAS, features
 from small_policies import small_batch, small_config, small_policy
 
 from spatial_forcing.errors import SpatialForcingError
@@ -15,16 +16,6 @@ from spatial_forcing.openvla.images import centre_crop, resized
 from spatial_forcing.openvla.statistics import Statistics
 
 KIND = "openvla_oft"
-CAMERAS = ("observation.images.image", "observation.images.image2")
-
-
-def features(actions: int = 7, states: int = 8, cameras=CAMERAS) -> dict[str, Any]:
-    inputs = {camera: PolicyFeature(FeatureType.VISUAL, (3, 40, 40)) for camera in cameras}
-    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (states,))
-    return {
-        "input_features": inputs,
-        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (actions,))},
-    }
 
 
 # ---- images ------------------------------------------------------------------------------------------------

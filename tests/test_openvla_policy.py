@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.default import PeftConfig
 from small_dataset import make_dataset
-from small_openvla import OFT, built, write_released
+from small_openvla import OFT, built, features, write_released
 from small_policies import small_batch, small_config, small_policy
 from small_training import saved, train
 from torch import nn
@@ -25,16 +24,6 @@ from spatial_forcing.probe.policies import ProbedPolicy, untrained
 from spatial_forcing.teachers.checkpoint import WeightsError
 
 KIND = "openvla_oft"
-CAMERAS = ("observation.images.image", "observation.images.image2")
-
-
-def features(actions: int = 7, states: int = 8, cameras=CAMERAS) -> dict[str, Any]:
-    inputs = {camera: PolicyFeature(FeatureType.VISUAL, (3, 40, 40)) for camera in cameras}
-    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (states,))
-    return {
-        "input_features": inputs,
-        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (actions,))},
-    }
 
 
 def policy_on(base: Path, folder: Path, **options: Any):
