@@ -106,31 +106,46 @@ class TeacherDepth:
         record = find_teacher(name)
         load: Any = record.scene if scene else record.depth
         self.estimate, self.metres = load(record, device), record.metric
-        self.resolution, self.device = (record.resolution, record.resolution), device
+        self.resolution, self.device = record.resolution, device
 
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         depth_BVHW, sizes = self._asked(batch, cameras)
-        maps = _of_size(depth_BVHW, sizes)
+        maps = of_sizes(depth_BVHW, sizes)
         return maps if self.metres else [in_medians(depth_BHW) for depth_BHW in maps]
 
     def scene(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> tuple[list[Tensor], Tensor]:
         """Depth of each camera and where the cameras are, centres_BV3, both up to one factor per frame."""
         (depth_BVHW, centres_BV3), sizes = self._asked(batch, cameras)
-        return _of_size(depth_BVHW, sizes), centres_BV3.cpu()
+        return of_sizes(depth_BVHW, sizes), centres_BV3.cpu()
 
-    @torch.no_grad()
     def _asked(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> tuple[Any, list[torch.Size]]:
-        images = [latest(batch[camera]) for camera in cameras]
-        images_BV3HW = stack_views(images)
-        check_images(images_BV3HW)
-        found = self.estimate(resize(images_BV3HW.to(self.device), self.resolution))
-        return found, [image.shape[-2:] for image in images]
+        return estimated(self.estimate, batch, cameras, self.resolution, self.device)
 
 
-def _of_size(depth_BVHW: Tensor, sizes: Sequence[torch.Size]) -> list[Tensor]:
-    """Depth maps in the shapes of the images: teachers see squares."""
+@torch.no_grad()
+def estimated(
+    estimate: Any, batch: Mapping[str, Any], cameras: Sequence[str], resolution: int, device: str
+) -> tuple[Any, list[torch.Size]]:
+    """What a teacher estimates from a batch's images, as squares, and the images' own sizes.
+
+    Args:
+        estimate: from a teacher's record: of images_BV3HW in [0, 1] at ``resolution``.
+        batch: of the data set.
+        cameras: its keys, the views of one scene.
+        resolution: of the teacher, pixels.
+        device: where it runs.
+    """
+    images = [latest(batch[camera]) for camera in cameras]
+    images_BV3HW = stack_views(images)
+    check_images(images_BV3HW)
+    found = estimate(resize(images_BV3HW.to(device), (resolution, resolution)))
+    return found, [image.shape[-2:] for image in images]
+
+
+def of_sizes(maps_BVHW: Tensor, sizes: Sequence[torch.Size]) -> list[Tensor]:
+    """Maps in the shapes of the images: teachers see squares."""
     return [
-        F.interpolate(depth_BVHW[:, view, None].cpu(), size=size, mode="nearest")[:, 0]
+        F.interpolate(maps_BVHW[:, view, None].cpu(), size=size, mode="nearest")[:, 0]
         for view, size in enumerate(sizes)
     ]
 

@@ -131,23 +131,14 @@ class _Confidence:
     def __init__(self, name: str, device: str):
         record = _confident(name)
         self.estimate: Any = record.confidence(record, device)
-        self.resolution, self.device = (record.resolution, record.resolution), device
+        self.resolution, self.device = record.resolution, device
         self.identity = f"{record.resolution} px"
 
-    @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
-        from spatial_forcing.teachers.base import check_images, resize, stack_views
+        from spatial_forcing.probe.pseudo import estimated, of_sizes
 
-        images = [latest(batch[camera]) for camera in cameras]
-        images_BV3HW = stack_views(images)
-        check_images(images_BV3HW)
-        c_BVHW = self.estimate(resize(images_BV3HW.to(self.device), self.resolution))
-        sure_BVHW = (1 - 1 / c_BVHW.float().clamp(min=1)).cpu()
-        sizes = [image.shape[-2:] for image in images]
-        return [
-            F.interpolate(sure_BVHW[:, v, None], size=size, mode="nearest")[:, 0]
-            for v, size in enumerate(sizes)
-        ]
+        c_BVHW, sizes = estimated(self.estimate, batch, cameras, self.resolution, self.device)
+        return of_sizes(1 - 1 / c_BVHW.float().clamp(min=1), sizes)
 
 
 def _confident(name: str) -> Any:
