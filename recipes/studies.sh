@@ -57,6 +57,10 @@ done
 "${compare[@]}" --seeds 9 10 11 12 13 --no-controls --arms plain --arms-file recipes/points.yaml --evaluations 2 --probe none --out outputs/reach-points-again -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
 
+# The variants of the objective that others published, on seeds of their own (90 min).
+"${compare[@]}" --seeds 14 15 16 --arms plain forced --arms-file recipes/variants.yaml --evaluations 2 --probe none --out outputs/reach-variants-study -- \
+  --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
+
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
 heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
 for seed in 0 1 2; do

@@ -1,8 +1,9 @@
 """What a comparison is made of: arms, their training commands, splits of episodes; before anything runs."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig
+from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.compare.arm import Arm, arms_of
-from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, side_by_side
+from spatial_forcing.compare.flags import (
+    OF_ALL,
+    CompareError,
+    arm_flags,
+    check_flags,
+    joined,
+    policy_of,
+    side_by_side,
+)
 from spatial_forcing.compare.options import job_options
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
 from spatial_forcing.compare.preflight import check_shared
@@ -84,7 +95,7 @@ def test_controls_have_the_options_of_the_arm_under_test(tmp_path):
     file.write_text(
         "- name: early\n  forcing: {teacher: dinov2-base, site: vision.-1}\n"
         "- name: strong\n  forcing: {teacher: vggt-1b, loss_weight: 4.0}\n"
-        "- name: two\n  forcing: {alignments: two.yaml}\n"
+        "- name: two\n  forcing: {alignments: [{site: blocks.1}, {site: blocks.2, teacher: dinov2-base}]}\n"
     )
 
     def controls(*presets: str, **more) -> list:
@@ -96,23 +107,34 @@ def test_controls_have_the_options_of_the_arm_under_test(tmp_path):
     assert controls("plain", "forced")[0] == {"teacher": "vggt-1b", "control": "shuffled"}
     strong = {"teacher": "vggt-1b", "loss_weight": 4.0}
     assert controls("plain", "forced", controls_of="strong")[1] == strong | {"control": "place"}
-    with pytest.raises(SpatialForcingError, match="lists several alignments: write its controls"):
-        controls("plain", controls_of="two")
+    assert controls("plain", controls_of="two")[0] == {
+        "alignments": [
+            {"teacher": "vggt-1b", "site": "blocks.1", "control": "shuffled"},
+            {"teacher": "dinov2-base", "site": "blocks.2", "control": "shuffled"},
+        ]
+    }
     with pytest.raises(UnknownNameError, match=r"forced arm 'plain'.*early"):
         controls("plain", controls_of="plain")
 
 
 def test_an_arm_that_names_no_teacher_has_that_of_the_command(tmp_path):
-    file = tmp_path / "arms.yaml"
+    """An arm that lists alignments has it in each of them, and holds what was in their file."""
+    file, two = tmp_path / "arms.yaml", tmp_path / "two.yaml"
+    two.write_text("- {site: blocks.1}\n- {site: blocks.2, teacher: dinov2-base}\n")
     file.write_text(
         "- name: early\n  forcing: {site: vision.-1}\n"
         "- name: other\n  forcing: {teacher: dinov2-base}\n"
-        "- name: two\n  forcing: {alignments: two.yaml}\n"
+        f"- name: two\n  forcing: {{alignments: {two}}}\n"
     )
     arms = {arm.name: arm.forcing for arm in arms_of(["plain"], str(file), "pixels", controls=False)}
     assert arms["early"] == {"teacher": "pixels", "site": "vision.-1"}
     assert arms["other"] == {"teacher": "dinov2-base"}
-    assert arms["two"] == {"alignments": "two.yaml"}
+    assert arms["two"] == {
+        "alignments": [
+            {"teacher": "pixels", "site": "blocks.1"},
+            {"teacher": "dinov2-base", "site": "blocks.2"},
+        ]
+    }
     assert arms["plain"] is None
 
 
@@ -122,6 +144,8 @@ def test_an_arm_that_names_no_teacher_has_that_of_the_command(tmp_path):
         ("- name: a\n  steps: 5\n", r"line 2: .*key of an arm 'steps'.*forcing"),
         ("- name: a\n  role: judge\n", r"line 2: .*role 'judge'"),
         ("- name: a b\n", r"line 1: An arm's name has letters"),
+        ("- name: a\n  forcing: {alignments: none.yaml}\n", r"arm 'a' is a YAML or JSON file.*none.yaml"),
+        ("- name: a\n  forcing: {alignments: [{cache: here}]}\n", r"stored by the comparison itself"),
         ("- name: a\n  policy: {chunk_size: 4}\n", r"line 1: .*'a' has options of the policy \(chunk_size\)"),
         ("- name: a\n  forcing: {cache: x}\n", r"line 2: Features are stored by the comparison itself"),
         ("- name: a\n  forcing: yes please\n", r"line 2: forcing is a mapping of options"),
@@ -166,6 +190,30 @@ def test_the_command_of_an_arm_has_its_type_and_its_options():
     assert [flag for flag in arm_flags(FLAGS, strong) if "loss_weight" in flag] == [
         "--policy.forcing.loss_weight=4.0"
     ]
+
+
+def test_alignments_of_an_arm_have_the_options_of_the_command_unless_they_say_others():
+    """Each reads its own stored features; what is said once for all alignments stays beside them."""
+    entries = [
+        {"name": "first", "site": "blocks.1", "loss_weight": 2.0},
+        {"site": "blocks.2", "shares": "first"},
+    ]
+    arm = Arm("two", forcing={"alignments": entries})
+    command = ["--policy.type=tiny", "--policy.forcing.loss_weight=0.5", "--policy.forcing.standardize=true"]
+    flags = arm_flags([*command, "--policy.forcing.diagnostics_every=7"], arm, [Path("a"), Path("b")])
+    assert flags[:2] == ["--policy.type=sf_tiny", "--policy.forcing.diagnostics_every=7"]
+    forcing = policy_of([*flags, "--dataset.repo_id=local/demos"]).forcing
+    first, second = forcing.entries()
+    assert forcing.diagnostics_every == 7
+    assert (first.loss_weight, second.loss_weight) == (2.0, 0.5)
+    assert (first.standardize, second.standardize, second.shares) == (True, True, "first")
+    assert (first.cache, second.cache) == ("a", "b")
+
+
+def test_what_is_said_once_is_all_that_alignments_do_not_say():
+    """A new option of ``--policy.forcing`` is of one alignment, or belongs into OF_ALL."""
+    once = {f.name for f in fields(ForcingConfig)} - {f.name for f in fields(AlignmentConfig)}
+    assert once - RENAMED_FORCING.keys() == {*OF_ALL, "alignments"}
 
 
 def test_flags_in_two_words_are_one():

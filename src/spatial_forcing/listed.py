@@ -91,6 +91,25 @@ def entries_in(
     return entries
 
 
+def entries_as_written(given: str | list[Any], listing: Listing) -> list[dict[str, Any]]:
+    """The entries of a list, whatever their keys and values are.
+
+    Args:
+        given: the path of a file, JSON text, or a list.
+        listing: what is listed.
+
+    Raises:
+        SpatialForcingError: no such file, no list, or a key twice in an entry.
+    """
+    entries = []
+    for where, values in _listed(given, listing):
+        entry = {value.key: value.value for value in values}
+        if len(entry) < len(values):
+            raise SpatialForcingError(f"{where}: a key is said twice.")
+        entries.append(entry)
+    return entries
+
+
 def _typed(key: str, value: Any, kind: Any, at: str) -> Any:
     """Converts a value to the type of its key, or raises an error that says what was expected."""
     kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]

@@ -1,12 +1,13 @@
 """The arms of a comparison: presets by name, or entries of an arms file."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.listed import Listing, entries_in
+from spatial_forcing.listed import Listing, entries_as_written, entries_in
 
 Role = Literal["arm", "control", "reference"]
 ROLES = ("arm", "control", "reference")
@@ -59,6 +60,8 @@ class Arm:
 
 def flag_value(value: Any) -> str:
     """A value as text that LeRobot's parser reads."""
+    if isinstance(value, list):
+        return json.dumps(value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)
@@ -101,10 +104,22 @@ def preset_arms(names: Sequence[str], teacher: str) -> list[Arm]:
 
 
 def with_teacher(arm: Arm, teacher: str) -> Arm:
-    """An arm with forcing that names a teacher: its own, or else this one."""
-    if arm.forcing is None or {"teacher", "alignments"} & set(arm.forcing):
+    """An arm with forcing that names a teacher, in each of its alignments: its own, or else this one.
+
+    Raises:
+        SpatialForcingError: its alignments cannot be read, or one names a cache.
+    """
+    if arm.forcing is None or "teacher" in arm.forcing:
         return arm
-    return replace(arm, forcing={"teacher": teacher, **arm.forcing})
+    if "alignments" not in arm.forcing:
+        return replace(arm, forcing={"teacher": teacher, **arm.forcing})
+    listing = Listing(f"forcing.alignments of the arm {arm.name!r}", "alignment")
+    entries = entries_as_written(arm.forcing["alignments"], listing)
+    for entry in entries:
+        check_entry("forcing", entry)
+    return replace(
+        arm, forcing={**arm.forcing, "alignments": [{"teacher": teacher, **entry} for entry in entries]}
+    )
 
 
 def controls_for(arms: Sequence[Arm], names: Sequence[str], of: str | None = None) -> list[Arm]:
@@ -117,7 +132,6 @@ def controls_for(arms: Sequence[Arm], names: Sequence[str], of: str | None = Non
 
     Raises:
         UnknownNameError: no forced arm is called so.
-        SpatialForcingError: it lists several alignments, which each need a control of their own.
     """
     forced = {arm.name: arm for arm in arms if arm.forcing is not None and arm.role == "arm"}
     if of is not None and of not in forced:
@@ -125,15 +139,14 @@ def controls_for(arms: Sequence[Arm], names: Sequence[str], of: str | None = Non
     if not forced or not names:
         return []
     arm = forced[of] if of is not None else next(iter(forced.values()))
-    if "alignments" in (arm.forcing or {}):
-        raise SpatialForcingError(
-            f"The arm {arm.name!r} lists several alignments: write its controls in the arms file (role: "
-            "control, and a control in each alignment) and give --no-controls, or name another arm with "
-            "--controls-of."
-        )
-    return [
-        Arm(name, CONTROL_LABELS[name], "control", {**(arm.forcing or {}), "control": name}) for name in names
-    ]
+    return [Arm(name, CONTROL_LABELS[name], "control", controlled(arm.forcing or {}, name)) for name in names]
+
+
+def controlled(forcing: Mapping[str, Any], control: str) -> dict[str, Any]:
+    """Forcing options with a control for a target, in each alignment of several."""
+    if "alignments" not in forcing:
+        return {**forcing, "control": control}
+    return {**forcing, "alignments": [{**entry, "control": control} for entry in forcing["alignments"]]}
 
 
 def presets(teacher: str) -> dict[str, Arm]:

@@ -5,7 +5,7 @@ of its codec know of held-out episodes, nor a run on a tenth of the data of the 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,54 +56,62 @@ class Teaching:
         return "-".join([*says, f"f{100 * fraction:g}"])
 
 
-def teaching_of(comparison: Comparison, arm: Arm) -> Teaching | None:
-    """Teacher options of the features stored for an arm; None without a teacher, or with one online."""
-    if not comparison.stored or arm.forcing is None or "alignments" in arm.forcing:
-        return None
+def teachings_of(comparison: Comparison, arm: Arm) -> list[Teaching]:
+    """Teacher options of the features stored for each alignment of an arm; none of one online."""
+    if not comparison.stored or arm.forcing is None:
+        return []
     forcing = policy_of(arm_flags(comparison.flags, arm)).forcing
-    cameras = forcing.cameras
+    return [teaching_of(entry, forcing.cameras) for entry in forcing.entries()]
+
+
+def teaching_of(alignment: Any, cameras: Iterable[str] | None) -> Teaching:
+    """Teacher options of the features stored for an alignment.
+
+    Args:
+        alignment: its options, of ``--policy.forcing`` or an entry of its ``alignments``.
+        cameras: the data set's, or by their name the policy's; all if None.
+    """
     return Teaching(
-        teacher=forcing.teacher or TEACHER,
-        teacher_checkpoint=forcing.teacher_checkpoint,
-        layer=forcing.layer,
-        resolution=forcing.resolution,
-        dtype=forcing.dtype,
+        teacher=alignment.teacher or TEACHER,
+        teacher_checkpoint=alignment.teacher_checkpoint,
+        layer=alignment.layer,
+        resolution=alignment.resolution,
+        dtype=alignment.dtype,
         # A mapping names the data set's cameras first; without one both names are the same.
         cameras=None if cameras is None else tuple(cameras),
-        **({} if forcing.points is None else _points(forcing)),
-        token_weights=forcing.token_weights,
+        **({} if alignment.points is None else _points(alignment)),
+        token_weights=alignment.token_weights,
     )
 
 
-def _points(forcing: Any) -> dict[str, Any]:
-    """What determines the points of an arm's tokens."""
+def _points(alignment: Any) -> dict[str, Any]:
+    """What determines the points of an alignment's tokens."""
     return {
-        "points_from": forcing.points_from or RECORDED,
-        "points_frame": forcing.points_frame or "robot",
-        "calibration": forcing.calibration,
+        "points_from": alignment.points_from or RECORDED,
+        "points_frame": alignment.points_frame or "robot",
+        "calibration": alignment.calibration,
     }
 
 
-def stored_features(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, Path]:
+def stored_features(comparison: Comparison, out: Path, bars: Progress, device: str) -> dict[str, list[Path]]:
     """Stores the features that runs need and that are not there yet.
 
     Returns:
-        By name of the run, the cache that it reads; runs without one are left out.
+        By name of the run, the caches that it reads, one for each alignment; runs without are left out.
 
     Raises:
         CacheError: the disk is full, or a cache is of something else; what is finished is kept.
     """
-    teaching = {arm.name: teaching_of(comparison, arm) for arm in comparison.arms}
-    wanted: dict[str, Path] = {}
+    teachings = {arm.name: teachings_of(comparison, arm) for arm in comparison.arms}
+    wanted: dict[str, list[Path]] = {}
     made: set[tuple[Teaching, float]] = set()
     for run in comparison.runs():
-        one = teaching[run.arm.name]
-        if one is None:
-            continue
-        wanted[run.name] = out / "features" / one.folder(run.fraction)
-        if (one, run.fraction) not in made:
-            made.add((one, run.fraction))
-            store(one, comparison, comparison.split.share(run.fraction), wanted[run.name], bars, device)
+        for one in teachings[run.arm.name]:
+            root = out / "features" / one.folder(run.fraction)
+            wanted.setdefault(run.name, []).append(root)
+            if (one, run.fraction) not in made:
+                made.add((one, run.fraction))
+                store(one, comparison, comparison.split.share(run.fraction), root, bars, device)
     return wanted
 
 

@@ -4,13 +4,18 @@ Every run is a command that could be typed: ``spatial-forcing train`` with :func
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from spatial_forcing.compare.arm import Arm
+import yaml
+
+from spatial_forcing.compare.arm import Arm, flag_value
 from spatial_forcing.compare.options import CompareError
 from spatial_forcing.errors import SpatialForcingError
 
 FORCING = "policy.forcing."
+# Options of forcing that are said once, however many alignments there are.
+OF_ALL = ("cameras", "diagnostics_every", "new_projector", "one_token_late")
 # What a comparison decides itself, and where that is said.
 DECIDED = {
     "seed": "--seeds before --",
@@ -91,10 +96,16 @@ def policy_of(flags: Sequence[str]) -> Any:
     return config.policy
 
 
-def arm_flags(flags: Sequence[str], arm: Arm) -> list[str]:
+def arm_flags(flags: Sequence[str], arm: Arm, caches: Sequence[Path] = ()) -> list[str]:
     """The flags of an arm: those after ``--`` with the type of the policy and the options of this arm.
 
-    Options of forcing after ``--`` are for every arm with forcing; an arm's own go before them.
+    Options of forcing after ``--`` are for every arm with forcing, and for each of its alignments if it lists
+    several; an arm's own go before them.
+
+    Args:
+        flags: after ``--``.
+        arm: one arm.
+        caches: the stored features that it reads, one for each of its alignments; none for a teacher online.
     """
     own = {name_of(flag) for flag in arm.differs}
     found = []
@@ -106,4 +117,23 @@ def arm_flags(flags: Sequence[str], arm: Arm) -> list[str]:
             plain = flag.partition("=")[2].removeprefix("sf_")
             flag = f"--policy.type={plain if arm.forcing is None else f'sf_{plain}'}"
         found.append(flag)
-    return [*found, *arm.differs]
+    if arm.forcing is not None and "alignments" in arm.forcing:
+        return alignments_flags([*found, *arm.differs], arm.forcing["alignments"], caches)
+    return [*found, *arm.differs, *(f"--{FORCING}cache={cache}" for cache in caches)]
+
+
+def alignments_flags(
+    flags: Sequence[str], entries: Sequence[dict[str, Any]], caches: Sequence[Path]
+) -> list[str]:
+    """Flags of an arm that lists alignments: flat options of a single one become defaults of all entries."""
+    found, options = [], {}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        option = name.removeprefix(FORCING)
+        if not name.startswith(FORCING) or option.partition(".")[0] in OF_ALL:
+            found.append(flag)
+        elif option != "alignments":
+            options[option] = yaml.safe_load(value)
+    read = [{"cache": str(cache)} for cache in caches] or [{}] * len(entries)
+    listed = [{**options, **entry, **cache} for entry, cache in zip(entries, read, strict=True)]
+    return [*found, f"--{FORCING}alignments={flag_value(listed)}"]

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spatial_forcing.compare.features import Teaching, teaching_of
+from spatial_forcing.compare.features import Teaching, teachings_of
 from spatial_forcing.compare.plan import Comparison, Run, folder_of
 from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
@@ -130,17 +131,17 @@ def teacher_used(comparison: Comparison, out: Path) -> TeacherUsed | None:
     """The teacher of the first arm with forcing; None if there is none, or no stored features name it."""
     from spatial_forcing.teachers import find_teacher
 
-    for arm in comparison.arms:
-        if (teaching := teaching_of(comparison, arm)) is None:
-            continue
-        record = find_teacher(teaching.teacher)
-        return TeacherUsed(
-            name=teaching.teacher,
-            fingerprint=fingerprint_in(comparison, teaching, out),
-            licence=record.licence,
-            note=record.note,
-        )
-    return None
+    found = (teachings_of(comparison, arm) for arm in comparison.arms)
+    teaching = next(chain.from_iterable(found), None)
+    if teaching is None:
+        return None
+    record = find_teacher(teaching.teacher)
+    return TeacherUsed(
+        name=teaching.teacher,
+        fingerprint=fingerprint_in(comparison, teaching, out),
+        licence=record.licence,
+        note=record.note,
+    )
 
 
 def fingerprint_in(comparison: Comparison, teaching: Teaching, out: Path) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -53,11 +53,11 @@ class Launch:
     patience: float = PATIENCE
 
 
-def prepare(comparison: Comparison, out: Path, features: dict[str, Path]) -> list[Run]:
+def prepare(comparison: Comparison, out: Path, features: Mapping[str, Sequence[Path]]) -> list[Run]:
     """Writes the specification of every run, and returns the incomplete ones.
 
     Args:
-        features: by name of the run, the cache that it reads.
+        features: by name of the run, the caches that it reads.
     """
     runs = comparison.runs()
     for run in runs:
@@ -70,7 +70,7 @@ def prepare(comparison: Comparison, out: Path, features: dict[str, Path]) -> lis
         ]
         folder, measures = folder_of(out, run), comparison.measures
         RunSpec(
-            flags=tuple(comparison.run_flags(run, folder, features.get(run.name))),
+            flags=tuple(comparison.run_flags(run, folder, features.get(run.name, ()))),
             steps=tuple(comparison.steps_of(run)),
             heldout=comparison.split.heldout,
             heldout_frames=measures.heldout_frames,

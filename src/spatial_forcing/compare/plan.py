@@ -104,15 +104,15 @@ class Comparison:
         """All runs, seed by seed, so that complete comparisons are there early."""
         return [Run(arm, seed, f) for seed in self.seeds for f in self.fractions for arm in self.arms]
 
-    def run_flags(self, run: "Run", folder: Path, features: Path | None = None) -> list[str]:
+    def run_flags(self, run: "Run", folder: Path, features: Sequence[Path] = ()) -> list[str]:
         """The training command of a run, as flags of ``spatial-forcing train``.
 
         Args:
             run: one of :meth:`runs`.
             folder: of the run.
-            features: stored ones of its training episodes, for arms with forcing.
+            features: stored ones of its training episodes, one for each alignment of an arm with forcing.
         """
-        flags = arm_flags(self.flags, run.arm)
+        flags = arm_flags(self.flags, run.arm, features)
         named = set(map(name_of, flags))
         episodes = self.split.share(run.fraction)
         flags = [flag for flag in flags if name_of(flag) != "dataset.episodes"]
@@ -125,8 +125,6 @@ class Comparison:
             f"--dataset.episodes={episodes}".replace(" ", ""),
             "--policy.push_to_hub=false",
         ]
-        if features is not None:
-            flags.append(f"--policy.forcing.cache={features}")
         if "log_freq" not in named:
             flags.append(f"--log_freq={max(1, min(200, self.steps // 50))}")
         return flags
@@ -201,8 +199,8 @@ def planned(
     found = Comparison(tuple(flags), tuple(arms), split=split, steps=config.steps, **rest)
     for arm in arms:
         policy = policy_of(arm_flags(flags, arm))
-        if arm.forcing is not None:
-            find_teacher(policy.forcing.teacher or TEACHER)
+        for entry in [] if arm.forcing is None else policy.forcing.entries():
+            find_teacher(entry.teacher or TEACHER)
     return found
 
 

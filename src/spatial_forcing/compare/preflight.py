@@ -84,7 +84,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *
     """
     features = stored_features(comparison, out, bars, device)
     jobs = [
-        (run.arm, comparison.run_flags(run, folder_of(out, run), features.get(run.name)))
+        (run.arm, comparison.run_flags(run, folder_of(out, run), features.get(run.name, ())))
         for run in comparison.runs()
     ]
     bar = bars.add_task("looking at every arm", total=len(jobs))

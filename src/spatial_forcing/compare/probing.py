@@ -5,10 +5,11 @@ held-out episodes of the comparison.
 """
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.compare.features import Teaching, dataset_of, teaching_of
+from spatial_forcing.compare.features import Teaching, dataset_of, teachings_of
 from spatial_forcing.compare.flags import CompareError, arm_flags
 from spatial_forcing.compare.plan import Comparison, Run, comparison_in, folder_of
 from spatial_forcing.errors import SpatialForcingError
@@ -103,8 +104,8 @@ def of_comparison(options: ProbeOptions, out: Path) -> ProbeOptions:
 def teacher_asked(comparison: Comparison) -> Teaching | None:
     """The teacher of the first arm that is forced toward its features."""
     asked = replace(comparison, stored=True)
-    found = (teaching_of(asked, arm) for arm in comparison.arms if arm.role == "arm")
-    return next((one for one in found if one is not None), None)
+    found = (teachings_of(asked, arm) for arm in comparison.arms if arm.role == "arm")
+    return next(chain.from_iterable(found), None)
 
 
 def probe_arms(comparison: Comparison, out: Path, bars: Any, device: str) -> None:
