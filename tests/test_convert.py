@@ -20,10 +20,10 @@ from small_training import train
 from spatial_forcing.convert.openvla import ConversionError, convert
 from spatial_forcing.convert.options import Convert
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.evaluate import LoadedPolicy, PolicyError, SavedPolicy
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.openvla.checkpoint import load_openvla
 from spatial_forcing.openvla.config import PLAIN
+from spatial_forcing.saved_policy import LoadedPolicy, PolicyError, SavedPolicy
 from spatial_forcing.train import checkpoints
 
 KEY = "libero_goal_no_noops"

@@ -10,13 +10,13 @@ import pytest
 from small_depth import saved_tiny
 from small_policies import CAMERAS, LEFT, RIGHT
 
-from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS, check_findings
 from spatial_forcing.evaluation.guards.shown import shown_by
 from spatial_forcing.evaluation.guards.trained import ACTION, STATE, Trained, trained_on
 from spatial_forcing.evaluation.plan import tasks_of
+from spatial_forcing.saved_policy import SavedPolicy
 from spatial_forcing.sim.collect import DemoSpec, collect
 from spatial_forcing.sim.env import SimEnv, SimEnvConfig
 

@@ -8,7 +8,8 @@ from small_dataset import make_dataset
 from small_policies import small_config
 from training_configs import train_config
 
-from spatial_forcing.evaluate import LoadedPolicy, PolicyError, chunk_error, heldout_measures, inside_of
+from spatial_forcing.heldout import chunk_error, heldout_measures, inside_of
+from spatial_forcing.saved_policy import LoadedPolicy, PolicyError
 from spatial_forcing.train import checkpoints, train_or_continue
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from small_libero import Kitchen
 
-from spatial_forcing.evaluate import kept_by
 from spatial_forcing.libero import episodes as episodes_module
 from spatial_forcing.libero.episodes import LiberoEpisodes
 from spatial_forcing.libero.expert import Expert
 from spatial_forcing.libero.servo import OPEN
 from spatial_forcing.report.page import write_report
+from spatial_forcing.rollouts import kept_by
 
 
 class KitchenEnv(gym.Env):

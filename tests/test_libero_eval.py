@@ -13,7 +13,6 @@ import torch
 from libero_wander import CAMERAS, GRIPPER, libero_config, libero_dataset, wandering
 from small_libero_policy import save_libero_policy
 
-from spatial_forcing.evaluate import SavedPolicy, kept_by, made_env
 from spatial_forcing.evaluation.env_flags import EvalError, read_env
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS
@@ -25,6 +24,8 @@ from spatial_forcing.evaluation.plan import Plan, tasks_of
 from spatial_forcing.libero.expert import Expert
 from spatial_forcing.libero.scene import Scene
 from spatial_forcing.locks import FolderLock
+from spatial_forcing.rollouts import kept_by, made_env
+from spatial_forcing.saved_policy import SavedPolicy
 
 pytestmark = [
     pytest.mark.system,

@@ -12,7 +12,6 @@ from small_libero import MESH, PNG, TASKS, installed
 
 from spatial_forcing.cli import main
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.evaluate import made_env
 from spatial_forcing.libero.assets import fault_of, files_of, fingerprint
 from spatial_forcing.libero.install import (
     LiberoError,
@@ -25,6 +24,7 @@ from spatial_forcing.libero.install import (
     write_config,
 )
 from spatial_forcing.libero.suites import SUITES, Task, tasks_of
+from spatial_forcing.rollouts import made_env
 
 COLLECT = ("libero", "collect", "--suite", "libero_object")
 

@@ -15,12 +15,12 @@ from small_training import saved, train
 from torch import nn
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.openvla.config import PLAIN, SMALL
 from spatial_forcing.openvla.schedule import StepDecayConfig
 from spatial_forcing.probe.policies import ProbedPolicy, untrained
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.teachers.checkpoint import WeightsError
 
 KIND = "openvla_oft"

@@ -14,10 +14,10 @@ from small_training import train
 
 from spatial_forcing.convert.openvla import convert
 from spatial_forcing.convert.options import Convert
-from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.openvla_oft import small_options
 from spatial_forcing.inspection.look import inspect_path
 from spatial_forcing.openvla.tokenizer_openvla_oft import TokenizerError
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.train import checkpoints
 
 KIND = "openvla_oft"

@@ -12,8 +12,8 @@ from small_plugin import SMALL, SfTinyPolicy, forced_config, interrupted_after, 
 
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.tap import TapError
 from spatial_forcing.train import checkpoints, read_metrics
 

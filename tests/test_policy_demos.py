@@ -5,7 +5,8 @@ from small_dataset import make_dataset
 from small_policies import small_config, small_parts
 from small_training import train
 
-from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.rollouts import roll_out
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.sim.collect import DemoSpec, collect
 from spatial_forcing.sim.env import SimEnvConfig
 from spatial_forcing.train import checkpoints, read_metrics

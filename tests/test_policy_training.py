@@ -16,10 +16,10 @@ from small_policies import PICTURE, small_batch, small_config, small_policy
 from small_training import assert_equal_bits, assert_resumed_from, interrupt, observed_steps, saved, train
 from torch import Tensor
 
-from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.hosts import host_of
 from spatial_forcing.hosts.lerobot import images_of
 from spatial_forcing.probe.policies import all_sites
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.tap import TapError
 from spatial_forcing.teachers.base import stack_views
 from spatial_forcing.train import checkpoints, read_metrics

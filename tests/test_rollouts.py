@@ -11,7 +11,8 @@ import pytest
 from small_depth import painted_dataset, saved_tiny
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.evaluate import LoadedPolicy, PolicyError, check_fit, roll_out
+from spatial_forcing.rollouts import check_fit, roll_out
+from spatial_forcing.saved_policy import LoadedPolicy, PolicyError
 from spatial_forcing.sim.env import SimEnvConfig
 
 
@@ -39,7 +40,8 @@ def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(checkpoint, t
 ROLLOUTS = """
 import json, re, sys
 from pathlib import Path
-from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.rollouts import roll_out
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.sim.env import SimEnvConfig
 
 def megabytes(name):

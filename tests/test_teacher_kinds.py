@@ -12,7 +12,8 @@ from training_configs import policy_config, train_config
 from spatial_forcing import SpatialForcing, host_of
 from spatial_forcing.cache.extract import Extraction, extract, open_source
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.evaluate import LoadedPolicy, roll_out
+from spatial_forcing.rollouts import roll_out
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.sim.collect import DemoSpec, collect
 from spatial_forcing.sim.env import SimEnvConfig
 from spatial_forcing.teachers import described, hf, load_teacher

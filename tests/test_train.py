@@ -7,7 +7,7 @@ from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
-from spatial_forcing.evaluate import LoadedPolicy
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.train import (
     METRICS,
     checkpoints,

@@ -10,11 +10,11 @@ from torch import nn
 from malformed.call import Call, given, vla
 from malformed.case import Case, api
 from spatial_forcing.bootstrap import bootstrap_difference, bootstrap_rate, bootstrap_ratio
-from spatial_forcing.evaluate import LoadedPolicy
 from spatial_forcing.power import detectable_difference
 from spatial_forcing.probe import DepthProbe, Frames, run_probe, tapped_tokens
 from spatial_forcing.reach import Curve, steps_to_target
 from spatial_forcing.report import write_report
+from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.stats import holm, mcnemar, stratified_mcnemar, wilson
 
 F, CELLS = 6, (6, 1, 2, 2)

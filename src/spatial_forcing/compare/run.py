@@ -129,8 +129,10 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
     """Evaluates one checkpoint and writes its results; of the last one, videos are recorded."""
     from lerobot.configs import PreTrainedConfig
 
-    from spatial_forcing.evaluate import LoadedPolicy, heldout_measures, roll_out
+    from spatial_forcing.heldout import heldout_measures
     from spatial_forcing.results import Evaluation
+    from spatial_forcing.rollouts import roll_out
+    from spatial_forcing.saved_policy import LoadedPolicy
 
     # The checkpoint knows it; the flags do not when they name a --policy.path and training is over.
     loaded = LoadedPolicy(checkpoint, PreTrainedConfig.from_pretrained(checkpoint).device or "cpu")

@@ -212,8 +212,8 @@ def to_released(folder: Path, options: Convert) -> list[str]:
     Raises:
         SpatialForcingError: see `convert`.
     """
-    from spatial_forcing.evaluate import LoadedPolicy
     from spatial_forcing.openvla.checkpoint import save_openvla
+    from spatial_forcing.saved_policy import LoadedPolicy
 
     loaded = LoadedPolicy(folder)
     policy: Any = loaded.policy

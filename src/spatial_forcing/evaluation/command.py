@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from spatial_forcing.console import stages
-from spatial_forcing.evaluate import PolicyError, SavedPolicy
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env, settings_of
 from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
 from spatial_forcing.evaluation.known import drawn_as, rendering_warning, settings_warning
@@ -39,6 +38,7 @@ from spatial_forcing.inspection.headers import file_at
 from spatial_forcing.locks import FolderLock
 from spatial_forcing.probe.policies import checkpoint_folder, named_policies
 from spatial_forcing.provenance import made_with
+from spatial_forcing.saved_policy import PolicyError, SavedPolicy
 
 GUARDS = "guards.json"
 TABLE = "eval.md"

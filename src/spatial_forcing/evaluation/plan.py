@@ -20,10 +20,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.evaluate import PolicyError, made_env
 from spatial_forcing.evaluation.env_flags import EvalError, settings_of
 from spatial_forcing.files import checksum, claim
 from spatial_forcing.provenance import versions
+from spatial_forcing.rollouts import made_env
+from spatial_forcing.saved_policy import PolicyError
 
 NOTE = "plan.json"
 NAME = re.compile(r"[\w.+-]+")

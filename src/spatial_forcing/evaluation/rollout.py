@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from spatial_forcing.evaluate import LoadedPolicy, kept_by, made_env
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env
 from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import Job, Plan
 from spatial_forcing.evaluation.results import Batch
+from spatial_forcing.rollouts import kept_by, made_env
 from spatial_forcing.run_results import Episode
+from spatial_forcing.saved_policy import LoadedPolicy
 
 
 class Rollouts:

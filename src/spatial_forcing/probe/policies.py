@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.evaluate import LoadedPolicy, PolicyError
 from spatial_forcing.files import read_json
 from spatial_forcing.hosts import RECORDS, host_of
 from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.records import REFERENCES, UNTRAINED
+from spatial_forcing.saved_policy import LoadedPolicy, PolicyError
 
 LAST = ("checkpoints", "last", "pretrained_model")
 # What would fetch trained weights when a policy is built anew.

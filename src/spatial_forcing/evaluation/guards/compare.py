@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.evaluation.guards.shown import Shown
 from spatial_forcing.evaluation.guards.trained import Trained
 from spatial_forcing.evaluation.known import KNOWN, Known
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.results import Found
+from spatial_forcing.saved_policy import SavedPolicy
 
 # Found by what demonstrations look like on average, and how many that takes.
 BY_CHANCE, ENOUGH = ("orientation", "cameras' order", "state's range"), 8

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards import actions, cameras, states
 from spatial_forcing.evaluation.guards.compare import Case, Guard
@@ -13,6 +12,7 @@ from spatial_forcing.evaluation.guards.trained import trained_on
 from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.results import Found
+from spatial_forcing.saved_policy import SavedPolicy
 
 
 def instructions(case: Case) -> None:

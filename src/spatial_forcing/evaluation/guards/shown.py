@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatial_forcing.evaluate import SavedPolicy, made_env
 from spatial_forcing.evaluation.guards.trained import STATE, Trained, thumbnail
 from spatial_forcing.evaluation.known import KNOWN
 from spatial_forcing.evaluation.plan import EvalTask
+from spatial_forcing.rollouts import made_env
+from spatial_forcing.saved_policy import SavedPolicy
 
 LOOKS, OF_STATES = 4, 3  # episodes whose first observation is looked at; with a list of initial states
 REPLAYED = 12  # steps of a demonstration

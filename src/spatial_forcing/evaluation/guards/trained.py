@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spatial_forcing.datasets import DatasetError, open_dataset
-from spatial_forcing.evaluate import SavedPolicy
 from spatial_forcing.files import read_json
 from spatial_forcing.geometry.check import columns_of
+from spatial_forcing.saved_policy import SavedPolicy
 
 STATE, ACTION = "observation.state", "action"
 SIDE = 32  # pixels of thumbnails
