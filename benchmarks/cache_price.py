@@ -32,7 +32,8 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.extract import Extraction, extract, open_source
 from spatial_forcing.cache.passes import spread
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.grid import Features, crop, flip, identity, resample, rotation
+from spatial_forcing.features import Features
+from spatial_forcing.grid import crop, flip, identity, resample, rotation
 
 
 @dataclass

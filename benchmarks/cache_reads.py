@@ -29,7 +29,7 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import Source
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import write_features
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 VIEWS = 2
 

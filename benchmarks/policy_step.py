@@ -31,7 +31,7 @@ from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.store import Source
 from spatial_forcing.cache.write import write_features
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 from spatial_forcing.target import target_of
 from spatial_forcing.teachers.vggt import VGGT, VGGTConfig
 from spatial_forcing.teachers.vggt_teacher import VGGTTeacher

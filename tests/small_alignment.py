@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spatial_forcing import Alignment, SpatialForcing
 from spatial_forcing.cache.store import FeatureStore, Source
 from spatial_forcing.cache.write import write_features
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 from spatial_forcing.hosts.tiny import TinyVLA
 
 # Of the policy: 2 views of 2 x 2 tokens; of the teacher: 8 channels.

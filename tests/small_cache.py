@@ -5,7 +5,7 @@ import torch
 
 from spatial_forcing.cache import shards
 from spatial_forcing.cache.store import Source
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 SOURCE = Source("t", "f1", "Apache-2.0", "d1", ("left", "right"), frames=11)
 

@@ -4,7 +4,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spatial_forcing.grid import Features, compose, crop, flip, rotation
+from spatial_forcing.features import Features
+from spatial_forcing.grid import compose, crop, flip, rotation
 
 sizes = st.integers(1, 40)
 small_sizes = st.integers(2, 12)

@@ -12,7 +12,7 @@ from spatial_forcing.cache import shards
 from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import Source
 from spatial_forcing.cache.write import write_features, write_layers
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 FRAMES, WIDTH = 40, 16
 LOW, HIGH = 3, 7  # a layer that four components hold, and one that takes twelve

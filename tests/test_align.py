@@ -14,7 +14,8 @@ from torch import nn
 
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, Layout, compose, crop, flip, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout, compose, crop, flip, resample
 from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.tap import Host
 

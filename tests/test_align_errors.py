@@ -7,7 +7,8 @@ import torch
 from small_alignment import CHANNELS, VIEWS, Setting
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, flip
+from spatial_forcing.features import Features
+from spatial_forcing.grid import flip
 from spatial_forcing.tap import TapError
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from small_alignment import VIEWS, WIDTH, Setting, assert_same
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, flip
+from spatial_forcing.features import Features
+from spatial_forcing.grid import flip
 
 seeds = st.integers(0, 10_000)
 

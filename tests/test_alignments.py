@@ -21,7 +21,8 @@ from torch import Tensor
 
 from spatial_forcing import Alignment, Given, SpatialForcing
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features, flip, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import flip, resample
 from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.losses.relations import relation_distance
 

@@ -20,7 +20,8 @@ from lerobot_policy_spatial_forcing.modeling_sf import forced_policy_class
 from spatial_forcing import patches
 from spatial_forcing.cache.extract import extract
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, crop, flip, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import crop, flip, resample
 from spatial_forcing.patches.transforms import AFFINE_KEY, TrackedTransforms, affines_of
 from spatial_forcing.teachers import load_teacher
 

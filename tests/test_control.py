@@ -11,7 +11,8 @@ from small_alignment import CHANNELS, SIDE, VIEWS, Setting
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.control import of_another_frame, place_embedding
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features, Layout, crop, flip
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout, crop, flip
 
 
 def a_target(setting: Setting, images_BV3HW: torch.Tensor, **options) -> torch.Tensor:

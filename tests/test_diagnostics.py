@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.alignment import Alignment
 from spatial_forcing.diagnostics import MAX_TOKENS, compare_tokens, effective_rank, linear_cka
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 from spatial_forcing.hosts.tiny import TinyVLA
 
 VIEWS, WIDTH = 2, 16

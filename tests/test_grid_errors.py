@@ -7,7 +7,8 @@ import torch
 from small_grids import features
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, Layout, crop, identity, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout, crop, identity, resample
 
 
 @pytest.mark.parametrize(

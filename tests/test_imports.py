@@ -19,6 +19,7 @@ PLUGIN = PACKAGE.parent / "lerobot_policy_spatial_forcing"
 # but not in a circle. `errors` is for all. The plug-in is one part.
 ORDER = (
     (
+        "features",
         "grid",
         "uv",
         "xyz",
@@ -110,7 +111,7 @@ def test_the_core_imports_torch_and_nothing_else():
     parts = {name.split(".")[1] for name in found if name.startswith("spatial_forcing.")}
     objective = {"align", "alignment", "diagnostics", "losses", "mixture", "on_grid", "projector"}
     assert parts == objective | {
-        *("check", "control", "errors", "grid", "hosts", "ranges", "registry", "site", "tap"),
+        *("check", "control", "errors", "features", "grid", "hosts", "ranges", "registry", "site", "tap"),
         *("pull", "schedules", "target", "uv", "xyz"),
     }
     others = {name.split(".")[0] for name in found} - sys.stdlib_module_names

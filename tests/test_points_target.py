@@ -10,7 +10,8 @@ from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, Setting
 from torch.testing import assert_close
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import AnnotatedFeatures, Features, flip
+from spatial_forcing.features import AnnotatedFeatures, Features
+from spatial_forcing.grid import flip
 from spatial_forcing.uv import uv_position_embedding
 from spatial_forcing.xyz import CHANNELS as OF_POINTS
 from spatial_forcing.xyz import FASTEST, SLOWEST, xyz_embedding

@@ -12,7 +12,8 @@ from painted_depth import NEAR, SPAN, TEST, TRAIN, K, episodes, errors, scene
 from small_probe import judge, metrics_of
 from torch import Tensor
 
-from spatial_forcing.grid import Features, Layout, compose, crop, flip, identity, rotation
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout, compose, crop, flip, identity, rotation
 from spatial_forcing.probe import DepthProbe, ProbeError, VisualTokens, metrics
 from spatial_forcing.probe.depth import cell_depth
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from spatial_forcing.align import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, Layout
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout
 from spatial_forcing.projector import Projector
 from spatial_forcing.tap import Host
 

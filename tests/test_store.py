@@ -12,8 +12,8 @@ from spatial_forcing.cache.codec import CodecOptions
 from spatial_forcing.cache.layout import MANIFEST
 from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.cache.write import Watch, write_features
+from spatial_forcing.features import Features
 from spatial_forcing.files import checksum
-from spatial_forcing.grid import Features
 
 
 @pytest.fixture(autouse=True)

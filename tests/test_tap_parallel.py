@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spatial_forcing.align import SpatialForcing
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 
 class Channels:

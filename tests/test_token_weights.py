@@ -19,7 +19,8 @@ from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.compare.features import Teaching
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import AnnotatedFeatures, Features, flip
+from spatial_forcing.features import AnnotatedFeatures, Features
+from spatial_forcing.grid import flip
 from spatial_forcing.losses import LOSSES
 from spatial_forcing.token_weights.sources import WeightSource, WeightsSourceError, weight_source
 from spatial_forcing.train import train_or_continue

@@ -11,7 +11,8 @@ from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
 from spatial_forcing import Alignment
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features, Layout
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout
 from spatial_forcing.projector import ConvProjector, Projector
 
 LAYOUT = Layout(2, 4, 5)

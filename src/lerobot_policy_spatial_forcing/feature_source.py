@@ -14,7 +14,8 @@ from torch import Tensor
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, compose
+from spatial_forcing.features import Features
+from spatial_forcing.grid import compose
 from spatial_forcing.hosts.lerobot import ShownImages, images_of
 from spatial_forcing.hosts.prompted import PACKED_KEY, Packed
 from spatial_forcing.on_grid import Given

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from spatial_forcing.alignment import Alignment
     from spatial_forcing.check import HostReport, check_host
     from spatial_forcing.errors import SpatialForcingError
-    from spatial_forcing.grid import Features, Layout, resample
+    from spatial_forcing.features import Features
+    from spatial_forcing.grid import Layout, resample
     from spatial_forcing.hosts import host_of
     from spatial_forcing.losses.cosine import cosine_distance
     from spatial_forcing.on_grid import Given
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Alignment": "alignment",
-    "Features": "grid",
+    "Features": "features",
     "Given": "on_grid",
     "Host": "site",
     "HostReport": "check",

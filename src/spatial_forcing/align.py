@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spatial_forcing.alignment import Alignment, AlignmentOptions, Part, features_of, parts_of
 from spatial_forcing.diagnostics import compare_tokens
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 from spatial_forcing.mixture import MixedTap
 from spatial_forcing.on_grid import Given, GridTarget, ImageSize
 from spatial_forcing.pull import Pull, pull

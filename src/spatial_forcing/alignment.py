@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 from spatial_forcing.losses import Loss, check_weighs, loss_of
 from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.mixture import MixedProjector, MixedTap, name_of, sites_named, tap_at

@@ -14,7 +14,7 @@ Shapes: B batch, V views, H W teacher rows and columns, h w host rows and column
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 from spatial_forcing.uv import uv_position_embedding
 
 CONTROLS = ("shuffled", "place")

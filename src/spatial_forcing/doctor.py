@@ -19,8 +19,8 @@ from spatial_forcing import patches
 from spatial_forcing.alignment import Part, features_of
 from spatial_forcing.check import check_host
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.features import Features
 from spatial_forcing.flags import read_config
-from spatial_forcing.grid import Features
 from spatial_forcing.hosts.lerobot import ShownImages, policy_host
 from spatial_forcing.hosts.shown import shown
 from spatial_forcing.rehearsal import FirstStep, first_step

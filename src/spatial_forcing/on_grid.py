@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from spatial_forcing.control import of_another_frame, place_embedding
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, Layout, compose, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import Layout, compose, resample
 from spatial_forcing.ranges import checked_statistics
 from spatial_forcing.target import Target
 from spatial_forcing.uv import uv_position_embedding

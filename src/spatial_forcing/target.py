@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 UNKNOWN = "unknown"
 

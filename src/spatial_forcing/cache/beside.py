@@ -21,7 +21,7 @@ from spatial_forcing.cache.spans import Spans
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.cache.write import Share, Watch, write_features
 from spatial_forcing.datasets import open_dataset
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 LICENCE = "as the data set"
 

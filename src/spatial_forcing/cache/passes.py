@@ -12,7 +12,8 @@ from torch import Tensor
 
 from spatial_forcing.cache.layout import CacheError, Layer
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.grid import Features, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import resample
 
 SAMPLE_FRAMES, HELDOUT_FRAMES = 64, 16
 SAMPLE_TOKENS = 40_000

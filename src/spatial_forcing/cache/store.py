@@ -34,7 +34,7 @@ from spatial_forcing.cache.layout import (
     shard_name,
 )
 from spatial_forcing.cache.spans import Spans
-from spatial_forcing.grid import Features
+from spatial_forcing.features import Features
 
 __all__ = ["CacheError", "FeatureStore", "Source", "dataset_fingerprint"]
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spatial_forcing.grid import VALID_COVERAGE, Features, Layout, compose, identity, resample
+from spatial_forcing.features import Features
+from spatial_forcing.grid import VALID_COVERAGE, Layout, compose, identity, resample
 from spatial_forcing.probe.depth import FAR, ProbeError, area_mean, cell_depth
 
 # Frames whose features are resampled at once.
