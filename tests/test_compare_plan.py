@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, fields, replace
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from spatial_forcing.compare.options import job_options
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
 from spatial_forcing.compare.preflight import check_shared
 from spatial_forcing.compare.split import Split, split_episodes
-from spatial_forcing.compare.status import Progress, seconds_left, work_done
+from spatial_forcing.compare.status import Progress, seconds_left, status_table, work_done
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.results import Evaluation
 
@@ -411,6 +412,14 @@ def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
     assert seconds_left([done, half], 1) == 5 * 0.5 + 5
     assert seconds_left([done, waiting], 2) == 15
     assert seconds_left([waiting], 1) is None
+
+
+def test_the_table_of_runs_fits_a_narrow_terminal():
+    one = Progress("shuffled-points-f100-s11", 450, 20000, [], 2, 0.255, startup_seconds=None, failed=False)
+    printed = StringIO()
+    Console(width=80, file=printed).print(status_table([one], 2))
+    (row,) = [line for line in printed.getvalue().splitlines() if "shuffled" in line]
+    assert row.split() == ["shuffled-points-f100-s11", "step", "450", "of", "20000", "0.255", "0", "of", "2"]
 
 
 def test_another_probe_is_no_other_comparison_until_it_was_made(tmp_path):

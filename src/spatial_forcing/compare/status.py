@@ -141,22 +141,24 @@ def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
 
 def status_table(found: Sequence[Progress], workers: int) -> Any:
     """Table of the runs' progress for the console."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
     left = seconds_left(found, workers)
     done = sum(one.state == "finished" for one in found)
     title = f"{done} of {len(found)} runs finished"
     if done < len(found) and left is not None:
-        title += f", about {duration(left)} of training and evaluation left with {workers} at a time"
-    table = Table(
-        Column("run", no_wrap=True),
-        "state",
-        "s per step",
-        "evaluated",
-        "held-out error",
-        "success",
-        title=title,
-    )
+        title += f", about {duration(left)} left with {workers} at a time"
+    # Six columns of words that do not wrap, in the 80 characters of a narrow terminal.
+    names = ("run", "state", "s/step", "evaluated", "error", "success")
+    columns = [Column(name, no_wrap=True) for name in names]
+    look: dict[str, Any] = {
+        "box": SIMPLE_HEAD,
+        "pad_edge": False,
+        "show_edge": False,
+        "padding": (0, 1, 0, 0),
+    }
+    table = Table(*columns, title=title, title_justify="left", **look)
     for one in found:
         last = one.evaluations[-1] if one.evaluations else None
         solved = [episode.success for episode in last.episodes] if last else []
