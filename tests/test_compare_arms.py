@@ -1,7 +1,7 @@
 """The arms of a comparison and their training commands."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ import pytest
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.compare.arm import Arm, arms_of
+from spatial_forcing.compare.features import Teaching, teachings_of
 from spatial_forcing.compare.flags import (
     OF_ALL,
     CompareError,
@@ -20,6 +21,8 @@ from spatial_forcing.compare.flags import (
     side_by_side,
 )
 from spatial_forcing.compare.options import job_options
+from spatial_forcing.compare.plan import Comparison
+from spatial_forcing.compare.split import Split
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
 FLAGS = [
@@ -126,6 +129,9 @@ def test_an_arm_that_names_no_teacher_has_that_of_the_command(tmp_path):
         ]
     }
     assert arms["plain"] is None
+    file.write_text(f"- name: two\n  forcing: {{teacher: vggt-1b, alignments: {two}}}\n")
+    (_, arm) = arms_of(["plain"], str(file), "pixels", controls=False)
+    assert [entry["teacher"] for entry in arm.forcing["alignments"]] == ["vggt-1b", "dinov2-base"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,16 @@ def test_alignments_of_an_arm_have_the_options_of_the_command_unless_they_say_ot
     assert (first.loss_weight, second.loss_weight) == (2.0, 0.5)
     assert (first.standardize, second.standardize, second.shares) == (True, True, "first")
     assert (first.cache, second.cache) == ("a", "b")
+
+
+def test_every_alignment_of_an_arm_has_features_of_its_teacher_and_layer():
+    entries = [{"teacher": "vggt-1b", "site": "blocks.1"}, {"teacher": "dinov2-base", "layer": 3}]
+    arms = (Arm("plain"), Arm("two", forcing={"alignments": entries}))
+    flags = ("--policy.type=tiny", "--dataset.repo_id=local/demos")
+    one = Comparison(flags, arms, (0,), (1.0,), Split((0,), (1,)), steps=8)
+    assert teachings_of(one, arms[0]) == []
+    assert teachings_of(one, arms[1]) == [Teaching("vggt-1b"), Teaching("dinov2-base", layer=3)]
+    assert teachings_of(replace(one, stored=False), arms[1]) == []
 
 
 def test_what_is_said_once_is_all_that_alignments_do_not_say():

@@ -109,17 +109,18 @@ def with_teacher(arm: Arm, teacher: str) -> Arm:
     Raises:
         SpatialForcingError: its alignments cannot be read, or one names a cache.
     """
-    if arm.forcing is None or "teacher" in arm.forcing:
+    if arm.forcing is None:
         return arm
     if "alignments" not in arm.forcing:
         return replace(arm, forcing={"teacher": teacher, **arm.forcing})
+    forcing = dict(arm.forcing)
+    teacher = forcing.pop("teacher", teacher)
     listing = Listing(f"forcing.alignments of the arm {arm.name!r}", "alignment")
-    entries = entries_as_written(arm.forcing["alignments"], listing)
+    entries = entries_as_written(forcing["alignments"], listing)
     for entry in entries:
         check_entry("forcing", entry)
-    return replace(
-        arm, forcing={**arm.forcing, "alignments": [{"teacher": teacher, **entry} for entry in entries]}
-    )
+    forcing["alignments"] = [{"teacher": teacher, **entry} for entry in entries]
+    return replace(arm, forcing=forcing)
 
 
 def controls_for(arms: Sequence[Arm], names: Sequence[str], of: str | None = None) -> list[Arm]:
