@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from spatial_forcing.compare.plan import Comparison, folder_of
-from spatial_forcing.console import duration
+from spatial_forcing.console import duration, narrow_table
 
 if TYPE_CHECKING:
     from spatial_forcing.run_results import Evaluation
@@ -141,8 +141,7 @@ def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
 
 def status_table(found: Sequence[Progress], workers: int) -> Any:
     """Table of the runs' progress for the console."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Column, Table
+    from rich.table import Column
 
     left = seconds_left(found, workers)
     done = sum(one.state == "finished" for one in found)
@@ -152,13 +151,7 @@ def status_table(found: Sequence[Progress], workers: int) -> Any:
     # Six columns of words that do not wrap, in the 80 characters of a narrow terminal.
     names = ("run", "state", "s/step", "evaluated", "error", "success")
     columns = [Column(name, no_wrap=True) for name in names]
-    look: dict[str, Any] = {
-        "box": SIMPLE_HEAD,
-        "pad_edge": False,
-        "show_edge": False,
-        "padding": (0, 1, 0, 0),
-    }
-    table = Table(*columns, title=title, title_justify="left", **look)
+    table = narrow_table(*columns, title=title, title_justify="left")
     for one in found:
         last = one.evaluations[-1] if one.evaluations else None
         solved = [episode.success for episode in last.episodes] if last else []

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spatial_forcing.console import narrow_table
 from spatial_forcing.files import size_text
 from spatial_forcing.provenance import machine_memory
 from spatial_forcing.structure.records import DepthRead, LayerScores, LeftOut, Score, TeacherScores
@@ -35,7 +35,7 @@ def teacher_table(records: Mapping[str, TeacherRecord], memory: int, *, narrow: 
         memory: bytes of this machine, or of its GPU; what does not fit is marked.
         narrow: wrap licences, for 80 columns.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column("teacher", min_width=23)
     table.add_column("licence", max_width=14 if narrow else None)
     for name in ("size", "s/image", "layers", "weights"):
@@ -124,7 +124,7 @@ def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
 
 def _table(title: str, *numbers: str) -> Table:
     """An empty table with a row per teacher and layer."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table(title=title)
     table.add_column("teacher", no_wrap=True)
     table.add_column("layer", justify="right", min_width=5)
     for name in numbers:
