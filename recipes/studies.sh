@@ -59,11 +59,11 @@ done
 
 # Points were ahead in the middle of training there (30 of 250 against 7 and 6 at 300 steps), which was not asked beforehand. Asked now, on seeds of their
 # own, before any run: success and error at 300 of 600 steps, points and forced each against plain, their own shuffled targets, and place; steps to the
-# final error of plain. The claim is points against shuffled points by success at 300 steps (McNemar, 250 pairs). Two hours.
+# final error of plain. The claim is points against shuffled points by success at 300 steps (McNemar, 250 pairs).
 "${compare[@]}" --seeds 17 18 19 20 21 --arms plain forced --arms-file recipes/points.yaml --evaluations 6 --probe none --out outputs/reach-speed -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
 
-# The variants of the objective that others published, on seeds of their own (90 min).
+# The variants of the objective that others published, on seeds of their own.
 "${compare[@]}" --seeds 14 15 16 --arms plain forced --arms-file recipes/variants.yaml --evaluations 2 --probe none --out outputs/reach-variants-study -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
 
