@@ -18,7 +18,7 @@ from typing import Literal
 from spatial_forcing import __version__
 from spatial_forcing.cache.options import Cache, CacheVerify
 from spatial_forcing.command_names import ONLY_WITH_SUBCOMMAND, check_names, parted, with_out, words
-from spatial_forcing.compare.options import Compare, CompareStatus
+from spatial_forcing.compare.options import Compare, CompareStatus, CompareTransfer
 from spatial_forcing.convert.options import Convert
 from spatial_forcing.demo_settings import DemoSettings
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
@@ -188,7 +188,7 @@ SUBCOMMANDS = {
     "libero collect": LiberoCollect,
 }
 # What follows -- is LeRobot's to read.
-WITH_FLAGS = {"compare": Compare, "eval": Eval}
+WITH_FLAGS = {"compare": Compare, "compare transfer": CompareTransfer, "eval": Eval}
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C; `train` looks at its folder.
 KEPT = {
@@ -201,6 +201,7 @@ KEPT = {
     "calibration check": "No image was written: run the same command again.",
     "libero collect": AGAIN,
     "compare": AGAIN,
+    "compare transfer": AGAIN,
     "eval": "With --out what is finished is kept: run the same command again to continue.",
     "probe": "No result was written: run the same command again.",
     "convert": "Remove what is in the output folder, and run the same command again.",
@@ -235,7 +236,7 @@ def _command(name: str) -> Callable[[], None]:
     if name in SUBCOMMANDS:
         return tyro.cli(SUBCOMMANDS[name], args=sys.argv[3:], prog=f"spatial-forcing {name}").run
     if name in WITH_FLAGS:
-        ours, lerobot = parted(sys.argv[2:])
+        ours, lerobot = parted(sys.argv[1 + len(name.split()) :])
         return partial(tyro.cli(WITH_FLAGS[name], args=ours, prog=f"spatial-forcing {name}").run, lerobot)
     if sys.argv[1:2] == ["doctor"]:  # what it does not know is LeRobot's
         doctor, lerobot = tyro.cli(

@@ -7,7 +7,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
 SUBCOMMANDS = {
     "cache": ("verify",),
-    "compare": ("status",),
+    "compare": ("status", "transfer"),
     "calibration": ("check",),
     "libero": ("check", "collect"),
 }

@@ -1,4 +1,4 @@
-"""``compare``, ``compare status``."""
+"""``compare``, ``compare status``, ``compare transfer``."""
 
 import json
 
@@ -95,4 +95,15 @@ CASES += [
         "does not hold a comparison of this version",
         prepare=holds("c/comparison.json", '{"seeds": [0]}'),
     ),
+]
+CASES += [
+    command(
+        "compare transfer", kind, f"compare transfer {options} -- --env.camera=beyond", says, about=options
+    )
+    for kind, options, says in (
+        ("missing", "--of {here}/none --out {here}/o", "There is no folder"),
+        ("foreign", "--of {data} --out {here}/o", "holds no comparison"),
+        ("foreign", "--of {here} --out {plain}", "plain.txt is not a"),
+        ("number", "--of {here} --out {here}/o --workers 0", "--workers must be at least 1; got 0"),
+    )
 ]

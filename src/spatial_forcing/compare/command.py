@@ -108,14 +108,16 @@ def look_first(
 
 
 def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timings: dict[str, float]) -> None:
-    """Stores features, trains and evaluates; finished work is not repeated."""
+    """Stores features, trains and evaluates; finished work is not repeated, nor that of another folder."""
     from spatial_forcing.compare.features import stored_features
     from spatial_forcing.compare.launch import launch, prepare
     from spatial_forcing.compare.status import work_done
     from spatial_forcing.console import timed
 
-    with timed(timings, "teacher features"):
-        features = stored_features(comparison, out, bars, device)
+    features = {}
+    if comparison.policies is None:
+        with timed(timings, "teacher features"):
+            features = stored_features(comparison, out, bars, device)
     with timed(timings, "training and evaluation"):
         rows = {arm.name: bars.add_task(arm.name, total=None, percent=True) for arm in comparison.arms}
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from spatial_forcing.compare.features import Teaching, teachings_of
-from spatial_forcing.compare.plan import Comparison, Run, folder_of
+from spatial_forcing.compare.plan import Comparison, Run, folder_of, trained_in, training_of
 from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
 from spatial_forcing.compare.samples import sample_images
@@ -64,7 +64,9 @@ def gather(
 def settings_of(comparison: Comparison, out: Path) -> dict[str, Any]:
     """Settings that determine the result, for the report; paths inside the folder are relative to it."""
     said = asdict(comparison)
+    again = {} if comparison.policies is None else {"policies_of": Path(comparison.policies).name}
     return {
+        **again,
         "command": " ".join(comparison.flags).replace(f"{out}/", ""),
         "seeds": said["seeds"],
         "fractions": said["fractions"],
@@ -92,7 +94,8 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
 
     folder = folder_of(out, run)
     evaluations = evaluations_of(folder)
-    logged = read_metrics(folder / "train")
+    training = training_of(comparison, out, run)
+    logged = read_metrics(training)
     if run.arm.forcing is None:  # its whole loss; not every policy calls it so
         logged = [{"action_loss": row["loss"], **row} if "loss" in row else row for row in logged]
     on_gpu = [row["gpu_mem_gb"] for row in logged if "gpu_mem_gb" in row]
@@ -104,7 +107,7 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
         fraction=run.fraction,
         train_episodes=len(comparison.split.share(run.fraction)),
         steps=comparison.steps,
-        parameters=parameters_of(folder),
+        parameters=parameters_of(training),
         curves=curve_rows(logged),
         evaluations=evaluations,
         videos=[str((folder / video).relative_to(out)) for video in videos],
@@ -114,14 +117,14 @@ def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:
     )
 
 
-def parameters_of(folder: Path) -> int:
-    """Parameter count of the policy in a run's last checkpoint, from file headers; 0 before there is one."""
+def parameters_of(training: Path) -> int:
+    """Parameter count of a training run's last checkpoint, from file headers; 0 before there is one."""
     from math import prod
 
     from safetensors import safe_open
 
     count = 0
-    for path in (folder / "train" / "checkpoints" / "last" / "pretrained_model").glob("model*.safetensors"):
+    for path in (training / "checkpoints" / "last" / "pretrained_model").glob("model*.safetensors"):
         with safe_open(path, "pt") as file:
             count += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return count
@@ -146,7 +149,9 @@ def teacher_used(comparison: Comparison, out: Path) -> TeacherUsed | None:
 
 def fingerprint_in(comparison: Comparison, teaching: Teaching, out: Path) -> str:
     """The fingerprint of the teacher whose features a comparison stored."""
-    manifest = out / "features" / teaching.folder(comparison.fractions[0]) / "manifest.json"
+    manifest = (
+        trained_in(comparison, out) / "features" / teaching.folder(comparison.fractions[0]) / "manifest.json"
+    )
     return json.loads(manifest.read_text())["source"]["teacher_fingerprint"]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.flags import CompareError
-from spatial_forcing.compare.plan import Comparison, Run, folder_of
+from spatial_forcing.compare.plan import Comparison, Run, folder_of, training_of
 from spatial_forcing.compare.run import RunSpec, is_complete
 from spatial_forcing.errors import MissingDependencyError
 from spatial_forcing.files import read_json, write_json
@@ -72,12 +72,14 @@ def prepare(comparison: Comparison, out: Path, features: Mapping[str, Sequence[P
         RunSpec(
             flags=tuple(comparison.run_flags(run, folder, features.get(run.name, ()))),
             steps=tuple(comparison.steps_of(run)),
-            heldout=comparison.split.heldout,
+            # Of policies that are tested elsewhere it is known already.
+            heldout=comparison.split.heldout if comparison.policies is None else (),
             heldout_frames=measures.heldout_frames,
             episodes=measures.episodes,
             eval_seed=measures.eval_seed,
             videos=measures.videos,
             siblings=tuple(like),
+            trained=None if comparison.policies is None else str(training_of(comparison, out, run)),
         ).save(folder)
     return [run for run in runs if not is_complete(folder_of(out, run), comparison.steps_of(run))]
 

@@ -1,4 +1,7 @@
-"""The options of ``compare`` and ``compare status``. Nothing heavy is imported before one of them runs."""
+"""The options of ``compare``, ``compare transfer`` and ``compare status``.
+
+Nothing heavy is imported before one of them runs.
+"""
 
 import time
 from collections.abc import Sequence
@@ -125,8 +128,7 @@ class Compare:
 
         from spatial_forcing.compare.launch import Launch
 
-        if self.workers is not None and self.workers < 1:
-            raise CompareError(f"--workers must be at least 1; got {self.workers}.")
+        check_workers(self.workers)
         return Launch(
             self.workers,
             None if self.accelerate is None else tuple(shlex.split(self.accelerate)),
@@ -167,6 +169,48 @@ class CompareStatus:
                 if all(one.state == "finished" for one in found):
                     return
                 time.sleep(2)
+
+
+@dataclass
+class CompareTransfer:
+    """Test the policies of a finished comparison in another environment, without training:
+    `compare transfer <options> -- <its --env flags>`."""
+
+    of: Path
+    """Folder of the comparison that trained them."""
+    out: Path
+    """Folder of the results, another one. The same command continues an interrupted test."""
+    episodes: int | None = None
+    """Rollouts per task and policy; as many as in the comparison if None."""
+    videos: int | None = None
+    """Rollouts to record as videos, per task; as many as in the comparison if None."""
+    workers: int | None = None
+    """Number of policies in parallel; one per GPU, or two without a GPU, if None."""
+    anyway: bool = False
+    """Go on even if the guards find something wrong."""
+
+    def run(self, flags: Sequence[str]) -> None:
+        """Rolls the policies out in the environment that the flags describe.
+
+        Raises:
+            SpatialForcingError: it cannot be done as requested, or a run failed.
+        """
+        from rich.console import Console
+
+        from spatial_forcing.compare.launch import Launch
+        from spatial_forcing.compare.transfer import transfer, transferred
+        from spatial_forcing.files import check_folder
+
+        check_folder(self.out, CompareError)
+        check_workers(self.workers)
+        comparison = transferred(self.of, flags, episodes=self.episodes, videos=self.videos)
+        transfer(comparison, self.out.resolve(), Launch(self.workers), Console(), anyway=self.anyway)
+
+
+def check_workers(workers: int | None) -> None:
+    """Raises :class:`CompareError` for fewer than one run at a time."""
+    if workers is not None and workers < 1:
+        raise CompareError(f"--workers must be at least 1; got {workers}.")
 
 
 def job_options(options: Sequence[str]) -> tuple[tuple[str, Any], ...]:

@@ -24,6 +24,8 @@ from spatial_forcing.files import check_folder, claim, read_json, write_json
 NOTE = "comparison.json"
 # Of the measures those that decide the depth probe alone.
 OF_THE_PROBE = ("probe", "probe_frames")
+# Settings that the notes of earlier versions lack.
+NOT_NOTED_BEFORE = ("policies",)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Comparison:
         steps: of training, as the flags say.
         measures: what is measured.
         stored: whether features are stored before training, instead of asking the teacher at every step.
+        policies: folder of the comparison whose trained policies are tested in another environment, see
+            ``compare.transfer``; None for one that trains its own.
     """
 
     flags: tuple[str, ...]
@@ -79,6 +83,7 @@ class Comparison:
     steps: int
     measures: Measures = field(default_factory=Measures)
     stored: bool = True
+    policies: str | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self.seeds, self.fractions)
@@ -227,7 +232,14 @@ def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None
     """
     check_folder(out, CompareError)
     adopt_probe(out, comparison)
-    claim(out / NOTE, asdict(comparison), what="comparison", only=only, error=CompareError)
+    claim(
+        out / NOTE,
+        asdict(comparison),
+        what="comparison",
+        only=only,
+        unrecorded=NOT_NOTED_BEFORE,
+        error=CompareError,
+    )
 
 
 def adopt_probe(out: Path, comparison: Comparison) -> None:
@@ -251,7 +263,7 @@ def comparison_in(out: Path) -> Comparison:
     if not path.is_file():
         raise CompareError(_no_comparison(out))
     saved = read_json(path, "Start the comparison in another folder.", CompareError)
-    strange = {f.name for f in fields(Comparison)} ^ saved.keys()
+    strange = ({f.name for f in fields(Comparison)} ^ saved.keys()) - {*NOT_NOTED_BEFORE}
     if strange:
         raise CompareError(
             f"{path} does not hold a comparison of this version: {', '.join(sorted(strange))}."
@@ -265,6 +277,7 @@ def comparison_in(out: Path) -> Comparison:
         steps=saved["steps"],
         measures=Measures(**saved["measures"]),
         stored=saved["stored"],
+        policies=saved.get("policies"),
     )
 
 
@@ -290,3 +303,13 @@ def _no_comparison(out: Path) -> str:
 
 def folder_of(out: Path, run: Run) -> Path:
     return out / "runs" / run.name
+
+
+def trained_in(comparison: Comparison, out: Path) -> Path:
+    """The folder that holds features and training runs: its own, or that whose policies are tested again."""
+    return out if comparison.policies is None else Path(comparison.policies)
+
+
+def training_of(comparison: Comparison, out: Path, run: Run) -> Path:
+    """LeRobot's training run behind a run."""
+    return folder_of(trained_in(comparison, out), run) / "train"

@@ -11,7 +11,7 @@ from typing import Any
 
 from spatial_forcing.compare.features import Teaching, dataset_of, teachings_of
 from spatial_forcing.compare.flags import CompareError, arm_flags
-from spatial_forcing.compare.plan import Comparison, Run, comparison_in, folder_of
+from spatial_forcing.compare.plan import Comparison, Run, comparison_in, training_of
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.probe_options import ProbeOptions
 
@@ -71,7 +71,7 @@ def probe_asked(comparison: Comparison, out: Path) -> dict[str, Any]:
     runs = probed_runs(comparison)
     config = read_config(arm_flags(comparison.flags, runs[0].arm))
     asked: dict[str, Any] = {
-        "policies": tuple(f"{run.arm.name}={folder_of(out, run)}" for run in runs),
+        "policies": tuple(f"{run.arm.name}={training_of(comparison, out, run)}" for run in runs),
         "dataset": str(config.dataset.root or config.dataset.repo_id),
         "test_episodes": tuple(map(str, comparison.split.heldout)),
         "rename": tuple(f"{theirs}={ours}" for theirs, ours in config.rename_map.items()),
@@ -96,7 +96,7 @@ def of_comparison(options: ProbeOptions, out: Path) -> ProbeOptions:
         raise CompareError("--comparison brings policies and data set: leave --policies and --dataset out.")
     comparison = comparison_in(out)
     for run in probed_runs(comparison):
-        if not (folder_of(out, run) / "train" / "checkpoints" / "last").exists():
+        if not (training_of(comparison, out, run) / "checkpoints" / "last").exists():
             raise CompareError(f"The comparison in {out} is not finished: {run.name} has no checkpoint yet.")
     return replace(options, **probe_asked(comparison, out))
 

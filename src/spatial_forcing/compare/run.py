@@ -35,9 +35,10 @@ class RunSpec:
     Attributes:
         flags: of ``spatial-forcing train``.
         steps: whose checkpoints are evaluated.
-        heldout: episodes of the held-out error.
+        heldout: episodes of the held-out error; without any it is not measured.
         heldout_frames, episodes, eval_seed, videos: see ``plan.Measures``.
         siblings: names of the runs that must begin with the same weights and batches.
+        trained: folder of a finished training run whose checkpoints are evaluated; None to train one.
     """
 
     flags: tuple[str, ...]
@@ -48,6 +49,7 @@ class RunSpec:
     eval_seed: int
     videos: int
     siblings: tuple[str, ...]
+    trained: str | None = None
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,17 +85,18 @@ def run(folder: Path) -> None:
     config = read_config(list(spec.flags))
     # Training asks for it only to log its name, and the environment may need what this machine lacks.
     env, config.env = config.env, None
-    trained = train(config, spec, folder)
+    training = folder / "train" if spec.trained is None else Path(spec.trained)
+    trained = spec.trained is None and train(config, spec, folder)
     if os.environ.get("RANK", "0") != "0":
         return
     if trained:
         cost = {"peak_memory_mb": round(peak_memory_mb()), "seconds": round(time.perf_counter() - begun, 1)}
         write_json(folder / COST, cost)
-    found = checkpoints(folder / "train")
+    found = checkpoints(training)
     for step in spec.steps:
         if step not in found:
             raise CompareError(
-                f"{folder / 'train'} has no checkpoint of step {step}. Remove {folder} to train again."
+                f"{training} has no checkpoint of step {step}. Remove {training.parent} to train again."
             )
         if not evaluation_path(folder, step).is_file():
             evaluate(spec, config, env, step, found[step], folder)
@@ -136,16 +139,17 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
 
     # The checkpoint knows it; the flags do not when they name a --policy.path and training is over.
     loaded = LoadedPolicy(checkpoint, PreTrainedConfig.from_pretrained(checkpoint).device or "cpu")
-    frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
-    start = time.perf_counter()
-    measured = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
-    heldout = {
-        "step": step,
-        "heldout_error": measured.error,
-        "heldout_loss": measured.loss,
-        "constant_error": measured.constant_error,
-        "heldout_seconds": time.perf_counter() - start,
-    }
+    heldout: dict[str, Any] = {"step": step}
+    if spec.heldout:
+        frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
+        start = time.perf_counter()
+        measured = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
+        heldout |= {
+            "heldout_error": measured.error,
+            "heldout_loss": measured.loss,
+            "constant_error": measured.constant_error,
+            "heldout_seconds": time.perf_counter() - start,
+        }
     found = Evaluation(step=step, episodes=[])
     if env is not None:
         film = folder / "videos" if step == max(spec.steps) and spec.videos else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from spatial_forcing.compare.plan import Comparison, folder_of
+from spatial_forcing.compare.plan import Comparison, folder_of, training_of
 from spatial_forcing.console import duration, narrow_table
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
     found = []
     for run in comparison.runs():
         folder = folder_of(out, run)
-        rows = [row for row in read_metrics(folder / "train") if "update_s" in row]
+        training = training_of(comparison, out, run)
+        rows = [row for row in read_metrics(training) if "update_s" in row]
         seconds = [row["update_s"] + row.get("dataloading_s", 0.0) for row in rows[-RECENT:]]
         pace, log = median(seconds) if seconds else None, folder / LOG
         cost = read_json(folder / COST) if (folder / COST).is_file() else {}
@@ -92,12 +93,14 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
 def work_done(comparison: Comparison, out: Path) -> dict[str, tuple[int, int]]:
     """By arm, work done and in all, in training steps; an evaluation counts as a quarter of those before it.
 
-    It is asked every second, so it reads no more than the end of each log.
+    Of policies that are trained already it is the evaluations alone, each of the steps before it. It is asked
+    every second, so it reads no more than the end of each log.
     """
-    share = comparison.save_every // 4
+    trains = comparison.policies is None
+    steps, share = (comparison.steps, comparison.save_every // 4) if trains else (0, comparison.save_every)
     found = {arm.name: (0, 0) for arm in comparison.arms}
     for run in comparison.runs():
-        folder, steps = folder_of(out, run), comparison.steps
+        folder = folder_of(out, run)
         evaluated = len(list((folder / "eval").glob("[0-9]*.json")))
         done, total = found[run.arm.name]
         done += min(last_step(folder / "train"), steps) + share * evaluated
