@@ -55,6 +55,7 @@ CASES += [
         ("type", "line 1: a list of arms begins with -", holds("arms.yaml", "name: a\n")),
         ("name", "line 2: Unknown key of an arm 'steps'", holds("arms.yaml", "- name: a\n  steps: 4\n")),
         ("name", "line 2: Unknown role 'judge'", holds("arms.yaml", "- name: a\n  role: judge\n")),
+        ("name", "The arm 'early': ", holds("arms.yaml", "- name: early\n  forcing: {layr: 3}\n")),
         ("type", "forcing is a mapping", holds("arms.yaml", "- name: a\n  forcing: 3\n")),
         ("missing", "is empty", holds("arms.yaml", "")),
     )

@@ -18,6 +18,7 @@ from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.flags import CompareError, arm_flags, check_flags, joined, name_of, policy_of
 from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluation.options import EVAL_SEED
 from spatial_forcing.files import check_folder, claim, read_json, write_json
 
@@ -176,10 +177,10 @@ def planned(
         rest: the other attributes of :class:`Comparison`, but for its split and steps.
 
     Raises:
-        CompareError: a flag that is not for a comparison, or episodes that cannot be split.
-        FlagError: LeRobot does not take the flags of an arm.
+        CompareError: a flag that is not for a comparison, episodes that cannot be split, or an option or a
+            teacher of an arm that does not exist; says which arm.
+        FlagError: LeRobot does not take the flags.
         TrainError: what they name is not there.
-        UnknownNameError: an arm names a teacher that does not exist.
     """
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 
@@ -203,9 +204,12 @@ def planned(
     split = split_episodes(tasks_of(meta, config.dataset.episodes), holdout=holdout, heldout=heldout)
     found = Comparison(tuple(flags), tuple(arms), split=split, steps=config.steps, **rest)
     for arm in arms:
-        policy = policy_of(arm_flags(flags, arm))
-        for entry in [] if arm.forcing is None else policy.forcing.entries():
-            find_teacher(entry.teacher or TEACHER)
+        try:
+            policy = policy_of(arm_flags(flags, arm))
+            for entry in [] if arm.forcing is None else policy.forcing.entries():
+                find_teacher(entry.teacher or TEACHER)
+        except SpatialForcingError as error:
+            raise CompareError(f"The arm {arm.name!r}: {error}") from error
     return found
 
 

@@ -62,8 +62,26 @@ def smolvla_upstream(policy: Any) -> list[nn.Module]:
 # ---- a small one -------------------------------------------------------------------------------------------
 
 
-def small_smolvlm(folder: Path) -> Path:
-    """A folder that ``vlm_model_name`` takes: configuration and processor of a small SmolVLM, no weights."""
+def small_smolvlm(
+    folder: Path,
+    *,
+    width: int = WIDTH,
+    blocks: int = 4,
+    image: int = 32,
+    patch: int = 4,
+    vision_width: int = 16,
+    vision_blocks: int = 1,
+    shuffle: int = 2,
+) -> Path:
+    """A folder that ``vlm_model_name`` takes: configuration and processor of a small SmolVLM, no weights.
+
+    Args:
+        folder: to write; one that has a configuration stays as it is.
+        width, blocks: of the language model, whose four heads share the width.
+        image, patch: sides in pixels.
+        vision_width, vision_blocks: of the vision encoder.
+        shuffle: the connector makes one token of shuffle x shuffle patches.
+    """
     if (folder / "config.json").is_file():
         return folder
     from transformers import (
@@ -73,13 +91,15 @@ def small_smolvlm(folder: Path) -> Path:
         SmolVLMVideoProcessor,
     )
 
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"model_type": "llama", "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 4}
-    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
+    vision = {"hidden_size": vision_width, "intermediate_size": 2 * vision_width, "num_attention_heads": 2}
+    vision |= {"num_hidden_layers": vision_blocks, "image_size": image, "patch_size": patch}
+    text = {"model_type": "llama", "hidden_size": width, "intermediate_size": 2 * width}
+    text |= {"num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"head_dim": width // 4, "vocab_size": VOCABULARY}
     sizes: dict[str, Any] = {
         "image_token_id": list(SPECIAL).index("image_token"),
-        "scale_factor": 2,
-        "vision_config": vision | {"image_size": 32, "patch_size": 4},
+        "scale_factor": shuffle,
+        "vision_config": vision,
         "text_config": text | {"pad_token_id": 0},
     }
     SmolVLMConfig(**sizes).save_pretrained(folder)
