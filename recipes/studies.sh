@@ -63,9 +63,22 @@ done
 "${compare[@]}" --seeds 17 18 19 20 21 --arms plain forced --arms-file recipes/points.yaml --evaluations 6 --probe none --out outputs/reach-speed -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
 
+# Does geometry of the robot's frame carry over to cameras outside the range of the demonstrations? The policies of reach-speed, 50 episodes before such
+# cameras: points against shuffled points and plain, forced against shuffled and plain, by success at 600 steps.
+[ -f outputs/reach-beyond/results.json ] || spatial-forcing compare transfer --of outputs/reach-speed --out outputs/reach-beyond -- --env.camera=beyond
+
 # The variants of the objective that others published, on seeds of their own.
 "${compare[@]}" --seeds 14 15 16 --arms plain forced --arms-file recipes/variants.yaml --evaluations 2 --probe none --out outputs/reach-variants-study -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
+
+# A policy that is pretrained, as real hosts are: 2400 steps on eight other tasks (800 demonstrations) without forcing, then the arms on reach from there.
+others=(button-press-v3 door-open-v3 drawer-open-v3 faucet-open-v3 peg-insert-side-v3 pick-place-v3 push-v3 window-open-v3)
+[ -d outputs/other-tasks ] || spatial-forcing collect --out outputs/other-tasks --tasks "${others[@]}" --start expert-warmup --episodes 100
+[ -d outputs/pretrained/checkpoints/last ] || spatial-forcing train --policy.type=tiny --dataset.repo_id=local/other-tasks --dataset.root=outputs/other-tasks \
+  "${policy[@]}" --steps=2400 --save_freq=2400 --seed=0 --output_dir=outputs/pretrained
+path=(--policy.path=outputs/pretrained/checkpoints/last/pretrained_model)
+"${compare[@]}" --seeds 22 23 24 --arms plain forced --arms-file recipes/points.yaml --evaluations 6 --probe none --out outputs/reach-pretrained-study -- \
+  "${path[@]}" "${reach[@]}" "${alignment[@]}"
 
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
 heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
