@@ -4,7 +4,8 @@
     python scripts/tables.py --check    # says what is stale, and changes nothing
 
 A table stands between `<!-- table: <name> (scripts/tables.py) -->` and `<!-- end of table -->`. The one named
-`result learning rates` is of docs/results/learning-rates.json, which scripts/keep_results.py wrote.
+`result learning rates` is of docs/results/learning-rates.json, which scripts/keep_results.py wrote; with
+` at step 300` behind it as of an earlier evaluation.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from spatial_forcing.files import size_text
 from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.probe.records import ProbeReport, RankedSite
+from spatial_forcing.report.as_of import as_of
 from spatial_forcing.report.markdown import markdown
 from spatial_forcing.report.summary import summarise
 from spatial_forcing.report.wording import number, rate_text
@@ -33,7 +35,7 @@ SWEEP, PROBES, SITE = "sweep", "probes/sites-*.json", "--policy.forcing.site="
 # Of the table of scores: what `spatial-forcing teachers --dataset outputs/reach --out` wrote.
 SCORES = "teachers/reach.json"
 BLOCK = re.compile(
-    r"(<!-- table: (?P<name>[a-z ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
+    r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
 
 
@@ -130,12 +132,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "sites": site_table,
     "scores": score_table,
 }
-RESULT = "result "
+RESULT, AT_STEP = "result ", " at step "
 
 
 def result_tables(name: str) -> str:
-    """What a comparison found."""
-    return markdown(summarise(Results.read(RESULTS / f"{name.replace(' ', '-')}.json")))
+    """What a comparison found, at its end or at an earlier step."""
+    name, _, step = name.partition(AT_STEP)
+    results = Results.read(RESULTS / f"{name.replace(' ', '-')}.json")
+    return markdown(summarise(as_of(results, int(step)) if step else results))
 
 
 def content(name: str) -> str:

@@ -104,6 +104,8 @@ class Report:
 
     out: Path = Path("outputs/demo")
     """Folder of a comparison or a demo: any folder with a results.json."""
+    step: int | None = None
+    """Print the report as of this step, an earlier evaluation, as Markdown, and write nothing."""
 
     def run(self) -> None:
         from spatial_forcing.compare.plan import comparison_in
@@ -117,7 +119,15 @@ class Report:
                 f"{self.out} has no results.json: finish the comparison with the command that began it."
             )
         advice = "Finish the comparison again with the command that began it."
-        print(write_report(Results.read(results, advice), self.out))
+        found = Results.read(results, advice)
+        if self.step is None:
+            print(write_report(found, self.out))
+            return
+        from spatial_forcing.report.as_of import as_of
+        from spatial_forcing.report.markdown import markdown
+        from spatial_forcing.report.summary import summarise
+
+        print(markdown(summarise(as_of(found, self.step))), end="")
 
 
 @dataclass

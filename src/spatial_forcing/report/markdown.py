@@ -1,6 +1,6 @@
 """Markdown version of a report, to paste into an issue, a README or notes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spatial_forcing.report.records import ArmSummary, Comparison, Errors, Series, Summary
@@ -91,19 +91,36 @@ def _error(arm: ArmSummary) -> str:
 
 
 def _by_step(summary: Summary) -> str:
-    """Markdown table of the held-out error of the arms that were evaluated at several steps."""
+    """Markdown tables of the arms that were evaluated at several steps: error, success, steps to an error."""
     series = summary.plots.measured.get("heldout_error", {})
     several = {name: by for name, by in series.items() if any(len(points) > 1 for points in by.values())}
-    return table(*_over(several, "held-out error at step")) if several else ""
+    if not several:
+        return ""
+    found = [table(*_over(several, "held-out error at step"))]
+    rates = {
+        name: by
+        for name, by in summary.plots.measured.get("success", {}).items()
+        if name in several and any(by.values())
+    }
+    if rates:
+        found.append(table(*_over(rates, "success at step", "{:.0f} %".format)))
+    reached = [c for c in summary.comparisons if c.steps_to_target]
+    if reached:
+        lines = [[c.b, c.a, c.steps_to_target.ratio] for c in reached if c.steps_to_target]
+        head = ["arm", "against", "steps to the final error of the other: its own over the arm's"]
+        found.append(table(head, lines))
+    return "\n\n".join(found)
 
 
-def _over(series: Series, of: str) -> tuple[list[str], list[list[str]]]:
+def _over(
+    series: Series, of: str, said: Callable[[float], str] = number
+) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table of a quantity over steps or data: means over seeds."""
     xs = sorted({x for by_seed in series.values() for points in by_seed.values() for x, _ in points})
     rows = []
     for name, by_seed in series.items():
         at = [[y for points in by_seed.values() for there, y in points if there == x] for x in xs]
-        rows.append([name, *(number(sum(ys) / len(ys)) if ys else "–" for ys in at)])
+        rows.append([name, *(said(sum(ys) / len(ys)) if ys else "–" for ys in at)])
     return [of, *(f"{x:g}" for x in xs)], rows
 
 
@@ -168,14 +185,20 @@ def _probe(summary: Summary) -> str:
 
 def _made_with(summary: Summary) -> str:
     said = [f"`{summary.command}`"]
-    if "command" in summary.settings:
-        said.append(f"training: `{summary.settings['command']}`")
+    training = summary.settings.get("command", "")
+    if not _says(summary.command, training):
+        said.append(f"training: `{training}`")
     seeds = sorted({run.seed for run in summary.runs})
     said.append(
         f"seeds {listed(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else "no run"
     )
     said += [f"teacher {summary.teacher.name}"] if summary.teacher else []
     return "Made with: " + "; ".join([*said, *made_on(summary)]) + "."
+
+
+def _says(command: str, training: str) -> bool:
+    """Whether a command has all flags of a training after its ``--``."""
+    return set(training.split()) <= set(command.partition(" -- ")[2].split())
 
 
 def made_on(results: Any) -> list[str]:
