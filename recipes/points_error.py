@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spatial_forcing.cache.store import FeatureStore
+from spatial_forcing.guard import guarded
 
 EVERY = 4  # frames
 
@@ -21,7 +22,8 @@ def points_of(root: Path, frames: Tensor) -> Tensor:
     return points_BVHW3
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the median and the quartiles of the distances."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     for name in ("--predicted", "--recorded"):
         parser.add_argument(name, type=Path, required=True, help="folder of features with points")
@@ -35,3 +37,7 @@ if __name__ == "__main__":
         f"{len(frames)} frames, {len(known) / off.numel():.0%} of the tokens known in both: {median:.1f} cm "
         f"off (median; quartiles {low:.1f} and {high:.1f} cm)"
     )
+
+
+if __name__ == "__main__":
+    guarded(main, lambda: "Nothing was changed.")

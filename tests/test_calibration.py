@@ -53,6 +53,12 @@ def test_another_data_set_is_refused(calibration, changed, says):
 def test_cameras_and_columns_that_are_not_there_are_named_with_the_nearest(tmp_path, calibration):
     with pytest.raises(CalibrationError, match=f"'observation.images.lef'. Did you mean '{LEFT}'"):
         calibration.check(meta(), ["observation.images.lef"])
+    more = meta()
+    more.camera_keys += ["observation.images.top"]
+    with pytest.raises(
+        CalibrationError, match=r"does not calibrate observation.images.top, a camera of the data"
+    ):
+        calibration.check(more, [LEFT, "observation.images.top"])
     other = meta()
     other.camera_keys.remove(LEFT)
     with pytest.raises(CalibrationError, match=f"Unknown camera '{LEFT}'"):

@@ -302,6 +302,16 @@ def test_the_command_draws_a_row_of_frames_per_camera_and_exits_by_the_verdict(d
     assert "right" not in said.split("seen in:")[0]
 
 
+def test_a_camera_that_the_file_lacks_is_named(demos, tmp_path, capsys):
+    """The cameras that are there are judged; the points of the other could not be computed."""
+    path = calibration_of(demos, tmp_path / "calibration.yaml", lambda K, E: (K, E))
+    said = yaml.safe_load(path.read_text())
+    del said["cameras"][RIGHT]
+    path.write_text(yaml.safe_dump(said))
+    CalibrationCheck(dataset=str(demos), calibration=path, frames=1, out=tmp_path / "sheet.png").run()
+    assert f"{RIGHT} is not calibrated" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

@@ -20,10 +20,12 @@ from spatial_forcing.compare.flags import (
     policy_of,
     side_by_side,
 )
+from spatial_forcing.compare.gather import label_of
 from spatial_forcing.compare.options import job_options
 from spatial_forcing.compare.plan import Comparison
 from spatial_forcing.compare.split import Split
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.results import ArmHead, Results
 
 FLAGS = [
     "--policy.type=smolvla",
@@ -156,6 +158,27 @@ def test_arms_that_cannot_be(tmp_path, text, says):
         arms_of(["plain"], str(tmp_path / "arms.yaml"), "vggt-1b")
 
 
+def test_a_control_of_one_arm_is_held_against_that_arm_alone():
+    others = [
+        {"name": "points", "forcing": {"points": "alone"}},
+        {"name": "mixed", "role": "control", "of": "points", "forcing": {"control": "shuffled"}},
+    ]
+    arms = arms_of(["plain", "forced", "place"], json.dumps(others), "vggt-1b", controls=False)
+    heads = {arm.name: ArmHead(label=arm.name, role=arm.role, of=arm.of) for arm in arms}
+    said = {"title": "t", "created": "now", "command": "c", "versions": {}, "hardware": {}, "settings": {}}
+    results = Results(**said, timings={}, tasks=[], arms=heads, runs=[])
+    assert set(results.pairs()) == {
+        *((plain_or_place, arm) for plain_or_place in ("plain", "place") for arm in ("forced", "points")),
+        ("mixed", "points"),
+    }
+    for of, role, says in (
+        ("pionts", "control", "Did you mean 'points'"),
+        ("points", "arm", "only a control"),
+    ):
+        with pytest.raises(SpatialForcingError, match=says):
+            arms_of(["plain"], json.dumps([others[0], others[1] | {"of": of, "role": role}]), "vggt-1b")
+
+
 @pytest.mark.parametrize(
     ("presets", "says"),
     [
@@ -214,6 +237,23 @@ def test_every_alignment_of_an_arm_has_features_of_its_teacher_and_layer():
     assert teachings_of(one, arms[0]) == []
     assert teachings_of(one, arms[1]) == [Teaching("vggt-1b"), Teaching("dinov2-base", layer=3)]
     assert teachings_of(replace(one, stored=False), arms[1]) == []
+
+
+def test_the_label_of_an_arm_says_whose_depth_its_points_are_from():
+    """Recorded depth is privileged, and stands where the numbers stand."""
+    forcing = {"teacher": "vggt-tiny-sim", "points": "alone"}
+    arms = (
+        Arm("plain", "without forcing"),
+        Arm("near", "points alone", forcing=forcing | {"points_from": "recorded"}),
+        Arm("far", forcing=forcing | {"points_from": "pseudo:vggt-1b"}),
+    )
+    flags = ("--policy.type=tiny", "--dataset.repo_id=local/demos")
+    one = Comparison(flags, arms, (0,), (1.0,), Split((0,), (1,)), steps=8)
+    assert [label_of(one, arm) for arm in arms] == [
+        "without forcing",
+        "points alone; recorded depth (privileged)",
+        "far; pseudo:vggt-1b",
+    ]
 
 
 def test_what_is_said_once_is_all_that_alignments_do_not_say():

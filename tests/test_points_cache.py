@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from training_configs import policy_config, train_config
 
 from spatial_forcing.cache.beside import frames_at
-from spatial_forcing.cache.store import CacheError, FeatureStore
+from spatial_forcing.cache.store import CacheError, FeatureStore, are_from
 from spatial_forcing.compare.features import Teaching
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.geometry.metres import metric_depths
@@ -277,8 +277,46 @@ def test_options_that_do_not_fit_the_cache(features, demos, tmp_path):
         config = train_config(policy, demos, tmp_path / "run", **how)
         with pytest.raises(SpatialForcingError, match=says):
             train_or_continue(config)
-    with pytest.raises(UnknownNameError, match="use of points 'near'"):
-        policy_config("tiny", {"points": "near"}, **SIZES)
+    for options, says in (
+        ({"points": "near"}, "use of points 'near'"),
+        ({"points": "alone", "points_from": "psuedo:vggt-1b"}, "Did you mean pseudo:vggt-1b?"),
+        ({"points": "alone", "points_frame": "moon"}, "frame of points 'moon'"),
+        # Of a target without points it would say nothing, and train something else than was meant.
+        ({"points_from": "recorded"}, "which points a target has, and this one has none"),
+        ({"points_frame": "robot"}, "which points a target has, and this one has none"),
+    ):
+        with pytest.raises(SpatialForcingError, match=says):
+            policy_config("tiny", options, **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("said", "source", "agrees"),
+    [
+        ("points of recorded geometry, robot frame", "recorded", True),
+        ("points of recorded, camera frame", "recorded", True),
+        ("points of pseudo: vggt-1b, metres by the cameras, robot frame", "pseudo:vggt-1b", True),
+        ("points of pseudo: vggt-1b, metres by the cameras, robot frame", "recorded", False),
+        ("points of pseudo: vggt-1b, metres by the cameras, robot frame", "pseudo:vggt", False),
+        ("points of pseudo: mapanything-nc, robot frame", "pseudo:mapanything", False),
+        ("points of pseudo: depth-small, robot frame", "pseudo:someone/depth-small", True),
+    ],
+)
+def test_points_are_from_the_depth_that_is_named_and_no_other(said, source, agrees):
+    assert are_from(said, source) == agrees
+
+
+def test_unfinished_points_name_their_own_command(features, tmp_path):
+    shutil.copytree(features, tmp_path / "here")
+    (tmp_path / "here" / "points" / "manifest.json").unlink()
+    with pytest.raises(CacheError, match=r"an unfinished cache of points.*spatial-forcing points --features"):
+        FeatureStore(tmp_path / "here", points=True)
+
+
+def test_other_points_are_refused_with_what_can_be_done(features, demos, dataset, tmp_path):
+    shutil.copytree(features, tmp_path / "here")
+    other = point_source("recorded", dataset, VIEWS, None, "camera")
+    with pytest.raises(CacheError, match=r"another cache of points.*Delete .*points \(the features beside"):
+        extract_points(demos, other, tmp_path / "here")
 
 
 def test_a_comparison_stores_points_in_folders_of_their_own():

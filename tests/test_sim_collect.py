@@ -1,6 +1,7 @@
 """Demonstrations: what they contain, that they survive interruptions, that LeRobot reads them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,13 @@ def test_the_same_data_set_is_reused_at_once(demos, monkeypatch):
     assert collect(SPEC, demos, progress=done.append) == demos
     assert done == [SPEC.episodes]
     assert files(demos) == before
+
+
+def test_finished_demonstrations_that_lost_their_geometry_are_not_called_complete(demos, tmp_path):
+    shutil.copytree(demos, tmp_path / "demos")
+    next((tmp_path / "demos" / "geometry").iterdir()).unlink()
+    with pytest.raises(SpatialForcingError, match=r"1 of \d+ episodes have lost their depth and cameras"):
+        collect(SPEC, tmp_path / "demos", workers=1)
 
 
 def test_another_data_set_or_a_foreign_folder_is_left_alone(demos, tmp_path):

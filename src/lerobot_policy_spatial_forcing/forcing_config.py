@@ -12,10 +12,12 @@ from spatial_forcing.cache.layout import STORED
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.control import CONTROLS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.geometry.points import FRAMES
 from spatial_forcing.guard import said_last
 from spatial_forcing.listed import Listing, entries_in
 from spatial_forcing.losses import loss_of
 from spatial_forcing.on_grid import POINTS
+from spatial_forcing.probe.depths import check_source as check_depth_source
 from spatial_forcing.projector import PROJECTORS
 from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
@@ -94,6 +96,12 @@ class AlignmentConfig:
     def _check(self) -> None:
         for name in CHECKS:
             check_option(name, getattr(self, name))
+        for name in ("points_from", "points_frame"):
+            if self.points is None and (value := getattr(self, name)) is not None:
+                raise SpatialForcingError(
+                    f"forcing.{name}={value} says which points a target has, and this one has none: give "
+                    f"forcing.points ({', '.join(POINTS)}), or leave forcing.{name} out."
+                )
 
 
 @dataclass
@@ -190,6 +198,16 @@ def _check_points(points: str | None) -> None:
         raise UnknownNameError("use of points", points, POINTS)
 
 
+def _check_points_from(source: str | None) -> None:
+    if source is not None:
+        check_depth_source(source, "forcing.points_from")
+
+
+def _check_points_frame(frame: str | None) -> None:
+    if frame is not None and frame not in FRAMES:
+        raise UnknownNameError("frame of points", frame, FRAMES)
+
+
 def _check_token_weights(source: str | None) -> None:
     if source not in (None, STORED):
         check_source(source)
@@ -213,6 +231,8 @@ CHECKS: dict[str, Any] = {
     "position_embedding": check_position_embedding,
     "control": _check_control,
     "points": _check_points,
+    "points_from": _check_points_from,
+    "points_frame": _check_points_frame,
     "token_weights": _check_token_weights,
     "projector": _check_projector,
     "future": _check_future,

@@ -256,8 +256,10 @@ def _command(name: str) -> Callable[[], None]:
     if sys.argv[1:2] == ["inspect"]:  # its checkpoint has no option's name
         prog, config = "spatial-forcing inspect", (tyro.conf.PositionalRequiredArgs,)
         return tyro.cli(Inspect, args=sys.argv[2:], prog=prog, config=config).run
+    more = ", ".join([*SUBCOMMANDS, *(name for name in WITH_FLAGS if name not in COMMANDS)])
     description = (
-        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train."
+        "Spatial Forcing: give vision-language-action policies a sense of 3D space while they train.\n\n"
+        f"Further commands: {more}."
     )
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spatial-forcing", description=description).run
 

@@ -302,14 +302,24 @@ def check_same(
     *,
     what: str,
     unrecorded: tuple[str, ...] = (),
+    advice: str | None = None,
     error: type[SpatialForcingError] = SpatialForcingError,
 ) -> None:
-    """Raises, naming all that differs, unless what a folder holds is what is wanted; see :func:`claim`."""
+    """Raises, naming all that differs, unless what a folder holds is what is wanted; see :func:`claim`.
+
+    Args:
+        folder: what is named.
+        found, wanted: what it says that it holds, and what is wanted.
+        what, unrecorded, error: see :func:`claim`.
+        advice: what to do; another folder if None.
+    """
     wanted = json.loads(json.dumps(wanted))
     wanted = {name: value for name, value in wanted.items() if name in found or name not in unrecorded}
     differing = "; ".join(differences(found, wanted))
     if differing:
-        raise error(f"{folder} already holds another {what} ({differing}). Nothing was changed. {ELSEWHERE}")
+        raise error(
+            f"{folder} already holds another {what} ({differing}). Nothing was changed. {advice or ELSEWHERE}"
+        )
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -51,11 +51,13 @@ class ArmHead(Record):
         role: "arm"; "control", whose target has nothing of the teacher's content; "reference", a line to read
             the others against and no competitor.
         differs: the flags in which it differs from the plain arm: ``--policy.forcing.loss_weight=2.0``.
+        of: of a control, the arm that is held against it; all arms are if None.
     """
 
     label: str
     role: Literal["arm", "control", "reference"]
     differs: list[str] = Field(default_factory=list)
+    of: str | None = None
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------
@@ -196,13 +198,15 @@ class Results(Provenance):
         return sorted(found, key=lambda run: run.seed)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The pairs (a, b) to compare: those specified; else the plain arm and every control with every other
-        arm."""
+        """The pairs (a, b) to compare: those specified; else the plain arm with every other arm, and every
+        control with every arm, or with the one that it is of."""
         if self.comparisons is not None:
             return [(a, b) for a, b in self.comparisons]
         first = self.plain_arm
         against = [name for name in (first, *self.named("control")) if name is not None]
-        return [(a, b) for b in self.named("arm") if b != first for a in against]
+        return [
+            (a, b) for b in self.named("arm") if b != first for a in against if self.arms[a].of in (None, b)
+        ]
 
     def save(self, path: Path) -> None:
         """Writes ``results.json``; the videos of single evaluations are in those of their run."""

@@ -33,6 +33,7 @@ MANIFEST_KEYS |= {"statistics": dict}
 CHECKSUM = "checksum"
 # Folders of what is known of a cache's tokens beside their features, each a cache of its own.
 POINTS, WEIGHTS = "points", "weights"
+BESIDE = {POINTS: "cache of points", WEIGHTS: "cache of weights"}
 # As a source of weights: whatever is there.
 STORED = "stored"
 SHARD = re.compile(r"shard-\d{5,}\.safetensors")
@@ -140,7 +141,14 @@ def dataset_fingerprint(root: Path) -> str:
 
 def check_claim(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises :class:`CacheError` naming what differs, if a cache claims to hold something else."""
-    check_same(root, found, wanted, what=WHAT, unrecorded=UNRECORDED, error=CacheError)
+    advice = None
+    if root.name in BESIDE:
+        advice = f"Delete {root} (the features beside it stay) and run the same command again."
+        if found.get("teacher") == wanted.get("teacher") and "teacher_fingerprint" in found:
+            advice = f"Another fingerprint is another calibration, model or range. {advice}"
+    check_same(
+        root, found, wanted, what=what_in(root), unrecorded=UNRECORDED, advice=advice, error=CacheError
+    )
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -151,8 +159,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     path = root / MANIFEST
     if not path.is_file():
-        state = "an unfinished feature cache" if (root / SOURCE).is_file() else "no feature cache"
-        raise CacheError(f"{root} holds {state}. Write it (or finish it) with: {COMMAND}")
+        state = f"an unfinished {what_in(root)}" if (root / SOURCE).is_file() else f"no {what_in(root)}"
+        raise CacheError(f"{root} holds {state}. Write it (or finish it) with: {command_of(root)}")
     advice = f"Delete it and run {COMMAND} again: shards are kept."
     manifest = read_json(path, advice, CacheError)
     if manifest.get("format") != FORMAT:
@@ -196,6 +204,18 @@ def check_file(root: Path, name: str, wanted: str) -> None:
     check_there(root, name)
     if checksum(root / name) != wanted:
         raise CacheError(f"{root / name} is damaged: its sum is not the one in the manifest. {restore(root)}")
+
+
+def what_in(root: Path) -> str:
+    """What a folder holds, by its name: a feature cache, or points or weights beside one."""
+    return BESIDE.get(root.name, WHAT)
+
+
+def command_of(root: Path) -> str:
+    """The command that writes what is in a folder."""
+    if root.name not in BESIDE:
+        return COMMAND
+    return f"spatial-forcing {root.name} --features {root.parent} --dataset <data set> ..."
 
 
 def restore(root: Path) -> str:

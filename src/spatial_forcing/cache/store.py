@@ -27,6 +27,7 @@ from spatial_forcing.cache.layout import (
     Source,
     check_file,
     check_there,
+    command_of,
     dataset_fingerprint,
     load_codec,
     opened,
@@ -287,13 +288,13 @@ class FeatureStore:
         everything."""
         said = self.source.teacher
         for option, wanted, agrees in (
-            ("points_from", source, source is None or f" {source.replace(':', ': ')}" in f" {said}"),
+            ("points_from", source, source is None or are_from(said, source)),
             ("points_frame", frame, frame is None or said.endswith(f", {frame} frame")),
         ):
             if not agrees:
                 raise CacheError(
-                    f"{self.root} holds {said}, and {option} {wanted} is asked for. Leave the option out, or "
-                    "store others beside other features: spatial-forcing points --depth ... --frame ..."
+                    f"{self.root} holds {said}, and {option} {wanted} is asked for. Leave the option out; or "
+                    f"delete {self.root} (the features stay) and store others: {command_of(self.root)}"
                 )
 
     def check_weights(self, source: str) -> None:
@@ -301,9 +302,19 @@ class FeatureStore:
         if source not in (STORED, self.source.teacher):
             raise CacheError(
                 f"{self.root} holds weights of {self.source.teacher}, and {source} is asked for. Say "
-                f"token_weights={STORED}, or store others beside other features: spatial-forcing weights "
-                "--source ..."
+                f"token_weights={STORED}; or delete {self.root} (the features stay) and store others: "
+                f"{command_of(self.root)}"
             )
+
+
+def are_from(said: str, source: str) -> bool:
+    """Whether points, by their name, are from a depth source: "recorded", or "pseudo:<model>"."""
+    depth = said.removeprefix("points of ")
+    kind, _, model = source.partition(":")
+    if kind == "recorded":
+        return depth.startswith("recorded")
+    # A model in a folder or on the Hub goes by the last part of its name.
+    return any(depth.startswith(f"pseudo: {name},") for name in (model, Path(model).name))
 
 
 def turned(codec: Codec, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:

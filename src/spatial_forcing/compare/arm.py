@@ -34,6 +34,7 @@ class Arm:
             "reference" for a line that tells what the numbers mean, a policy without images for instance.
         forcing: options of ``--policy.forcing``; None trains the plain policy.
         policy: options of the policy that differ; of references only.
+        of: of a control, the arm that is held against it; all arms are if None.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Arm:
     role: str = "arm"
     forcing: dict[str, Any] | None = None
     policy: dict[str, Any] = field(default_factory=dict)
+    of: str | None = None
 
     def __post_init__(self) -> None:
         check_entry("name", self.name)
@@ -49,6 +51,11 @@ class Arm:
             raise SpatialForcingError(
                 f"The arm {self.name!r} has options of the policy ({', '.join(self.policy)}), which all arms "
                 "share: give them after --, or make it a reference (role: reference)."
+            )
+        if self.of is not None and self.role != "control":
+            raise SpatialForcingError(
+                f"The arm {self.name!r} is a {self.role} of {self.of!r}; only a control is one of an arm: "
+                "leave out of, or say role: control."
             )
 
     @property
@@ -184,7 +191,7 @@ def arms_of(
 
     Raises:
         SpatialForcingError: no arm, one arm alone, two of one name, or an entry of the file that cannot be.
-        UnknownNameError: no such preset, or no such arm for the controls.
+        UnknownNameError: no such preset, or no such arm for the controls, or for one of the file.
     """
     arms = preset_arms(names, teacher)
     if file is not None:
@@ -198,6 +205,10 @@ def arms_of(
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
         raise SpatialForcingError(f"Two arms are called {twice[0]!r}: rename one.")
+    under_test = [arm.name for arm in arms if arm.role == "arm"]
+    for arm in arms:
+        if arm.of is not None and arm.of not in under_test:
+            raise UnknownNameError(f"arm of the control {arm.name!r}", arm.of, under_test)
     if len(arms) < 2:
         raise SpatialForcingError(
             f"A comparison takes at least two arms; got {', '.join(seen) or 'none'}. Presets: "

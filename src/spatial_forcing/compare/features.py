@@ -87,7 +87,7 @@ def teaching_of(alignment: Any, cameras: Iterable[str] | None) -> Teaching:
 def _points(alignment: Any) -> dict[str, Any]:
     """What determines the points of an alignment's tokens."""
     return {
-        "points_from": alignment.points_from or RECORDED,
+        "points_from": alignment.points_from,
         "points_frame": alignment.points_frame or "robot",
         "calibration": alignment.calibration,
     }
@@ -131,6 +131,7 @@ def store(
     from spatial_forcing.teachers.base import named_dtype
 
     dataset = dataset_of(comparison)
+    check_beside(teaching, dataset)
     bar = bars.add_task(f"frames for {root.name}", total=None)
     teacher = load_teacher(
         teaching.teacher,
@@ -150,6 +151,16 @@ def store(
     bars.update(bar, total=bars.tasks[bar].completed)
     for what, source in beside_of(teaching, dataset, device).items():
         store_beside(what, source, dataset, root, bars)
+
+
+def check_beside(teaching: Teaching, dataset: Any) -> None:
+    """Raises a :class:`SpatialForcingError` early if the points that an arm wants cannot be computed."""
+    from spatial_forcing.cache.extract import chosen_cameras
+    from spatial_forcing.geometry.stored import checked_sources
+
+    if teaching.points_from is not None:
+        calibration = None if teaching.calibration is None else Path(teaching.calibration)
+        checked_sources(teaching.points_from, dataset, chosen_cameras(dataset, teaching.cameras), calibration)
 
 
 def beside_of(teaching: Teaching, dataset: Any, device: str) -> dict[str, Any]:

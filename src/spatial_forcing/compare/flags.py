@@ -4,13 +4,14 @@ Every run is a command that could be typed: ``spatial-forcing train`` with :func
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from spatial_forcing.compare.arm import Arm, flag_value
-from spatial_forcing.compare.options import CompareError
+from spatial_forcing.compare.options import Compare, CompareError
 from spatial_forcing.errors import SpatialForcingError
 
 FORCING = "policy.forcing."
@@ -58,7 +59,10 @@ def joined(flags: Sequence[str]) -> list[str]:
 
 def check_flags(flags: Sequence[str]) -> None:
     """Raises :class:`CompareError` for flags that the comparison sets itself."""
+    ours = {option.name for option in fields(Compare)}
     for name in map(name_of, flags):
+        if name.replace("-", "_") in ours:
+            raise CompareError(f"--{name} is an option of compare: give it before --.")
         if name in DECIDED:
             raise CompareError(f"--{name} is not for the command of a comparison; say {DECIDED[name]}.")
 

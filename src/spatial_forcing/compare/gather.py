@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spatial_forcing.compare.features import Teaching, teachings_of
+from spatial_forcing.compare.arm import Arm
+from spatial_forcing.compare.features import RECORDED, Teaching, teachings_of
 from spatial_forcing.compare.plan import Comparison, Run, folder_of, trained_in, training_of
 from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
@@ -49,7 +50,13 @@ def gather(
         tasks=list(tasks),
         arms={
             arm.name: ArmHead.checked(
-                {"label": arm.label or arm.name, "role": arm.role, "differs": arm.differs}, "arm"
+                {
+                    "label": label_of(comparison, arm),
+                    "role": arm.role,
+                    "differs": arm.differs,
+                    "of": arm.of,
+                },
+                "arm",
             )
             for arm in comparison.arms
         },
@@ -59,6 +66,14 @@ def gather(
     )
     results.save(out / "results.json")
     return results
+
+
+def label_of(comparison: Comparison, arm: Arm) -> str:
+    """Display name of an arm, with the depth that its points are from: recorded depth is privileged."""
+    label = arm.label or arm.name
+    sources = [one.points_from for one in teachings_of(comparison, arm) if one.points_from is not None]
+    said = [f"{one} depth (privileged)" if one == RECORDED else one for one in dict.fromkeys(sources)]
+    return f"{label}; {', '.join(said)}" if said else label
 
 
 def settings_of(comparison: Comparison, out: Path) -> dict[str, Any]:

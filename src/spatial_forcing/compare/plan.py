@@ -25,8 +25,6 @@ from spatial_forcing.files import check_folder, claim, read_json, write_json
 NOTE = "comparison.json"
 # Of the measures those that decide the depth probe alone.
 OF_THE_PROBE = ("probe", "probe_frames")
-# Settings that the notes of earlier versions lack.
-NOT_NOTED_BEFORE = ("policies",)
 
 
 @dataclass(frozen=True)
@@ -208,6 +206,11 @@ def planned(
             policy = policy_of(arm_flags(flags, arm))
             for entry in [] if arm.forcing is None else policy.forcing.entries():
                 find_teacher(entry.teacher or TEACHER)
+                if entry.points is not None and entry.points_from is None:
+                    raise CompareError(
+                        f"points: {entry.points} does not say whose depth they are from. Say points_from: "
+                        "recorded (privileged: no camera gives it), or pseudo:<model>."
+                    )
         except SpatialForcingError as error:
             raise CompareError(f"The arm {arm.name!r}: {error}") from error
     return found
@@ -236,14 +239,19 @@ def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None
     """
     check_folder(out, CompareError)
     adopt_probe(out, comparison)
-    claim(
-        out / NOTE,
-        asdict(comparison),
-        what="comparison",
-        only=only,
-        unrecorded=NOT_NOTED_BEFORE,
-        error=CompareError,
-    )
+    claim(out / NOTE, noted(comparison), what="comparison", only=only, error=CompareError)
+
+
+def noted(comparison: Comparison) -> dict[str, Any]:
+    """Everything that determines a comparison's result, as plain data. What notes of earlier versions lack is
+    there where it is used."""
+    said = asdict(comparison)
+    if comparison.policies is None:
+        del said["policies"]
+    for arm in said["arms"]:
+        if arm["of"] is None:
+            del arm["of"]
+    return said
 
 
 def adopt_probe(out: Path, comparison: Comparison) -> None:
@@ -251,7 +259,7 @@ def adopt_probe(out: Path, comparison: Comparison) -> None:
     note, probed = out / NOTE, out / "probe" / "probe.json"
     if not note.is_file() or probed.is_file():
         return
-    found, wanted = read_json(note, error=CompareError), json.loads(json.dumps(asdict(comparison)))
+    found, wanted = read_json(note, error=CompareError), json.loads(json.dumps(noted(comparison)))
     changed = {name: wanted["measures"][name] for name in OF_THE_PROBE}
     if found != wanted and found | {"measures": found.get("measures", {}) | changed} == wanted:
         write_json(note, wanted)
@@ -267,7 +275,7 @@ def comparison_in(out: Path) -> Comparison:
     if not path.is_file():
         raise CompareError(_no_comparison(out))
     saved = read_json(path, "Start the comparison in another folder.", CompareError)
-    strange = ({f.name for f in fields(Comparison)} ^ saved.keys()) - {*NOT_NOTED_BEFORE}
+    strange = ({f.name for f in fields(Comparison)} ^ saved.keys()) - {"policies"}
     if strange:
         raise CompareError(
             f"{path} does not hold a comparison of this version: {', '.join(sorted(strange))}."

@@ -99,9 +99,19 @@ class Calibration:
     def check(self, meta: Any, cameras: Sequence[str]) -> None:
         """See ``CameraSource``: cameras, columns, and the shape of images."""
         for key in cameras:
-            self._camera(key)
             if key not in meta.camera_keys:
                 raise CalibrationError(f"{self.name}: {UnknownNameError('camera', key, meta.camera_keys)}")
+            if key not in self.cameras:
+                strange = [one for one in self.cameras if one not in meta.camera_keys]
+                raise CalibrationError(
+                    f"{self.name} does not calibrate {key}, a camera of the data set. It has: "
+                    f"{', '.join(self.cameras)}."
+                    + (
+                        f" The data set has no camera {' or '.join(strange)}: a misspelling?"
+                        if strange
+                        else ""
+                    )
+                )
             self._check_aspect(key, image_size(meta.features[key]))
         self._check_columns(meta, cameras)
 

@@ -65,7 +65,7 @@ def cameras_of(calibration: Path | None, dataset: Any) -> CameraSource:
     if not is_recorded(root):
         raise CalibrationError(
             f"Nothing says where the cameras of {root} are: give a calibration file (--calibration "
-            "cameras.yaml; docs/geometry.md shows one). Only data sets of spatial-forcing collect bring "
-            "theirs."
+            "cameras.yaml; of an arm, calibration: cameras.yaml; docs/geometry.md shows one). Only data sets "
+            "of spatial-forcing collect bring theirs."
         )
     return RecordedCameras(root, dataset.meta)

@@ -65,17 +65,20 @@ def check_calibration(options: Any, console: "Console") -> bool:
         judgements, shown = examined(dataset, source, cameras, options.frames, bars)
     heights = {camera: image_size(dataset.meta.features[camera])[0] for camera in cameras}
     console.print(table_of(judgements, heights))
-    for camera, found in judgements.items():
-        for line in lines_of(camera, found):
-            console.print(line, highlight=False, markup=False)
-    print(write_sheet(judgements, shown, options.out))
+    lines = [line for camera, found in judgements.items() for line in lines_of(camera, found)]
+    if isinstance(source, Calibration):
+        others = [key for key in _images_of(dataset.meta) if key not in source.cameras]
+        lines += [f"{key} is not calibrated: points of its tokens cannot be computed." for key in others]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    print(f"Wrote {write_sheet(judgements, shown, options.out)}")
     return all(found.verdict != NOT for found in judgements.values())
 
 
 def lines_of(camera: str, found: Judgement) -> Iterator[str]:
     """Why a camera got its verdict."""
     if found.reasons:
-        yield f"{camera} {found.verdict}: {'; '.join(found.reasons)}."
+        yield f"{camera}: {found.verdict} ({'; '.join(found.reasons)})."
     if found.fits_if:
         yield f"{camera} would fit if {', or if '.join(found.fits_if)}."
 
@@ -286,13 +289,18 @@ def _check_options(options: Any) -> None:
 
 def _cameras(named: Sequence[str], source: CameraSource, meta: Any) -> list[str]:
     """The cameras to check: those named, or all that are calibrated."""
-    there = [key for key in meta.camera_keys if key not in meta.depth_keys]
+    there = _images_of(meta)
     if named:
         for key in named:
             if key not in there:
                 raise CalibrationError(str(UnknownNameError("camera of the data set", key, there)))
         return list(dict.fromkeys(named))
     return list(source.cameras) if isinstance(source, Calibration) else there
+
+
+def _images_of(meta: Any) -> list[str]:
+    """The cameras of a data set whose features are images and no depth."""
+    return [key for key in meta.camera_keys if key not in meta.depth_keys]
 
 
 def _depths(dataset: Any, cameras: Sequence[str]) -> Depths | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from spatial_forcing.console import narrow_table
 from spatial_forcing.files import write_atomically
 from spatial_forcing.geometry.judgement import FITS, NOT, Judgement
 from spatial_forcing.geometry.motion import inside
@@ -100,12 +101,12 @@ def table_of(judgements: Mapping[str, Judgement], heights: Mapping[str, int]) ->
         judgements: by camera.
         heights: of their images, pixels.
     """
-    from rich import box
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=CAPTION, caption_justify="left")
-    for column in ("camera", "seen in", "off by", "follows", "motion", "depth", "verdict"):
-        table.add_column(column, no_wrap=column in ("depth", "verdict"))
+    names = ("camera", "seen in", "off by", "follows", "motion", "depth", "verdict")
+    # A camera's name may be long; what stands in the other columns is read as one word.
+    columns = [Column(name, no_wrap=name != "camera") for name in names]
+    table = narrow_table(*columns, caption=CAPTION, caption_justify="left")
     for camera, found in judgements.items():
         follows, matches = found.following, found.matched
         off = share = motion = ""

@@ -12,9 +12,11 @@ import torch
 from spatial_forcing.cache.beside import extract_beside
 from spatial_forcing.cache.layout import POINTS
 from spatial_forcing.cache.store import FeatureStore
-from spatial_forcing.geometry.cameras import cameras_of
+from spatial_forcing.geometry.cameras import CameraSource, cameras_of
 from spatial_forcing.geometry.metres import metric_depths
 from spatial_forcing.geometry.points import PointSource
+from spatial_forcing.probe.depths import recorded
+from spatial_forcing.probe.pseudo import check_model
 
 
 def extract_points(dataset: Path | str, source: PointSource, root: Path, **how: Any) -> Path:
@@ -51,9 +53,25 @@ def point_source(
         ProbeError: a depth source that there is not.
         CalibrationError: a camera is not calibrated, or the calibration does not fit the images.
     """
+    cameras = checked_sources(depth, frames, keys, calibration)
+    return PointSource(metric_depths(depth, frames, keys, cameras, device), cameras, frame)
+
+
+def checked_sources(depth: str, frames: Any, keys: Sequence[str], calibration: Path | None) -> CameraSource:
+    """The cameras of a data set, once depth and calibration of them are known to be there; loads no model.
+
+    Raises:
+        ProbeError: no depth is recorded, or a depth model that there is not.
+        CalibrationError: see :func:`point_source`.
+    """
+    kind, _, model = depth.partition(":")
+    if kind == "recorded":
+        recorded(frames, keys)
+    else:
+        check_model(model)
     cameras = cameras_of(calibration, frames)
     cameras.check(frames.meta, keys)
-    return PointSource(metric_depths(depth, frames, keys, cameras, device), cameras, frame)
+    return cameras
 
 
 def known_share(root: Path) -> float:

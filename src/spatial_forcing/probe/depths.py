@@ -12,6 +12,7 @@ Shapes: B batch, H W pixels of an image, h w of a depth map.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,11 +61,15 @@ class Depths:
         return found
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, option: str = "--depth") -> None:
     """Raises :class:`ProbeError` unless a depth source is ``recorded`` or ``pseudo:<model>``."""
     kind, _, model = source.partition(":")
     if source != "recorded" and not (kind == "pseudo" and model):
-        raise ProbeError(f"--depth is recorded or pseudo:<model>, got {source!r}.")
+        near = get_close_matches(kind, ("recorded", "pseudo"), n=1)
+        meant = (
+            f" Did you mean {':'.join(filter(None, (near[0], model)))}?" if near and kind != near[0] else ""
+        )
+        raise ProbeError(f"{option} is recorded or pseudo:<model>, got {source!r}.{meant}")
 
 
 def check_aspect(camera: str, depth_Bhw: Tensor, image_B3HW: Tensor) -> None:
@@ -154,7 +159,7 @@ def _depth_keys(meta: Any, cameras: Sequence[str]) -> dict[str, str]:
     if not meta.depth_keys:
         raise ProbeError(
             "The data set has no depth: neither the embedded world's geometry beside it (spatial-forcing "
-            "collect records it), nor LeRobot's depth features. Probe against pseudo depth of a model: "
+            "collect records it), nor LeRobot's depth features. Take pseudo depth of a model instead: "
             "--depth pseudo:vggt-1b (VGGT's depth head), or --depth pseudo:<folder or Hub name of a "
             "transformers depth-estimation model>."
         )
@@ -167,7 +172,7 @@ def _depth_keys(meta: Any, cameras: Sequence[str]) -> dict[str, str]:
         raise ProbeError(
             f"There is no depth of {', '.join(missing)}: the data set has {', '.join(meta.depth_keys)}. A "
             "camera's depth is found by its name: observation.images.front_depth is that of "
-            "observation.images.front. Probe against pseudo depth of a model: --depth pseudo:<model>."
+            "observation.images.front. Or take pseudo depth of a model: --depth pseudo:<model>."
         )
     return {camera: str(key) for camera, key in found.items()}
 

@@ -23,6 +23,7 @@ from spatial_forcing.sim.experts import demonstrate
 from spatial_forcing.sim.folder import (
     GEOMETRY,
     check_complete,
+    check_geometry,
     claim_folder,
     finish,
     geometry_path,
@@ -90,7 +91,7 @@ def collect(
 
     Raises:
         SpatialForcingError: `root` holds something else, another process writes there, the disk is too small,
-            or a worker died; nothing is lost.
+            a worker died, or a finished collection has lost depth and cameras; nothing is lost.
         UnknownNameError: an unknown task.
         RenderingError: this machine cannot render; says what to install.
     """
@@ -117,6 +118,7 @@ def collect(
                 _record(spec, root, pieces, manifest, workers, _counter(pieces, root, progress), lock)
                 return root
     claim_folder(root, manifest)
+    check_geometry(root, len(spec.tasks) * spec.episodes)
     progress(len(spec.tasks) * spec.episodes)
     return root
 

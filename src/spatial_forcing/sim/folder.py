@@ -49,6 +49,16 @@ def check_complete(root: Path) -> None:
         )
 
 
+def check_geometry(root: Path, episodes: int) -> None:
+    """Raises :class:`SpatialForcingError` if finished demonstrations have lost depth and cameras."""
+    lost = sum(not geometry_path(root, episode).is_file() for episode in range(episodes))
+    if lost:
+        raise SpatialForcingError(
+            f"The demonstrations in {root} were finished, and {lost} of {episodes} episodes have lost their "
+            f"depth and cameras ({root / 'geometry'}). Collect them into another folder, or delete this one."
+        )
+
+
 def finish(root: Path, manifest: dict[str, Any], write: Callable[[Path], None]) -> None:
     """Joins recorded pieces into a data set; removes only our own unfinished work.
 

@@ -16,7 +16,8 @@ class TeacherUnavailableError(SpatialForcingError):
             f"{str(reason).strip()}{gate} If the files are on this machine, name the file or folder: "
             f'load_teacher("{record.name}", weights="/path/to/weights"); on the command line: '
             "--teacher-checkpoint (of `teachers` the path in place of the name), in training "
-            "--policy.forcing.teacher_checkpoint."
+            "--policy.forcing.teacher_checkpoint. For a teacher's depth (`points`, `probe`) fetch "
+            "them on another machine, and bring the Hub's cache here (HF_HUB_CACHE)."
         )
 
 
