@@ -10,7 +10,8 @@ NOWHERE = "Nothing says where the cameras of"
 CASES: list[Case] = [
     command("points", kind, f"{STORE} {options}", says, about=options, prepare=HERE)
     for kind, options, says in (
-        ("missing", "", NOWHERE),
+        ("missing", "", "The data set has no depth"),
+        ("missing", "--depth pseudo:vggt-tiny-sim", NOWHERE),
         ("missing", "--calibration {here}/none.yaml", "none.yaml"),
         ("foreign", "--calibration {plain}", "plain.txt"),
         ("foreign", "--calibration {policy}/config.json", "config.json"),
@@ -49,7 +50,8 @@ CHECK = "calibration check --out {here}/sheet.png --dataset {data}"
 CASES += [
     command("calibration check", kind, f"{CHECK} {options}", says, about=options)
     for kind, options, says in (
-        ("missing", "", NOWHERE),
+        ("missing", "", "The data set has no depth"),
+        ("missing", "--depth pseudo:vggt-tiny-sim", NOWHERE),
         ("missing", "--calibration {here}/none.yaml", "none.yaml"),
         ("foreign", "--calibration {plain}", "plain.txt"),
         ("number", "--frames 0 --calibration {plain}", "frames"),

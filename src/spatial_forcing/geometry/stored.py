@@ -64,12 +64,14 @@ def checked_sources(depth: str, frames: Any, keys: Sequence[str], calibration: P
         ProbeError: no depth is recorded, or a depth model that there is not.
         CalibrationError: see :func:`point_source`.
     """
+    # A file that cannot be read is said first.
+    named = None if calibration is None else cameras_of(calibration, frames)
     kind, _, model = depth.partition(":")
     if kind == "recorded":
         recorded(frames, keys)
     else:
         check_model(model)
-    cameras = cameras_of(calibration, frames)
+    cameras = named or cameras_of(None, frames)
     cameras.check(frames.meta, keys)
     return cameras
 

@@ -50,12 +50,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _arms(summary: Summary) -> str:
     rolled = any(arm.success for arm in summary.arms.values())
+    held_out = any(arm.heldout_error is not None for arm in summary.arms.values())
     head = [
         "arm",
         "",
         "step",
         *(["success (Wilson 95 %)"] if rolled else []),
-        "held-out action error (by seed)",
+        *(["held-out action error (by seed)"] if held_out else []),
     ]
     rows = [
         [
@@ -63,7 +64,7 @@ def _arms(summary: Summary) -> str:
             arm.label,
             "–" if arm.evaluated_step is None else str(arm.evaluated_step),
             *([rate_text(arm.success, "")] if rolled else []),
-            _error(arm),
+            *([_error(arm)] if held_out else []),
         ]
         for name, arm in summary.arms.items()
     ]
@@ -131,8 +132,17 @@ def _pairs(summary: Summary) -> str:
     if not pairs:
         return ""
     rolled = any(not c.problem and c.p_value is not None for c in pairs)
-    head = ["arm", "against", *(["success, points", "McNemar"] if rolled else []), "error", "paired t-test"]
-    return table(head, [[c.b, c.a, *(_success(c) if rolled else []), *_errors(c.errors)] for c in pairs])
+    held_out = any(c.errors is not None for c in pairs)
+    head = [
+        "arm",
+        "against",
+        *(["success, points", "McNemar"] if rolled else []),
+        *(["error", "paired t-test"] if held_out else []),
+    ]
+    rows = [
+        [c.b, c.a, *(_success(c) if rolled else []), *(_errors(c.errors) if held_out else [])] for c in pairs
+    ]
+    return table(head, rows)
 
 
 def _success(c: Comparison) -> list[str]:
