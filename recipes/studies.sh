@@ -44,6 +44,8 @@ reach=(
   --env.type=sf_metaworld --env.task=reach-v3 --env.look_every=4 --env.points=8
 )
 "${references[@]}" --out outputs/reach-geometry -- --policy.type=tiny "${reach[@]}"
+# Is the oracle ahead before cameras outside the range, too? Else nothing can be asked there.
+[ -f outputs/reach-geometry-beyond/results.json ] || spatial-forcing compare transfer --of outputs/reach-geometry --out outputs/reach-geometry-beyond -- --env.camera=beyond
 "${references[@]}" --out outputs/drawer-open-geometry -- --policy.type=tiny "${drawer[@]}"
 # What in a target helps? On seeds that had no part in choosing the setting, the weight or the arms.
 targets=("${compare[@]}" --seeds 6 7 8 --arms plain forced --evaluations 2 --probe none)
