@@ -69,6 +69,23 @@ def test_a_right_setting_is_silent(policy, trained, seed):
     )
 
 
+def test_a_number_that_stood_still_in_training_and_moves_here_is_wrong(policy, trained, demos):
+    """LeRobot's own processors divide it by 1e-8; those of the built-in policy leave it as it is."""
+    found = found_in(policy, trained)
+    assert "state's constants" in found.agreed
+    still = SavedPolicy(policy.folder)
+    (step,) = [one for one in still.preprocess.steps if getattr(one, "stats", None)]
+    step.stats[STATE]["std"] = step.stats[STATE]["std"] * np.array([1.0, 1.0, 1.0, 0.0])
+    case = found_in(still, trained)
+    (one,) = [one for one in case.findings if one.about == "state's constants"]
+    assert one.kind == "odd", "it moves with the gripper's action alone"
+    moving = deepcopy(trained)
+    moving.episodes.reverse()  # those in which the gripper moves are played first
+    (one,) = [one for one in found_in(still, moving).findings if one.about == "state's constants"]
+    assert one.kind == "wrong"
+    assert f"number {GRIPPER} of {STATE}" in one.text
+
+
 def scaled(trained: Trained, at: int, factor: Any) -> None:
     """Multiplies states (at 0) or actions (at 1) of all that is known of the data."""
     factor_D = np.broadcast_to(np.asarray(factor, dtype=float), trained.episodes[0][at].shape[1:])

@@ -7,7 +7,17 @@ tuple ``RECORDS``; other packages bring theirs by entry points of the group ``sp
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.registry import Records
 
-SUPPORT = ("building", "lerobot", "prompted", "record", "registry", "shown", "small", "tiny_policy")
+SUPPORT = (
+    "building",
+    "lerobot",
+    "prompted",
+    "record",
+    "registry",
+    "shown",
+    "small",
+    "tiny_normalizer",
+    "tiny_policy",
+)
 RECORDS: Records[PolicyRecord] = Records(
     "host", PolicyRecord, key="type", package="spatial_forcing.hosts", support=SUPPORT
 )

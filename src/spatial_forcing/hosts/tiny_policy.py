@@ -16,17 +16,14 @@ import torch.nn.functional as F
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies import PreTrainedPolicy
-from lerobot.processor import make_default_pre_post_processors
+from lerobot.processor import make_default_policy_processor_steps, make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.guard import said_last
 from spatial_forcing.hosts.tiny import TinyVLA, hash_words
-
-POINTS = "observation.points"
-# A deviation below this is no motion: a millimetre, a thousandth of the gripper's way.
-STILL = 1e-3
+from spatial_forcing.hosts.tiny_normalizer import POINTS, like, normalizer_processor, unnormalizer_processor
 
 
 @PreTrainedConfig.register_subclass("tiny")
@@ -227,22 +224,19 @@ class TinyPolicy(PreTrainedPolicy):
 
 
 def make_tiny_pre_post_processors(config: TinyConfig, dataset_stats: dict | None = None) -> tuple[Any, Any]:
-    """LeRobot's default processors: standardise state and action, leave images in [0, 1].
+    """LeRobot's default processors: standardise state and action, leave images in [0, 1], points in metres.
 
-    A dimension that never moves in the data (a gripper that is always open) is centred only. Divided by its
-    deviation, a rounding error in the data would be a thousand deviations in a rollout. Points stay metres.
+    A number that never moves in the data is centred only, see ``tiny_normalizer``.
     """
-    stats = dataset_stats and {
-        key: _without_still_dimensions(value) for key, value in dataset_stats.items() if key != POINTS
-    }
-    return make_default_pre_post_processors(config, stats, normalizer_device=config.device)
-
-
-def _without_still_dimensions(stats: dict[str, Any]) -> dict[str, Any]:
-    if "std" not in stats:
-        return stats
-    std = torch.as_tensor(stats["std"])
-    return {**stats, "std": torch.where(std < STILL, torch.ones_like(std), std)}
+    s = make_default_policy_processor_steps(config, dataset_stats, normalizer_device=config.device)
+    normalize, unnormalize = (
+        like(normalizer_processor, s.normalize),
+        like(unnormalizer_processor, s.unnormalize),
+    )
+    return make_policy_processor_pipelines(
+        input_steps=[s.rename_observations, s.add_batch_dim, s.to_device, normalize],
+        output_steps=[unnormalize, s.to_cpu],
+    )
 
 
 def _width(feature: PolicyFeature | None) -> int:

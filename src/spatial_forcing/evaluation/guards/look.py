@@ -38,6 +38,7 @@ GUARDS: tuple[Guard, ...] = (
     cameras.rendering,
     states.width,
     states.ranges,
+    states.constants,
     states.quaternion,
     actions.width,
     actions.ranges,

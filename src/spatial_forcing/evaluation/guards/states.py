@@ -6,7 +6,7 @@ Shapes: N looks, T frames, D numbers of a state.
 import numpy as np
 
 from spatial_forcing.evaluation.guards.compare import Case, numbers
-from spatial_forcing.evaluation.guards.trained import STATE
+from spatial_forcing.evaluation.guards.trained import STATE, saved_statistics
 
 # So many ranges of the training data a first state may be outside of it, and at least so much; and so many
 # of the first states must be.
@@ -14,6 +14,8 @@ MARGIN, LEAST, MOST = 1.0, 1e-2, 0.5
 UNIT = 0.02  # from one that the length of a quaternion may be
 QUATERNION = 4
 SPREAD = 0.05
+# LeRobot adds this to a deviation; and so many deviations are no state that a policy could know.
+LEROBOTS, FAR = 1e-8, 1e3
 
 
 def width(case: Case) -> None:
@@ -66,6 +68,34 @@ def _place(case: Case, d: int, low: float, high: float) -> str:
     z = abs(first - of["mean"][d]) / of["std"][d] if of.keys() >= {"mean", "std"} and of["std"][d] else 0
     far = f", {z:.3g} deviations off" if z > 3 else ""
     return f"number {d}{name} of {STATE} is {first:.3g}, in training {low:.3g} to {high:.3g}{far}"
+
+
+def constants(case: Case) -> None:
+    """No number that stood still in training moves in the environment: it is divided by almost nothing.
+
+    Wrong if it does so under recorded actions; odd if it does so under the gripper's, which a policy may keep
+    still, but physics does not.
+    """
+    of, states_ND = saved_statistics(case.policy).get(STATE, {}), case.shown.states_ND
+    if states_ND is None or not {"mean", "std"} <= of.keys() or len(of["mean"]) != states_ND.shape[1]:
+        return
+    mode = (case.policy.config.normalization_mapping or {}).get("STATE")
+    if getattr(mode, "value", mode) != "MEAN_STD":
+        return
+    seen_MD = np.concatenate([states_ND, *(here_TD for here_TD, _ in case.shown.replays)])
+    off_D = np.abs(seen_MD - of["mean"]).max(0)
+    moved_D = off_D if case.shown.gripper_D is None else np.maximum(off_D, np.abs(case.shown.gripper_D))
+    scale_D = of["std"] + LEROBOTS
+    for d in np.flatnonzero(moved_D > FAR * scale_D).tolist():
+        case.say(
+            "wrong" if off_D[d] > FAR * scale_D[d] else "odd",
+            "state's constants",
+            expected=f"number {d} of {STATE} to stand still, as in training (deviation {of['std'][d]:.2g})",
+            found=f"it moves by {moved_D[d]:.2g}, normalised {moved_D[d] / scale_D[d]:.2g} deviations",
+            advice="Train on statistics in which the deviation of that number is 1 (std in meta/stats.json), "
+            "or on data without it.",
+        )
+    case.fits("state's constants")
 
 
 def quaternion(case: Case) -> None:

@@ -83,7 +83,7 @@ def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> T
         with suppress(DatasetError):
             return _from_dataset(open_dataset(place), str(of.get("root") or of["repo_id"]), rename, wanted)
     why = f"was trained on {of.get('root') or of['repo_id']}, which is not here" if of else ""
-    found = _from_statistics(policy)
+    found = Trained("the statistics saved with it", stats=saved_statistics(policy))
     found.missing = (
         f"{why or 'does not note its training data'}: orientation, gripper, control mode and frequency were "
         "not compared. Give --dataset."
@@ -112,12 +112,12 @@ def _places(noted: Mapping[str, Any]) -> list[Path]:
     return [place for place in places if (place / "meta" / "info.json").is_file()]
 
 
-def _from_statistics(policy: SavedPolicy) -> Trained:
-    """The statistics that normalise a policy's inputs."""
+def saved_statistics(policy: SavedPolicy) -> dict[str, dict[str, np.ndarray]]:
+    """The statistics that normalise a policy's inputs, of states and actions."""
     stats: dict[str, dict[str, np.ndarray]] = {}
     for step in policy.preprocess.steps:
         stats |= _numbers(getattr(step, "stats", None) or {})
-    return Trained("the statistics saved with it", stats=stats)
+    return stats
 
 
 def _numbers(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
