@@ -50,8 +50,7 @@ CHECK = "calibration check --out {here}/sheet.png --dataset {data}"
 CASES += [
     command("calibration check", kind, f"{CHECK} {options}", says, about=options)
     for kind, options, says in (
-        ("missing", "", "The data set has no depth"),
-        ("missing", "--depth pseudo:vggt-tiny-sim", NOWHERE),
+        ("missing", "", NOWHERE),
         ("missing", "--calibration {here}/none.yaml", "none.yaml"),
         ("foreign", "--calibration {plain}", "plain.txt"),
         ("number", "--frames 0 --calibration {plain}", "frames"),
