@@ -217,10 +217,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "policy_preprocessor.json is damaged: normalizer_processor is no step's record",
     ),
-    "no statistics' file": (lambda p: state_of(p).unlink(), "normalizer_processor.safetensors is missing"),
+    "no statistics' file": (lambda p: state_of(p).unlink(), "_step_3.safetensors is missing"),
     "cut statistics": (
         lambda p: state_of(p).write_bytes(state_of(p).read_bytes()[:-4]),
-        "normalizer_processor.safetensors is cut off",
+        "_step_3.safetensors is cut off",
     ),
     "statistics of others": (lambda p: change_tensors(state_of(p), widen), "of 7 numbers, it has 4"),
     "half the statistics": (

@@ -57,7 +57,8 @@ def _steps(path: Path) -> list[dict[str, Any]]:
 
 
 def _name(step: Mapping[str, Any]) -> str:
-    return str(step.get("registry_name") or step.get("class"))
+    """Registered name of a step, or that of its class, as LeRobot's overrides go by."""
+    return str(step.get("registry_name") or step.get("class")).rpartition(".")[2]
 
 
 def _unknown_steps(steps: list[dict[str, Any]], file: str) -> Iterator[str]:
@@ -85,9 +86,8 @@ def _add_state(found: Inspection, step: Mapping[str, Any], file: str) -> None:
         if state.problems:
             return
         shapes = shapes_of(state)
-    # A class of another package that stands in for one of these has its name.
-    if (kind := _name(step).rpartition(".")[2]) in STATISTICS:
-        _add_statistics(found, config, shapes, STATISTICS[kind])
+    if _name(step) in STATISTICS:
+        _add_statistics(found, config, shapes, STATISTICS[_name(step)])
 
 
 def _add_tokenizer(found: Inspection, name: str, carried: bool) -> None:
