@@ -40,7 +40,7 @@ class unnormalizer_processor(UnnormalizerProcessorStep):
         super().__post_init__()
 
 
-def like[Step: NormalizerProcessorStep | UnnormalizerProcessorStep](kind: type[Step], step: Any) -> Step:
+def like[Step](kind: type[Step], step: Any) -> Step:
     """One of LeRobot's steps as one of these."""
     return kind(**{field.name: getattr(step, field.name) for field in fields(step) if field.init})
 
