@@ -96,7 +96,7 @@ def transfer(comparison: Comparison, out: Path, how: Any, console: Any, *, anywa
         SpatialForcingError: the environment does not fit the policies, or a run failed; what is finished is
             kept.
     """
-    from spatial_forcing.compare.command import run_all, timings_in
+    from spatial_forcing.compare.command import device_of, run_all, timings_in
     from spatial_forcing.compare.gather import gather
     from spatial_forcing.console import stages
     from spatial_forcing.provenance import command_line, made_with
@@ -113,7 +113,7 @@ def transfer(comparison: Comparison, out: Path, how: Any, console: Any, *, anywa
     guard(comparison, out, console, anyway=anyway)
     take_folder(out, comparison)
     with timings_in(out, {}) as timings, stages(console) as bars:
-        run_all(comparison, out, how, bars, "cpu", timings)
+        run_all(comparison, out, how, bars, device_of(comparison), timings)
     report = write_report(gather(comparison, out, made, timings, TITLE), out)
     console.print(f"Report: [bold]{report}[/]")
     return report

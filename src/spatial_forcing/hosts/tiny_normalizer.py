@@ -17,27 +17,26 @@ POINTS = "observation.points"
 STILL = 1e-3
 
 
-@dataclass
-class normalizer_processor(NormalizerProcessorStep):
-    """LeRobot's normaliser; points stay metres."""
+class _ScalesOnlyWhatMoved:
+    """Mends the statistics that a step is made with, before LeRobot's own initialisation."""
 
     # Saved by its class: the registered name is that of LeRobot's own.
     _registry_name = None
+    stats: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         self.stats = scaling_only_what_moved(self.stats)
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[misc]  # of LeRobot's step
 
 
 @dataclass
-class unnormalizer_processor(UnnormalizerProcessorStep):
+class normalizer_processor(_ScalesOnlyWhatMoved, NormalizerProcessorStep):
+    """LeRobot's normaliser; points stay metres."""
+
+
+@dataclass
+class unnormalizer_processor(_ScalesOnlyWhatMoved, UnnormalizerProcessorStep):
     """Its inverse, for actions."""
-
-    _registry_name = None
-
-    def __post_init__(self) -> None:
-        self.stats = scaling_only_what_moved(self.stats)
-        super().__post_init__()
 
 
 def like[Step](kind: type[Step], step: Any) -> Step:
