@@ -30,6 +30,10 @@ class Pinholes(NamedTuple):
         R_BV33, t_BV3 = self.extrinsics_BV34[..., :3], self.extrinsics_BV34[..., 3]
         return -(R_BV33.mT @ t_BV3[..., None])[..., 0]
 
+    def of_view(self, view: int) -> "Pinholes":
+        """The cameras of one view."""
+        return Pinholes(self.intrinsics_BV33[:, view : view + 1], self.extrinsics_BV34[:, view : view + 1])
+
     def project(self, points_BVN3: Tensor) -> tuple[Tensor, Tensor]:
         """Places of points in the images, and their depth.
 
@@ -49,9 +53,15 @@ class Pinholes(NamedTuple):
         Args:
             depth_BVhw: metres along the viewing axis, of the whole image.
         """
-        h, w = depth_BVhw.shape[-2:]
-        rays_BVhw3 = centres(h, w).to(depth_BVhw) @ self.intrinsics_BV33.inverse().mT[:, :, None]
-        camera_BVhw3 = rays_BVhw3 * depth_BVhw[..., None]
+        return self.from_image(centres(*depth_BVhw.shape[-2:]).to(depth_BVhw) * depth_BVhw[..., None])
+
+    def from_image(self, image_BVhw3: Tensor) -> Tensor:
+        """The points, in the shared frame, that are at d (x, y, 1) in the images: points_BVhw3.
+
+        Args:
+            image_BVhw3: (d x, d y, d) with (x, y) in unit coordinates and d in metres along the viewing axis.
+        """
+        camera_BVhw3 = image_BVhw3 @ self.intrinsics_BV33.inverse().mT[:, :, None]
         R_BV33, t_BV3 = self.extrinsics_BV34[..., :3], self.extrinsics_BV34[..., 3]
         return (camera_BVhw3 - t_BV3[:, :, None, None]) @ R_BV33[:, :, None]
 

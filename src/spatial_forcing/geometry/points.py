@@ -14,7 +14,8 @@ from torch import Tensor
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.geometry.cameras import CameraSource
 from spatial_forcing.geometry.pinhole import Pinholes
-from spatial_forcing.probe.depth import FAR, cell_depth
+from spatial_forcing.geometry.surface import GAP, LEAST_SHARE, surface_points
+from spatial_forcing.probe.depth import FAR
 from spatial_forcing.probe.depths import Depths
 
 FRAMES = ("robot", "end-effector", "first-camera", "camera")
@@ -52,7 +53,7 @@ class PointSource:
     @property
     def fingerprint(self) -> str:
         """Changes whenever the same frames could have other points."""
-        says = (self.depths.name, self.cameras.fingerprint, self.frame, self.far)
+        says = (self.depths.name, self.cameras.fingerprint, self.frame, self.far, LEAST_SHARE, GAP)
         return hashlib.sha256(repr(says).encode()).hexdigest()[:16]
 
     def points(self, batch: Mapping[str, Any], cameras: Sequence[str], rows: int, cols: int) -> Tensor:
@@ -67,11 +68,12 @@ class PointSource:
             points_BVhw3, metres, float32.
         """
         maps = self.depths.maps(batch, cameras, max(rows, cols))
-        depth_BVhw = torch.cat(
-            [cell_depth(depth_BHW[:, None], rows, cols, self.far) for depth_BHW in maps], 1
-        )
-        pinholes = self.cameras.pinholes(batch, cameras)
-        points_BVhw3 = in_frame(self.frame, pinholes).unproject(depth_BVhw)
+        pinholes = in_frame(self.frame, self.cameras.pinholes(batch, cameras))
+        views = [
+            surface_points(depth_BHW[:, None], pinholes.of_view(view), rows, cols, self.far)
+            for view, depth_BHW in enumerate(maps)
+        ]
+        points_BVhw3 = torch.cat(views, 1)
         if self.frame == "end-effector":
             points_BVhw3 = points_BVhw3 - self.cameras.end_effector(batch)[:, None, None, None]
         return points_BVhw3
