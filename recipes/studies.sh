@@ -87,7 +87,7 @@ others=(button-press-v3 door-open-v3 drawer-open-v3 faucet-open-v3 peg-insert-si
 [ -d outputs/pretrained/checkpoints/last ] || spatial-forcing train --policy.type=tiny --dataset.repo_id=local/other-tasks --dataset.root=outputs/other-tasks \
   "${policy[@]}" --steps=2400 --save_freq=2400 --seed=0 --output_dir=outputs/pretrained
 path=(--policy.path=outputs/pretrained/checkpoints/last/pretrained_model)
-"${compare[@]}" --seeds 22 23 24 --arms plain forced --arms-file recipes/points.yaml --evaluations 6 --probe none --out outputs/reach-pretrained-study -- \
+"${compare[@]}" --seeds 22 23 24 --arms plain forced --arms-file recipes/points.yaml --evaluations 4 --probe none --out outputs/reach-pretrained-study -- \
   "${path[@]}" "${reach[@]}" "${alignment[@]}"
 
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
