@@ -211,6 +211,19 @@ def test_the_command_of_an_arm_has_its_type_and_its_options():
     ]
 
 
+def test_an_arm_may_start_from_a_checkpoint_of_its_own():
+    arms = [
+        Arm("plain"),
+        Arm("on", start="runs/a"),
+        Arm("forced", forcing={"teacher": "vggt-1b"}, start="runs/b"),
+    ]
+    found = [arm_flags([*FLAGS, "--policy.path=runs/c"][1:], arm) for arm in arms]
+    starts = [[flag for flag in flags if flag.startswith("--policy.path")] for flags in found]
+    assert starts == [["--policy.path=runs/c"], ["--policy.path=runs/a"], ["--policy.path=runs/b"]]
+    typed = arm_flags(FLAGS, arms[1])
+    assert typed == [*FLAGS[1:3], "--policy.path=runs/a"], "a checkpoint knows its type"
+
+
 def test_alignments_of_an_arm_have_the_options_of_the_command_unless_they_say_others():
     """Each reads its own stored features; what is said once for all alignments stays beside them."""
     entries = [

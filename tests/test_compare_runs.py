@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import commands
@@ -113,8 +114,10 @@ class Policy(torch.nn.Module):
         self.forcing = torch.nn.Linear(2, 2)
 
 
-def begun(folder: Path, siblings: list[Path], value: float, batches: list[float]) -> None:
-    start = Start(folder, siblings)
+def begun(
+    folder: Path, siblings: list[Path], value: float, batches: list[float], elsewhere: Sequence[Path] = ()
+) -> None:
+    start = Start(folder, siblings, elsewhere)
     for number in batches:
         start.note(Policy(value), {"index": torch.tensor([number]), "task": ["reach"]})
 
@@ -130,6 +133,9 @@ def test_a_run_that_begins_otherwise_than_its_siblings_stops(tmp_path):
         begun(c, [a], 2.0, [1, 2, 3])
     with pytest.raises(CompareError, match="c and a do not begin with the same batches"):
         begun(c, [a], 1.0, [1, 3])
+    begun(c, [], 2.0, [1, 2, 3], elsewhere=[a])
+    with pytest.raises(CompareError, match="c and a do not begin with the same batches"):
+        begun(c, [], 2.0, [1, 3], elsewhere=[a])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from spatial_forcing.listed import Listing, entries_as_written, entries_in
 Role = Literal["arm", "control", "reference"]
 ROLES = ("arm", "control", "reference")
 PLAIN = "plain"
+PATH = "policy.path"
 LISTING = Listing("--arms-file", "arm")
 # The 2D and the untrained teacher that stand beside a 3D one; DINOv2 is what VGGT's encoder began as.
 TEACHERS_2D = {"vggt-tiny-sim": "vggt-tiny-sim-2d"}
@@ -35,6 +36,8 @@ class Arm:
         forcing: options of ``--policy.forcing``; None trains the plain policy.
         policy: options of the policy that differ; of references only.
         of: of a control, the arm that is held against it; all arms are if None.
+        start: checkpoint whose policy this arm goes on training (LeRobot's ``--policy.path``): a folder, or a
+            name on the Hub. None starts as the command says.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Arm:
     forcing: dict[str, Any] | None = None
     policy: dict[str, Any] = field(default_factory=dict)
     of: str | None = None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_entry("name", self.name)
@@ -61,8 +65,10 @@ class Arm:
     @property
     def differs(self) -> list[str]:
         """The flags that this arm adds to the command."""
-        forcing = {f"forcing.{name}": value for name, value in (self.forcing or {}).items()}
-        return [f"--policy.{name}={flag_value(value)}" for name, value in (forcing | self.policy).items()]
+        options = {} if self.start is None else {PATH: self.start}
+        options |= {f"policy.forcing.{name}": value for name, value in (self.forcing or {}).items()}
+        options |= {f"policy.{name}": value for name, value in self.policy.items()}
+        return [f"--{name}={flag_value(value)}" for name, value in options.items()]
 
 
 def flag_value(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from spatial_forcing.compare.arm import Arm, flag_value
+from spatial_forcing.compare.arm import PATH, Arm, flag_value
 from spatial_forcing.compare.options import Compare, CompareError
 from spatial_forcing.errors import SpatialForcingError
 
@@ -116,6 +116,8 @@ def arm_flags(flags: Sequence[str], arm: Arm, caches: Sequence[Path] = ()) -> li
     for flag in flags:
         name = name_of(flag)
         if name in own or (name.startswith(FORCING) and arm.forcing is None):
+            continue
+        if name == "policy.type" and PATH in own:  # the checkpoint has one
             continue
         if name == "policy.type":
             plain = flag.partition("=")[2].removeprefix("sf_")

@@ -69,8 +69,9 @@ def gather(
 
 
 def label_of(comparison: Comparison, arm: Arm) -> str:
-    """Display name of an arm, with the depth that its points are from: recorded depth is privileged."""
-    label = arm.label or arm.name
+    """Display name of an arm, with the checkpoint that it starts from and the depth that its points are from
+    (recorded depth is privileged)."""
+    label = (arm.label or arm.name) + (f"; from {arm.start}" if arm.start else "")
     sources = [one.points_from for one in teachings_of(comparison, arm) if one.points_from is not None]
     said = [f"{one} depth (privileged)" if one == RECORDED else one for one in dict.fromkeys(sources)]
     return f"{label}; {', '.join(said)}" if said else label

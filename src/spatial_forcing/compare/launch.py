@@ -62,7 +62,7 @@ def prepare(comparison: Comparison, out: Path, features: Mapping[str, Sequence[P
     runs = comparison.runs()
     for run in runs:
         like = [
-            other.name
+            other
             for other in runs
             if other.name != run.name
             and (other.seed, other.fraction) == (run.seed, run.fraction)
@@ -78,7 +78,8 @@ def prepare(comparison: Comparison, out: Path, features: Mapping[str, Sequence[P
             episodes=measures.episodes,
             eval_seed=measures.eval_seed,
             videos=measures.videos,
-            siblings=tuple(like),
+            siblings=tuple(other.name for other in like if other.arm.start == run.arm.start),
+            started_elsewhere=tuple(other.name for other in like if other.arm.start != run.arm.start),
             trained=None if comparison.policies is None else str(training_of(comparison, out, run)),
         ).save(folder)
     return [run for run in runs if not is_complete(folder_of(out, run), comparison.steps_of(run))]

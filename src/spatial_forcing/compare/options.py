@@ -30,7 +30,8 @@ class Compare:
     place. If empty, plain and forced, or plain beside those of --arms-file."""
     arms_file: str | None = None
     """YAML or JSON file with more arms: a list of name, label, role (arm, control, reference), forcing
-    (options of --policy.forcing), policy (options of the policy; references only)."""
+    (options of --policy.forcing), start (a checkpoint whose policy it goes on training), policy (options of
+    the policy; references only)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and data order."""
     fractions: tuple[float, ...] = (1.0,)

@@ -249,8 +249,9 @@ def noted(comparison: Comparison) -> dict[str, Any]:
     if comparison.policies is None:
         del said["policies"]
     for arm in said["arms"]:
-        if arm["of"] is None:
-            del arm["of"]
+        for later in ("of", "start"):
+            if arm[later] is None:
+                del arm[later]
     return said
 
 

@@ -24,6 +24,8 @@ from spatial_forcing.processes import JobFailed, run_jobs
 
 # What follows from a policy's own options, which references may change.
 OF_POLICY = ("policy", "optimizer", "scheduler")
+# What an arm with a checkpoint of its own to start from changes.
+STARTS_FROM = "policy.pretrained_path"
 # Of the run and not of the training.
 ASIDE = ("job_name", "output_dir", "policy.type", "policy.forcing", "policy.repo_id")
 
@@ -163,6 +165,7 @@ def check_shared(arms: Mapping[str, Arm], configs: Mapping[str, Mapping[str, Any
     for name, found in configs.items():
         for key in sorted({*expected, *found}):
             its_own = arms[name].role == "reference" and key.partition(".")[0] in OF_POLICY
+            its_own |= key == STARTS_FROM and arms[name].start != arms[first].start
             if expected.get(key) == found.get(key) or its_own:
                 continue
             raise CompareError(

@@ -38,6 +38,7 @@ class RunSpec:
         heldout: episodes of the held-out error; without any it is not measured.
         heldout_frames, episodes, eval_seed, videos: see ``plan.Measures``.
         siblings: names of the runs that must begin with the same weights and batches.
+        started_elsewhere: and of those with the same batches, but weights of another checkpoint.
         trained: folder of a finished training run whose checkpoints are evaluated; None to train one.
     """
 
@@ -50,6 +51,7 @@ class RunSpec:
     videos: int
     siblings: tuple[str, ...]
     trained: str | None = None
+    started_elsewhere: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,11 +115,13 @@ def train(config: Any, spec: RunSpec, folder: Path) -> bool:
     last = folder / "train" / "checkpoints" / "last"
     if (last / "training_state").is_dir() and checkpoint_step(last) >= config.steps:
         return False
-    siblings = [folder.parent / name for name in spec.siblings]
+    siblings, elsewhere = (
+        [folder.parent / name for name in names] for names in (spec.siblings, spec.started_elsewhere)
+    )
     if last.exists():  # it is past its first steps
         train_or_continue(config, list(spec.flags))
     else:
-        with Start(folder, siblings).noted():
+        with Start(folder, siblings, elsewhere).noted():
             train_or_continue(config, list(spec.flags))
     return True
 

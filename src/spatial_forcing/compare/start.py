@@ -5,7 +5,7 @@ siblings (the same seed and data fraction) stops there, before it costs anything
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ class Start:
     Args:
         folder: of the run.
         siblings: folders of the runs that must begin alike.
+        elsewhere: of those that start from another checkpoint, and see the same batches.
     """
 
-    def __init__(self, folder: Path, siblings: list[Path]):
-        self.folder, self.siblings = folder, siblings
+    def __init__(self, folder: Path, siblings: Sequence[Path], elsewhere: Sequence[Path] = ()):
+        self.folder, self.siblings, self.elsewhere = folder, siblings, elsewhere
         self.found: dict[str, Any] = {"batches": []}
 
     @contextmanager
@@ -59,7 +60,9 @@ class Start:
         if len(self.found["batches"]) == BATCHES:
             write_json(self.folder / NOTE, self.found)
         for sibling in self.siblings:
-            check_alike(self.folder, self.found, sibling)
+            check_alike(self.folder, self.found, sibling, ("weights", "batches"))
+        for sibling in self.elsewhere:
+            check_alike(self.folder, self.found, sibling, ("batches",))
 
 
 def checksum_of(policy: Any) -> str:
@@ -82,18 +85,16 @@ def batch_checksum(batch: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_alike(folder: Path, found: dict[str, Any], sibling: Path) -> None:
-    """Raises :class:`CompareError` if a sibling has recorded other weights or batches."""
+def check_alike(folder: Path, found: dict[str, Any], sibling: Path, parts: Sequence[str]) -> None:
+    """Raises :class:`CompareError` if a sibling has recorded other weights, or other batches."""
     path = sibling / NOTE
     if not path.is_file():
         return
     other = read_json(path, "Remove it; it is only compared with.", CompareError)
     same = min(len(found["batches"]), len(other["batches"]))
-    for what, here, there in (
-        ("weights", found["weights"], other["weights"]),
-        ("batches", found["batches"][:same], other["batches"][:same]),
-    ):
-        if here != there:
+    here, there = ({"weights": of["weights"], "batches": of["batches"][:same]} for of in (found, other))
+    for what in parts:
+        if here[what] != there[what]:
             raise CompareError(
                 f"{folder.name} and {sibling.name} do not begin with the same {what}, and could not be "
                 "compared: something that they share (flags, data, versions, the machine) is not the same, "
