@@ -75,6 +75,9 @@ done
 "${compare[@]}" --seeds 25 26 27 28 29 --no-controls --arms plain forced --arms-file recipes/points_surface.yaml --evaluations 4 --probe none --out outputs/reach-surface -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
 
+# Do points that lie on surfaces carry over to cameras outside the range? Asked before any run: points and beside each against plain, by success at 600 steps.
+[ -f outputs/reach-surface-beyond/results.json ] || spatial-forcing compare transfer --of outputs/reach-surface --out outputs/reach-surface-beyond -- --env.camera=beyond
+
 # The variants of the objective that others published, on seeds of their own.
 "${compare[@]}" --seeds 14 15 16 --arms plain forced --arms-file recipes/variants.yaml --evaluations 2 --probe none --out outputs/reach-variants-study -- \
   --policy.type=sf_tiny "${reach[@]}" "${alignment[@]}"
