@@ -109,6 +109,21 @@ pretrain=(
 "${compare[@]}" --seeds 30 31 32 --no-controls --arms plain --arms-file recipes/starts.yaml --evaluations 4 --probe none --out outputs/reach-starts -- \
   "${path[@]}" "${reach[@]}"
 
+# A host as people fine-tune them, small: LeRobot's SmolVLA, a flow policy with rotary positions, pretrained like the built-in one. Asked before any run (of these
+# seeds): success and error at 300 of 600 steps, forced against plain and against its own shuffled target; at the vision encoder's end (VEGA) as well.
+[ -d outputs/small-vlm ] || python examples/small_smolvla.py --out outputs/small-vlm --width 128 --blocks 4 --image 112 --patch 14 --vision-width 96 --vision-blocks 2 --shuffle 1
+smolvla=(
+  --num_workers=0 --batch_size=16 --log_freq=50 --policy.device=cpu --policy.push_to_hub=false
+  --policy.optimizer_lr=5e-4 --policy.scheduler_decay_lr=5e-5 --policy.scheduler_warmup_steps=50
+)
+[ -d outputs/pretrained-smolvla/checkpoints/last ] || spatial-forcing train --policy.type=smolvla --policy.vlm_model_name=outputs/small-vlm --policy.num_vlm_layers=4 \
+  '--policy.resize_imgs_with_padding=[112,112]' --policy.train_expert_only=false --policy.freeze_vision_encoder=false --policy.tokenizer_max_length=8 \
+  --policy.chunk_size=4 --policy.n_action_steps=4 "${smolvla[@]}" --dataset.repo_id=local/other-tasks --dataset.root=outputs/other-tasks \
+  --steps=2400 --save_freq=2400 --seed=0 --output_dir=outputs/pretrained-smolvla
+"${compare[@]}" --seeds 33 34 35 --arms plain forced --arms-file recipes/vision.yaml \
+  --evaluations 2 --probe none --out outputs/reach-smolvla -- --policy.path=outputs/pretrained-smolvla/checkpoints/last/pretrained_model "${smolvla[@]}" \
+  --dataset.repo_id=local/reach-points --dataset.root=outputs/reach-points --steps=600 --env.type=sf_metaworld --env.task=reach-v3 --env.look_every=4 --env.points=8 "${alignment[@]}"
+
 # The sites that the probe suggests for each policy without forcing, on the episodes held out in the sweep.
 heldout=$(python -c "import json; print(*json.load(open('outputs/sweep/comparison.json'))['split']['heldout'])")
 for seed in 0 1 2; do
