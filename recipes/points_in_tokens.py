@@ -6,7 +6,8 @@ A small network is trained to read each token's point (recorded depth, robot's f
 on training episodes, and judged on the comparison's held-out ones. A linear head will not do: of a policy
 that is *given* the points it reads them 12 cm off, this one 2 cm. Beside it stands what the place of a token
 alone says: its mean point. Tokens are read where the host's record taps it, of every run of the comparison
-and of the checkpoints that --policies names. Writes docs/results/points-in-tokens.json; some 30 s a policy.
+and of the checkpoints that --policies names. Writes docs/results/probes/points-in-tokens.json; some 30 s a
+policy.
 
 Shapes: F frames, V views, H W tokens, n tokens of all frames, D width.
 """
@@ -49,7 +50,7 @@ class Args:
     """Of the runs that are read; all if none are named."""
     frames: int = 1120
     """Frames of training and test together."""
-    out: Path = Path(__file__).resolve().parents[1] / "docs" / "results" / "points-in-tokens.json"
+    out: Path = Path(__file__).resolve().parents[1] / "docs" / "results" / "probes" / "points-in-tokens.json"
 
 
 @dataclass(frozen=True)

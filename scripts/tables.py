@@ -13,8 +13,9 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
-from spatial_forcing.files import size_text
+from spatial_forcing.files import read_json, size_text
 from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.probe.records import ProbeReport, RankedSite
@@ -34,6 +35,8 @@ BUILT_IN = "tiny"
 SWEEP, PROBES, SITE = "sweep", "probes/sites-*.json", "--policy.forcing.site="
 # Of the table of scores: what `spatial-forcing teachers --dataset outputs/reach --out` wrote.
 SCORES = "teachers/reach.json"
+# Of the table of points: what recipes/points_in_tokens.py wrote, and the comparison whose arms it read.
+POINTS, POINTS_OF, POINTS_STEP = "probes/points-in-tokens.json", "reach-surface", 300
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -114,6 +117,30 @@ def score_table() -> str:
     )
 
 
+def points_table() -> str:
+    """How well points are read from tokens, by policy, beside the success of the arms in mid-training."""
+    found = read_json(RESULTS / POINTS)
+    arms = summarise(as_of(Results.read(RESULTS / f"{POINTS_OF}.json"), POINTS_STEP)).arms
+    errors: dict[str, list[dict[str, float]]] = {}
+    for name, row in found["rows"].items():
+        errors.setdefault(re.sub(r"[ -]\d+$", "", name), []).append(row)
+    rows = []
+    for name, of in sorted(errors.items(), key=lambda item: fmean(row["all"] for row in item[1])):
+        all_cm, goal_cm = (fmean(row[which] for row in of) for which in ("all", "goal"))
+        by_seed = f" ({', '.join(f'{row["all"]:.1f}' for row in of)})" if len(of) > 1 else ""
+        success = rate_text(arms[name].success, "") if name in arms else "–"
+        rows.append((name, f"{all_cm:.1f}{by_seed}", f"{goal_cm:.1f}", success))
+    head = (
+        "tokens of",
+        "points, cm (by seed)",
+        "of the goal, cm",
+        f"success of the arm at {POINTS_STEP} steps",
+    )
+    where = f"{found['hardware']['cores']} cores of {found['hardware']['cpu']}"
+    made = f"Made with: `python recipes/{found['command']}`; commit {found['commit']}; {where}."
+    return f"{_table(head, rows)}\n{made}\n"
+
+
 def _score(score: Score | None) -> str:
     if score is None or score.value is None:
         return "–"
@@ -131,6 +158,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "teachers": teacher_table,
     "sites": site_table,
     "scores": score_table,
+    "points": points_table,
 }
 RESULT, AT_STEP = "result ", " at step "
 
