@@ -33,10 +33,10 @@ def surface_points(depth_BVHW: Tensor, pinholes: Pinholes, rows: int, cols: int,
         far: metres.
 
     Returns:
-        points_BVhw3 in the cameras' shared frame, float32; not a number where less than half of the cell's
-        pixels are known.
+        points_BVhw3 in the cameras' shared frame, float32, on the CPU as the cameras are; not a number where
+        less than half of the cell's pixels are known.
     """
-    d_BVhwn = cells(depth_BVHW.float(), rows, cols)
+    d_BVhwn = cells(depth_BVHW.to("cpu", torch.float32), rows, cols)
     known_BVhwn = (d_BVhwn > 0) & (d_BVhwn < far)
     d_BVhwn, order_BVhwn = torch.where(known_BVhwn, d_BVhwn, torch.inf).sort(dim=-1)
     gaps_BVhwn = d_BVhwn[..., 1:] > (1 + GAP) * d_BVhwn[..., :-1]
