@@ -47,14 +47,6 @@ class Pinholes(NamedTuple):
         depth_BVN = image_BVN3[..., 2]
         return image_BVN3[..., :2] / depth_BVN[..., None].abs().clamp(min=1e-9), depth_BVN
 
-    def unproject(self, depth_BVhw: Tensor) -> Tensor:
-        """The points that the centres of a depth map's cells show: points_BVhw3.
-
-        Args:
-            depth_BVhw: metres along the viewing axis, of the whole image.
-        """
-        return self.from_image(centres(*depth_BVhw.shape[-2:]).to(depth_BVhw) * depth_BVhw[..., None])
-
     def from_image(self, image_BVhw3: Tensor) -> Tensor:
         """The points, in the shared frame, that are at d (x, y, 1) in the images: points_BVhw3.
 
