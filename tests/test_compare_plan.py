@@ -180,9 +180,11 @@ def test_the_work_that_is_done_is_read_from_the_ends_of_the_logs(tmp_path):
 
 def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
     evaluated = Evaluation(step=10, episodes=[], seconds=4.0, heldout_seconds=1.0)
-    done = Progress("a", 10, 10, [evaluated], 1, seconds_per_step=0.5, startup_seconds=20.0, failed=False)
-    waiting = Progress("b", 0, 10, [], 1, seconds_per_step=None, startup_seconds=None, failed=False)
-    half = Progress("c", 5, 10, [], 1, seconds_per_step=0.5, startup_seconds=None, failed=False)
+    done = Progress(
+        "a", 10, 10, [evaluated], 1, seconds_per_step=0.5, startup_seconds=20.0, begun=True, failed=False
+    )
+    waiting = Progress("b", 0, 10, [], 1, None, startup_seconds=None, begun=False, failed=False)
+    half = Progress("c", 5, 10, [], 1, seconds_per_step=0.5, startup_seconds=None, begun=True, failed=False)
     assert seconds_left([done, waiting], 1) == 10 * 0.5 + 5 + 20
     assert seconds_left([done, half], 1) == 5 * 0.5 + 5
     assert seconds_left([done, waiting], 2) == 15
@@ -190,7 +192,7 @@ def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
 
 
 def test_the_table_of_runs_fits_a_narrow_terminal():
-    one = Progress("shuffled-points-f100-s11", 450, 20000, [], 2, 0.255, startup_seconds=None, failed=False)
+    one = Progress("shuffled-points-f100-s11", 450, 20000, [], 2, 0.255, None, begun=True, failed=False)
     printed = StringIO()
     Console(width=80, file=printed).print(status_table([one], 2))
     (row,) = [line for line in printed.getvalue().splitlines() if "shuffled" in line]

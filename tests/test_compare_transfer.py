@@ -87,6 +87,17 @@ class TestTransfer:
         assert commands.run("compare", "status", tested) == 0
         assert "2 of 2 runs finished" in capsys.readouterr().out
 
+    def test_status_says_which_runs_wait(self, tested, tmp_path, capsys):
+        begun = tmp_path / "begun"
+        shutil.copytree(tested, begun, symlinks=True)
+        for name in ("plain-f100-s0", "forced-f100-s0"):
+            shutil.rmtree(begun / "runs" / name / "eval")
+        (begun / "runs" / "forced-f100-s0" / "log.txt").unlink()
+        assert commands.run("compare", "status", begun) == 0
+        plain, forced = (line for line in capsys.readouterr().out.splitlines() if "-f100-s0" in line)
+        assert "evaluating" in plain
+        assert "waiting" in forced
+
     def test_guards_refuse_an_environment_that_does_not_fit(self, compared, tmp_path, capsys):
         words = ["compare", "transfer", "--of", compared, "--out", tmp_path / "out", "--"]
         assert commands.run(*words, "--env.camera=beyond") == 2

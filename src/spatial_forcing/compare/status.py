@@ -30,7 +30,8 @@ class Progress:
         to_evaluate: how many checkpoints there will be.
         seconds_per_step: of late, waiting for data included; None before anything was logged.
         startup_seconds: of training apart from its steps: start-up and checkpoints; None before it ended.
-        failed: whether its log ends with an error of ours.
+        begun: whether it has a log.
+        failed: whether that ends with an error of ours.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Progress:
     to_evaluate: int
     seconds_per_step: float | None
     startup_seconds: float | None
+    begun: bool
     failed: bool
 
     @property
@@ -49,9 +51,9 @@ class Progress:
             return "finished"
         if self.failed:
             return "failed"
-        if self.step >= self.steps:
+        if self.step >= self.steps and self.begun:
             return "evaluating"
-        return f"step {self.step} of {self.steps}" if self.step else "waiting"
+        return f"step {self.step} of {self.steps}" if 0 < self.step < self.steps else "waiting"
 
 
 def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
@@ -74,7 +76,8 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
         if pace is not None and "seconds" in cost:
             # Of a resumed run only the last attempt is timed.
             startup = max(0.0, cost["seconds"] - pace * comparison.steps)
-        ended = log.is_file() and "\nspatial-forcing: " in f"\n{log.read_text(errors='replace')[-2000:]}"
+        begun = log.is_file()
+        ended = begun and "\nspatial-forcing: " in f"\n{log.read_text(errors='replace')[-2000:]}"
         found.append(
             Progress(
                 name=run.name,
@@ -84,6 +87,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
                 to_evaluate=len(comparison.steps_of(run)),
                 seconds_per_step=pace,
                 startup_seconds=startup,
+                begun=begun,
                 failed=ended,
             )
         )
