@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -35,8 +36,12 @@ BUILT_IN = "tiny"
 SWEEP, PROBES, SITE = "sweep", "probes/sites-*.json", "--policy.forcing.site="
 # Of the table of scores: what `spatial-forcing teachers --dataset outputs/reach --out` wrote.
 SCORES = "teachers/reach.json"
-# Of the table of points: what recipes/points_in_tokens.py wrote, and the comparison whose arms it read.
-POINTS, POINTS_OF, POINTS_STEP = "probes/points-in-tokens.json", "reach-surface", 300
+# Of the tables of points, by name: what recipes/points_in_tokens.py wrote, and the comparison that it read.
+POINTS = {
+    "points": ("probes/points-in-tokens.json", "reach-surface"),
+    "points starts": ("probes/points-in-tokens-starts.json", "reach-starts"),
+}
+POINTS_STEP = 300
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -117,10 +122,11 @@ def score_table() -> str:
     )
 
 
-def points_table() -> str:
+def points_table(table: str) -> str:
     """How well points are read from tokens, by policy, beside the success of the arms in mid-training."""
-    found = read_json(RESULTS / POINTS)
-    arms = summarise(as_of(Results.read(RESULTS / f"{POINTS_OF}.json"), POINTS_STEP)).arms
+    file, comparison = POINTS[table]
+    found = read_json(RESULTS / file)
+    arms = summarise(as_of(Results.read(RESULTS / f"{comparison}.json"), POINTS_STEP)).arms
     errors: dict[str, list[dict[str, float]]] = {}
     for name, row in found["rows"].items():
         errors.setdefault(re.sub(r"[ -]\d+$", "", name), []).append(row)
@@ -158,7 +164,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "teachers": teacher_table,
     "sites": site_table,
     "scores": score_table,
-    "points": points_table,
+    **{table: partial(points_table, table) for table in POINTS},
 }
 RESULT, AT_STEP = "result ", " at step "
 
