@@ -42,6 +42,22 @@ POINTS = {
     "points starts": ("probes/points-in-tokens-starts.json", "reach-starts"),
 }
 POINTS_STEP = 300
+# Of the table of evidence: what was asked, the kept comparison, and the step (None: the last).
+EVIDENCE = (
+    ("reach, half of the training", "reach-speed", 300),
+    ("reach, its end", "reach-speed", None),
+    ("reach, half of the training, other seeds", "reach-surface", 300),
+    ("reach, its end, other seeds", "reach-surface", None),
+    ("reach, pretrained on eight other tasks, half of the training", "reach-pretrained", 300),
+    ("reach, pretrained, its end", "reach-pretrained", None),
+    ("drawer-open, the end of training", "drawer-open", None),
+)
+EVIDENCE_ARMS = {
+    "plain": "no forcing",
+    "forced": "forcing",
+    "shuffled": "control: shuffled",
+    "place": "control: place",
+}
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -147,6 +163,18 @@ def points_table(table: str) -> str:
     return f"{_table(head, rows)}\n{made}\n"
 
 
+def evidence_table() -> str:
+    """Successes of the main studies, of the policy with and without forcing and of both controls."""
+    rows = []
+    for asked, name, step in EVIDENCE:
+        results = Results.read(RESULTS / f"{name}.json")
+        arms = summarise(results if step is None else as_of(results, step)).arms
+        seeds = len({run.seed for run in results.runs})
+        success = (rate_text(arms[arm].success, "") if arm in arms else "–" for arm in EVIDENCE_ARMS)
+        rows.append((asked, str(seeds), *success))
+    return _table(("of the built-in policy", "seeds", *EVIDENCE_ARMS.values()), rows)
+
+
 def _score(score: Score | None) -> str:
     if score is None or score.value is None:
         return "–"
@@ -164,6 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "teachers": teacher_table,
     "sites": site_table,
     "scores": score_table,
+    "evidence": evidence_table,
     **{table: partial(points_table, table) for table in POINTS},
 }
 RESULT, AT_STEP = "result ", " at step "

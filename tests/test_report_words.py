@@ -258,7 +258,7 @@ def test_the_probe_is_shown_with_intervals_and_paired_differences(results, tmp_p
     assert "0.152 (0.131 to 0.174)" in page.text
     assert "-0.021 (-0.041 to -0.001)" in page.text
     assert "of 17 other episodes. In brackets: 95 % bootstrap intervals" in page.text
-    assert "AbsRel less that of baseline" in page.text
+    assert "AbsRel minus that of baseline" in page.text
 
 
 def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_path):

@@ -52,7 +52,7 @@ def _difference_table(report: ProbeReport) -> Table | None:
     if not rows:
         return None
     table = _table(
-        "AbsRel less that of another source, on the same cells",
+        "AbsRel minus that of another source, on the same cells",
         f"below 0 is better, paired; {intervals_text(report)}",
         *("tokens of", "site", "head"),
         *(f"less {name}" for name in versus),

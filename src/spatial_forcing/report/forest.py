@@ -19,13 +19,13 @@ def draw_forests(summary: Summary) -> dict[str, str]:
     found = {}
     if any(c.difference for c in compared):
         rows = [(c, c.difference, c.by_seed) for c in compared]
-        found["forest_success"] = _forest(summary, rows, 1, "success less that of {} (points)")
+        found["forest_success"] = _forest(summary, rows, 1, "success minus that of {} (points)")
     if any(c.errors for c in compared):
         rows = [
             (c, c.errors.difference if c.errors else None, c.errors.by_seed if c.errors else {})
             for c in compared
         ]
-        found["forest_error"] = _forest(summary, rows, -1, "held-out error less that of {}")
+        found["forest_error"] = _forest(summary, rows, -1, "held-out error minus that of {}")
     return found
 
 

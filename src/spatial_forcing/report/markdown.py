@@ -108,7 +108,7 @@ def _by_step(summary: Summary) -> str:
     reached = [c for c in summary.comparisons if c.steps_to_target]
     if reached:
         lines = [[c.b, c.a, c.steps_to_target.ratio] for c in reached if c.steps_to_target]
-        head = ["arm", "against", "steps to the final error of the other: its own over the arm's"]
+        head = ["arm", "against", "speed-up to the other arm's last error: its steps over this arm's"]
         found.append(table(head, lines))
     return "\n\n".join(found)
 
@@ -171,7 +171,7 @@ def _by_data(summary: Summary) -> str:
     if reached:
         lines = [[c.b, c.a, c.data_to_target.ratio] for c in reached if c.data_to_target]
         found.append(
-            table(["arm", "against", "data to the final error of the other: its own over the arm's"], lines)
+            table(["arm", "against", "data to the other arm's last error: its over this arm's"], lines)
         )
     return "\n\n".join(found)
 
@@ -182,7 +182,7 @@ def _probe(summary: Summary) -> str:
         return ""
     pseudo = " (pseudo)" if probe.depth is not None and probe.depth.kind == "pseudo" else ""
     unit = "m" if probe.depth is None or probe.depth.unit == "m" else "medians"
-    head = ["tokens of", f"depth AbsRel{pseudo}", *(f"less that of {other}" for other in probe.versus)]
+    head = ["tokens of", f"depth AbsRel{pseudo}", *(f"minus that of {other}" for other in probe.versus)]
     head.append(f"RMSE ({unit})")
     rows = [
         [row.name, with_interval(row, "absrel")]
