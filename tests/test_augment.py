@@ -12,6 +12,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.transforms.transforms import ImageTransformConfig, ImageTransforms, ImageTransformsConfig
 from small_dataset import CAMERAS, make_dataset
+from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
@@ -95,7 +96,15 @@ def test_bending_a_image_is_refused():
         tracked(blob(40, 30))
 
 
-@pytest.mark.parametrize("unknown", [lambda image: image.flip(-1), v2.Lambda(lambda image: image)])
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda image: image.flip(-1),
+        v2.Lambda(lambda image: image),
+        v1.RandomHorizontalFlip(1.0),
+        v1.CenterCrop(16),
+    ],
+)
 def test_toward_images_that_moved_nobody_knows_where_nothing_is_aligned(unknown):
     tracked, image = TrackedTransforms(v2.Compose([v2.RandomHorizontalFlip(0.0), unknown])), blob(40, 30)
     assert torch.equal(tracked(image), unknown(image))  # the policy is trained as ever
@@ -105,6 +114,13 @@ def test_toward_images_that_moved_nobody_knows_where_nothing_is_aligned(unknown)
         SpatialForcingError, match=r"transforms of the data set move images is not known.*online"
     ):
         affines_of(batch, list(CAMERAS))
+
+
+@pytest.mark.parametrize("kind", [v2.RandAugment, v2.TrivialAugmentWide, v2.AutoAugment, v2.AugMix])
+def test_transforms_that_do_not_say_what_they_drew_are_not_followed(kind):
+    tracked = TrackedTransforms(v2.Compose([v2.RandomHorizontalFlip(0.0), kind()]))
+    tracked((255 * blob(40, 30)).to(torch.uint8))
+    assert tracked.affine_23.isnan().all()
 
 
 # ---- in LeRobot's data sets

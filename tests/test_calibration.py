@@ -175,6 +175,26 @@ def test_columns_that_hold_something_else_are_refused(calibration, column, value
         calibration.pinholes(batch | {column: value}, [LEFT, WRIST, MOVING])
 
 
+@pytest.mark.parametrize("stored", [(16,), (4, 4)])
+def test_a_matrix_stored_column_by_column_is_refused(calibration, stored):
+    batch, _ = batch_of()
+    last_B14 = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(4, 1, 4)
+    whole_B44 = torch.cat([batch["moving.extrinsics"], last_B14], dim=1)
+    with pytest.raises(CalibrationError, match=r"moving\.extrinsics .* row by row.* column by column"):
+        calibration.pinholes(batch | {"moving.extrinsics": whole_B44.mT.reshape(4, *stored)}, [MOVING])
+
+
+def test_a_position_in_millimetres_is_refused(calibration):
+    batch, _ = batch_of()
+    state_B7 = batch["observation.state"].clone()
+    state_B7[:, :3] *= 1000
+    moved = batch | {"observation.state": state_B7}
+    with pytest.raises(CalibrationError, match=r"observation\.state of frame 0 .* probably in millimetres"):
+        calibration.end_effector(moved)
+    with pytest.raises(CalibrationError, match="probably in millimetres"):
+        calibration.pinholes(moved, [WRIST])
+
+
 def test_angles_in_degrees_are_refused(tmp_path):
     batch, _ = batch_of(form="euler_xyz")
     rotation = {"column": "observation.state", "indices": [3, 4, 5], "as": "euler_xyz"}

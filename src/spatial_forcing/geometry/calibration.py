@@ -26,7 +26,13 @@ from torch import Tensor
 from spatial_forcing.errors import UnknownNameError
 from spatial_forcing.geometry.cameras import CalibrationError
 from spatial_forcing.geometry.columns import EXTRINSICS, INTRINSICS, Column
-from spatial_forcing.geometry.matrices import ROTATIONS, Fault, extrinsics_fault, intrinsics_fault, row_where
+from spatial_forcing.geometry.matrices import (
+    ROTATIONS,
+    Fault,
+    extrinsics_fault,
+    intrinsics_fault,
+    position_fault,
+)
 from spatial_forcing.geometry.pinhole import Pinholes, unit_intrinsics
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -151,7 +157,7 @@ class Calibration:
                 "{column: observation.state, indices: [0, 1, 2]}}, with the column of the data set."
             )
         p_B3 = self.position.numbers(batch)
-        self._refuse(self.position, row_where(~p_B3.isfinite().all(-1), "is no position: it is not finite"))
+        self._refuse(self.position, position_fault(p_B3))
         return p_B3
 
     def _rotation(self, batch: Mapping[str, Any], key: str) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spatial_forcing.errors import UnknownNameError
@@ -46,13 +47,20 @@ class Column:
             shapes: ``INTRINSICS`` or ``EXTRINSICS``, of which the column has one.
 
         Raises:
-            CalibrationError: the batch lacks the column.
+            CalibrationError: the batch lacks the column, or a 4 x 4 matrix ends otherwise than 0, 0, 0, 1.
         """
         numbers = self._of(batch)
         if (numbers.shape[-1],) not in shapes:  # not row by row, but as a matrix
             numbers = numbers.flatten(-2)
         numbers_Bn = numbers[:, -1] if numbers.ndim == 3 else numbers
-        return numbers_Bn.unflatten(-1, (-1, 3 if shapes is INTRINSICS else 4))[:, :3]
+        matrix_Brc = numbers_Bn.unflatten(-1, (-1, 3 if shapes is INTRINSICS else 4))
+        last_B4 = matrix_Brc[:, 3:].flatten(1)  # of 4 x 4
+        if last_B4.numel() and not torch.allclose(last_B4, last_B4.new_tensor([0.0, 0.0, 0.0, 1.0])):
+            raise CalibrationError(
+                f"The column {self.name} is to hold [R | t] row by row, with the last row 0, 0, 0, 1 if "
+                f"it is 4 x 4. A last row is {last_B4[0].tolist()}: perhaps it is stored column by column."
+            )
+        return matrix_Brc[:, :3]
 
     def check_numbers(self, meta: Any, count: int) -> None:
         """Raises :class:`CalibrationError` unless a data set has the column, with ``count`` such numbers."""

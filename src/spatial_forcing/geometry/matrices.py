@@ -25,7 +25,7 @@ from spatial_forcing.teachers.da3_heads import rotation
 
 ORTHONORMAL = 1e-3
 UNIT = 0.05  # a quaternion's norm may differ from 1 by so much; it is normalised
-FARTHEST = 10.0  # metres from a robot to its camera
+FARTHEST = 10.0  # metres from a robot's base to its camera or its hand
 Fault = tuple[int, str] | None
 
 
@@ -81,11 +81,23 @@ def rotation_fault(R_B33: Tensor) -> Fault:
 
 def extrinsics_fault(E_B34: Tensor) -> Fault:
     """A matrix that cannot be extrinsics [R | t] in metres."""
-    distance_B = E_B34[..., 3].norm(dim=-1)
-    return rotation_fault(E_B34[..., :3]) or row_where(
+    return rotation_fault(E_B34[..., :3]) or _far(E_B34[..., 3], "has a translation")
+
+
+def position_fault(p_B3: Tensor) -> Fault:
+    """A position of the end effector that is not finite, or not in metres."""
+    return row_where(~p_B3.isfinite().all(-1), "is no position: it is not finite") or _far(
+        p_B3, "has a position"
+    )
+
+
+def _far(t_B3: Tensor, words: str) -> Fault:
+    """A vector that is longer than any from a robot to its camera or its hand."""
+    distance_B = t_B3.norm(dim=-1)
+    return row_where(
         ~(distance_B <= FARTHEST),
-        f"has a translation of {distance_B.max():.4g} m, more than {FARTHEST:g}: it is probably in "
-        "millimetres, and is to be in metres",
+        f"{words} of {distance_B.max():.4g} m, more than {FARTHEST:g}: it is probably in millimetres, and "
+        "is to be in metres",
     )
 
 

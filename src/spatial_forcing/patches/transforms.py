@@ -39,8 +39,8 @@ class TrackedTransforms:
         transforms: LeRobot's ``ImageTransforms`` or any torchvision v2 transform.
 
     Attributes:
-        affine_23: from the last transformed image to the one that went in; NaN if a transform is neither
-            torchvision's nor LeRobot's, so that nobody knows.
+        affine_23: from the last transformed image to the one that went in; NaN if a transform does not say
+            what it drew, so that nobody knows.
     """
 
     def __init__(self, transforms: Any):
@@ -49,10 +49,9 @@ class TrackedTransforms:
         self._drawn: list[tuple[Any, dict[str, Any]]] = []
         self._known = True
         for leaf in _leaves(transforms):
-            name = type(leaf).__name__
-            if type(leaf).__module__.startswith("torchvision.") and name != "Lambda":  # any function
+            if _asks_make_params(leaf):
                 leaf.make_params = _Recorder(leaf, self._drawn)
-            elif name not in STILL:
+            elif type(leaf).__name__ not in STILL:
                 self._known = False
 
     def __call__(self, image_3HW: Tensor) -> Tensor:
@@ -75,6 +74,21 @@ class _Recorder:
         params = type(self.leaf).make_params(self.leaf, flat_inputs)
         self.drawn.append((self.leaf, params))
         return params
+
+
+def _asks_make_params(leaf: Any) -> bool:
+    """Whether all that a transform does to an image follows from its ``make_params``.
+
+    Not of torchvision's that draw in a ``forward`` of their own (RandAugment, TrivialAugmentWide,
+    AutoAugment, AugMix), of its first version's, or of a Lambda, which is any function.
+    """
+    from torchvision.transforms import v2
+
+    if not isinstance(leaf, v2.Transform) or isinstance(leaf, v2.Lambda):
+        return False
+    # The second is that of all transforms that are applied with a probability.
+    asking = (v2.Transform.forward, v2.RandomHorizontalFlip.forward)
+    return type(leaf).__module__.startswith("torchvision.") and type(leaf).forward in asking
 
 
 def _leaves(transform: Any) -> Iterator[Any]:
@@ -131,7 +145,8 @@ def affines_of(batch: dict[str, Any], cameras: list[str]) -> Tensor | None:
     if affine_BV23.isnan().any():
         raise SpatialForcingError(
             "Whether the image transforms of the data set move images is not known, so stored features "
-            "cannot follow them. Known are those of torchvision.transforms.v2 (not Lambda), and LeRobot's: "
+            "cannot follow them. Known are those of torchvision.transforms.v2 (not Lambda, RandAugment, "
+            "AutoAugment, TrivialAugmentWide and AugMix), and LeRobot's: "
             f"{', '.join(sorted(STILL))}. Train with the teacher online (without forcing.cache), or leave "
             "the others out."
         )
