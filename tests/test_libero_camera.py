@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from geometry import project, unproject
+from geometry import project, seen_at, unproject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +83,7 @@ def test_readers_find_the_same_points_in_an_image_and_its_mirror_image(seed, wid
         unit_intrinsics(torch.from_numpy(other_33), height, width)[None, None],
         torch.from_numpy(E_34)[None, None],
     )
-    points_BVhw3 = cameras.unproject(torch.from_numpy(other_HW)[None, None])
+    points_BVhw3 = seen_at(cameras, torch.from_numpy(other_HW)[None, None])
     np.testing.assert_allclose(points_BVhw3[0, 0].numpy()[:, ::-1], true_HW3, atol=1e-5)
     np.testing.assert_allclose(cameras.centres_BV3[0, 0], -E_34[:, :3].T @ E_34[:, 3], atol=1e-5)
 

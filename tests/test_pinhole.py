@@ -6,7 +6,7 @@ Shapes: B batch, V views, N points, H W pixels.
 import numpy as np
 import pytest
 import torch
-from geometry import project
+from geometry import project, seen_at
 
 from spatial_forcing.geometry.matrices import of_axis_angle
 from spatial_forcing.geometry.pinhole import Pinholes, centres, unit_intrinsics
@@ -23,15 +23,10 @@ def some_cameras(B: int = 3, V: int = 2) -> Pinholes:
     return Pinholes(unit_intrinsics(K_33, 100, 200).expand(B, V, 3, 3), torch.cat([R_BV33, t_BV31], -1))
 
 
-def unproject(cameras: Pinholes, depth_BVhw: torch.Tensor) -> torch.Tensor:
-    """The points that the centres of a depth map's cells show: points_BVhw3."""
-    return cameras.from_image(centres(*depth_BVhw.shape[-2:]) * depth_BVhw[..., None])
-
-
 def test_projecting_unprojected_pixels_is_the_identity():
     cameras = some_cameras()
     depth_BVhw = 0.3 + torch.rand(3, 2, 5, 7)
-    points_BVhw3 = unproject(cameras, depth_BVhw)
+    points_BVhw3 = seen_at(cameras, depth_BVhw)
     place_BVN2, depth_BVN = cameras.project(points_BVhw3.flatten(2, 3))
     expected_N2 = centres(5, 7)[..., :2].flatten(0, 1)
     torch.testing.assert_close(place_BVN2, expected_N2.expand_as(place_BVN2), atol=1e-4, rtol=0)
@@ -42,15 +37,15 @@ def test_unprojecting_projected_points_is_the_identity():
     cameras = some_cameras()
     place = torch.tensor([0.5, 0.5])  # the centre of an image of one pixel
     ahead_BV11 = torch.full((3, 2, 1, 1), 0.8)
-    points_BV13 = unproject(cameras, ahead_BV11)[:, :, 0]
+    points_BV13 = seen_at(cameras, ahead_BV11)[:, :, 0]
     place_BV12, depth_BV1 = cameras.project(points_BV13)
     torch.testing.assert_close(place_BV12, place.expand_as(place_BV12), atol=1e-5, rtol=0)
-    torch.testing.assert_close(unproject(cameras, depth_BV1[..., None])[:, :, 0], points_BV13)
+    torch.testing.assert_close(seen_at(cameras, depth_BV1[..., None])[:, :, 0], points_BV13)
 
 
 def test_what_is_behind_a_camera_has_a_depth_below_zero():
     cameras = some_cameras()
-    behind_BVN3 = unproject(cameras, torch.full((3, 2, 1, 1), -0.5))[:, :, 0]
+    behind_BVN3 = seen_at(cameras, torch.full((3, 2, 1, 1), -0.5))[:, :, 0]
     assert (cameras.project(behind_BVN3)[1] < 0).all()
 
 
@@ -86,7 +81,7 @@ def test_points_land_where_the_embedded_worlds_matrices_put_them(rendered):
 
 def test_what_one_camera_sees_another_sees_at_the_same_depth(rendered):
     pinholes, depth_VHW, _ = rendered
-    points_1VHW3 = unproject(pinholes, torch.from_numpy(depth_VHW)[None])
+    points_1VHW3 = seen_at(pinholes, torch.from_numpy(depth_VHW)[None])
     for seer, other in ((0, 1), (1, 0)):
         points_N3 = points_1VHW3[0, seer].flatten(0, 1)
         place_1VN2, depth_1VN = pinholes.project(points_N3.expand(1, 2, -1, 3))

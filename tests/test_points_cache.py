@@ -2,15 +2,18 @@
 
 import shutil
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import run
-from geometry import unproject
+from geometry import seen_at, unproject
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.testing import assert_close
 from training_configs import policy_config, train_config
 
@@ -30,6 +33,11 @@ from spatial_forcing.train import train_or_continue
 VIEWS = ["observation.images.left", "observation.images.right"]
 SPEC = DemoSpec(episodes=4, frames=3, size=56)
 SIZES = {"image_size": 56, "width": 32, "depth": 4, "heads": 2, "device": "cpu"}
+
+
+def teacher_file(name: str) -> Path:
+    """The file of a teacher's weights that is packaged."""
+    return Path(str(resources.files("spatial_forcing.teachers") / "weights" / f"{name}.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +73,11 @@ def random_pinholes(seed: int) -> Pinholes:
 def test_points_stay_where_they_are_when_cameras_move(seed):
     # A floor at z = 0: its depth in every pixel follows from the camera alone.
     pinholes = random_pinholes(seed)
-    unit_BVhw3 = pinholes.unproject(torch.ones(1, 2, 9, 7))
+    unit_BVhw3 = seen_at(pinholes, torch.ones(1, 2, 9, 7))
     centre_BV113 = pinholes.centres_BV3[:, :, None, None]
     depth_BVhw = centre_BV113[..., 2] / (centre_BV113[..., 2] - unit_BVhw3[..., 2])
     seen = depth_BVhw > 0
-    points_BVhw3 = pinholes.unproject(depth_BVhw)
+    points_BVhw3 = seen_at(pinholes, depth_BVhw)
     assert points_BVhw3[seen][:, 2].abs().max() < 1e-4
     # What one view shows is where the other view shows it.
     other = random_pinholes(seed + 1)
@@ -90,7 +98,7 @@ def rays_to(pinholes: Pinholes, place_BVN2, depth_BVN):
 def test_frames_keep_distances_and_the_cameras_are_where_they_should_be(frame):
     pinholes = random_pinholes(0)
     depth = torch.rand(1, 2, 5, 5) + 0.5
-    world, found = pinholes.unproject(depth), in_frame(frame, pinholes).unproject(depth)
+    world, found = seen_at(pinholes, depth), seen_at(in_frame(frame, pinholes), depth)
     for v in range(2):
         assert_close(
             torch.cdist(found[0, v].view(-1, 3), found[0, v].view(-1, 3)),
@@ -179,6 +187,23 @@ def test_the_end_effector_gives_the_scale_of_what_one_camera_sees(dataset, monke
     known = ratio.isfinite().all(-1).all(-1)
     assert known.sum() >= 6
     assert ((ratio[known] - 1).abs() < 0.15).float().mean() > 0.8
+
+
+def test_the_model_that_gave_the_depth_is_known_by_its_weights(dataset, tmp_path):
+    """Retrained in place it gives other points: those that are stored are not continued with them."""
+    own, file = teacher_file("vggt-tiny-sim"), tmp_path / "mine.safetensors"
+    fingerprints = []
+    for scale in (1.0, 1.0, 1.01):
+        with safe_open(own, "pt") as opened:
+            weights = {name: scale * opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            save_file(weights, file, opened.metadata())
+        for keys in (VIEWS, VIEWS[:1]):  # metres by the cameras, by the end effector
+            source = point_source(f"pseudo:{file}", dataset, keys, None, "robot")
+            fingerprints.append((len(keys), source.fingerprint))
+        assert source.fingerprint != point_source("recorded", dataset, VIEWS[:1], None, "robot").fingerprint
+    first, again, other = fingerprints[:2], fingerprints[2:4], fingerprints[4:]
+    assert first == again
+    assert not {*first} & {*other}
 
 
 # ---- stored ------------------------------------------------------------------------------------------------

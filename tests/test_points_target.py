@@ -6,9 +6,10 @@ import pickle
 
 import pytest
 import torch
-from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, Setting
+from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, ConvTeacher, Setting
 from torch.testing import assert_close
 
+from spatial_forcing import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.features import AnnotatedFeatures, Features
 from spatial_forcing.grid import flip
@@ -182,3 +183,10 @@ def test_features_with_points_unpack_and_travel_as_features():
     assert Features(*features).points_BVHW3 is None
     assert features.with_points(None).points_BVHW3 is None
     assert torch.equal(features.of_views([1]).points_BVHW3, features.points_BVHW3[:, 1:])
+
+
+def test_a_target_too_narrow_for_points_is_refused_before_a_step():
+    narrow = ConvTeacher()
+    narrow.width = 4
+    with pytest.raises(SpatialForcingError, match=r"in 6 channels at least, and these features are 4 wide"):
+        SpatialForcing(Setting().vla.spatial_forcing_host(), narrow, points="added")

@@ -5,6 +5,7 @@ Shapes: B batch, V views, H W pixels, h w cells.
 
 import pytest
 import torch
+from geometry import seen_at
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -32,7 +33,7 @@ def points(depth_HW: torch.Tensor, rows: int = 4, cols: int = 4) -> torch.Tensor
 
 def test_a_wall_is_where_the_cells_centres_show_it():
     wall_HW = torch.full((40, 40), 1.5)
-    assert_close(points(wall_HW), one_camera().unproject(torch.full((1, 1, 4, 4), 1.5))[0, 0])
+    assert_close(points(wall_HW), seen_at(one_camera(), torch.full((1, 1, 4, 4), 1.5))[0, 0])
 
 
 @pytest.mark.parametrize(("side", "shown"), [(4, CUP), (7, CUP), (3, TABLE)])

@@ -145,6 +145,26 @@ def test_what_no_weight_is_on_pulls_nothing():
     assert before > 0
 
 
+def test_where_no_token_has_a_weight_no_cosine_is_logged():
+    """1 would say that all are aligned."""
+    setting = Setting(token_weights=True)
+    features = weighted(setting)
+    assert setting.loss(features.with_weights(torch.zeros_like(features.weights_BVHW))) == 0
+    assert setting.sf.logs["cosine"].isnan()
+    assert setting.sf.logs["valid_fraction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"), [(-0.5, "0 or more; 1 of"), (torch.nan, "1 of"), (torch.inf, "infinity")]
+)
+def test_weights_that_are_none_are_refused(weight, says):
+    setting = Setting(token_weights=True)
+    features = weighted(setting)
+    features.weights_BVHW[0, 0, 0, 0] = weight
+    with pytest.raises(SpatialForcingError, match=says):
+        setting.loss(features)
+
+
 def test_weights_move_with_the_hosts_own_crop_and_are_averaged_as_tokens_are():
     setting = Setting(token_weights=True)
     features = weighted(setting)

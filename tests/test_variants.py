@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, ConvTeacher, Setting, Several
 from torch.testing import assert_close
 
-from lerobot_policy_spatial_forcing.feature_source import FeatureSource
+from lerobot_policy_spatial_forcing.feature_source import FeatureSource, sources_of
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
 from spatial_forcing import Alignment
 from spatial_forcing.cache.store import FeatureStore
@@ -169,6 +169,32 @@ def test_the_target_is_so_many_frames_ahead_and_never_of_the_next_episode(cache)
     assert torch.equal(found.tokens_BVHWC, store.read(torch.tensor([3, 3, 3, 7, 8])).tokens_BVHWC)
     now = FeatureSource(AlignmentConfig(cache=str(cache)), cameras, "cpu", episode_ends=ends)
     assert torch.equal(now(batch, shown).tokens_BVHWC, store.read(batch["index"]).tokens_BVHWC)
+
+
+def test_later_frames_of_a_teacher_online_are_refused_in_every_entry():
+    """Entries with one teacher share what it gives, and the second must not lose its option silently."""
+    entries = [AlignmentConfig(teacher="pixels"), AlignmentConfig(teacher="pixels", future=4)]
+    with pytest.raises(SpatialForcingError, match=r"future=4 needs stored features"):
+        sources_of(entries, cameras={}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"projector": "conv", "norm": "batch"}, "has no norm"),
+        ({"norm": "group"}, "norm is 'layer' or 'batch'"),
+        ({"points": "added", "position_embedding": 0.0}, "the target would have no points"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(options, says):
+    for made in (AlignmentConfig, Setting):
+        with pytest.raises(SpatialForcingError, match=says):
+            made(**options)
+
+
+def test_a_calibration_without_points_is_refused():
+    with pytest.raises(SpatialForcingError, match="says which points a target has, and this one has none"):
+        AlignmentConfig(calibration="cameras.yaml")
 
 
 def test_what_later_frames_need(cache):

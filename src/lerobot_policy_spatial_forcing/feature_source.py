@@ -78,27 +78,8 @@ class FeatureSource:
                 layer=config.layer, resolution=config.resolution, dtype=config.dtype
             )
             self.teacher: FrozenTeacher | FeatureStore = self.store
-        elif config.points is not None:
-            raise SpatialForcingError(
-                f"forcing.points={config.points} needs the 3D point of each token, which spatial-forcing "
-                "points stores beside a cache: give forcing.cache, or leave forcing.points out."
-            )
-        elif config.token_weights is not None:
-            raise SpatialForcingError(
-                f"forcing.token_weights={config.token_weights} needs the weight of each token, which "
-                "spatial-forcing weights stores beside a cache: give forcing.cache, or leave it out."
-            )
-        elif config.future:
-            raise SpatialForcingError(
-                f"forcing.future={config.future} needs stored features: give forcing.cache, or set "
-                "forcing.future=0."
-            )
-        elif config.pca_targets:
-            raise SpatialForcingError(
-                "forcing.pca_targets needs a compressed cache: give forcing.cache, or set "
-                "forcing.pca_targets=false."
-            )
         else:
+            check_online(config)
             self.teacher = load_teacher(
                 config.teacher or DEFAULT_TEACHER,
                 weights=config.teacher_checkpoint,
@@ -126,7 +107,7 @@ class FeatureSource:
 
     def shown(self, policy: Any, batch: dict[str, Any], stats: dict[str, Any] | None) -> ShownImages:
         """The images to align, in the order in which the teacher sees them."""
-        shown = self._packed(batch).cameras if self._needs_names else None
+        shown = self._packed(batch).cameras if self.needs_names else None
         return images_of(policy, batch, stats, cameras=self.wanted, shown=shown)
 
     def __call__(self, batch: dict[str, Any], shown: ShownImages) -> Tensor | Features:
@@ -169,7 +150,7 @@ class FeatureSource:
         return packed_BV23 if affine_BV23 is None else compose(affine_BV23, packed_BV23.to(affine_BV23))
 
     @property
-    def _needs_names(self) -> bool:
+    def needs_names(self) -> bool:
         """Whether camera names are needed to tell which cameras a prompt shows."""
         return self.packed and (self.store is not None or self.wanted is not None)
 
@@ -202,12 +183,39 @@ def episode_ends(meta: Any) -> Tensor:
     return torch.tensor([int(end) for end in meta.episodes["dataset_to_index"]])
 
 
+def check_online(config: AlignmentConfig) -> None:
+    """Raises :class:`SpatialForcingError` for options that a teacher online cannot serve."""
+    if config.points is not None:
+        raise SpatialForcingError(
+            f"forcing.points={config.points} needs the 3D point of each token, which spatial-forcing "
+            "points stores beside a cache: give forcing.cache, or leave forcing.points out."
+        )
+    if config.token_weights is not None:
+        raise SpatialForcingError(
+            f"forcing.token_weights={config.token_weights} needs the weight of each token, which "
+            "spatial-forcing weights stores beside a cache: give forcing.cache, or leave it out."
+        )
+    if config.future:
+        raise SpatialForcingError(
+            f"forcing.future={config.future} needs stored features: give forcing.cache, or set "
+            "forcing.future=0."
+        )
+    if config.pca_targets:
+        raise SpatialForcingError(
+            "forcing.pca_targets needs a compressed cache: give forcing.cache, or set "
+            "forcing.pca_targets=false."
+        )
+
+
 def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSource]:
     """The feature source of every alignment; alignments with the same teacher or cache share one.
 
     Args:
         entries: the alignments.
         how: the other arguments of :class:`FeatureSource`.
+
+    Raises:
+        SpatialForcingError: see :class:`FeatureSource`; of every alignment, also of those that share one.
     """
     found: dict[tuple, FeatureSource] = {}
     sources = []
@@ -229,7 +237,8 @@ def sources_of(entries: Sequence[AlignmentConfig], **how: Any) -> list[FeatureSo
                 entry.future,
             )
         else:
-            key = (entry.teacher, entry.teacher_checkpoint, entry.resolution, entry.dtype, entry.pca_targets)
+            check_online(entry)
+            key = (entry.teacher, entry.teacher_checkpoint, entry.resolution, entry.dtype)
         if key not in found:
             found[key] = FeatureSource(entry, **how)
         sources.append(found[key])

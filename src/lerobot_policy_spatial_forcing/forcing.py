@@ -143,8 +143,8 @@ class ForcedPolicy:
 
     @property
     def feature_source(self) -> FeatureSource:
-        """The feature source of the first alignment."""
-        return self.feature_sources[0]
+        """The feature source that takes a step's images: one that needs their names, if there is one."""
+        return next((one for one in self.feature_sources if one.needs_names), self.feature_sources[0])
 
     # ---- training --------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from spatial_forcing.listed import Listing, entries_in
 from spatial_forcing.losses import loss_of
 from spatial_forcing.on_grid import POINTS
 from spatial_forcing.probe.depths import check_source as check_depth_source
-from spatial_forcing.projector import PROJECTORS
-from spatial_forcing.ranges import check_position_embedding
+from spatial_forcing.projector import PROJECTORS, check_norm
+from spatial_forcing.ranges import check_position_embedding, check_together
 from spatial_forcing.schedules import schedule_of
 from spatial_forcing.token_weights.sources import check_source
 
@@ -96,12 +96,13 @@ class AlignmentConfig:
     def _check(self) -> None:
         for name in CHECKS:
             check_option(name, getattr(self, name))
-        for name in ("points_from", "points_frame"):
+        for name in ("points_from", "points_frame", "calibration"):
             if self.points is None and (value := getattr(self, name)) is not None:
                 raise SpatialForcingError(
                     f"forcing.{name}={value} says which points a target has, and this one has none: give "
                     f"forcing.points ({', '.join(POINTS)}), or leave forcing.{name} out."
                 )
+        check_together(self.projector, self.norm, self.points, self.position_embedding)
 
 
 @dataclass
@@ -235,6 +236,7 @@ CHECKS: dict[str, Any] = {
     "points_frame": _check_points_frame,
     "token_weights": _check_token_weights,
     "projector": _check_projector,
+    "norm": check_norm,
     "future": _check_future,
 }
 

@@ -18,8 +18,8 @@ from spatial_forcing.losses import Loss, check_weighs, loss_of
 from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.mixture import MixedProjector, MixedTap, name_of, sites_named, tap_at
 from spatial_forcing.on_grid import POINTS, Given, OnGrid, width_with
-from spatial_forcing.projector import PROJECTORS, ConvProjector, Projector
-from spatial_forcing.ranges import check_position_embedding
+from spatial_forcing.projector import PROJECTORS, ConvProjector, Projector, check_norm
+from spatial_forcing.ranges import check_position_embedding, check_together
 from spatial_forcing.schedules import Schedule, Weight, schedule_of, weight_at
 from spatial_forcing.site import Host
 from spatial_forcing.tap import Tap
@@ -100,6 +100,8 @@ class Alignment:
             raise UnknownNameError("use of points", self.points, POINTS)
         if self.projector not in PROJECTORS:
             raise UnknownNameError("projector", self.projector, PROJECTORS)
+        check_norm(self.norm)
+        check_together(self.projector, self.norm, self.points, self.position_embedding)
         if not 0 < self.hidden_share <= 1 or (self.hidden_share < 1 and self.projector == "conv"):
             raise SpatialForcingError(
                 "hidden_share is the share of an mlp projector's hidden units that are used, above 0 and up "
@@ -218,13 +220,14 @@ class Part:
     def numbers(self, align: Tensor, compared: tuple[Tensor, ...], weight: float) -> dict[str, Tensor]:
         """The logs of a step, from its loss and what that compares: (projected_BNC, target_BNC, valid_BN),
         and weight_BN with weights."""
-        align, valid_BN = align.detach(), compared[2]
+        align, valid_BN, *weights = align.detach(), *compared[2:]
+        counted_BN = valid_BN & (weights[0] > 0) if weights else valid_BN
         distance = align if self.loss is cosine_distance else cosine_distance(*(t.detach() for t in compared))
         numbers = {
             "align_loss": align,
-            # Without valid tokens not a number, and not left out: LeRobot averages the metrics of several
-            # processes by their position.
-            "cosine": torch.where(valid_BN.any(), 1 - distance, torch.nan),
+            # Where no token counts not a number, and not left out: LeRobot averages the metrics of
+            # several processes by their position.
+            "cosine": torch.where(counted_BN.any(), 1 - distance, torch.nan),
             "valid_fraction": valid_BN.float().mean(),
         }
         return numbers | ({"align_weight": align.new_tensor(weight)} if self.scheduled else {})

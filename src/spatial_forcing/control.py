@@ -5,7 +5,8 @@ position signal that the policy lacked, or act as a regulariser. Whatever a cont
 teacher's content did not. Two controls, run as arms beside the forced one:
 
 * ``shuffled``: every frame gets the features of another frame. The target keeps the teacher's statistics at
-  every place and has no mutual information with the frame.
+  every place, and of the frame it says nothing, or of one in about as many as there are episodes what
+  frames of one episode have in common.
 * ``place``: the sinusoidal position embedding of each token's place, the same for every frame and teacher.
 
 Shapes: B batch, V views, H W teacher rows and columns, h w host rows and columns, C channels.

@@ -85,10 +85,12 @@ class Features(NamedTuple):
         return annotated(Features(move(self.tokens_BVHWC), move(self.valid_BVHW)), points, weights)
 
     def check_finite(self) -> None:
-        """Raises :class:`SpatialForcingError` if a valid token holds NaN or infinity.
+        """Raises :class:`SpatialForcingError` if a valid token holds NaN or infinity, or has such a weight.
 
         What is not valid may hold anything. On an accelerator this waits for it.
         """
+        if self.weights_BVHW is not None and not self.weights_BVHW[self.valid_BVHW].isfinite().all():
+            raise SpatialForcingError("A weight of a valid token is NaN or infinity; weights are 0 or more.")
         bad_BVHW = self.valid_BVHW & ~self.tokens_BVHWC.isfinite().all(-1)
         if bad_BVHW.any():
             b, v, h, w = bad_BVHW.nonzero()[0].tolist()

@@ -70,7 +70,7 @@ class OnGrid(nn.Module):
 
     Raises:
         SpatialForcingError: statistics that do not fit the target, or a width that takes no position
-            embedding.
+            embedding or no points.
     """
 
     mean_C: Tensor
@@ -96,6 +96,11 @@ class OnGrid(nn.Module):
                 f"A position embedding needs features whose width is a multiple of 4; these are "
                 f"{target.width} wide. Use position_embedding=0 (and no control of the place), or another "
                 "number of components."
+            )
+        if points == "added" and target.width < 6:
+            raise SpatialForcingError(
+                "points='added' embeds a point in 6 channels at least, and these features are "
+                f"{target.width} wide. Use points='concatenated', or another number of components."
             )
         self.host, self.teacher_width, self.width = host, target.width, width_with(points, target.width)
         self.position_embedding, self.published, self.control = position_embedding, published, control
@@ -216,7 +221,9 @@ class OnGrid(nn.Module):
                 "FeatureStore(root, weights=True), or --policy.forcing.token_weights with "
                 "--policy.forcing.cache."
             )
-        return torch.where(features.valid_BVHW, features.weights_BVHW.float(), 0.0)
+        weights_BVHW = torch.where(features.valid_BVHW, features.weights_BVHW.float(), 0.0)
+        _check_weights(weights_BVHW)
+        return weights_BVHW
 
     def _image_sizes(
         self, given: Given, stored_sizes: Sequence[tuple[int, int]] | None, layout: Layout, views: int
@@ -272,6 +279,14 @@ class OnGrid(nn.Module):
                 f"Got images or features for a batch of {B}, but the watched forward had a batch of {batch}."
             )
         return features
+
+
+def _check_weights(weights_BVHW: Tensor) -> None:
+    """Raises for weights below 0 or not a number, on the CPU: elsewhere looking would wait for the device."""
+    if weights_BVHW.device.type == "cpu" and (wrong := int((~(weights_BVHW >= 0)).sum())):
+        raise SpatialForcingError(
+            f"The weights of tokens are 0 or more; {wrong} of these are negative or not a number."
+        )
 
 
 def width_with(points: str | None, width: int) -> int:

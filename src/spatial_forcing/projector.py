@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.grid import Layout
 
-PROJECTORS = ("mlp", "conv")
+PROJECTORS, NORMS = ("mlp", "conv"), ("layer", "batch")
+
+
+def check_norm(norm: str) -> None:
+    """Raises :class:`SpatialForcingError` for a norm that a projector cannot have."""
+    if norm not in NORMS:
+        raise SpatialForcingError(f"The projector's norm is 'layer' or 'batch', got {norm!r}.")
 
 
 class Projector(nn.Module):
@@ -35,8 +41,7 @@ class Projector(nn.Module):
         hidden: int | None = None,
     ):
         super().__init__()
-        if norm not in ("layer", "batch"):
-            raise SpatialForcingError(f"The projector's norm is 'layer' or 'batch', got {norm!r}.")
+        check_norm(norm)
         hidden = width_out if hidden is None else hidden
         if min(width_in, width_out, hidden) < 1:
             raise SpatialForcingError(

@@ -39,6 +39,20 @@ def check_position_embedding(position_embedding: float) -> None:
         )
 
 
+def check_together(projector: str, norm: str, points: str | None, position_embedding: float) -> None:
+    """Raises :class:`SpatialForcingError` for options of an alignment of which one would have no effect."""
+    if projector == "conv" and norm != "layer":
+        raise SpatialForcingError(
+            f"projector='conv' has no norm, and norm={norm!r} is one of the mlp: leave norm out, or use "
+            "projector='mlp'."
+        )
+    if points == "added" and not position_embedding:
+        raise SpatialForcingError(
+            "points='added' adds the points' embedding at the scale position_embedding, and that is 0: the "
+            "target would have no points. Give a scale above 0 (0.1 by default), or leave points out."
+        )
+
+
 def checked_statistics(mean_C: Tensor, std_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Validates mean and standard deviation: raises unless finite and of ``width`` channels."""
     if not tuple(mean_C.shape) == tuple(std_C.shape) == (width,):

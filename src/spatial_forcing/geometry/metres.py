@@ -64,6 +64,11 @@ class _ByCameras:
     def __init__(self, model: str, cameras: CameraSource, device: str):
         self.depth, self.cameras = TeacherDepth(model, device, scene=True), cameras
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the model's weights."""
+        return self.depth.fingerprint
+
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         maps, centres_BV3 = self.depth.scene(batch, cameras)
         true_BV3 = self.cameras.pinholes(batch, cameras).centres_BV3
@@ -82,6 +87,11 @@ class _ByEndEffector:
 
     def __init__(self, depths: Depths, cameras: CameraSource):
         self.depths, self.cameras = depths, cameras
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the model's weights."""
+        return self.depths.fingerprint
 
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         hand_B113 = self.cameras.end_effector(batch)[:, None, None]

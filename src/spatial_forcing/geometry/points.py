@@ -53,7 +53,8 @@ class PointSource:
     @property
     def fingerprint(self) -> str:
         """Changes whenever the same frames could have other points."""
-        says = (self.depths.name, self.cameras.fingerprint, self.frame, self.far, LEAST_SHARE, GAP)
+        of = (self.depths.name, self.depths.fingerprint, self.cameras.fingerprint)
+        says = (*of, self.frame, self.far, LEAST_SHARE, GAP)
         return hashlib.sha256(repr(says).encode()).hexdigest()[:16]
 
     def points(self, batch: Mapping[str, Any], cameras: Sequence[str], rows: int, cols: int) -> Tensor:

@@ -45,6 +45,11 @@ class Depths:
     of: Callable[[Mapping[str, Any], Sequence[str]], list[Tensor]]
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with the weights of the model that estimates it; of recorded depth there are none."""
+        return getattr(self.of, "fingerprint", "")
+
+    @property
     def unit(self) -> str:
         return "median depth of the image" if self.relative else "m"
 

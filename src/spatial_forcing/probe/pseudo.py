@@ -8,6 +8,7 @@ Shapes: B batch, V views, H W pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.depths import Depths
 from spatial_forcing.probe.frames import latest
 from spatial_forcing.teachers.base import check_images, resize, stack_views
+from spatial_forcing.teachers.estimator import weights_fingerprint
 from spatial_forcing.teachers.model import IMAGENET_MEAN, IMAGENET_STD
 from spatial_forcing.teachers.registry import RECORDS as TEACHERS
 
@@ -108,6 +110,11 @@ class TeacherDepth:
         self.estimate, self.metres = load(record, device), record.metric
         self.resolution, self.device = record.resolution, device
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with its weights."""
+        return getattr(self.estimate, "fingerprint", "")
+
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         depth_BVHW, sizes = self._asked(batch, cameras)
         maps = of_sizes(depth_BVHW, sizes)
@@ -173,6 +180,11 @@ class _TransformersDepth:
         kind = getattr(config, "depth_estimation_type", None)
         self.metres = config.model_type in METRES or kind == "metric"
         self.mean, self.std, self.side = _preprocessing(source, config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with its weights."""
+        return weights_fingerprint(self.model)
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from spatial_forcing.teachers.base import FrozenTeacher, digest
 from spatial_forcing.teachers.checkpoint import Checkpoint
 from spatial_forcing.teachers.described import description_of, record_from
+from spatial_forcing.teachers.estimator import Estimator
 from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.model import Model
 from spatial_forcing.teachers.record import TeacherRecord
@@ -105,28 +106,22 @@ class Architecture:
         said = {"name": record.name, "licence": record.licence, "multi_view": record.multi_view}
         return self.teacher(model, **said, **options).to(device)
 
-    def load_depth(self, record: ModelRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    def load_depth(self, record: ModelRecord, device: torch.device | str) -> Estimator:
         """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
         model = self.load(*self.checkpoint_of(record), self.depth, device=device).eval()
-        return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
+        return Estimator(model, lambda found: found.depth_BVHW)
 
-    def load_confidence(self, record: ModelRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    def load_confidence(self, record: ModelRecord, device: torch.device | str) -> Estimator:
         """Loads the model of a record as an estimator of certainty: see `TeacherRecord.confidence`."""
         model = self.load(*self.checkpoint_of(record), self.depth, device=device).eval()
-        return lambda images_BV3HW: model(images_BV3HW).depth_confidence_BVHW
+        return Estimator(model, lambda found: found.depth_confidence_BVHW)
 
-    def load_scene(
-        self, record: ModelRecord, device: torch.device | str
-    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def load_scene(self, record: ModelRecord, device: torch.device | str) -> Estimator:
         """Loads the model of a record as an estimator of depth and cameras: see `TeacherRecord.scene`."""
         modules = (*self.depth, *self.cameras)
         model = self.load(*self.checkpoint_of(record), modules, device=device).eval()
-
-        def scene(images_BV3HW: Tensor) -> tuple[Tensor, Tensor]:
-            found = model(images_BV3HW)
-            return found.depth_BVHW, found.cameras.pose_BV9[..., :3]  # camera to world
-
-        return scene
+        # Poses are from camera to world.
+        return Estimator(model, lambda found: (found.depth_BVHW, found.cameras.pose_BV9[..., :3]))
 
     def checkpoint_of(self, record: ModelRecord, weights: Path | None = None) -> tuple[Checkpoint, Any]:
         """Opens the weights of a record, or local ones in ``weights``, with the sizes of the model."""

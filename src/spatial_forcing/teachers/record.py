@@ -36,7 +36,8 @@ class TeacherRecord:
         multi_view: whether the views of a scene see each other.
         control: whether it is there to compare with.
         depth: loads it as an estimator of depth, if it is one: `depth(record, device)` gives a function from
-            images_BV3HW in [0, 1] at `resolution` to depth_BVHW.
+            images_BV3HW in [0, 1] at `resolution` to depth_BVHW, an `Estimator` or another with a
+            `fingerprint` of its weights.
         scene: loads it as an estimator of depth and of the cameras, if it is one: from the same images to
             (depth_BVHW, centres_BV3), where the cameras are; both up to the scale of the scene.
         confidence: loads it as an estimator of how sure its depth is, if it is one: from the same images to

@@ -20,6 +20,7 @@ SUPPORT = (
     "da3",
     "da3_heads",
     "described",
+    "estimator",
     "hf",
     "hub",
     "mapanything",

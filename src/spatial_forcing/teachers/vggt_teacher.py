@@ -3,7 +3,7 @@
 B: batch, V: views, H, W: pixels, h, w: patches, C: twice the embedding width (frame, then global attention).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,10 +15,11 @@ from torch import Tensor
 from spatial_forcing.teachers.checkpoint import Blank, Checkpoint, WeightsError, load_strictly
 from spatial_forcing.teachers.da3_heads import rotation
 from spatial_forcing.teachers.described import METADATA_KEY, description_of, record_from
+from spatial_forcing.teachers.estimator import Estimator
 from spatial_forcing.teachers.hub import fetch
 from spatial_forcing.teachers.model_teacher import ModelTeacher
 from spatial_forcing.teachers.record import TeacherRecord
-from spatial_forcing.teachers.vggt import MODULES, VGGT, VGGTConfig
+from spatial_forcing.teachers.vggt import MODULES, VGGT, Predictions, VGGTConfig
 
 UNTRAINED_SEED = 0
 
@@ -130,30 +131,31 @@ def checkpoint_of(record: VGGTRecord, weights: Path | None = None) -> tuple[Chec
     return checkpoint, record.config or VGGTConfig(**description_of(checkpoint)["config"])
 
 
-def load_depth(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def load_depth(record: VGGTRecord, device: torch.device | str) -> Estimator:
     """Loads the model of a record as an estimator of depth: see `TeacherRecord.depth`."""
     model = load_vggt(*checkpoint_of(record), modules=("aggregator", "depth_head"), device=device).eval()
-    return lambda images_BV3HW: model(images_BV3HW).depth_BVHW
+    return Estimator(model, lambda found: found.depth_BVHW)
 
 
-def load_confidence(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def load_confidence(record: VGGTRecord, device: torch.device | str) -> Estimator:
     """Loads the model of a record as an estimator of certainty: see `TeacherRecord.confidence`."""
     model = load_vggt(*checkpoint_of(record), modules=("aggregator", "depth_head"), device=device).eval()
-    return lambda images_BV3HW: model(images_BV3HW).depth_confidence_BVHW
+    return Estimator(model, lambda found: found.depth_confidence_BVHW)
 
 
-def load_scene(record: VGGTRecord, device: torch.device | str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def load_scene(record: VGGTRecord, device: torch.device | str) -> Estimator:
     """Loads the model of a record as an estimator of depth and cameras: see `TeacherRecord.scene`."""
     modules = ("aggregator", "camera_head", "depth_head")
     model = load_vggt(*checkpoint_of(record), modules=modules, device=device).eval()
 
-    def scene(images_BV3HW: Tensor) -> tuple[Tensor, Tensor]:
-        found = model(images_BV3HW)
+    def scene(found: Predictions) -> tuple[Tensor, Tensor]:
+        assert found.pose_IBV9 is not None
+        assert found.depth_BVHW is not None
         pose_BV9 = found.pose_IBV9[-1]  # world to camera: x_camera = R x + t
         centres_BV3 = -(rotation(pose_BV9[..., 3:7]).mT @ pose_BV9[..., :3, None])[..., 0]
         return found.depth_BVHW, centres_BV3
 
-    return scene
+    return Estimator(model, scene)
 
 
 def load_untrained(

@@ -132,7 +132,7 @@ class _Confidence:
         record = _confident(name)
         self.estimate: Any = record.confidence(record, device)
         self.resolution, self.device = record.resolution, device
-        self.identity = f"{record.resolution} px"
+        self.identity = f"{record.resolution} px {getattr(self.estimate, 'fingerprint', '')}"
 
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         from spatial_forcing.probe.pseudo import estimated, of_sizes
