@@ -28,6 +28,10 @@ def test_the_projector_beside_a_checkpoint(folder, tmp_path):
     found = inspect_path(path)
     assert not found.loads
     assert "spatial_forcing/projector.safetensors is cut off" in found.problems[0]
+    (path / "spatial_forcing" / "projector.safetensors").unlink()
+    found = inspect_path(path)
+    assert not found.loads
+    assert "spatial_forcing/projector.safetensors is missing" in found.problems[0]
 
 
 @pytest.fixture(scope="module")

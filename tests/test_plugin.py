@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_dataset import CAMERAS
 from small_plugin import SMALL, SfTinyPolicy, forced_config, interrupted_after, prepared, train, weights
 
+from lerobot_policy_spatial_forcing.projector_files import restore_projectors, side_folder_of
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.hosts.tiny_policy import TinyConfig, TinyPolicy
@@ -205,6 +206,35 @@ def test_a_projector_for_something_else_does_not_continue(
     if "norm" not in forcing:
         anew = prepared(on_top_of(at, cache, **forcing, new_projector=True), dataset)
         assert not continues(anew, at)
+
+
+def test_a_checkpoint_that_was_copied_in_part_is_refused(forced_run, dataset, cache, tmp_path):
+    at = tmp_path / "part"
+    shutil.copytree(checkpoints(forced_run)[4], at)
+    (at / "spatial_forcing" / "projector.safetensors").unlink()
+    with pytest.raises(SpatialForcingError, match=r"projector\.safetensors is missing.*copied in part"):
+        prepared(on_top_of(at, cache), dataset)
+    shutil.rmtree(at / "spatial_forcing")
+    assert not continues(prepared(on_top_of(at, cache), dataset), checkpoints(forced_run)[4])
+
+
+def test_a_checkpoint_on_the_hub_continues_with_its_projector(
+    forced_run, dataset, cache, tmp_path, monkeypatch, caplog
+):
+    """The Hub as it is without a network: what was fetched before lies in its cache."""
+    at, repository = checkpoints(forced_run)[4], tmp_path / "hub" / "models--me--policy"
+    shutil.copytree(at, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    side = side_folder_of("me/policy", None)
+    assert (side / "projector.safetensors").is_file()
+    policy = prepared(forced_config(cache=str(cache)), dataset)
+    restore_projectors(policy.forcing, policy.config.forcing, side)
+    assert continues(policy, at)
+    assert not side_folder_of("me/another", None).exists()
+    assert "Whether me/another has a projector could not be found out" in caplog.text
 
 
 def on_top_of(at: Path, cache: Path, **forcing):

@@ -25,6 +25,7 @@ from lerobot_policy_spatial_forcing.projector_files import (
     name_plain_class,
     restore_projectors,
     save_projectors,
+    side_folder_of,
 )
 from spatial_forcing import patches
 from spatial_forcing.align import SpatialForcing
@@ -251,9 +252,8 @@ class ForcedPolicy:
     def _prepare_projector(self) -> None:
         self.forcing.requires_grad_(True)
         if self.config.pretrained_path is not None:
-            restore_projectors(
-                self.forcing, self.config.forcing, Path(self.config.pretrained_path) / SIDE_FOLDER
-            )
+            side = side_folder_of(self.config.pretrained_path, self.config.pretrained_revision)
+            restore_projectors(self.forcing, self.config.forcing, side)
         self._projector_ready = True
 
     def _prepare_projector_late(self) -> None:
@@ -297,7 +297,8 @@ class ForcedPolicy:
             name_plain_class(save_directory, self.plain_class)
         elif is_sharded(self) and "forcing" in self._modules:  # type: ignore[attr-defined,arg-type]
             # Not on the way of _save_pretrained: it is saved as shards, the projector among them.
-            describe_projectors(self.forcing, self.config.forcing, save_directory / SIDE_FOLDER)
+            side = save_directory / SIDE_FOLDER
+            describe_projectors(self.forcing, self.config.forcing, side, sharded=True)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Loads the host's weights. A plain checkpoint has no projector; the current one is kept."""

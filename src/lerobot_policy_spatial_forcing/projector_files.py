@@ -20,9 +20,11 @@ from spatial_forcing.align import STEP_KEY, SpatialForcing
 from spatial_forcing.alignment import Part
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.files import read_json
+from spatial_forcing.inspection.projector import DESCRIPTION, WEIGHTS
+from spatial_forcing.inspection.projector import FOLDER as SIDE_FOLDER
 from spatial_forcing.patches.versions import whole, writes_here
 
-SIDE_FOLDER = "spatial_forcing"
 # The options that decide what a projector is, reads and gives, beside its site and the teacher.
 OF_THE_PROJECTOR = (
     "loss",
@@ -55,17 +57,46 @@ def save_projectors(
     gathered = whole(state)
     if writes_here():
         describe_projectors(forcing, config, side)
-        save_file(gathered, side / "projector.safetensors")
+        save_file(gathered, side / WEIGHTS)
 
 
-def describe_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
-    """Writes the description of the projectors, alone where their weights are among sharded ones."""
+def describe_projectors(
+    forcing: SpatialForcing, config: ForcingConfig, side: Path, *, sharded: bool = False
+) -> None:
+    """Writes the description of the projectors.
+
+    Args:
+        sharded: their weights are among the shards of the policy's own, and in no file beside it.
+    """
     side.mkdir(parents=True, exist_ok=True)
     record = {name: value for name, value in asdict(config).items() if name not in RENAMED_FORCING}
     described = [_described(part, entry) for part, entry in zip(forcing.parts, config.entries(), strict=True)]
     record |= {"alignments": described} if config.alignments else described[0]
-    record["step"] = forcing.step
-    (side / "forcing.json").write_text(json.dumps(record, indent=2) + "\n")
+    record |= {"step": forcing.step, "sharded": sharded}
+    (side / DESCRIPTION).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def side_folder_of(checkpoint: Path | str, revision: str | None) -> Path:
+    """The folder with the projectors of a checkpoint, which there may not be; from the Hub if it lies there.
+
+    Args:
+        checkpoint: a local folder, or a repository of the Hub.
+        revision: of the repository.
+    """
+    if not Path(checkpoint).exists():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            fetched = snapshot_download(
+                str(checkpoint), revision=revision, allow_patterns=[f"{SIDE_FOLDER}/*"]
+            )
+            return Path(fetched) / SIDE_FOLDER
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            logging.getLogger(__name__).warning(
+                "Whether %s has a projector could not be found out (%s): a new one starts.", checkpoint, error
+            )
+    return Path(checkpoint) / SIDE_FOLDER
 
 
 def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Path) -> None:
@@ -77,9 +108,15 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
     """
     if not side.is_dir():
         return
-    saved = json.loads((side / "forcing.json").read_text())
+    saved = read_json(side / DESCRIPTION, "Copy the checkpoint again, with all of its files.")
     there = {record.get("name"): record for record in saved.get("alignments") or [saved]}
-    weights = side / "projector.safetensors"
+    weights = side / WEIGHTS
+    if not weights.is_file() and not saved.get("sharded"):
+        raise SpatialForcingError(
+            f"{weights} is missing, and {DESCRIPTION} beside it describes a projector: the checkpoint was "
+            "copied in part. Copy it again with all of its files; or, to keep the policy and start a new "
+            f"projector, remove {side}."
+        )
     tensors = load_file(weights) if weights.is_file() else {}
     several = bool(saved.get("alignments")) and len(there) > 1
     differing: dict[str, tuple[Any, Any]] = {}

@@ -12,7 +12,7 @@ from spatial_forcing.files import read_json
 from spatial_forcing.inspection.headers import file_at
 from spatial_forcing.inspection.record import Inspection
 
-# As the plug-in writes them.
+# What the plug-in for LeRobot writes beside a policy's files.
 FOLDER, DESCRIPTION, WEIGHTS = "spatial_forcing", "forcing.json", "projector.safetensors"
 ADVICE = "To train on without it, remove that folder."
 
@@ -38,8 +38,13 @@ def add_projector(found: Inspection) -> None:
     if (folder / WEIGHTS).is_file():
         weights = file_at(folder / WEIGHTS)
         found.problems += [f"{FOLDER}/{problem} {ADVICE}" for problem in weights.problems]
+    elif said.get("sharded"):
+        found.notes.append("The projector's weights are among the shards of the policy's.")
     else:
-        found.notes.append(f"The projector's weights ({FOLDER}/{WEIGHTS}) are not here; among sharded ones?")
+        found.problems.append(
+            f"{FOLDER}/{WEIGHTS} is missing, and {DESCRIPTION} beside it describes a projector: copy the "
+            f"checkpoint again with all of its files. {ADVICE}"
+        )
 
 
 def _teacher_of_cache(cache: Path, fingerprint: Any) -> str | None:
