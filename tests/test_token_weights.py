@@ -250,6 +250,15 @@ def test_the_column_of_the_only_camera_may_be_named_itself():
         weight_source("mask:observation.hand", dataset, CAMERAS, 0.0, "cpu")
 
 
+def test_a_mask_that_is_among_the_cameras_of_the_features_is_refused():
+    """LeRobot calls every image a camera."""
+    hand, mask = "observation.images.left", "observation.masks.left"
+    dataset = masked({mask: (3, 28, 28)})
+    with pytest.raises(WeightsSourceError, match=rf"{mask} is a mask, .*cache --cameras"):
+        weight_source("mask:observation.masks", dataset, [hand, mask], 0.0, "cpu")
+    weight_source("mask:observation.masks", dataset, [hand], 0.0, "cpu")
+
+
 @pytest.mark.parametrize(
     ("mask", "says"),
     [

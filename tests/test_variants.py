@@ -192,6 +192,18 @@ def test_options_that_would_have_no_effect_are_refused(options, says):
             made(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"standardize": True}, r"takes mean and deviation of the features.*got True"),
+        ({"token_weights": "confidence:vggt-1b"}, "got 'confidence:vggt-1b'"),
+    ],
+)
+def test_options_of_flags_that_python_has_otherwise(options, says):
+    with pytest.raises(SpatialForcingError, match=says):
+        Setting(**options)
+
+
 def test_a_calibration_without_points_is_refused():
     with pytest.raises(SpatialForcingError, match="says which points a target has, and this one has none"):
         AlignmentConfig(calibration="cameras.yaml")

@@ -19,7 +19,7 @@ from spatial_forcing.losses.cosine import cosine_distance
 from spatial_forcing.mixture import MixedProjector, MixedTap, name_of, sites_named, tap_at
 from spatial_forcing.on_grid import POINTS, Given, OnGrid, width_with
 from spatial_forcing.projector import PROJECTORS, ConvProjector, Projector, check_norm
-from spatial_forcing.ranges import check_position_embedding, check_together
+from spatial_forcing.ranges import check_position_embedding, check_statistics_pair, check_together
 from spatial_forcing.schedules import Schedule, Weight, schedule_of, weight_at
 from spatial_forcing.site import Host
 from spatial_forcing.tap import Tap
@@ -101,6 +101,13 @@ class Alignment:
         if self.projector not in PROJECTORS:
             raise UnknownNameError("projector", self.projector, PROJECTORS)
         check_norm(self.norm)
+        if self.standardize is not None:
+            check_statistics_pair(self.standardize)
+        if not isinstance(self.token_weights, bool):
+            raise SpatialForcingError(
+                "token_weights=True weighs tokens by the weights that come with the features; got "
+                f"{self.token_weights!r}. Which weights those are is said where they are stored."
+            )
         check_together(self.projector, self.norm, self.points, self.position_embedding)
         if not 0 < self.hidden_share <= 1 or (self.hidden_share < 1 and self.projector == "conv"):
             raise SpatialForcingError(

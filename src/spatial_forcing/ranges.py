@@ -53,6 +53,16 @@ def check_together(projector: str, norm: str, points: str | None, position_embed
         )
 
 
+def check_statistics_pair(standardize: object) -> None:
+    """Raises :class:`SpatialForcingError` unless this is a mean and a deviation."""
+    pair = isinstance(standardize, tuple) and len(standardize) == 2
+    if not pair or not all(isinstance(of, Tensor) for of in standardize):
+        raise SpatialForcingError(
+            "standardize takes mean and deviation of the features, (mean_C, std_C): FeatureStore(root).stats "
+            f"of a cache; got {standardize!r}."
+        )
+
+
 def checked_statistics(mean_C: Tensor, std_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Validates mean and standard deviation: raises unless finite and of ``width`` channels."""
     if not tuple(mean_C.shape) == tuple(std_C.shape) == (width,):

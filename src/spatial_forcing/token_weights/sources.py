@@ -189,8 +189,14 @@ class _Masks:
 def _mask_keys(features: Mapping[str, Any], cameras: Sequence[str], what: str) -> dict[str, str]:
     """The column of each camera's mask."""
     if what in features and len(cameras) == 1:
-        return {cameras[0]: what}
-    keys = {camera: f"{what}.{camera.rpartition('.')[2]}" for camera in cameras}
+        keys = {cameras[0]: what}
+    else:
+        keys = {camera: f"{what}.{camera.rpartition('.')[2]}" for camera in cameras}
+    if shown := [key for key in keys.values() if key in cameras]:
+        raise WeightsSourceError(
+            f"{', '.join(shown)} is a mask, and stored features show it to the teacher as a camera. Store "
+            "the features of the cameras alone: spatial-forcing cache --cameras <names>."
+        )
     if missing := [key for key in keys.values() if key not in features]:
         raise UnknownNameError("column with a camera's mask", missing[0], features)
     return keys
