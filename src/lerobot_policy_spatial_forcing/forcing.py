@@ -236,6 +236,20 @@ class ForcedPolicy:
                 "watch the action loss, lower forcing.loss_weight, or use LoRA on the VLM.",
                 self.forcing.host.name,
             )
+        self._warn_of_frozen_actions()
+
+    def _warn_of_frozen_actions(self) -> None:
+        """Warns if no module that is named after actions trains: LoRA that targets the language model alone
+        freezes them, and with them LeRobot's own default targets of SmolVLA, pi0 and pi0.5."""
+        parameters = self.named_parameters()  # type: ignore[attr-defined]
+        of_actions = {n: p for n, p in parameters if "action" in n and not n.startswith("forcing.")}
+        if of_actions and not any(p.requires_grad for p in of_actions.values()):
+            frozen = sorted({word for name in of_actions for word in name.split(".") if "action" in word})
+            logging.getLogger(__name__).warning(
+                "Nothing of %s trains: what turns tokens into actions stays as it is. With LoRA, name it in "
+                "--peft.target_modules or --peft.full_training_modules (docs/hosts has the flags).",
+                ", ".join(frozen),
+            )
 
     def get_optim_params(self) -> Any:
         """The host's parameters and the projector's, which continues from the run that is resumed, if any.

@@ -5,6 +5,7 @@ Shapes: C channels of the teacher.
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def check_together(projector: str, norm: str, points: str | None, position_embed
         )
 
 
-def check_statistics_pair(standardize: object) -> None:
+def check_statistics_pair(standardize: Any) -> None:
     """Raises :class:`SpatialForcingError` unless this is a mean and a deviation."""
     pair = isinstance(standardize, tuple) and len(standardize) == 2
     if not pair or not all(isinstance(of, Tensor) for of in standardize):

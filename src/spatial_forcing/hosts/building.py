@@ -11,12 +11,16 @@ from torch import Tensor
 
 from spatial_forcing.errors import SpatialForcingError
 
-_LORA = "--peft.method_type=LORA --peft.target_modules='{}'"
-
 
 def lora_flags(modules: str) -> str:
-    """LeRobot's flags for LoRA on the modules whose names match a regular expression."""
-    return _LORA.format(modules)
+    """LeRobot's flags for LoRA on the modules whose names match a regular expression, for messages.
+
+    PEFT freezes all others, those that act among them.
+    """
+    return (
+        f"--peft.method_type=LORA --peft.target_modules='{modules}', with what acts in "
+        "--peft.full_training_modules"
+    )
 
 
 def blocks_of_tokens(
