@@ -48,6 +48,8 @@ EVIDENCE = (
     ("reach, its end", "reach-speed", None),
     ("reach, half of the training, other seeds", "reach-surface", 300),
     ("reach, its end, other seeds", "reach-surface", None),
+    ("reach, half of the training, other seeds", "reach-variants", 300),
+    ("reach, its end, other seeds", "reach-variants", None),
     ("reach, pretrained on eight other tasks, half of the training", "reach-pretrained", 300),
     ("reach, pretrained, its end", "reach-pretrained", None),
     ("drawer-open, the end of training", "drawer-open", None),
