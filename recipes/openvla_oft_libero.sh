@@ -30,7 +30,7 @@ torchrun --nproc_per_node="$gpus" --no-python spatial-forcing train \
   --policy.type=sf_openvla_oft --policy.base_checkpoint=openvla/openvla-7b \
   --policy.dtype=bfloat16 --policy.push_to_hub=false --policy.gripper=openvla --policy.inference_crop=0.9 \
   --peft.method_type=LORA --peft.r=32 --peft.lora_alpha=16 \
-  --policy.forcing.cache="$features" --policy.forcing.site=blocks.24 --policy.forcing.loss_weight=0.5 \
+  --policy.forcing.cache="$features" --policy.forcing.site=blocks.24 --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=false \
   --policy.optimizer_lr=5e-4 --policy.decay_step=100000 \
   --dataset.repo_id="$dataset" --dataset.image_transforms.enable=true \
   --dataset.image_transforms.max_num_transforms=2 --dataset.image_transforms.tfs="$augmentation" \

@@ -26,7 +26,7 @@ torchrun --nproc_per_node="$gpus" --no-python spatial-forcing train \
   --policy.dtype=bfloat16 --policy.gradient_checkpointing=true --policy.push_to_hub=false \
   --policy.n_action_steps=10 --policy.empty_cameras=1 \
   --policy.normalization_mapping='{"ACTION": "MEAN_STD", "STATE": "MEAN_STD", "VISUAL": "IDENTITY"}' \
-  --policy.forcing.cache="$features" --policy.forcing.site=blocks.12 --policy.forcing.loss_weight=0.5 \
+  --policy.forcing.cache="$features" --policy.forcing.site=blocks.12 --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=false \
   --dataset.repo_id="$dataset" \
   --batch_size=32 --steps=6000 --save_freq=2000 --seed=1000 \
   --output_dir=outputs/pi05-libero "$@"

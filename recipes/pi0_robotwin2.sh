@@ -26,7 +26,7 @@ spatial-forcing train \
   --policy.dtype=bfloat16 --policy.gradient_checkpointing=true --policy.push_to_hub=false \
   --peft.method_type=LORA --peft.r=16 --peft.lora_alpha=16 --peft.target_modules="$blocks" \
   --peft.full_training_modules='["state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out"]' \
-  --policy.forcing.cache="$features" --policy.forcing.site=blocks.12 --policy.forcing.loss_weight=0.5 \
+  --policy.forcing.cache="$features" --policy.forcing.site=blocks.12 --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=false \
   --policy.optimizer_lr=2.5e-5 \
   --dataset.repo_id="$dataset" \
   --batch_size=32 --steps=30000 --save_freq=5000 --seed=0 \

@@ -24,7 +24,7 @@ spatial-forcing train \
   --policy.type=sf_smolvla --policy.pretrained_path=lerobot/smolvla_base --policy.push_to_hub=false \
   --peft.method_type=LORA --peft.r=32 --peft.lora_alpha=32 --peft.target_modules="$blocks" \
   --peft.full_training_modules='["lm_expert", "state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out"]' \
-  --policy.forcing.cache="$features" --policy.forcing.site=blocks.12 --policy.forcing.loss_weight=0.5 \
+  --policy.forcing.cache="$features" --policy.forcing.site=blocks.12 --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=false \
   --policy.n_action_steps=10 \
   --dataset.repo_id="$dataset" \
   --batch_size=64 --steps=100000 --save_freq=20000 --seed=1000 \

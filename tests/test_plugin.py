@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_dataset import CAMERAS
 from small_plugin import SMALL, SfTinyPolicy, forced_config, interrupted_after, prepared, train, weights
 
+from lerobot_policy_spatial_forcing.forcing_config import ForcingConfig
 from lerobot_policy_spatial_forcing.projector_files import restore_projectors, side_folder_of
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.errors import SpatialForcingError
@@ -103,24 +104,45 @@ def test_metrics_are_logged(forced_run):
     assert rows[0]["loss"] == pytest.approx(rows[0]["action_loss"] + 0.5 * rows[0]["align_loss"], abs=1e-5)
 
 
-def test_cached_and_online_give_the_same_loss(dataset, cache, forced_run, tmp_path):
+@pytest.fixture(scope="module")
+def as_they_are(dataset, cache, tmp_path_factory) -> Path:
+    """A run toward stored features that are not standardised, as those of a teacher online are."""
+    config = forced_config(cache=str(cache), standardize=False)
+    return train(config, dataset, tmp_path_factory.mktemp("raw") / "run")
+
+
+def test_cached_and_online_give_the_same_loss(dataset, as_they_are, tmp_path):
     online = train(forced_config(), dataset, tmp_path / "run")
-    for a, b in zip(read_metrics(online), read_metrics(forced_run), strict=True):
+    for a, b in zip(read_metrics(online), read_metrics(as_they_are), strict=True):
         # The cache keeps half precision: three digits.
         assert a["align_loss"] == pytest.approx(b["align_loss"], abs=2e-4)
         assert a["action_loss"] == pytest.approx(b["action_loss"], abs=2e-4)
 
 
 @pytest.mark.parametrize("control", ["shuffled", "place"])
-def test_controls_train_online_and_from_a_cache_alike(dataset, cache, forced_run, tmp_path, control):
+def test_controls_train_online_and_from_a_cache_alike(dataset, cache, as_they_are, tmp_path, control):
     found = {}
-    for name, source in (("online", {}), ("cached", {"cache": str(cache)})):
+    for name, source in (("online", {}), ("cached", {"cache": str(cache), "standardize": False})):
         run = train(forced_config(control=control, **source), dataset, tmp_path / name)
         found[name] = [row["align_loss"] for row in read_metrics(run)]
     assert found["online"] == pytest.approx(found["cached"], rel=2e-2)
-    forced = [row["align_loss"] for row in read_metrics(forced_run)]
+    forced = [row["align_loss"] for row in read_metrics(as_they_are)]
     # At the first step, from the same weights; later losses may meet by chance.
     assert abs(found["cached"][0] - forced[0]) > 1e-3, "same as forcing"
+
+
+@pytest.mark.parametrize(
+    ("options", "standardised"),
+    [
+        ({}, False),
+        ({"cache": "features"}, True),
+        ({"cache": "features", "published": True}, False),
+        ({"cache": "features", "standardize": False}, False),
+        ({"cache": "features", "published": True, "standardize": True}, True),
+    ],
+)
+def test_features_of_a_cache_are_standardised_unless_published(options, standardised):
+    assert ForcingConfig(**options).standardize is standardised
 
 
 def test_evaluation_and_action_selection_know_nothing_of_forcing(dataset, forced_run):
@@ -173,7 +195,7 @@ OTHERS = [
     ({"site": "blocks.1"}, "site: blocks.3 there, blocks.1 here"),
     ({"norm": "batch"}, "norm: layer there, batch here"),
     ({"position_embedding": 0.3}, "position_embedding: 0.1 there, 0.3 here"),
-    ({"standardize": True}, "standardize: False there, True here"),
+    ({"standardize": False}, "standardize: True there, False here"),
     ({"published": True}, "published: False there, True here"),
     ({"control": "place"}, "control: None there, place here"),
     ({"loss": "relations"}, "loss: cosine there, relations here"),

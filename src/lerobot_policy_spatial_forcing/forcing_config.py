@@ -63,8 +63,9 @@ class AlignmentConfig:
     """Share of the projector's hidden units that are used, for projectors that several alignments share."""
     position_embedding: float = 0.1
     """Scale of the position embedding added to the target, 0 to 1."""
-    standardize: bool = False
-    """Standardise the teacher's features channel by channel (needs a cache)."""
+    standardize: bool | None = None
+    """Standardise the teacher's features channel by channel (needs a cache); if None, with a cache and unless
+    published."""
     spatial_norm: bool = False
     """Standardise the features of each view over its tokens, so that only how places differ is left."""
     future: int = 0
@@ -90,6 +91,8 @@ class AlignmentConfig:
     None."""
 
     def __post_init__(self) -> None:
+        if self.standardize is None:
+            self.standardize = self.cache is not None and not self.published
         with said_last():
             self._check()
 
@@ -155,7 +158,10 @@ class ForcingConfig(AlignmentConfig):
         check_cameras(self.cameras)
         if self.alignments is None:
             return
-        default = AlignmentConfig()
+        default = AlignmentConfig(
+            cache=self.cache, published=self.published
+        )  # standardize follows from these
+        default.cache, default.published = None, False
         flat = [f.name for f in fields(AlignmentConfig) if getattr(self, f.name) != getattr(default, f.name)]
         if flat:
             raise SpatialForcingError(

@@ -104,7 +104,6 @@ def training_flags(settings: DemoSettings, out: Path) -> list[str]:
         "policy.chunk_size": settings.chunk,
         "policy.n_action_steps": settings.chunk,
         "policy.forcing.loss_weight": settings.loss_weight,
-        "policy.forcing.standardize": str(settings.standardize).lower(),
         "dataset.repo_id": f"local/{DEMONSTRATIONS}",
         "dataset.root": out / DEMONSTRATIONS,
         "steps": settings.steps,

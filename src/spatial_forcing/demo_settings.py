@@ -39,7 +39,6 @@ class DemoSettings:
         eval_episodes: rollouts per task and checkpoint.
         teacher: registered teacher, or a local file or folder with one.
         loss_weight: weight of the alignment loss in the forced arms.
-        standardize: standardise the teacher's features channel by channel.
         seed: seed of weights, data order and demonstrations.
         device: device on which policies train: cpu or cuda.
     """
@@ -56,8 +55,7 @@ class DemoSettings:
     evaluations: int = 2
     eval_episodes: int = 50
     teacher: str = "vggt-tiny-sim"
-    loss_weight: float = 2.0
-    standardize: bool = True
+    loss_weight: float = 0.5
     seed: int = DemoSpec.seed
     device: str = "cpu"
 

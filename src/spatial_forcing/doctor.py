@@ -159,7 +159,7 @@ def _look_at_features(found: Findings, step: FirstStep, part: Part, features: Fe
     if common > 0.8:
         found.odd.append(
             "The teacher's tokens share a large common part, so a cosine is high without learning anything. "
-            "Try a cache and --policy.forcing.standardize=true."
+            "Try a cache, whose features are standardised (unless forcing.standardize=false)."
         )
     if rows * cols < layout.rows * layout.cols:
         found.odd.append(
