@@ -112,6 +112,19 @@ def test_stored_features_of_groot_move_with_the_crop_and_the_cameras(folder, dat
         source(another, source.shown(policy, another, None))
 
 
+@pytest.mark.parametrize("cached_first", [True, False])
+def test_a_teacher_online_and_a_cache_may_stand_in_any_order(
+    folder, dataset, tmp_path, tracked, cached_first
+):
+    """Only the cache needs to know which cameras the prompt shows."""
+    cache = extract(dataset, load_teacher("untrained-tiny"), "untrained-tiny", tmp_path / "features")
+    entries = [{"site": "blocks.2", "cache": str(cache)}, {"site": "blocks.3", "teacher": "untrained-tiny"}]
+    listed = entries if cached_first else entries[::-1]
+    policy = small_policy("groot", folder, forcing={"alignments": listed})
+    loss, _ = policy(prompted(policy.config, raw_batch(2) | {"index": torch.tensor([1, 6])}))
+    assert torch.isfinite(loss)
+
+
 def test_image_transforms_come_before_the_crop(folder, dataset, tmp_path, tracked):
     from spatial_forcing.patches.transforms import AFFINE_KEY
 
