@@ -120,7 +120,7 @@ def test_a_teacher_online_and_a_cache_may_stand_in_any_order(
     cache = extract(dataset, load_teacher("untrained-tiny"), "untrained-tiny", tmp_path / "features")
     entries = [{"site": "blocks.2", "cache": str(cache)}, {"site": "blocks.3", "teacher": "untrained-tiny"}]
     listed = entries if cached_first else entries[::-1]
-    policy = small_policy("groot", folder, forcing={"alignments": listed})
+    policy = small_policy("groot", folder, forcing={"alignments": listed, "teacher": None})
     loss, _ = policy(prompted(policy.config, raw_batch(2) | {"index": torch.tensor([1, 6])}))
     assert torch.isfinite(loss)
 

@@ -268,7 +268,7 @@ def test_probes_from_before_there_were_intervals_are_shown_without(results, tmp_
     del results["probe"]["test_episodes"]
     page = page_of(results, tmp_path)
     assert "bootstrap intervals over those episodes" not in page.text
-    assert "AbsRel less" not in page.text
+    assert "AbsRel minus" not in page.text
     assert "0.152" in page.text
 
 
