@@ -63,7 +63,7 @@ class FeatureSource:
                 config.cache,
                 layer=config.layer,
                 pca_targets=config.pca_targets,
-                standardized=config.standardize,
+                standardized=bool(config.standardize),
                 points=config.points is not None,
                 weights=config.token_weights is not None,
             )
