@@ -158,9 +158,8 @@ class ForcingConfig(AlignmentConfig):
         check_cameras(self.cameras)
         if self.alignments is None:
             return
-        default = AlignmentConfig(
-            cache=self.cache, published=self.published
-        )  # standardize follows from these
+        # From these two follows whether features are standardised, which then was not said.
+        default = AlignmentConfig(cache=self.cache, published=self.published)
         default.cache, default.published = None, False
         flat = [f.name for f in fields(AlignmentConfig) if getattr(self, f.name) != getattr(default, f.name)]
         if flat:
