@@ -59,6 +59,7 @@ class Args:
         objective: geometry (the teacher), or masked (its 2D control).
         frame: of point maps and poses: that of the first view's camera, as VGGT, or the robot's base.
         loss: with learned confidences as VGGT, or plain.
+        optimizer: AdamW, or Muon for the matrices of the transformer blocks and AdamW for the rest.
         steps: of the optimiser.
         batch: scenes a step.
         lr: peak learning rate; linear warm-up, then cosine to zero.
@@ -77,6 +78,7 @@ class Args:
     objective: Literal["geometry", "masked"] = "geometry"
     frame: Frame = "first-camera"
     loss: Loss = "confidence"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     steps: int = 1400
     batch: int = 16
     lr: float = 1e-3
@@ -131,29 +133,46 @@ def losses(model: Model, batch: Batch, args: Args, step: int) -> dict[str, torch
 def train(args: Args, model: Model) -> None:
     """Trains to the last step, from the checkpoint in `args.out` if there is one."""
     scenes = read_scenes(args.scenes, "train", TINY.img_size)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
-    first = resume(args, model, optimizer)
+    optimizers = make_optimizers(args, model)
+    first = resume(args, model, optimizers)
     size = sum(p.numel() for p in model.parameters())
     print(f"{args.file}: {size:,} parameters, {len(scenes.task_N)} scenes, {args.steps - first} steps to go")
     log, saved = Log(args.steps, first), time.monotonic()
     for step in range(first, args.steps):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = args.lr * rate(step, args)
         parts = losses(model, training_batch(scenes, args, step), args, step)
-        optimizer.zero_grad()
+        model.zero_grad()
         torch.stack(list(parts.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         log(step + 1, {key: value.item() for key, value in parts.items()})
         if time.monotonic() - saved > SAVE_EVERY or step + 1 == args.steps:
-            save_checkpoint(args, model, optimizer, step + 1)
+            save_checkpoint(args, model, optimizers, step + 1)
             saved = time.monotonic()
+
+
+def make_optimizers(args: Args, model: Model) -> list[torch.optim.Optimizer]:
+    """The optimisers, each parameter in one of them.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the steps of the
+    matrices of the transformer blocks, scaled so that AdamW's learning rate and weight decay fit both.
+    """
+    inside = [
+        p for name, p in model.named_parameters() if ("blocks." in name or ".trunk." in name) and p.ndim == 2
+    ]
+    by_muon = {id(p) for p in inside} if args.optimizer == "muon" else set()
+    rest = [p for p in model.parameters() if id(p) not in by_muon]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": args.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
+    if args.optimizer == "adamw":
+        return [adamw]
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    return [adamw, torch.optim.Muon(inside, **options)]
 
 
 def rate(step: int, args: Args) -> float:
@@ -183,12 +202,17 @@ class Log:
         self.at, self.since, self.sums = done, time.monotonic(), {}
 
 
-def save_checkpoint(args: Args, model: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "run": args.run}
+def save_checkpoint(args: Args, model: Model, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+        "run": args.run,
+    }
     write_atomically(args.out / "checkpoint.pt", lambda temporary: torch.save(state, temporary))
 
 
-def resume(args: Args, model: Model, optimizer: torch.optim.Optimizer) -> int:
+def resume(args: Args, model: Model, optimizers: list[torch.optim.Optimizer]) -> int:
     """Loads the checkpoint of this very run, if there is one; returns the steps done."""
     path = args.out / "checkpoint.pt"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +228,8 @@ def resume(args: Args, model: Model, optimizer: torch.optim.Optimizer) -> int:
             f"{path} is of another run: {'; '.join(differ)}. Give another --out, or remove the checkpoint."
         )
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     print(f"going on from step {state['step']} ({path})")
     return state["step"]
 

@@ -52,6 +52,8 @@ EVIDENCE = (
     ("reach, its end, other seeds", "reach-variants", None),
     ("reach, pretrained on eight other tasks, half of the training", "reach-pretrained", 300),
     ("reach, pretrained, its end", "reach-pretrained", None),
+    ("reach, a small pretrained SmolVLA, half of the training", "reach-smolvla", 300),
+    ("reach, a small pretrained SmolVLA, its end", "reach-smolvla", None),
     ("drawer-open, the end of training", "drawer-open", None),
 )
 EVIDENCE_ARMS = {
@@ -174,7 +176,7 @@ def evidence_table() -> str:
         seeds = len({run.seed for run in results.runs})
         success = (rate_text(arms[arm].success, "") if arm in arms else "–" for arm in EVIDENCE_ARMS)
         rows.append((asked, str(seeds), *success))
-    return _table(("of the built-in policy", "seeds", *EVIDENCE_ARMS.values()), rows)
+    return _table(("task and length, built-in policy where none is named", "seeds", *EVIDENCE_ARMS.values()), rows)
 
 
 def _score(score: Score | None) -> str:

@@ -140,18 +140,28 @@ def small(recipe, monkeypatch):
     return recipe
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("objective", ["geometry", "masked"])
-def test_a_resumed_run_equals_a_straight_one(small, scenes, tmp_path, objective):
+def test_a_resumed_run_equals_a_straight_one(small, scenes, tmp_path, objective, optimizer):
     def run(out: str, *, stopped: bool) -> dict[str, torch.Tensor]:
-        args = small.Args(scenes, tmp_path / out, steps=4, batch=3, warmup=1, threads=1, objective=objective)
+        args = small.Args(
+            scenes,
+            tmp_path / out,
+            steps=4,
+            batch=3,
+            warmup=1,
+            threads=1,
+            objective=objective,
+            optimizer=optimizer,
+        )
         model = small.build(args)
         if not stopped:
             small.train(args, model)
             return model.state_dict()
         original = small.save_checkpoint
 
-        def save_and_stop(args, model, optimizer, step):
-            original(args, model, optimizer, step)
+        def save_and_stop(args, model, optimizers, step):
+            original(args, model, optimizers, step)
             raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
