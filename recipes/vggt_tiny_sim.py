@@ -45,6 +45,8 @@ from spatial_forcing.teachers.vggt_teacher import TINY
 VALIDATION = ("seen-val", "unseen-val")
 LICENCE = "Apache-2.0"
 SAVE_EVERY = 60.0  # seconds between checkpoints
+CURVE = 14  # evaluations on the way
+EVERY = 4  # of the held-out scenes, one in so many is evaluated on the way
 Model = GeometryVGGT | MaskedVGGT
 
 
@@ -59,7 +61,6 @@ class Args:
         objective: geometry (the teacher), or masked (its 2D control).
         frame: of point maps and poses: that of the first view's camera, as VGGT, or the robot's base.
         loss: with learned confidences as VGGT, or plain.
-        optimizer: AdamW, or Muon for the matrices of the transformer blocks and AdamW for the rest.
         steps: of the optimiser.
         batch: scenes a step.
         lr: peak learning rate; linear warm-up, then cosine to zero.
@@ -78,12 +79,11 @@ class Args:
     objective: Literal["geometry", "masked"] = "geometry"
     frame: Frame = "first-camera"
     loss: Loss = "confidence"
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    steps: int = 1400
-    batch: int = 16
-    lr: float = 1e-3
+    steps: int = 14_000
+    batch: int = 8
+    lr: float = 2e-3
     weight_decay: float = 0.05
-    warmup: int = 100
+    warmup: int = 300
     single_view: float = 0.2
     mask: float = 0.6
     seed: int = 0
@@ -130,49 +130,39 @@ def losses(model: Model, batch: Batch, args: Args, step: int) -> dict[str, torch
     return model.losses(batch, args.mask, generator(args, args.steps + step))
 
 
-def train(args: Args, model: Model) -> None:
+Curve = dict[int, dict[str, float]]  # held-out numbers on the way, by step
+
+
+def train(args: Args, model: Model) -> Curve:
     """Trains to the last step, from the checkpoint in `args.out` if there is one."""
     scenes = read_scenes(args.scenes, "train", TINY.img_size)
-    optimizers = make_optimizers(args, model)
-    first = resume(args, model, optimizers)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
+    first, curve = resume(args, model, optimizer)
     size = sum(p.numel() for p in model.parameters())
     print(f"{args.file}: {size:,} parameters, {len(scenes.task_N)} scenes, {args.steps - first} steps to go")
     log, saved = Log(args.steps, first), time.monotonic()
     for step in range(first, args.steps):
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
             group["lr"] = args.lr * rate(step, args)
         parts = losses(model, training_batch(scenes, args, step), args, step)
-        model.zero_grad()
+        optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         log(step + 1, {key: value.item() for key, value in parts.items()})
+        if (step + 1) % max(1, args.steps // CURVE) == 0:
+            curve[step + 1] = evaluate(model, args, EVERY)["seen-val"]
+            print(f"held out at step {step + 1}: {curve[step + 1]}", flush=True)
         if time.monotonic() - saved > SAVE_EVERY or step + 1 == args.steps:
-            save_checkpoint(args, model, optimizers, step + 1)
+            save_checkpoint(args, model, optimizer, step + 1, curve)
             saved = time.monotonic()
-
-
-def make_optimizers(args: Args, model: Model) -> list[torch.optim.Optimizer]:
-    """The optimisers, each parameter in one of them.
-
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the steps of the
-    matrices of the transformer blocks, scaled so that AdamW's learning rate and weight decay fit both.
-    """
-    inside = [
-        p for name, p in model.named_parameters() if ("blocks." in name or ".trunk." in name) and p.ndim == 2
-    ]
-    by_muon = {id(p) for p in inside} if args.optimizer == "muon" else set()
-    rest = [p for p in model.parameters() if id(p) not in by_muon]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
-    if args.optimizer == "adamw":
-        return [adamw]
-    options = {"lr": args.lr, "weight_decay": args.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    return [adamw, torch.optim.Muon(inside, **options)]
+    return curve
 
 
 def rate(step: int, args: Args) -> float:
@@ -202,22 +192,25 @@ class Log:
         self.at, self.since, self.sums = done, time.monotonic(), {}
 
 
-def save_checkpoint(args: Args, model: Model, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def save_checkpoint(
+    args: Args, model: Model, optimizer: torch.optim.Optimizer, step: int, curve: Curve
+) -> None:
     state = {
         "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizer": optimizer.state_dict(),
         "step": step,
+        "curve": curve,
         "run": args.run,
     }
     write_atomically(args.out / "checkpoint.pt", lambda temporary: torch.save(state, temporary))
 
 
-def resume(args: Args, model: Model, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Loads the checkpoint of this very run, if there is one; returns the steps done."""
+def resume(args: Args, model: Model, optimizer: torch.optim.Optimizer) -> tuple[int, Curve]:
+    """Loads the checkpoint of this very run, if there is one; returns the steps done and the curve so far."""
     path = args.out / "checkpoint.pt"
     args.out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        return 0
+        return 0, {}
     state = torch.load(path, weights_only=True)
     was = state["run"]
     differ = [
@@ -228,21 +221,23 @@ def resume(args: Args, model: Model, optimizers: list[torch.optim.Optimizer]) ->
             f"{path} is of another run: {'; '.join(differ)}. Give another --out, or remove the checkpoint."
         )
     model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(state["optimizer"])
     print(f"going on from step {state['step']} ({path})")
-    return state["step"]
+    return state["step"], state["curve"]
 
 
 @torch.no_grad()
-def evaluate(model: Model, args: Args) -> dict[str, dict[str, float]]:
-    """Held-out numbers by split, over whole scenes and for each task, views in their own order."""
+def evaluate(model: Model, args: Args, every: int = 1) -> dict[str, dict[str, float]]:
+    """Held-out numbers by split, over whole scenes and for each task, views in their own order.
+
+    With `every`, one scene in so many is evaluated.
+    """
     tasks = json.loads((args.scenes / "scenes.json").read_text())["tasks"]
     results: dict[str, dict[str, float]] = {}
     for split in VALIDATION:
         scenes = read_scenes(args.scenes, split, TINY.img_size)
         rows: list[dict[str, float]] = []
-        for index_B in torch.arange(len(scenes.task_N)).split(1):
+        for index_B in torch.arange(0, len(scenes.task_N), every).split(1):
             batch = make_batch(scenes, index_B, args.frame)
             found = (
                 model.numbers(batch)
@@ -250,7 +245,7 @@ def evaluate(model: Model, args: Args) -> dict[str, dict[str, float]]:
                 else {"masked_mse": model.losses(batch, args.mask, generator(args, int(index_B)))["pixels"]}
             )
             rows.append({key: value.item() for key, value in found.items()})
-        task_of = [tasks[i] for i in scenes.task_N.tolist()]
+        task_of = [tasks[i] for i in scenes.task_N[::every].tolist()]
         results[split] = {"scenes": len(rows), **mean(rows)}
         for task in sorted(set(task_of)):
             results[f"{split}/{task}"] = mean(
@@ -263,7 +258,7 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
 
 
-def save_results(args: Args, model: Model, seconds: float) -> None:
+def save_results(args: Args, model: Model, curve: Curve, seconds: float) -> None:
     """Rounds the weights to float16, evaluates them so, and writes weights, numbers and card."""
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
@@ -288,6 +283,7 @@ def save_results(args: Args, model: Model, seconds: float) -> None:
         "training": args.run,
         "scenes": json.loads((args.scenes / "scenes.json").read_text())["spec"],
         "results": evaluate(model, args),
+        "curve": {"scenes": f"one in {EVERY} of seen-val", **curve},
         "minutes_last_process": round(seconds / 60, 1),
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), {args.threads} threads",
         "versions": {
@@ -365,8 +361,8 @@ def main(args: Args) -> None:
         print(json.dumps(evaluate(model, args), indent=1))
         return
     start = time.monotonic()
-    train(args, model)
-    save_results(args, model, time.monotonic() - start)
+    curve = train(args, model)
+    save_results(args, model, curve, time.monotonic() - start)
 
 
 if __name__ == "__main__":
