@@ -176,7 +176,8 @@ def evidence_table() -> str:
         seeds = len({run.seed for run in results.runs})
         success = (rate_text(arms[arm].success, "") if arm in arms else "–" for arm in EVIDENCE_ARMS)
         rows.append((asked, str(seeds), *success))
-    return _table(("task and length, built-in policy where none is named", "seeds", *EVIDENCE_ARMS.values()), rows)
+    head = ("task and length, built-in policy where none is named", "seeds", *EVIDENCE_ARMS.values())
+    return _table(head, rows)
 
 
 def _score(score: Score | None) -> str:
