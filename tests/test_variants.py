@@ -182,6 +182,7 @@ def test_later_frames_of_a_teacher_online_are_refused_in_every_entry():
     ("options", "says"),
     [
         ({"projector": "conv", "norm": "batch"}, "has no norm"),
+        ({"points": "alone", "spatial_norm": True}, "points='alone' the target has none"),
         ({"norm": "group"}, "norm is 'layer' or 'batch'"),
         ({"points": "added", "position_embedding": 0.0}, "the target would have no points"),
     ],

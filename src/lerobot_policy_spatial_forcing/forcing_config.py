@@ -105,7 +105,7 @@ class AlignmentConfig:
                     f"forcing.{name}={value} says which points a target has, and this one has none: give "
                     f"forcing.points ({', '.join(POINTS)}), or leave forcing.{name} out."
                 )
-        check_together(self.projector, self.norm, self.points, self.position_embedding)
+        check_together(self.projector, self.norm, self.points, self.position_embedding, self.spatial_norm)
 
 
 @dataclass

@@ -108,7 +108,7 @@ class Alignment:
                 "token_weights=True weighs tokens by the weights that come with the features; got "
                 f"{self.token_weights!r}. Which weights those are is said where they are stored."
             )
-        check_together(self.projector, self.norm, self.points, self.position_embedding)
+        check_together(self.projector, self.norm, self.points, self.position_embedding, self.spatial_norm)
         if not 0 < self.hidden_share <= 1 or (self.hidden_share < 1 and self.projector == "conv"):
             raise SpatialForcingError(
                 "hidden_share is the share of an mlp projector's hidden units that are used, above 0 and up "

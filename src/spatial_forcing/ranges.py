@@ -40,7 +40,9 @@ def check_position_embedding(position_embedding: float) -> None:
         )
 
 
-def check_together(projector: str, norm: str, points: str | None, position_embedding: float) -> None:
+def check_together(
+    projector: str, norm: str, points: str | None, position_embedding: float, spatial_norm: bool
+) -> None:
     """Raises :class:`SpatialForcingError` for options of an alignment of which one would have no effect."""
     if projector == "conv" and norm != "layer":
         raise SpatialForcingError(
@@ -51,6 +53,11 @@ def check_together(projector: str, norm: str, points: str | None, position_embed
         raise SpatialForcingError(
             "points='added' adds the points' embedding at the scale position_embedding, and that is 0: the "
             "target would have no points. Give a scale above 0 (0.1 by default), or leave points out."
+        )
+    if points == "alone" and spatial_norm:
+        raise SpatialForcingError(
+            "spatial_norm standardises the teacher's features, and with points='alone' the target has none: "
+            "leave spatial_norm out, or use points='concatenated'."
         )
 
 
