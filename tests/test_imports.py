@@ -53,6 +53,7 @@ ORDER = (
         "results",
         "stats",
         "bootstrap",
+        "estimates",
         "reach",
         "power",
         "provenance",

@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 
+from spatial_forcing.estimates import rate_difference, two_way
 from spatial_forcing.power import (
     detectable_difference,
     detectable_mean_difference,
+    detectable_with,
     mcnemar_power,
     pairs_needed,
     seeds_needed,
+    seeds_to_show,
 )
 from spatial_forcing.stats import StatsError, mcnemar
 
@@ -93,3 +96,38 @@ def test_seeds_needed_inverts_the_detectable_difference():
 def test_impossible_numbers_are_refused(call):
     with pytest.raises(StatsError):
         call()
+
+
+def rows(random, S, E, difference, spread):
+    """Two arms that differ, over seeds that vary, on the same episodes."""
+    rates = np.clip(0.5 + np.array([0, difference])[:, None] + random.normal(0, spread, (2, S)), 0, 1)
+    draws = random.random((2, S, E)) < rates[:, :, None]
+    return [{s: dict(enumerate(map(float, draws[i, s]))) for s in range(S)} for i in (0, 1)]
+
+
+def test_seeds_to_show_are_those_at_which_the_interval_excludes_zero_four_times_in_five():
+    random = np.random.default_rng(0)
+    V = rate_difference(*rows(random, 40, 40, 0.2, 0.1)).variance
+    S = seeds_to_show(0.2, V, 40, 40)
+    assert 3 <= S <= 20
+    shown = sum(
+        (found := rate_difference(*rows(random, S, 40, 0.2, 0.1))).low is not None and found.low > 0
+        for _ in range(150)
+    )
+    assert shown / 150 > 0.65  # the interval is a little wider than it need be
+    assert seeds_to_show(0.02, V, 40, 40) > 20 * S
+    assert seeds_to_show(0.2, V, 40, 40, alpha=0.01) > S
+
+
+def test_what_an_interval_detects_is_beyond_its_half_width():
+    V = two_way({s: {e: float((s * e) % 3 - 1) for e in range(20)} for s in range(5)})
+    from scipy.stats import t
+
+    half = t.ppf(0.975, V.freedom) * math.sqrt(V.total)
+    assert 1.2 * half < detectable_with(V) < 2 * half
+    assert detectable_with(V, alpha=0.01) > detectable_with(V)
+
+
+def test_one_seed_tells_nothing_of_other_seeds():
+    V = two_way({0: {0: 1.0, 1: 0.0, 2: 1.0}})
+    assert seeds_to_show(0.5, V, 1, 3) is None

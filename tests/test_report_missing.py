@@ -1,9 +1,10 @@
 """Reports of results of which something is missing, unfinished or wrong."""
 
+import copy
 import math
 
 import pytest
-from small_results import episodes, page_of, report, run_of, summarised, with_seeds
+from small_results import episodes, page_of, report, run_of, summarised, with_controls, with_seeds
 
 from spatial_forcing.report import ResultsError, write_report
 
@@ -38,6 +39,63 @@ def test_other_episodes_give_no_test_but_a_reason(results, tmp_path):
     assert record["comparisons"][0]["p_value"] is None
     assert "not evaluated on the same episodes" in " ".join(record["verdict"]["not_shown"])
     assert "No paired test" in page.text
+
+
+THREE = {"baseline": [3, 5, 4], "forced": [14, 13, 16], "blind": [0] * 3, "state": [24] * 3}
+
+
+def test_a_run_that_diverged_is_named_and_nothing_is_tested_without_it(results, tmp_path):
+    """The seeds that are left are no fair sample: it is the arm that diverged which loses one."""
+    errors = {"baseline": [0.3, 0.31, 0.305], "forced": [0.25, 0.262, math.nan]}
+    results = with_seeds(results, THREE, errors | {"blind": [0.4] * 3, "state": [0.1] * 3})
+    for run in results["runs"]:
+        run["evaluations"] = [run["evaluations"][-1] | {"episodes": []}]
+    page, record = page_of(results, tmp_path), summarised(results)
+    errors = record["comparisons"][0]["errors"]
+    assert (errors["seeds"], errors["diverged"], errors["p_value"]) == ([0, 1], ["forced in seed 2"], None)
+    assert record["verdict"]["headline"].startswith(
+        "That forced helps is not shown: it could not be compared"
+    )
+    assert not record["verdict"]["shown"]
+    assert (
+        "the error of forced in seed 2 is not finite (the run diverged)" in record["verdict"]["not_shown"][0]
+    )
+    assert "Diverged, with an error that is not finite: forced in seed 2." in page.text
+
+
+def test_an_arm_that_diverged_in_every_seed_is_not_judged_by_what_it_was_before(results):
+    errors = {name: [0.3, 0.31, 0.305] for name in THREE} | {"forced": [math.nan] * 3}
+    results = with_seeds(results, THREE, errors)
+    found = summarised(results)["comparisons"][0]
+    assert (found["errors"]["step"], found["errors"]["b"], found["steps_to_target"]) == (400, None, None)
+
+
+def test_a_seed_with_a_damaged_evaluation_is_left_out_and_the_others_are_compared(results, tmp_path):
+    results = with_seeds(results, THREE, {name: [0.2, 0.21, 0.19] for name in THREE})
+    del run_of(results, "forced", 1)["evaluations"][-1]["episodes"][4]
+    page, record = page_of(results, tmp_path), summarised(results)
+    c = record["comparisons"][0]
+    assert (c["seeds"], c["left_out"]) == ([0, 2], {"1": "episodes of one arm alone: 1"})
+    assert c["only_b"] + c["both"] == 14 + 16
+    assert record["verdict"]["headline"].endswith("3 seeds each, of which some are left out below.")
+    assert "Left out, since they ran other episodes: forced and baseline of seed 1" in page.text
+
+
+def test_an_arm_that_could_not_be_compared_with_plain_is_not_said_to_be_level(results):
+    with_controls(results, 14, 3, 3)
+    run_of(results, "baseline")["evaluations"][-1]["episodes"][4]["seed"] = 5
+    assert summarised(results)["verdict"]["headline"].startswith(
+        "That forced helps is not shown: it could not be compared with baseline."
+    )
+
+
+def test_fractions_that_are_the_same_number_of_episodes_count_once(results):
+    for run in list(results["runs"]):
+        run["train_episodes"] = 10
+        for fraction in (0.1, 0.15):
+            results["runs"].append(copy.deepcopy(run) | {"fraction": fraction, "train_episodes": 1})
+    found = summarised(results)["comparisons"][0]["data_to_target"]
+    assert found["unit"] == "episodes"
 
 
 @pytest.mark.parametrize(

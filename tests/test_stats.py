@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_forcing.stats import StatsError, holm, mcnemar, paired_t_test, stratified_mcnemar, wilson
+from spatial_forcing.stats import StatsError, holm, mcnemar, mcnemar_over_seeds, paired_t_test, wilson
 
 counts = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -134,35 +134,57 @@ def test_mcnemar_refuses_what_is_not_paired():
 # ---- several seeds, several arms ---------------------------------------------------------------------------
 
 
-def test_the_sum_over_seeds_is_the_exact_test_given_the_discordant_pairs_of_each():
-    strata = [mcnemar([1, 1, 0, 0], [0, 1, 1, 1]), mcnemar([1, 0, 0], [0, 1, 1]), mcnemar([0, 0], [1, 0])]
-    found = stratified_mcnemar(strata)
-    assert (found.both, found.only_a, found.only_b, found.neither) == (1, 2, 5, 1)
-    # Every way in which the discordant pairs of each seed may fall, counted out.
-    ways = Counter(
-        sum(fall)
-        for fall in product(*(range(d + 1) for d in (3, 3, 1)))
-        for _ in range(math.prod(math.comb(d, k) for d, k in zip((3, 3, 1), fall, strict=True)))
-    )
-    unlikely = sum(count for k, count in ways.items() if ways[k] <= ways[found.only_b])
-    assert found.p_value == pytest.approx(unlikely / ways.total())
-    assert found.difference == pytest.approx(3 / 9)
+def over_seeds(rows, shared):
+    """Pairs by seed; its episodes have the same names in all seeds, or names of their own."""
+    return {
+        seed: {e if shared else (seed, e): pair for e, pair in enumerate(row)}
+        for seed, row in enumerate(rows)
+    }
 
 
-def test_one_stratum_is_mcnemars_test_and_none_is_refused():
-    one = mcnemar([1, 0, 0, 1, 0], [1, 1, 1, 0, 1])
-    assert stratified_mcnemar([one]) == one
-    with pytest.raises(StatsError, match="at least one stratum"):
-        stratified_mcnemar([])
+pairs_of_seeds = st.lists(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=4, max_size=4), min_size=1, max_size=3
+)
 
 
-def test_mcnemar_over_seeds_rejects_equal_policies_no_more_often_than_it_says():
-    random, rejected = np.random.default_rng(0), 0
+@given(pairs_of_seeds)
+@settings(max_examples=40, deadline=None)
+def test_over_seeds_the_signs_of_whole_episodes_flip(rows):
+    """Counted out: every way to swap the arms of an episode, in all seeds that ran it."""
+    found = mcnemar_over_seeds(over_seeds(rows, shared=True))
+    sums = [sum(b - a for a, b in of) for of in zip(*rows, strict=True)]
+    ways = [abs(sum(s * d for s, d in zip(signs, sums, strict=True))) for signs in product((1, -1), repeat=4)]
+    assert found.p_value == pytest.approx(sum(way >= abs(sum(sums)) for way in ways) / len(ways))
+    assert found.difference == pytest.approx(sum(sums) / (4 * len(rows)))
+
+
+@given(pairs_of_seeds)
+@settings(max_examples=40, deadline=None)
+def test_seeds_with_episodes_of_their_own_are_one_mcnemars_test(rows):
+    a, b = zip(*(pair for row in rows for pair in row), strict=True)
+    assert mcnemar_over_seeds(over_seeds(rows, shared=False)) == mcnemar(a, b)
+
+
+def test_the_same_rollouts_twice_are_no_more_evidence():
+    row = [(False, True)] * 7 + [(True, False)] + [(True, True)] * 4
+    once = mcnemar_over_seeds(over_seeds([row], shared=True))
+    assert mcnemar_over_seeds(over_seeds([row] * 5, shared=True)).p_value == pytest.approx(once.p_value)
+    assert mcnemar_over_seeds(over_seeds([row] * 5, shared=False)).p_value < once.p_value / 10
+    with pytest.raises(StatsError, match="an episode of each"):
+        mcnemar_over_seeds({})
+
+
+def test_over_seeds_equal_arms_are_told_apart_no_more_often_than_it_says():
+    """On episodes that favour one arm or the other in all seeds, where added-up tables reject too often."""
+    random, rejected, added_up = np.random.default_rng(0), 0, 0
     for _ in range(300):
-        # Each seed has a success rate of its own, which both arms share.
-        strata = [mcnemar(*(random.random((2, 25)) < random.random())) for _ in range(3)]
-        rejected += stratified_mcnemar(strata).p_value < 0.05
-    assert rejected <= 24  # 15 nominal, two standard deviations above; the exact test stays below
+        favour = random.choice([-0.3, 0.0, 0.3], 25)
+        draws = random.random((2, 3, 25)) < np.stack([0.5 - favour, 0.5 + favour])[:, None]
+        rows = [list(zip(*of, strict=True)) for of in zip(*draws, strict=True)]
+        rejected += mcnemar_over_seeds(over_seeds(rows, shared=True)).p_value < 0.05
+        added_up += mcnemar_over_seeds(over_seeds(rows, shared=False)).p_value < 0.05
+    assert rejected <= 24  # 15 nominal, two standard deviations above
+    assert added_up > 24
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
@@ -193,3 +215,4 @@ def test_the_paired_t_test_is_the_formula_and_says_nothing_of_one_seed():
     assert paired_t_test(a, b) == pytest.approx(2 * t.sf(abs(statistic), 3))
     assert paired_t_test([0.2], [0.1]) is None
     assert paired_t_test([0.25, 0.5], [0.25, 0.5]) is None
+    assert paired_t_test([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]) is None  # equal, but for rounding

@@ -91,10 +91,15 @@ class AlignmentConfig:
     None."""
 
     def __post_init__(self) -> None:
-        if self.standardize is None:
+        if self.standardize is None and not self._listed:
             self.standardize = self.cache is not None and not self.published
         with said_last():
             self._check()
+
+    @property
+    def _listed(self) -> bool:
+        """Whether a list says all, and these options say nothing."""
+        return False
 
     def _check(self) -> None:
         for name in CHECKS:
@@ -146,6 +151,10 @@ class ForcingConfig(AlignmentConfig):
     ratio_every: Any = None
     """Renamed to diagnostics_every."""
 
+    @property
+    def _listed(self) -> bool:
+        return self.alignments is not None
+
     def _check(self) -> None:
         for name in RENAMED_FORCING:
             check_not_renamed(name, getattr(self, name))
@@ -158,10 +167,7 @@ class ForcingConfig(AlignmentConfig):
         check_cameras(self.cameras)
         if self.alignments is None:
             return
-        # From these two follows whether features are standardised, which then was not said.
-        default = AlignmentConfig(cache=self.cache, published=self.published)
-        default.cache, default.published = None, False
-        flat = [f.name for f in fields(AlignmentConfig) if getattr(self, f.name) != getattr(default, f.name)]
+        flat = [f.name for f in fields(AlignmentConfig) if getattr(self, f.name) != f.default]
         if flat:
             raise SpatialForcingError(
                 f"forcing.alignments says all of its alignments, and forcing.{', forcing.'.join(flat)} "

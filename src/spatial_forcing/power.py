@@ -1,16 +1,18 @@
 """Statistical power: the smallest detectable difference of a comparison, and the sample size for one.
 
-Of success rates by McNemar's exact test on paired episodes, and of a mean over seeds by the paired t-test.
+Of success rates by McNemar's exact test on paired episodes, or by the interval over seeds and episodes once
+their variance is known; and of a mean over seeds by the paired t-test.
 
 Letters: n pairs of episodes, ψ the share of them that only one arm solves (discordant), d the difference of
-success rates, D the number of discordant pairs, alpha the two-sided level.
+success rates, D the number of discordant pairs, S seeds, E episodes, V variances, alpha the two-sided level.
 """
 
 from bisect import bisect_left
-from math import isfinite
+from math import isfinite, sqrt
 
 import numpy as np
 
+from spatial_forcing.estimates import Variance
 from spatial_forcing.stats import StatsError, check_confidence, scipy_stats
 
 # Two policies that have nothing in common and succeed half of the time differ on every second episode.
@@ -63,8 +65,9 @@ def detectable_difference(
 ) -> float | None:
     """Smallest difference of success rates that McNemar's test detects with these paired episodes and seeds.
 
-    The test is McNemar's exact one over the pairs of all seeds: it tells these trained policies apart. How
-    much other seeds would change them, it does not know; for that see :func:`detectable_mean_difference`.
+    The test is McNemar's exact one over the pairs of all seeds, as if no two seeds ran the same episodes: a
+    lower limit before anything is measured. Afterwards :func:`detectable_with` knows how much seeds and
+    episodes vary.
 
     Args:
         episodes: of one evaluation, the same for both arms.
@@ -123,6 +126,58 @@ def pairs_needed(
     return high
 
 
+def detectable_with(variance: Variance, *, power: float = POWER, alpha: float = ALPHA) -> float:
+    """Smallest difference that an interval over seeds and episodes of this variance tells from zero.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    _check(0, UNRELATED, power, alpha)
+    return sqrt(variance.total) * _least_noncentrality(variance.freedom, power, alpha)
+
+
+def seeds_to_show(
+    difference: float,
+    variance: Variance,
+    seeds: int,
+    episodes: int,
+    *,
+    power: float = POWER,
+    alpha: float = ALPHA,
+) -> int | None:
+    """Number of seeds, on as many episodes, with which an interval tells a difference from zero.
+
+        V(S') = V_S · S / S' + (V_E - V_cell)
+
+    Args:
+        difference: of the means.
+        variance: measured with ``seeds`` seeds on ``episodes`` different episodes.
+        seeds, episodes: those numbers.
+
+    Returns:
+        None for one seed, whose variance says nothing of others; and for more than a thousand: then other
+        episodes vary more than that, and more of them are needed.
+
+    Raises:
+        StatsError: a number outside its range.
+    """
+    _check(seeds, UNRELATED, power, alpha)
+    if variance.seeds is None or difference == 0:
+        return None
+    of_one = variance.seeds * seeds
+
+    def reached(S: int) -> float:
+        V = of_one / S + variance.episodes
+        spread = (of_one / S) ** 2 / (S - 1) + variance.episodes**2 / max(episodes - 1, 1)
+        if V == 0:
+            return 1.0
+        return _t_power(V**2 / spread, abs(difference) / sqrt(V), alpha)
+
+    if reached(MOST_SEEDS) < power:
+        return None
+    return 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=reached)
+
+
 def detectable_mean_difference(
     seeds: int, spread: float = 1.0, *, power: float = POWER, alpha: float = ALPHA
 ) -> float | None:
@@ -146,13 +201,7 @@ def detectable_mean_difference(
         raise StatsError(f"The spread over seeds must be finite and at least 0, got {spread}.")
     if seeds < 2:
         return None
-    low, high = 0.0, 1.0
-    while _t_power(seeds, high, alpha) < power:
-        low, high = high, 2 * high
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if _t_power(seeds, middle, alpha) >= power else (middle, high)
-    return high * spread
+    return spread / sqrt(seeds) * _least_noncentrality(seeds - 1, power, alpha)
 
 
 def seeds_needed(
@@ -172,16 +221,30 @@ def seeds_needed(
     if spread == 0 or difference == 0:
         return 2 if difference else None
     effect = abs(difference) / spread
-    if _t_power(MOST_SEEDS, effect, alpha) < power:
+
+    def reached(seeds: int) -> float:
+        return _t_power(seeds - 1, sqrt(seeds) * effect, alpha)
+
+    if reached(MOST_SEEDS) < power:
         return None
-    return 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=lambda seeds: _t_power(seeds, effect, alpha))
+    return 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=reached)
 
 
-def _t_power(seeds: int, effect: float, alpha: float) -> float:
-    """Power of the two-sided paired t-test at a difference of ``effect`` standard deviations."""
+def _least_noncentrality(freedom: float, power: float, alpha: float) -> float:
+    low, high = 0.0, 1.0
+    while _t_power(freedom, high, alpha) < power:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _t_power(freedom, middle, alpha) >= power else (middle, high)
+    return high
+
+
+def _t_power(freedom: float, noncentrality: float, alpha: float) -> float:
+    """Power of a two-sided t-test at a difference of so many standard errors."""
     stats = scipy_stats()
-    critical = stats.t.ppf(1 - alpha / 2, seeds - 1)
-    noncentral = stats.nct(seeds - 1, np.sqrt(seeds) * effect)
+    critical = stats.t.ppf(1 - alpha / 2, freedom)
+    noncentral = stats.nct(freedom, noncentrality)
     # Far out scipy gives NaN for the tail on the other side, which is as good as empty there.
     return float(noncentral.sf(critical) + np.nan_to_num(noncentral.cdf(-critical)))
 

@@ -1,8 +1,8 @@
 """Steps to a target and data to a target, with censoring: an arm that never reaches it gives a bound.
 
-A curve is measured at a few steps, or after training on a few amounts of data. One that is never at the
-target within them needs more than the last of them; one that is there at the first needs that much or less.
-Both are bounds, and so are ratios with one of them in it.
+A curve is measured at a few steps, or after training on a few amounts of data, and is taken to be straight
+between them. One that is never at the target within them needs more than the last of them; one that is there
+at the first needs that much or less. Both are bounds, and so are ratios with one of them in it.
 
 Letters: a the baseline, b the other arm, i seeds.
 """
@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import exp, inf, isfinite, log
 from typing import Literal, NamedTuple
 
-from spatial_forcing.bootstrap import RESAMPLES, bootstrap_ratio
+from spatial_forcing.estimates import ratio_over_seeds
 from spatial_forcing.stats import StatsError, check_pairs
 
 
@@ -30,10 +30,11 @@ class Reached:
 
     Attributes:
         step: steps, or amount of data.
-        sign: "=" measured; ">" not there at ``step``, the last one; "<=" there at ``step``, the first one.
+        sign: "=" between two measurements, or at one; ">" not there at ``step``, the last one; "<=" there at
+            ``step``, the first one.
     """
 
-    step: int
+    step: float
     sign: Literal["=", ">", "<="]
 
     @property
@@ -47,7 +48,7 @@ class Reached:
         return inf if self.sign == ">" else self.step
 
     def __str__(self) -> str:
-        return str(self.step) if self.sign == "=" else f"{self.sign} {self.step}"
+        return f"{self.step:.0f}" if self.sign == "=" else f"{self.sign} {self.step:.0f}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Ratio:
 
     Attributes:
         value: None if a seed is a bound.
-        low, high: paired bootstrap interval over seeds of the value; None without one, or with one seed.
+        low, high: t interval over seeds of the value; None without one, or with one seed.
         at_least, at_most: bounds of the value; None where there is none. Equal to the value if it is known.
         seeds, bounds: how many seeds, and in how many of them the ratio is a bound.
     """
@@ -106,10 +107,12 @@ class Ratio:
 
 
 def reached(curve: Curve, target: float) -> Reached:
-    """The first step at which a curve is at a target or below.
+    """The first step at which a curve, straight between its measurements, is at a target or below.
 
-    Only measured points count: nothing is interpolated between them or extrapolated beyond, so a step is late
-    by up to the distance between two measurements.
+        step = s_0 + (s_1 - s_0) (v_0 - target) / (v_0 - v_1),    v_0 > target >= v_1
+
+    Nothing is extrapolated beyond the measurements. With few of them this is rough: a curve may have been
+    there at any step from s_0 to s_1.
 
     Raises:
         StatsError: the curve is empty, has a value that is not finite, or steps that do not increase; or the
@@ -118,10 +121,13 @@ def reached(curve: Curve, target: float) -> Reached:
     steps, values = _checked(curve)
     if not isfinite(target):
         raise StatsError(f"The target must be a finite number, got {target}.")
-    first = next((int(s) for s, v in zip(steps, values, strict=True) if v <= target), None)
+    first = next((i for i, v in enumerate(values) if v <= target), None)
     if first is None:
-        return Reached(int(steps[-1]), ">")
-    return Reached(first, "<=" if first == steps[0] else "=")
+        return Reached(steps[-1], ">")
+    if first == 0:
+        return Reached(steps[0], "<=")
+    (s_0, s_1), (v_0, v_1) = steps[first - 1 : first + 1], values[first - 1 : first + 1]
+    return Reached(s_0 + (s_1 - s_0) * (v_0 - target) / (v_0 - v_1), "=")
 
 
 def steps_to_target(curve_a: Curve, curve_b: Curve, target: float | None = None) -> Reach:
@@ -137,13 +143,13 @@ def steps_to_target(curve_a: Curve, curve_b: Curve, target: float | None = None)
     return Reach(target, reached(curve_a, target), reached(curve_b, target))
 
 
-def ratio_to_target(reaches: Sequence[Reach], *, resamples: int = RESAMPLES, seed: int = 0) -> Ratio:
+def ratio_to_target(reaches: Sequence[Reach]) -> Ratio:
     """Geometric mean over seeds of a's steps over b's, with bounds where a seed is censored.
 
         r = exp(mean_i log(a_i / b_i)),    low_i <= a_i / b_i <= high_i gives the same mean of the bounds
 
     Leaving a seed out that never got there would flatter the arm that failed, and so would its last step:
-    with one, r is a bound and has no bootstrap interval.
+    with one, r is a bound and has no interval.
 
     Args:
         reaches: one for each seed.
@@ -160,7 +166,7 @@ def ratio_to_target(reaches: Sequence[Reach], *, resamples: int = RESAMPLES, see
         at_least, at_most = low or None, high if isfinite(high) else None
         return Ratio(None, None, None, at_least, at_most, len(reaches), bounds)
     steps = [r.a.step for r in reaches], [r.b.step for r in reaches]
-    found = bootstrap_ratio(*steps, resamples=resamples, seed=seed)
+    found = ratio_over_seeds(*steps)
     return Ratio(found.value, found.low, found.high, found.value, found.value, len(reaches), 0)
 
 

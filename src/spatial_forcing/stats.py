@@ -1,17 +1,19 @@
 """Statistics of a comparison of policies: intervals of success rates, paired tests, multiple testing.
 
 Two policies are compared on the *same* evaluation episodes, and several seeds share everything but the arm,
-so all tests here and in ``bootstrap`` are paired. What cannot be computed is None.
+so all tests here are paired. Intervals over seeds are in ``estimates``. What cannot be computed is None.
 
 Letters: n episodes, k successes, p̂ = k / n, z the normal quantile of the confidence level, a the baseline, b
 the other arm.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral
 from types import ModuleType
+
+import numpy as np
 
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 
@@ -104,35 +106,54 @@ def mcnemar(
     a, b = [bool(x) for x in a_success], [bool(x) for x in b_success]
     check_pairs(len(a), len(b), "episodes")
     _check_same_episodes(a_episodes, b_episodes, len(a))
-    both = sum(x and y for x, y in zip(a, b, strict=True))
-    only_a, only_b = sum(a) - both, sum(b) - both
-    neither = len(a) - both - only_a - only_b
-    return Paired(both, only_a, only_b, neither, _sign_test(only_a, only_b))
+    return mcnemar_over_seeds({0: dict(enumerate(zip(a, b, strict=True)))})
 
 
-def stratified_mcnemar(strata: Sequence[Paired]) -> Paired:
-    """McNemar's exact test over several strata, such as training seeds: the tables are added up.
+def mcnemar_over_seeds(pairs: Mapping[int, Mapping[Hashable, tuple[bool, bool]]]) -> Paired:
+    """McNemar's exact test over several training seeds that may have run the same episodes.
 
-    In stratum s, given its D_s discordant pairs, ``only_b`` ~ Binomial(D_s, 1/2) under the null hypothesis
-    that there the two policies are equally good. The strata are independent and share the 1/2, so the sum of
-    ``only_b`` is Binomial(sum of D_s, 1/2): the test of the sums is the exact test conditional on every D_s,
-    not an approximation by pooling. It is about these trained policies; whether other seeds would do the
-    same, the bootstrap over seeds asks.
+    Under the null hypothesis the arms are exchangeable in every episode, in all seeds that ran it together:
+    d_e, the sum over seeds of b's successes less a's in episode e, is as likely -d_e.
+
+        p = P(|sum_e s_e d_e| >= |sum_e d_e|),    s_e = -1 or 1 with probability 1/2 each, all enumerated
+
+    With one seed, and where no two seeds share an episode, that is McNemar's test. Adding up the tables of
+    seeds that share episodes would take an episode that favours one arm for so many independent ones. The
+    test is about these trained policies and other episodes; ``estimates`` has intervals for other seeds, too.
+
+    Args:
+        pairs: for each seed, by episode, the success of a and of b.
 
     Raises:
-        StatsError: no strata.
+        StatsError: no seeds, or one without episodes.
     """
-    if not strata:
-        raise StatsError("A stratified test needs at least one stratum, got none.")
-    both, only_a, only_b, neither = (
-        sum(getattr(one, cell) for one in strata) for cell in ("both", "only_a", "only_b", "neither")
-    )
-    return Paired(both, only_a, only_b, neither, _sign_test(only_a, only_b))
+    if not pairs or not all(pairs.values()):
+        raise StatsError("A test over seeds needs at least one, and an episode of each.")
+    found = [(name, bool(a), bool(b)) for of in pairs.values() for name, (a, b) in of.items()]
+    both = sum(a and b for _, a, b in found)
+    only_a, only_b = (sum(one) - both for one in ((a for _, a, _ in found), (b for _, _, b in found)))
+    sums: dict[Hashable, int] = {}
+    for name, a, b in found:
+        sums[name] = sums.get(name, 0) + b - a
+    neither = len(found) - both - only_a - only_b
+    return Paired(both, only_a, only_b, neither, _sign_flip_test(list(sums.values())))
 
 
-def _sign_test(only_a: int, only_b: int) -> float:
-    discordant = only_a + only_b
-    return float(scipy_stats().binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
+def _sign_flip_test(differences: Sequence[int]) -> float:
+    """Two-sided p-value of a sum of differences whose signs are flips of a coin: exact, by convolution."""
+    steps = [abs(d) for d in differences if d]
+    if not steps:
+        return 1.0
+    total, most = abs(sum(differences)), sum(steps)
+    if most == len(steps):  # of one each: the sum is binomial
+        return float(scipy_stats().binomtest((most + total) // 2, most, 0.5).pvalue)
+    chance = np.ones(1)  # of each sum from -most to most, so far
+    for d in steps:
+        wider = np.zeros(len(chance) + 2 * d)
+        wider[: len(chance)] += chance / 2
+        wider[2 * d :] += chance / 2
+        chance = wider
+    return float(min(1.0, chance[np.abs(np.arange(-most, most + 1)) >= total].sum()))
 
 
 # ---- several seeds, several arms ---------------------------------------------------------------------------
@@ -142,7 +163,7 @@ def paired_t_test(values_a: Sequence[float], values_b: Sequence[float]) -> float
     """Two-sided p-value of the paired t-test over seeds, for a mean of b - a of zero.
 
     Returns:
-        None for one seed, which has no spread, and for equal differences in all seeds.
+        None for one seed, which has no spread, and for equal differences in all seeds (but for rounding).
 
     Raises:
         StatsError: no seeds, different numbers of them, or a value that is not finite.
@@ -150,7 +171,8 @@ def paired_t_test(values_a: Sequence[float], values_b: Sequence[float]) -> float
     check_pairs(len(values_a), len(values_b), "seeds")
     if not all(map(isfinite, [*values_a, *values_b])):
         raise StatsError(f"A paired test needs finite values, got {list(values_a)} and {list(values_b)}.")
-    if len({b - a for a, b in zip(values_a, values_b, strict=True)}) < 2:
+    differences = [b - a for a, b in zip(values_a, values_b, strict=True)]
+    if max(differences) - min(differences) <= 1e-12 * max(map(abs, [*values_a, *values_b])):
         return None
     return float(scipy_stats().ttest_rel(values_b, values_a).pvalue)
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from malformed.call import Call, given, vla
 from malformed.case import Case, api
-from spatial_forcing.bootstrap import bootstrap_difference, bootstrap_rate, bootstrap_ratio
+from spatial_forcing.estimates import difference_over_seeds, rate, ratio_over_seeds
 from spatial_forcing.power import detectable_difference
 from spatial_forcing.probe import DepthProbe, Frames, run_probe, tapped_tokens
 from spatial_forcing.reach import Curve, steps_to_target
 from spatial_forcing.report import write_report
 from spatial_forcing.saved_policy import LoadedPolicy
-from spatial_forcing.stats import holm, mcnemar, stratified_mcnemar, wilson
+from spatial_forcing.stats import holm, mcnemar, mcnemar_over_seeds, wilson
 
 F, CELLS = 6, (6, 1, 2, 2)
 
@@ -99,14 +99,13 @@ STATISTICS = [
             "must be finite",
         ),
         ("number", "steps back", lambda: steps_to_target(Curve([2, 1], [1, 1]), Curve([1], [1])), "increase"),
-        ("number", "ratio of zero", lambda: bootstrap_ratio([0], [1]), "steps above zero"),
-        ("number", "no resamples", lambda: bootstrap_difference([1, 2], [1, 2], resamples=0), "resample"),
+        ("number", "ratio of zero", lambda: ratio_over_seeds([0], [1]), "steps above zero"),
         ("number", "p-value 2", lambda: holm([0.1, 2.0]), "between 0 and 1"),
-        ("size", "no strata", lambda: stratified_mcnemar([]), "at least one stratum"),
-        ("size", "empty seed", lambda: bootstrap_rate([[1.0], []]), "at least one for each"),
+        ("size", "no seeds", lambda: mcnemar_over_seeds({}), "an episode of each"),
+        ("size", "empty seed", lambda: rate({0: {1: 1.0}, 1: {}}), "an episode of each"),
         ("number", "share 2", lambda: detectable_difference(50, discordant=2), "between 0 and 1, got 2"),
         ("number", "-3 seeds", lambda: detectable_difference(50, -3), "at least 0, got -150"),
-        ("number", "difference of NaN", lambda: bootstrap_difference([1], [math.nan]), "finite"),
+        ("number", "difference of NaN", lambda: difference_over_seeds([1], [math.nan]), "finite"),
     )
 ]
 

@@ -15,7 +15,7 @@ from spatial_forcing.compare.plan import Comparison, folder_of
 from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
 from spatial_forcing.console import duration, stages
 from spatial_forcing.files import size_text
-from spatial_forcing.power import detectable_difference, detectable_mean_difference
+from spatial_forcing.power import ALPHA, detectable_difference, detectable_mean_difference
 
 # Steps that are timed; the first ones load and compile.
 TIMED, WARM = 6, 2
@@ -143,20 +143,20 @@ def lines(
 def what_it_can_show(comparison: Comparison, *, rolled: bool) -> list[str]:
     """Lines with the smallest differences that these episodes and seeds detect with power 0.8."""
     seeds, episodes = len(comparison.seeds), comparison.measures.episodes
-    others = max(1, sum(arm.role != "reference" for arm in comparison.arms) - 1)
+    tested = max(1, sum(arm.role == "arm" for arm in comparison.arms) - 1)  # against plain, and each control
     said = []
     if rolled:
-        smallest = detectable_difference(episodes, seeds, alpha=0.05 / others)
+        smallest = detectable_difference(episodes, seeds, alpha=ALPHA / tested)
         of = f"{episodes} paired episodes per task x {seeds} seed{'s' * (seeds > 1)}"
-        test = f"McNemar's exact test at 0.05 / {others} comparisons"
+        test = f"McNemar's exact test at {ALPHA} / {tested} arm{'s' * (tested > 1)}"
         said.append(
             f"Success, {of}: too few to show any difference, however large ({test})."
             if smallest is None
             else f"Success, {of}: a difference of {100 * smallest:.0f} points or more would be found four "
-            f"times in five ({test}, for policies that solve half of the episodes; fewer points where they "
-            "solve most or few)."
+            f"times in five at best ({test}, for policies that solve half of the episodes, if seeds and "
+            "episodes vary no more than by chance; fewer points where they solve most or few)."
         )
-    smallest = detectable_mean_difference(seeds, alpha=0.05 / others)
+    smallest = detectable_mean_difference(seeds, alpha=ALPHA / tested)
     said.append(
         "Held-out error: one seed says nothing about the spread."
         if smallest is None

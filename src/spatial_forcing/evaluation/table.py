@@ -23,7 +23,7 @@ def _rates(results: EvalResults) -> str:
     rows = [[task, *(rate_text(one.rate(task), "") for one in of.values())] for task in results.tasks]
     if len(rows) > 1:
         rows.append(["all", *(rate_text(one.rate(), "") for one in of.values())])
-    by_policy = {name: phases(one.episodes) for name, one in of.items()}
+    by_policy = {name: phases({0: one.episodes}) for name, one in of.items()}
     for phase in dict.fromkeys(phase for rates in by_policy.values() for phase in rates):
         rows.append([phase, *(rate_text(rates.get(phase), "") for rates in by_policy.values())])
     distances = [

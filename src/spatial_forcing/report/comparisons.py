@@ -2,20 +2,30 @@
 
 from dataclasses import asdict
 from itertools import groupby
+from math import isfinite, nan
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from spatial_forcing.bootstrap import (
-    bootstrap_difference,
-    bootstrap_rate_difference,
-    bootstrap_rate_ratio,
+from spatial_forcing.estimates import (
+    Episodes,
+    difference_over_seeds,
+    rate,
+    rate_difference,
+    rate_ratio,
 )
-from spatial_forcing.power import detectable_difference, detectable_mean_difference
+from spatial_forcing.power import (
+    ALPHA,
+    detectable_difference,
+    detectable_mean_difference,
+    detectable_with,
+    pairs_needed,
+    seeds_to_show,
+)
 from spatial_forcing.reach import Curve, ratio_to_target, steps_to_target
-from spatial_forcing.report.measures import amount_of_data, data_unit, finite, spread, success
-from spatial_forcing.report.records import Comparison, Errors, ToTarget
+from spatial_forcing.report.measures import amount_of_data, data_unit, finite, rollouts, spread
+from spatial_forcing.report.records import Comparison, Errors, Spread, ToTarget
 from spatial_forcing.results import Evaluation, Results, RunResults
-from spatial_forcing.stats import StatsError, holm, mcnemar, paired_t_test, stratified_mcnemar
+from spatial_forcing.stats import StatsError, holm, mcnemar_over_seeds, paired_t_test
 
 # A run of a and a run of b with equal seed and data.
 Pair = tuple[RunResults, RunResults]
@@ -80,28 +90,38 @@ def no_test(pairs: dict[int, Pair]) -> str:
 def success_compared(evaluated: dict[int, tuple[Evaluation, Evaluation]]) -> dict[str, Any]:
     """Tests and intervals of success, paired by seed and episode.
 
+    Seeds whose arms ran other episodes are left out, and named.
+
     Raises:
-        StatsError: a seed's arms ran other episodes.
+        StatsError: that is all of them.
     """
-    tables, by_seed = {}, {"a": [], "b": []}
+    tables: dict[int, tuple[Episodes, Episodes]] = {}
+    left_out = {}
     for seed, pair in evaluated.items():
-        a, b = (sorted(e.episodes, key=lambda one: (one.task, one.seed)) for e in pair)
-        names = [[(one.task, one.seed) for one in of] for of in (a, b)]
-        wins = [[one.success for one in of] for of in (a, b)]
-        tables[seed] = mcnemar(*wins, a_episodes=names[0], b_episodes=names[1])
-        by_seed["a"].append(wins[0])
-        by_seed["b"].append(wins[1])
-    tested = stratified_mcnemar(list(tables.values()))
-    share = (tested.only_a + tested.only_b) / tested.episodes
-    difference = bootstrap_rate_difference(by_seed["a"], by_seed["b"])
-    detectable = detectable_difference(tested.episodes, discordant=share)
+        a, b = (rollouts(e.episodes) for e in pair)
+        if a.keys() == b.keys():
+            tables[seed] = a, b
+        else:
+            left_out[seed] = f"episodes of one arm alone: {len(a.keys() ^ b.keys())}"
+    if not tables:
+        raise StatsError(
+            "The arms were not evaluated on the same episodes: "
+            + "; ".join(f"of seed {seed} {reason}" for seed, reason in left_out.items())
+        )
+    by_a, by_b = ({seed: pair[i] for seed, pair in tables.items()} for i in (0, 1))
+    tested = mcnemar_over_seeds(
+        {seed: {name: (bool(a[name]), bool(b[name])) for name in a} for seed, (a, b) in tables.items()}
+    )
+    difference = rate_difference(by_a, by_b)
     return asdict(tested) | {
-        "success_a": success([one for a, _ in evaluated.values() for one in a.episodes]),
-        "success_b": success([one for _, b in evaluated.values() for one in b.episodes]),
+        "seeds": list(tables),
+        "left_out": left_out,
+        "success_a": rate(by_a),
+        "success_b": rate(by_b),
         "difference": spread(difference, POINTS),
-        "ratio": spread(bootstrap_rate_ratio(by_seed["a"], by_seed["b"])),
-        "by_seed": {seed: POINTS * table.difference for seed, table in tables.items()},
-        "detectable": None if detectable is None else POINTS * detectable,
+        "ratio": spread(rate_ratio(by_a, by_b)),
+        "by_seed": {s: POINTS * (sum(b.values()) - sum(a.values())) / len(a) for s, (a, b) in tables.items()},
+        "variance": difference.variance,
     }
 
 
@@ -109,7 +129,8 @@ def correct(comparisons: list[Comparison]) -> list[Comparison]:
     """Fills in the p-values with Holm's correction, over the arms that were compared with the same arm.
 
     Not over the arms that one is compared with: its gain counts only if it holds against all of them, which
-    needs no correction (Berger 1982, Technometrics 24:295).
+    needs no correction (Berger 1982, Technometrics 24:295). What the strictest of the corrected tests could
+    show is filled in as well.
     """
     tests: list[tuple[str, Any]] = [(c.a, c) for c in comparisons]
     tests += [(c.a, c.errors) for c in comparisons if c.errors is not None]
@@ -119,36 +140,76 @@ def correct(comparisons: list[Comparison]) -> list[Comparison]:
         members = [of for _, _, of in family]
         for of, p in zip(members, holm([of.p_value for of in members]), strict=True):
             of.p_holm = p
+            if isinstance(of, Comparison):
+                could_show(of, ALPHA / len(members))
+            else:
+                differences = list(of.by_seed.values())
+                of.detectable = detectable_mean_difference(
+                    len(differences), stdev(differences), alpha=ALPHA / len(members)
+                )
     return comparisons
+
+
+def could_show(c: Comparison, level: float) -> None:
+    """Fills in the smallest difference that a comparison could show, and the seeds for the one it has."""
+    pairs, discordant = episodes_of(c), (c.only_a or 0) + (c.only_b or 0)
+    seen = (c.difference.value or 0) / POINTS if c.difference else 0
+    c.level = level
+    if len(c.seeds) == 1 or c.variance is None or c.variance.total == 0:
+        least = detectable_difference(pairs, discordant=discordant / pairs, alpha=level)
+        needed = pairs_needed(seen, discordant=discordant / pairs, alpha=level) if seen > 0 else None
+    else:
+        least = detectable_with(c.variance, alpha=level)
+        each = pairs // len(c.seeds)
+        needed = seeds_to_show(seen, c.variance, len(c.seeds), each, alpha=level) if seen > 0 else None
+    c.detectable, c.needed = None if least is None else POINTS * least, needed
+
+
+def episodes_of(c: Comparison) -> int:
+    """Number of paired episodes, over all seeds."""
+    return sum(x or 0 for x in (c.both, c.only_a, c.only_b, c.neither))
 
 
 # ---- held-out error ----------------------------------------------------------------------------------------
 
 
 def errors(pairs: dict[int, Pair]) -> Errors | None:
-    """Held-out errors at the last step at which a seed of both arms has one; None if none has."""
-    step, found = at_last_common_step(pairs, lambda e: finite(e.heldout_error) is not None)
+    """Held-out errors at the last step at which a seed of both arms has one; None if none has.
+
+    A run that diverged has an error that is not finite there: it is named, left out of the numbers, and
+    nothing is tested, for the seeds that are left are no fair sample.
+    """
+    step, found = at_last_common_step(pairs, lambda e: e.heldout_error is not None)
     if step is None:
         return None
-    a, b = ([float(pair[i].heldout_error or 0) for pair in found.values()] for i in (0, 1))
-    differences = [y - x for x, y in zip(a, b, strict=True)]
+    diverged = [
+        f"{run.arm} in seed {seed}"
+        for seed, pair in found.items()
+        for run, e in zip(pairs[seed], pair, strict=True)
+        if finite(e.heldout_error) is None
+    ]
+    kept = {s: pair for s, pair in found.items() if all(finite(e.heldout_error) is not None for e in pair)}
+    a, b = ([float(pair[i].heldout_error or 0) for pair in kept.values()] for i in (0, 1))
     return Errors(
         step=step,
-        seeds=list(found),
-        a=fmean(a),
-        b=fmean(b),
-        difference=spread(bootstrap_difference(a, b)),
-        by_seed=dict(zip(found, differences, strict=True)),
-        p_value=paired_t_test(a, b),
-        detectable=detectable_mean_difference(len(a), stdev(differences)) if len(a) > 1 else None,
+        seeds=list(kept),
+        a=fmean(a) if a else nan,
+        b=fmean(b) if b else nan,
+        difference=spread(difference_over_seeds(a, b)) if kept else Spread(value=None),
+        by_seed={seed: y - x for seed, x, y in zip(kept, a, b, strict=True)},
+        p_value=paired_t_test(a, b) if kept and not diverged else None,
+        diverged=diverged,
     )
 
 
 def steps_to(pairs: dict[int, Pair]) -> ToTarget | None:
     """Training steps of both arms to a's last held-out error, over the seeds in which both have errors.
 
-    None where both were measured at one step only, which says nothing about steps.
+    None where both were measured at one step only, which says nothing about steps, and where a run diverged,
+    whose last error is none to reach.
     """
+    if not all(isfinite(error) for of in pairs.values() for run in of for error in _known_errors(run)):
+        return None
     curves = {seed: (_error_curve(a), _error_curve(b)) for seed, (a, b) in pairs.items()}
     usable = {seed: (a, b) for seed, (a, b) in curves.items() if a.steps and b.steps}
     if all(len(a.steps) == len(b.steps) == 1 for a, b in usable.values()):
@@ -170,8 +231,11 @@ def data_to(results: Results, a: str, b: str) -> ToTarget | None:
         for fraction in results.fractions():
             pair = seed_pairs(results, a, b, fraction).get(run.seed)
             last = [finite(one.evaluations[-1].heldout_error) for one in pair or () if one.finished]
+            amount = amount_of_data(pair[0], unit) if pair else 0
+            if any(amount == x for x, _, _ in points):
+                continue  # two fractions that come to the same number of episodes
             if pair and len(last) == 2 and last[0] is not None and last[1] is not None:
-                points.append((amount_of_data(pair[0], unit), last[0], last[1]))
+                points.append((amount, last[0], last[1]))
         if points and points[-1][0] == amount_of_data(run, unit):
             x, y_a, y_b = (list(column) for column in zip(*points, strict=True))
             curves[run.seed] = Curve(x, y_a), Curve(x, y_b)
@@ -181,6 +245,10 @@ def data_to(results: Results, a: str, b: str) -> ToTarget | None:
 def _error_curve(run: RunResults) -> Curve:
     points = [(e.step, e.heldout_error) for e in run.evaluations if finite(e.heldout_error) is not None]
     return Curve([step for step, _ in points], [float(error or 0) for _, error in points])
+
+
+def _known_errors(run: RunResults) -> list[float]:
+    return [e.heldout_error for e in run.evaluations if e.heldout_error is not None]
 
 
 def _to_target(

@@ -12,7 +12,7 @@ ROW, AXIS = 0.42, 0.9
 def draw_forests(summary: Summary) -> dict[str, str]:
     """Draws forest plots of success and of held-out error, by name; quantities without data are left out.
 
-    Large marks are means with their bootstrap intervals, small ones single seeds; controls are hollow. A
+    Large marks are means with their intervals, small ones single seeds; controls are hollow. A
     shaded side is where an arm is better than the plain one.
     """
     compared = summary.against_plain

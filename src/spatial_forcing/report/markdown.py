@@ -55,7 +55,7 @@ def _arms(summary: Summary) -> str:
         "arm",
         "",
         "step",
-        *(["success (Wilson 95 %)"] if rolled else []),
+        *(["success (95 %)"] if rolled else []),
         *(["held-out action error (by seed)"] if held_out else []),
     ]
     rows = [
@@ -79,7 +79,7 @@ def _phases(summary: Summary) -> str:
     rows = [
         [arm, *(rate_text(of.phases.get(name), "") for name in names)] for arm, of in summary.arms.items()
     ]
-    return table(["phases (Wilson 95 %)", *names], rows) if names else ""
+    return table(["phases (95 %)", *names], rows) if names else ""
 
 
 def _error(arm: ArmSummary) -> str:
@@ -166,7 +166,7 @@ def _by_data(summary: Summary) -> str:
     if rates:
         amounts = head[1:]
         rows = [[name, *(rate_text(by.get(int(x)), "") for x in amounts)] for name, by in rates.items()]
-        found.append(table([f"success (Wilson 95 %) at {unit}", *amounts], rows))
+        found.append(table([f"success (95 %) at {unit}", *amounts], rows))
     reached = [c for c in summary.comparisons if c.data_to_target]
     if reached:
         lines = [[c.b, c.a, c.data_to_target.ratio] for c in reached if c.data_to_target]

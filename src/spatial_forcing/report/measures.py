@@ -1,14 +1,14 @@
 """Summary statistics of runs and episodes with missing values: means, rates, amounts of data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from statistics import fmean, median
 from typing import Literal
 
-from spatial_forcing.bootstrap import Estimate
+from spatial_forcing.estimates import Episodes, Estimate, rate
 from spatial_forcing.report.records import Points, Spread
 from spatial_forcing.results import Episode, RunResults
-from spatial_forcing.stats import Interval, wilson
+from spatial_forcing.stats import Interval
 
 
 def finite(value: float | None) -> float | None:
@@ -31,16 +31,29 @@ def known_points(points: Iterable[tuple[float, float | None]]) -> Points:
     return [(x, y) for x, y in points if y is not None and isfinite(y)]
 
 
-def success(episodes: Sequence[Episode]) -> Interval | None:
-    """Success rate with Wilson's interval; None without episodes."""
-    return wilson(sum(e.success for e in episodes), len(episodes)) if episodes else None
+def rollouts(episodes: Sequence[Episode]) -> Episodes:
+    """Successes of one run, 0 or 1, by task and seed of the episode."""
+    return {(e.task, e.seed): float(e.success) for e in episodes}
 
 
-def phases(episodes: Sequence[Episode]) -> dict[str, Interval]:
+def success(by_seed: Mapping[int, Sequence[Episode]]) -> Interval | None:
+    """Success rate over the runs of several training seeds; None without episodes."""
+    table = {seed: rollouts(episodes) for seed, episodes in by_seed.items() if episodes}
+    return rate(table) if table else None
+
+
+def phases(by_seed: Mapping[int, Sequence[Episode]]) -> dict[str, Interval]:
     """Rates of the phases that episodes came to, in their order; {} where an environment tells none."""
-    told = [e.phases for e in episodes if e.phases is not None]
-    by_name = {name: [of[name] for of in told if name in of] for of in told for name in of}
-    return {name: wilson(sum(came), len(came)) for name, came in by_name.items()}
+    told = {s: [e for e in of if e.phases is not None] for s, of in by_seed.items()}
+    names = dict.fromkeys(name for of in told.values() for e in of for name in e.phases or ())
+    found = {}
+    for name in names:
+        table: dict[int, Episodes] = {
+            s: {(e.task, e.seed): float(e.phases[name]) for e in of if e.phases and name in e.phases}
+            for s, of in told.items()
+        }
+        found[name] = rate({s: by for s, by in table.items() if by})
+    return found
 
 
 def spread(found: Estimate, unit: float = 1) -> Spread:

@@ -18,6 +18,7 @@ def notes(summary: Summary) -> list[str]:
     return [
         *unfinished(summary),
         *earlier_steps(summary),
+        *left_out(summary.comparisons),
         *no_rollouts(summary),
         *unsolved(summary.comparisons),
         *error_notes(summary.comparisons),
@@ -61,6 +62,21 @@ def earlier_steps(summary: Summary) -> list[str]:
     if not found:
         return []
     return [f"Compared where both were evaluated so far, not at the end: {'; '.join(found)}."]
+
+
+def left_out(comparisons: Sequence[Comparison]) -> list[str]:
+    """Notes on the runs that the numbers leave out: diverged, or rolled out on other episodes."""
+    diverged = dict.fromkeys(name for c in comparisons if c.errors for name in c.errors.diverged)
+    found = []
+    if diverged:
+        found.append(
+            f"Diverged, with an error that is not finite: {listed(diverged)}. Their errors are left out, and "
+            "the arms are not tested by errors."
+        )
+    others = [f"{c.b} and {c.a} of seed {s}, {why}" for c in comparisons for s, why in c.left_out.items()]
+    if others:
+        found.append(f"Left out, since they ran other episodes: {'; '.join(others)}.")
+    return found
 
 
 def no_rollouts(summary: Summary) -> list[str]:

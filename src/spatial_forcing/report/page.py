@@ -23,7 +23,6 @@ from spatial_forcing.report.wording import (
     difference_text,
     number,
     p_text,
-    percent_text,
     rate_text,
     signed,
     spread_text,
@@ -226,6 +225,6 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "rate": rate_text, "p": p_text, "duration": duration}
-    environment.filters |= {"spread": spread_text, "signed": signed, "percent": percent_text}
+    environment.filters |= {"spread": spread_text, "signed": signed}
     environment.filters |= {"with_interval": with_interval, "difference": difference_text}
     return environment.get_template(TEMPLATE)

@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from spatial_forcing.estimates import Variance
 from spatial_forcing.json_record import Record
+from spatial_forcing.power import ALPHA
 from spatial_forcing.probe_results import DepthUsed, ProbeRow, ProbeSection
 from spatial_forcing.results import ArmHead, Provenance
 from spatial_forcing.stats import Interval
@@ -16,7 +18,7 @@ Series = dict[str, dict[int, Points]]
 
 
 class Spread(Record):
-    """An estimate with its 95 % bootstrap interval; without one for fewer than three seeds or episodes."""
+    """An estimate with its 95 % interval; without one where one value, or equal values, tell no spread."""
 
     value: float | None
     low: float | None = None
@@ -51,8 +53,7 @@ class ArmSummary(ArmHead):
         parameters: of the policy.
         evaluated_step: of the last evaluation.
         finished: whether all its runs were evaluated after their last step.
-        success: over all seeds and episodes, with Wilson's interval.
-        over_seeds: the same rate with a two-level interval, over seeds and episodes.
+        success: over all seeds and episodes, with the interval of ``estimates.rate``.
         tasks: success by task.
         phases: rates of the phases of its episodes, such as "reached"; empty if its environment tells none.
         final_distance_cm, closest_distance_cm: means over episodes, centimetres.
@@ -69,7 +70,6 @@ class ArmSummary(ArmHead):
     evaluated_step: int | None
     finished: bool
     success: Interval | None
-    over_seeds: Spread | None
     tasks: dict[str, Interval | None]
     phases: dict[str, Interval] = Field(default_factory=dict)
     final_distance_cm: float | None
@@ -88,11 +88,14 @@ class Errors(Record):
     Attributes:
         step, seeds: that step, and the seeds that have it.
         a, b: means over these seeds.
-        difference: mean of b - a with its bootstrap interval over seeds.
+        difference: mean of b - a with its t interval over seeds.
         by_seed: b - a.
         p_value: of the paired t-test over seeds; None for one seed.
         p_holm: corrected for the arms that were compared with a.
-        detectable: the smallest difference that so many seeds show with power 0.8; None for one.
+        detectable: the smallest difference that so many seeds show with power 0.8 at Holm's strictest level;
+            None for one.
+        diverged: the runs whose error was not finite, such as "forced in seed 2": they are left out of the
+            numbers, and with one of them nothing is tested.
     """
 
     step: int
@@ -104,6 +107,7 @@ class Errors(Record):
     p_value: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
+    diverged: list[str] = Field(default_factory=list)
 
 
 class ToTarget(Record):
@@ -132,16 +136,21 @@ class Comparison(Record):
         a, b: names; b is the arm under test.
         step: that step, None if there is none.
         seeds: that were evaluated at it.
-        problem: why success was not compared, None if it was.
-        success_a, success_b: over these seeds, with Wilson's intervals.
+        left_out: seeds in which success was not compared, with the reason.
+        problem: why success was not compared at all, None if it was.
+        success_a, success_b: over these seeds, with the intervals of ``estimates.rate``.
         both, only_a, only_b, neither: episodes by who solved them, over these seeds.
-        p_value: of McNemar's exact test, stratified over seeds.
+        p_value: of McNemar's exact test, seeds that ran the same episode together.
         p_holm: corrected for the arms that were compared with a.
-        difference: success rate of b less that of a in percentage points, two-level bootstrap interval.
-        ratio: success rate of b over that of a, two-level bootstrap interval.
+        difference: success rate of b less that of a in percentage points; interval over seeds and episodes.
+        ratio: success rate of b over that of a; interval over seeds and episodes.
         by_seed: differences in points.
-        detectable: the smallest difference in points that these episodes and seeds show with power 0.8, given
-            the share of them that only one of the two solved.
+        variance: of the difference, as a share and not in points.
+        level: two-sided level of a single comparison at Holm's strictest.
+        detectable: the smallest difference in points that these episodes and seeds, varying as they do, show
+            with power 0.8 at that level.
+        needed: how many seeds on as many episodes would show the difference with power 0.8; of one seed, how
+            many pairs of episodes at least. None for no gain, and where no number of seeds would.
         errors: held-out errors.
         steps_to_target, data_to_target: how soon both were at the last held-out error of a.
     """
@@ -150,6 +159,7 @@ class Comparison(Record):
     b: str
     step: int | None = None
     seeds: list[int] = Field(default_factory=list)
+    left_out: dict[int, str] = Field(default_factory=dict)
     problem: str | None = None
     success_a: Interval | None = None
     success_b: Interval | None = None
@@ -162,7 +172,10 @@ class Comparison(Record):
     difference: Spread | None = None
     ratio: Spread | None = None
     by_seed: dict[int, float] = Field(default_factory=dict)
+    variance: Variance | None = None
+    level: float = ALPHA
     detectable: float | None = None
+    needed: int | None = None
     errors: Errors | None = None
     steps_to_target: ToTarget | None = None
     data_to_target: ToTarget | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from spatial_forcing.bootstrap import bootstrap_rate, bootstrap_ratio
+from spatial_forcing.estimates import ratio_over_seeds
 from spatial_forcing.probe_results import Probe
 from spatial_forcing.report.comparisons import compare, correct
 from spatial_forcing.report.measures import (
@@ -47,6 +47,7 @@ def summarise(results: Results) -> Summary:
     pairs = results.pairs()
     against_plain = [(plain, name) for name in others] if plain else []
     compared = {pair: compare(results, *pair) for pair in dict.fromkeys([*pairs, *against_plain])}
+    correct([compared[pair] for pair in against_plain if pair not in pairs])  # the controls
     summary = Summary(
         **{name: getattr(results, name) for name in Provenance.model_fields},
         plain_arm=plain,
@@ -69,9 +70,9 @@ def summarise_arm(results: Results, name: str) -> ArmSummary:
     head, runs = results.arms[name], results.runs_of(name)
     step = max((run.evaluations[-1].step for run in runs if run.evaluations), default=None)
     last = {run.seed: e for run in runs for e in run.evaluations if e.step == step}
-    episodes = [episode for e in last.values() for episode in e.episodes]
+    by_seed = {seed: e.episodes for seed, e in last.items()}
+    episodes = [episode for of in by_seed.values() for episode in of]
     errors = {seed: error for seed, e in last.items() if (error := finite(e.heldout_error)) is not None}
-    by_seed = [[one.success for one in e.episodes] for e in last.values() if e.episodes]
     return ArmSummary(
         **dict(head),
         seeds=list(last),
@@ -80,13 +81,12 @@ def summarise_arm(results: Results, name: str) -> ArmSummary:
         parameters=max((run.parameters for run in runs), default=0),
         evaluated_step=step,
         finished=bool(runs) and all(run.finished for run in runs),
-        success=success(episodes),
-        over_seeds=spread(bootstrap_rate(by_seed)) if by_seed else None,
+        success=success(by_seed),
         tasks={
-            task: success([e for e in episodes if e.task == task])
+            task: success({seed: [e for e in of if e.task == task] for seed, of in by_seed.items()})
             for task in dict.fromkeys(episode.task for episode in episodes)
         },
-        phases=phases(episodes),
+        phases=phases(by_seed),
         final_distance_cm=mean_of_known((e.final_distance for e in episodes), CM),
         closest_distance_cm=mean_of_known((e.closest_distance for e in episodes), CM),
         heldout_error=mean_of_known(errors.values()),
@@ -112,7 +112,7 @@ def cost(results: Results, name: str) -> Cost:
     def ratio(quantity: Any) -> Spread | None:
         pairs = [(quantity(run), quantity(plain[run.seed])) for run in runs if run.seed in plain]
         pairs = [(x, y) for x, y in pairs if x and y]
-        return spread(bootstrap_ratio(*zip(*pairs, strict=True))) if pairs else None
+        return spread(ratio_over_seeds(*zip(*pairs, strict=True))) if pairs else None
 
     return Cost(
         update_ms=mean_of_known((update_seconds(run) for run in runs), 1000),
@@ -209,10 +209,11 @@ def _by_data(results: Results, unit: str, quantity: Any) -> Series:
 
 def _success_by_data(results: Results, unit: str) -> dict[str, dict[int, Interval]]:
     """By arm and amount of data, the successes of all finished seeds."""
-    rolled: dict[str, dict[int, list[Episode]]] = {name: {} for name in results.arms}
+    rolled: dict[str, dict[int, dict[int, list[Episode]]]] = {name: {} for name in results.arms}
     for run in sorted(results.runs, key=lambda run: run.fraction):
         if run.finished:
-            rolled[run.arm].setdefault(amount_of_data(run, unit), []).extend(run.evaluations[-1].episodes)
+            at = rolled[run.arm].setdefault(amount_of_data(run, unit), {})
+            at.setdefault(run.seed, run.evaluations[-1].episodes)
     rates = {name: {x: success(of) for x, of in by.items()} for name, by in rolled.items()}
     return {name: {x: rate for x, rate in by.items() if rate} for name, by in rates.items()}
 

@@ -47,12 +47,11 @@ def arms(summary: Summary) -> list[Row]:
         row |= {"seeds": _listed(arm.seeds), "step": arm.evaluated_step, "steps": arm.steps}
         if arm.success:
             row |= {"successes": arm.success.successes, "episodes": arm.success.episodes}
-            row |= {"wilson_low": arm.success.low, "wilson_high": arm.success.high}
+            row |= {"success_low": arm.success.low, "success_high": arm.success.high}
         for phase, rate in arm.phases.items():
             row |= {f"{phase}_episodes": rate.successes, f"{phase}_low": rate.low, f"{phase}_high": rate.high}
         found.append(
             row
-            | _spread("success_over_seeds", arm.over_seeds)
             | {"final_distance_cm": arm.final_distance_cm, "closest_distance_cm": arm.closest_distance_cm}
             | {"heldout_error": arm.heldout_error, "heldout_loss": arm.heldout_loss}
             | {"constant_error": arm.constant_error}
@@ -65,7 +64,7 @@ def tasks(summary: Summary) -> list[Row]:
     """Table of each arm's success by task."""
     return [
         {"arm": name, "task": task, "successes": rate.successes, "episodes": rate.episodes}
-        | {"wilson_low": rate.low, "wilson_high": rate.high}
+        | {"success_low": rate.low, "success_high": rate.high}
         for name, arm in summary.arms.items()
         for task, rate in arm.tasks.items()
         if rate

@@ -7,7 +7,8 @@ nothing of the image: what a control gains as well, the teacher's content did no
 from collections.abc import Sequence
 from statistics import stdev
 
-from spatial_forcing.power import POWER, pairs_needed, seeds_needed
+from spatial_forcing.power import ALPHA, POWER, seeds_needed
+from spatial_forcing.report.comparisons import episodes_of
 from spatial_forcing.report.notes import probe_gains
 from spatial_forcing.report.records import Comparison, Errors, Summary, Verdict
 from spatial_forcing.report.wording import (
@@ -20,7 +21,6 @@ from spatial_forcing.report.wording import (
     upper,
 )
 
-ALPHA = 0.05
 # More pairs of episodes than these are not counted out: nobody runs them.
 MANY = 10_000
 
@@ -72,7 +72,8 @@ def measure(compared: Sequence[Comparison]) -> str:
 def different(c: Comparison, by: str) -> bool:
     """Whether two arms differ significantly, after Holm's correction.
 
-    McNemar's test is about these trained policies. With several seeds the interval over seeds must agree.
+    McNemar's test is about these trained policies. With several seeds the interval over seeds and episodes
+    must exclude zero as well.
     """
     if by == "error":
         return c.errors is not None and c.errors.p_holm is not None and c.errors.p_holm < ALPHA
@@ -97,13 +98,15 @@ def worse(c: Comparison, by: str) -> bool:
     return different(c, by) and gain(c, by) < 0
 
 
+def not_compared(c: Comparison, by: str) -> bool:
+    """Whether two arms could not be compared by this criterion."""
+    return c.errors is None or bool(c.errors.diverged) if by == "error" else c.problem is not None
+
+
 def fell_behind(control: str, by: str, summary: Summary) -> bool:
-    """Whether a control did significantly worse than the plain arm (uncorrected)."""
+    """Whether a control did significantly worse than the plain arm."""
     own = next((c for c in summary.against_plain if c.b == control), None)
-    if own is None:
-        return False
-    p_value = own.p_value if by == "success" else own.errors and own.errors.p_value
-    return p_value is not None and p_value < ALPHA and gain(own, by) < 0
+    return own is not None and worse(own, by)
 
 
 def beside_plain(c: Comparison, by: str, summary: Summary) -> str:
@@ -132,13 +135,15 @@ def claim(c: Comparison, by: str) -> str:
     if different(c, by):
         return f"{upper(c.b)} succeeded {'more' if better(c, by) else 'less'} often than {c.a}: {numbers}."
     if c.p_holm is not None and c.p_holm < ALPHA:
-        numbers += "; the interval over seeds includes zero, so other seeds may undo it"
+        numbers += "; the interval includes zero, so other seeds and episodes may undo it"
     return f"That {c.b} succeeds more often than {c.a}: {numbers}."
 
 
 def _error_claim(c: Comparison, errors: Errors) -> str:
     numbers = f"{number(errors.b)} against {number(errors.a)}, difference {spread_text(errors.difference)}"
-    if errors.p_value is None:
+    if errors.diverged:
+        numbers += f", not tested: the error of {listed(errors.diverged)} is not finite (the run diverged)"
+    elif errors.p_value is None:
         numbers += ", no test over one seed" if len(errors.seeds) == 1 else ", not tested"
     else:
         test = f"paired t-test over {len(errors.seeds)} seeds"
@@ -183,6 +188,9 @@ def headline(compared: Sequence[Comparison], summary: Summary) -> str:
     level = [c.a for c in controls if not better(c, by)]
     if not any(c.errors if by == "error" else not c.problem for c in compared):
         return _no_claim(compared[0])
+    unknown = [c.a for c in rivals if not_compared(c, by)]
+    if unknown:
+        return f"That {b} helps is not shown: it could not be compared with {listed(unknown)}."
     if not rivals or not all(better(c, by) for c in rivals):
         text = _not_better([c for c in rivals if not better(c, by)], controls, by)
         fell = [c.a for c in controls if better(c, by) and fell_behind(c.a, by, summary)]
@@ -206,6 +214,10 @@ def headline(compared: Sequence[Comparison], summary: Summary) -> str:
 def _not_better(rivals: Sequence[Comparison], controls: Sequence[Comparison], by: str) -> str:
     compared = rivals or controls
     b, names = compared[0].b, listed((c.a for c in compared), "or")
+    if not rivals and all(better(c, by) for c in controls):
+        what = "succeeded more often" if by == "success" else "had a lower held-out action error"
+        names = listed(c.a for c in controls)
+        return f"{upper(b)} {what} than {names}, and was compared with no arm that has no such target."
     if any(worse(c, by) for c in compared):
         names = listed(c.a for c in compared if worse(c, by))
         how = "succeeded less often" if by == "success" else "had a higher held-out action error"
@@ -227,10 +239,14 @@ def seeds_note(summary: Summary) -> str:
     """Sentence on what the number of seeds allows to conclude."""
     arms = [arm for arm in summary.arms.values() if arm.role != "reference"]
     seeds = sorted({seed for arm in arms for seed in arm.seeds_planned})
-    if len(seeds) == 1:
-        return f"One seed ({seeds[0]}): a demonstration, not evidence."
+    shared = [set(c.seeds or (c.errors.seeds if c.errors else [])) for c in summary.comparisons]
+    used = sorted(set().union(*shared))
+    if len(seeds) == 1 or (used and max(map(len, shared)) == 1):
+        return f"One seed ({listed(map(str, used or seeds))}): a demonstration, not evidence."
     if any(arm.seeds_planned != seeds for arm in arms):
         return "The arms have different seeds; only those that two arms share are compared."
+    if any(of != set(seeds) for of in shared):
+        return f"{len(seeds)} seeds each, of which some are left out below."
     return f"{len(seeds)} seeds each."
 
 
@@ -260,32 +276,41 @@ def what_it_takes(compared: Sequence[Comparison]) -> list[str]:
 
 
 def _episodes(level: Sequence[Comparison]) -> list[str]:
-    """Sentences on what difference these episodes detect for one arm, and how many the observed one needs."""
+    """Sentences on what difference these episodes show for one arm, and what the observed one needs."""
     if not level:
         return []
-    pairs = [sum(x or 0 for x in (c.both, c.only_a, c.only_b, c.neither)) for c in level]
-    shares = [((c.only_a or 0) + (c.only_b or 0)) / n for c, n in zip(level, pairs, strict=True)]
+    seeds = [len(c.seeds) for c in level]
+    each = [episodes_of(c) // len(c.seeds) for c in level]
     least = [c.detectable for c in level if c.detectable is not None]
     span = f"differences of {_span(least, 0)} points or more" if least else "no difference at all"
-    text = (
-        f"{upper(level[0].b)}: {_span(pairs, 0)} pairs of episodes show {span} (power {POWER}, with "
-        f"{_span([100 * share for share in shares], 0)} % of them solved by one of the two alone)."
-    )
-    for c, n, share in zip(level, pairs, shares, strict=True):
-        seen = gain(c, "success")
-        needed = pairs_needed(seen / 100, discordant=share) if seen > 0 else None
-        if needed and needed <= MANY:
-            per_seed, about = n // len(c.seeds), float(f"{needed:.2g}")
-            text += (
-                f" To show the {seen:+.0f} points seen against {c.a} takes about {about:.0f} pairs, "
-                f"{-(-needed // per_seed)} seeds of {per_seed} episodes."
-            )
-        elif needed:
-            text += f" The {seen:+.0f} points seen against {c.a} would take more than {MANY} pairs to show."
+    if max(seeds) == 1:
+        text = f"{upper(level[0].b)}: {_span(each, 0)} pairs of episodes show {span} (power {POWER})."
+    else:
+        text = (
+            f"{upper(level[0].b)}: {_span(seeds, 0)} seeds of {_span(each, 0)} episodes that vary as these "
+            f"show {span} (power {POWER})."
+        )
+    text += "".join(_needed(c) for c in level if gain(c, "success") > 0)
     lost = [f"{c.a} ({gain(c, 'success'):+.0f} points)" for c in level if gain(c, "success") <= 0]
     if lost:
         text += f" Nothing was gained against {listed(lost)}; more episodes alone would not change that."
     return [text]
+
+
+def _needed(c: Comparison) -> str:
+    """Sentence on what would show the gain that was seen."""
+    seen = f"the {gain(c, 'success'):+.0f} points seen against {c.a}"
+    if len(c.seeds) == 1:
+        if c.needed is None or c.needed > MANY:
+            return f" {upper(seen)} would take more than {MANY} pairs to show."
+        return (
+            f" To show {seen} takes about {float(f'{c.needed:.2g}'):.0f} pairs, if other seeds do the same."
+        )
+    if c.needed is None:
+        return f" No number of seeds on these episodes would show {seen}: more episodes would have to."
+    if c.needed > len(c.seeds):
+        return f" To show {seen} takes about {c.needed} seeds."
+    return ""  # the interval shows it, and McNemar's test over the episodes does not
 
 
 def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
@@ -299,8 +324,8 @@ def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
     )
     for c, e in level:
         seen = e.difference.value or 0
-        needed = seeds_needed(seen, stdev(e.by_seed.values())) if seen < 0 else None
-        if needed:
+        needed = seeds_needed(seen, stdev(e.by_seed.values()), alpha=c.level) if seen < 0 else None
+        if needed and needed > len(e.seeds):
             text += f" To show the {signed(seen)} seen against {c.a} takes {needed} seeds."
     return [text]
 

@@ -42,16 +42,6 @@ def spread_text(found: Spread | None, digits: int = 3, sign: bool = True) -> str
     return f"{form.format(found.value)} ({form.format(found.low)} to {form.format(found.high)})"
 
 
-def percent_text(found: Spread | None) -> str:
-    """Formats a rate with its interval in percent: 44 % (38 to 51 %)."""
-    if found is None or found.value is None:
-        return "–"
-    text = f"{100 * found.value:.0f} %"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} ({100 * found.low:.0f} to {100 * found.high:.0f} %)"
-
-
 def signed(value: float | None) -> str:
     if value is None or not isfinite(value):
         return "not measured"
