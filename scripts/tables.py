@@ -21,9 +21,10 @@ from spatial_forcing.hosts import registry as hosts
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.probe.records import ProbeReport, RankedSite
 from spatial_forcing.report.as_of import as_of
+from spatial_forcing.report.comparisons import compare
 from spatial_forcing.report.markdown import markdown
 from spatial_forcing.report.summary import summarise
-from spatial_forcing.report.wording import number, rate_text
+from spatial_forcing.report.wording import number, p_text, rate_text, spread_text
 from spatial_forcing.results import Results
 from spatial_forcing.structure.records import Score, TeacherScores
 from spatial_forcing.teachers import registry as teachers
@@ -42,6 +43,18 @@ POINTS = {
     "points starts": ("probes/points-in-tokens-starts.json", "reach-starts"),
 }
 POINTS_STEP = 300
+# Of the table over studies: when, against what, and the kept comparisons whose seeds are taken together.
+SCRATCH, CONTROLLED = ("reach-speed", "reach-surface", "reach-variants"), ("reach-speed", "reach-variants")
+STUDIES = (
+    ("half of the training", 300, "plain", SCRATCH),
+    ("half of the training", 300, "shuffled", CONTROLLED),
+    ("half of the training", 300, "place", CONTROLLED),
+    ("its end", 600, "plain", SCRATCH),
+    ("its end", 600, "shuffled", CONTROLLED),
+    ("its end", 600, "place", CONTROLLED),
+    ("pretrained, half of the training", 300, "plain", ("reach-pretrained",)),
+    ("small SmolVLA, pretrained, half of the training", 300, "plain", ("reach-smolvla",)),
+)
 # Of the table of evidence: what was asked, the kept comparison, and the step (None: the last).
 EVIDENCE = (
     ("reach, half of the training", "reach-speed", 300),
@@ -180,6 +193,28 @@ def evidence_table() -> str:
     return _table(head, rows)
 
 
+def studies_table() -> str:
+    """Forcing against each other arm, over the seeds of several studies of the same setting."""
+    rows = []
+    for when, step, a, names in STUDIES:
+        first, *others = (as_of(Results.read(RESULTS / f"{name}.json"), step) for name in names)
+        runs = [*first.runs, *(run for other in others for run in other.runs)]
+        found = compare(first.model_copy(update={"runs": runs}), a, "forced")
+        assert found.errors is not None
+        rows.append(
+            (
+                f"{when}, against {EVIDENCE_ARMS[a]}",
+                str(len(found.seeds)),
+                rate_text(found.success_b, ""),
+                rate_text(found.success_a, ""),
+                f"{spread_text(found.difference, 1)}, {p_text(found.p_value)}",
+                f"{spread_text(found.errors.difference)}, {p_text(found.errors.p_value)}",
+            )
+        )
+    head = ("forcing", "seeds", "its successes", "the other's", "difference, points", "held-out action error")
+    return _table(head, rows)
+
+
 def _score(score: Score | None) -> str:
     if score is None or score.value is None:
         return "–"
@@ -198,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sites": site_table,
     "scores": score_table,
     "evidence": evidence_table,
+    "over studies": studies_table,
     **{table: partial(points_table, table) for table in POINTS},
 }
 RESULT, AT_STEP = "result ", " at step "
