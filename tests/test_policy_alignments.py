@@ -247,6 +247,15 @@ def test_flat_flags_beside_a_list_are_refused():
         ForcingConfig(alignments=[{"site": "blocks.1"}], loss_weight=2.0, cache="features")
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_standardize_beside_a_list_is_refused_whatever_its_value(value):
+    """Beside a list it would say nothing; the entries that read a cache are standardised by default."""
+    with pytest.raises(SpatialForcingError, match=r"forcing\.standardize says something of one"):
+        ForcingConfig(alignments=[{"cache": "features"}], standardize=value)
+    (entry,) = ForcingConfig(alignments=[{"cache": "features"}]).entries()
+    assert entry.standardize is True
+
+
 @pytest.mark.parametrize("written", ["yaml", "json", "flag"])
 def test_files_and_flags_say_the_same(tmp_path, dataset, written):
     entries = [
