@@ -120,12 +120,14 @@ def test_seeds_to_show_are_those_at_which_the_interval_excludes_zero_four_times_
 
 
 def test_what_an_interval_detects_is_beyond_its_half_width():
-    V = two_way({s: {e: float((s * e) % 3 - 1) for e in range(20)} for s in range(5)})
+    V = two_way({s: {e: float((s * e) % 3 - 1) / 10 for e in range(20)} for s in range(5)})
     from scipy.stats import t
 
     half = t.ppf(0.975, V.freedom) * math.sqrt(V.total)
     assert 1.2 * half < detectable_with(V) < 2 * half
     assert detectable_with(V, alpha=0.01) > detectable_with(V)
+    wild = two_way({s: {e: float(s) for e in range(20)} for s in range(3)})
+    assert detectable_with(wild) is None  # no rates differ by more than 1
 
 
 def test_one_seed_tells_nothing_of_other_seeds():

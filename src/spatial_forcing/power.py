@@ -126,14 +126,18 @@ def pairs_needed(
     return high
 
 
-def detectable_with(variance: Variance, *, power: float = POWER, alpha: float = ALPHA) -> float:
-    """Smallest difference that an interval over seeds and episodes of this variance tells from zero.
+def detectable_with(variance: Variance, *, power: float = POWER, alpha: float = ALPHA) -> float | None:
+    """Smallest difference of rates that an interval over seeds and episodes of this variance shows.
+
+    Returns:
+        None if that is above 1, which no difference of rates is.
 
     Raises:
         StatsError: a number outside its range.
     """
     _check(0, UNRELATED, power, alpha)
-    return sqrt(variance.total) * _least_noncentrality(variance.freedom, power, alpha)
+    least = sqrt(variance.total) * _least_noncentrality(variance.freedom, power, alpha)
+    return least if least <= 1 else None
 
 
 def seeds_to_show(
@@ -147,7 +151,7 @@ def seeds_to_show(
 ) -> int | None:
     """Number of seeds, on as many episodes, with which an interval tells a difference from zero.
 
-        V(S') = V_S · S / S' + (V_E - V_cell)
+        V(S') = V_seeds · S / S' + V_episodes
 
     Args:
         difference: of the means.

@@ -144,8 +144,9 @@ def correct(comparisons: list[Comparison]) -> list[Comparison]:
                 could_show(of, ALPHA / len(members))
             else:
                 differences = list(of.by_seed.values())
+                of.level = ALPHA / len(members)
                 of.detectable = detectable_mean_difference(
-                    len(differences), stdev(differences), alpha=ALPHA / len(members)
+                    len(differences), stdev(differences), alpha=of.level
                 )
     return comparisons
 
@@ -155,7 +156,9 @@ def could_show(c: Comparison, level: float) -> None:
     pairs, discordant = episodes_of(c), (c.only_a or 0) + (c.only_b or 0)
     seen = (c.difference.value or 0) / POINTS if c.difference else 0
     c.level = level
-    if len(c.seeds) == 1 or c.variance is None or c.variance.total == 0:
+    if c.variance is None or (c.variance.total == 0 and len(c.seeds) > 1):
+        least, needed = None, None
+    elif len(c.seeds) == 1:
         least = detectable_difference(pairs, discordant=discordant / pairs, alpha=level)
         needed = pairs_needed(seen, discordant=discordant / pairs, alpha=level) if seen > 0 else None
     else:

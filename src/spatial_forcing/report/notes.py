@@ -55,8 +55,8 @@ def earlier_steps(summary: Summary) -> list[str]:
         parts = []
         if (c.step or 0) < min(summary.arms[name].steps for name in (c.a, c.b)):
             parts.append(f"at step {c.step}")
-        if len(c.seeds) < len(planned):
-            parts.append(f"in {len(c.seeds)} of {len(planned)} seeds")
+        if len(c.seeds) + len(c.left_out) < len(planned):
+            parts.append(f"in {len(c.seeds) + len(c.left_out)} of {len(planned)} seeds")
         if parts:
             found.append(f"{c.b} and {c.a} {' '.join(parts)}")
     if not found:

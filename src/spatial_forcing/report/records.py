@@ -92,8 +92,9 @@ class Errors(Record):
         by_seed: b - a.
         p_value: of the paired t-test over seeds; None for one seed.
         p_holm: corrected for the arms that were compared with a.
-        detectable: the smallest difference that so many seeds show with power 0.8 at Holm's strictest level;
-            None for one.
+        level: two-sided level of a single comparison at Holm's strictest.
+        detectable: the smallest difference that so many seeds show with power 0.8 at that level; None for
+            one.
         diverged: the runs whose error was not finite, such as "forced in seed 2": they are left out of the
             numbers, and with one of them nothing is tested.
     """
@@ -106,6 +107,7 @@ class Errors(Record):
     by_seed: dict[int, float]
     p_value: float | None = None
     p_holm: float | None = None
+    level: float = ALPHA
     detectable: float | None = None
     diverged: list[str] = Field(default_factory=list)
 
@@ -148,7 +150,7 @@ class Comparison(Record):
         variance: of the difference, as a share and not in points.
         level: two-sided level of a single comparison at Holm's strictest.
         detectable: the smallest difference in points that these episodes and seeds, varying as they do, show
-            with power 0.8 at that level.
+            with power 0.8 at that level; None if no difference is large enough.
         needed: how many seeds on as many episodes would show the difference with power 0.8; of one seed, how
             many pairs of episodes at least. None for no gain, and where no number of seeds would.
         errors: held-out errors.

@@ -104,9 +104,12 @@ def not_compared(c: Comparison, by: str) -> bool:
 
 
 def fell_behind(control: str, by: str, summary: Summary) -> bool:
-    """Whether a control did significantly worse than the plain arm."""
+    """Whether a control did worse than the plain arm by its test alone: it guards a caveat, so early."""
     own = next((c for c in summary.against_plain if c.b == control), None)
-    return own is not None and worse(own, by)
+    if own is None:
+        return False
+    p_value = own.p_value if by == "success" else own.errors and own.errors.p_value
+    return p_value is not None and p_value < ALPHA and gain(own, by) < 0
 
 
 def beside_plain(c: Comparison, by: str, summary: Summary) -> str:
@@ -308,9 +311,7 @@ def _needed(c: Comparison) -> str:
         )
     if c.needed is None:
         return f" No number of seeds on these episodes would show {seen}: more episodes would have to."
-    if c.needed > len(c.seeds):
-        return f" To show {seen} takes about {c.needed} seeds."
-    return ""  # the interval shows it, and McNemar's test over the episodes does not
+    return f" To show {seen} takes about {max(c.needed, len(c.seeds) + 1)} seeds."
 
 
 def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
@@ -324,7 +325,7 @@ def _seeds(level: Sequence[tuple[Comparison, Errors]]) -> list[str]:
     )
     for c, e in level:
         seen = e.difference.value or 0
-        needed = seeds_needed(seen, stdev(e.by_seed.values()), alpha=c.level) if seen < 0 else None
+        needed = seeds_needed(seen, stdev(e.by_seed.values()), alpha=e.level) if seen < 0 else None
         if needed and needed > len(e.seeds):
             text += f" To show the {signed(seen)} seen against {c.a} takes {needed} seeds."
     return [text]
