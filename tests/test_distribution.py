@@ -46,6 +46,7 @@ def test_it_holds_both_packages_the_weights_and_one_set_of_metadata(installed):
     assert {path.name for path in (installed / "spatial_forcing").rglob("*.safetensors")} >= {
         "vggt-tiny-sim.safetensors",
         "vggt-tiny-sim-2d.safetensors",
+        "vggt-tiny-sim-robot.safetensors",
     }
 
 

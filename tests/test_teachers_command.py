@@ -22,7 +22,7 @@ from spatial_forcing.teachers.mapanything import MapAnything
 from spatial_forcing.teachers.speed import seconds_per_image
 from spatial_forcing.teachers.vggt import VGGT
 
-HERE = ("pixels", "untrained-tiny", "vggt-tiny-sim", "vggt-tiny-sim-2d")
+HERE = ("pixels", "untrained-tiny", "vggt-tiny-sim", "vggt-tiny-sim-2d", "vggt-tiny-sim-robot")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ PLAIN = "plain"
 PATH = "policy.path"
 LISTING = Listing("--arms-file", "arm")
 # The 2D and the untrained teacher that stand beside a 3D one; DINOv2 is what VGGT's encoder began as.
-TEACHERS_2D = {"vggt-tiny-sim": "vggt-tiny-sim-2d"}
+TEACHERS_2D = {"vggt-tiny-sim": "vggt-tiny-sim-2d", "vggt-tiny-sim-robot": "vggt-tiny-sim-2d"}
 TEACHERS_UNTRAINED = {"vggt-tiny-sim": "untrained-tiny"}
 TEACHER_2D = "dinov2-base"
 CONTROL_LABELS = {
