@@ -6,7 +6,7 @@
     python recipes/vggt_tiny_sim.py --scenes outputs/scenes --out outputs/teacher-robot --frame robot \
         --name vggt-tiny-sim-robot
 
-A step of the first takes about 0.35 s of one CPU core, of the second 0.2 s; the scenes 9 minutes of two cores.
+A step of the first takes about 0.35 s of one CPU core, of the second 0.2 s; the scenes 9 minutes of two.
 Start a stopped run again with the same command: it goes on where it was. A finished run leaves
 `<name>.safetensors` (float16), `<name>.md` and `<name>.json`; `--evaluate FILE` computes its numbers again.
 
