@@ -4,7 +4,7 @@ B: batch, V: views, H, W: pixels, h, w: patches, C: twice the embedding width (f
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,23 @@ TINY = VGGTConfig(
     dpt_hidden=16,
 )
 _SCENES = "Small VGGT trained on simulated Meta-World scenes"
+_TINY_SIM = VGGTRecord(
+    name="vggt-tiny-sim",
+    loader=load_vggt_teacher,
+    depth=load_depth,
+    scene=load_scene,
+    confidence=load_confidence,
+    licence="Apache-2.0",
+    packaged="vggt-tiny-sim.safetensors",
+    resolution=TINY.img_size,
+    parameters=1_598_240,
+    patch=TINY.patch,
+    width=2 * TINY.embed_dim,
+    layers=TINY.depth,
+    multi_view=True,
+    note="A small VGGT trained on simulated Meta-World scenes; comes with this package.",
+    described=f"{_SCENES}; geometry objective, frame first-camera.",
+)
 
 RECORDS = (
     VGGTRecord(
@@ -244,37 +261,11 @@ RECORDS = (
         multi_view=True,
         note="VGGT-1B, the teacher of the paper.",
     ),
-    VGGTRecord(
-        name="vggt-tiny-sim",
-        loader=load_vggt_teacher,
-        depth=load_depth,
-        scene=load_scene,
-        confidence=load_confidence,
-        licence="Apache-2.0",
-        packaged="vggt-tiny-sim.safetensors",
-        resolution=TINY.img_size,
-        parameters=1_598_240,
-        patch=TINY.patch,
-        width=2 * TINY.embed_dim,
-        layers=TINY.depth,
-        multi_view=True,
-        note="A small VGGT trained on simulated Meta-World scenes; comes with this package.",
-        described=f"{_SCENES}; geometry objective, frame first-camera.",
-    ),
-    VGGTRecord(
+    _TINY_SIM,
+    replace(
+        _TINY_SIM,
         name="vggt-tiny-sim-robot",
-        loader=load_vggt_teacher,
-        depth=load_depth,
-        scene=load_scene,
-        confidence=load_confidence,
-        licence="Apache-2.0",
         packaged="vggt-tiny-sim-robot.safetensors",
-        resolution=TINY.img_size,
-        parameters=1_598_240,
-        patch=TINY.patch,
-        width=2 * TINY.embed_dim,
-        layers=TINY.depth,
-        multi_view=True,
         note="The same, with points and poses in the robot's frame in place of the first camera's.",
         described=f"{_SCENES}; geometry objective, frame robot.",
     ),
