@@ -132,7 +132,9 @@ smolvla=(
 # Better small teachers: 14 000 steps of 8 scenes (recipes/vggt_tiny_sim.py) in place of 1400 of 16; all studies above this line were with the first weights, of AbsRel
 # 0.222 (their results name the commit). The 2D control has seen the same images as long; one teacher has points and poses in the robot's frame. Asked before any run,
 # on seeds of their own and twice as many test episodes, which all seeds share: success at 300 of 600 steps, forced against plain (the claim), against its shuffled target and place; beside it forced against
-# the 2D control, the 2D control against plain, the robot's frame against forced, and each at 600 steps.
+# the 2D control, the 2D control against plain, the robot's frame against forced, and each at 600 steps. In the same runs, since plain and the controls are the same:
+# points of the first camera's frame and points of the teacher's own depth, each against recorded points in the robot's frame, and these against plain; and ROCKET,
+# which was ahead of plain and both controls at 300 steps where nobody had asked (30 of 150 against 7, 11 and 6), against plain and against its own shuffled target.
 "${compare[@]}" --seeds 41 42 43 44 45 --episodes 100 --arms plain forced --arms-file recipes/teachers.yaml --evaluations 2 --probe none --out outputs/reach-teachers -- \
   --policy.type=sf_tiny "${reach[@]}"
 
