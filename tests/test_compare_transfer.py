@@ -24,11 +24,16 @@ def compared(tmp_path_factory) -> Path:
     """The folder of a finished comparison in the embedded world; only to be read."""
     folder = tmp_path_factory.mktemp("transfer")
     dataset = painted_dataset(folder / "data", episodes=3, frames=3)
-    words = ["compare", "--out", folder / "trained", "--seeds", "0", "--no-controls", "--probe", "none"]
-    words += ["--teacher", "untrained-tiny", "--evaluations", "2", "--episodes", "2", "--videos", "0", "--"]
-    words += [*TRAIN, "--dataset.repo_id=local/d", f"--dataset.root={dataset}", "--log_freq=1", *WORLD]
-    assert commands.run(*words) == 0
+    # Painted images are none of this world's.
+    assert commands.run(*training(folder / "trained", dataset, "--anyway")) == 0
     return folder / "trained"
+
+
+def training(out: Path, dataset: Path, *options: str) -> list[object]:
+    """The command of a comparison in the embedded world."""
+    words = ["compare", "--out", out, "--seeds", "0", "--no-controls", "--probe", "none", *options]
+    words += ["--teacher", "untrained-tiny", "--evaluations", "2", "--episodes", "2", "--videos", "0", "--"]
+    return [*words, *TRAIN, "--dataset.repo_id=local/d", f"--dataset.root={dataset}", "--log_freq=1", *WORLD]
 
 
 def test_flags_of_an_environment_replace_its_own():
@@ -104,6 +109,15 @@ class TestTransfer:
         said = capsys.readouterr().err
         assert "would make this evaluation pointless" in said
         assert not (tmp_path / "out").exists()
+
+    def test_guards_refuse_it_before_anything_trains(self, compared, tmp_path, capsys):
+        out, dataset = tmp_path / "out", compared.parent / "data"
+        assert commands.run(*training(out, dataset)) == 2
+        printed = capsys.readouterr()
+        assert "Nothing was trained." in printed.err
+        assert "plain, replay: expected the first steps of 3 demonstrations" in printed.err
+        assert "plain fits in: cameras, " in printed.out
+        assert not out.exists()
 
     def test_what_cannot_be_tested(self, compared, tested, tmp_path):
         for of, flags, says in (

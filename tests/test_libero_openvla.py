@@ -97,6 +97,7 @@ def test_it_is_compared_with_its_plain_self(flags, tmp_path):
             *("--evaluations", "1", "--videos", "0", "--probe", "none", "--teacher", "untrained-tiny"),
             *(
                 "--no-controls",
+                "--anyway",
                 "--holdout-episodes",
                 "0",
                 "--workers",

@@ -25,6 +25,7 @@ def make(
     console: Any,
     *,
     title: str = TITLE,
+    anyway: bool = False,
     claimed: bool = False,
     spent: dict[str, float] | None = None,
 ) -> Path:
@@ -36,6 +37,7 @@ def make(
         how: see ``compare.launch``.
         console: for what is printed.
         title: of the report.
+        anyway: whether to go on where a guard finds something wrong with the environment.
         claimed: whether the folder is the caller's already, and may hold more than the comparison.
         spent: seconds of the caller's own stages.
 
@@ -63,7 +65,7 @@ def make(
     device = device_of(comparison)
     with timings_in(out, spent or {}) as timings:
         with stages(console) as bars:
-            look_first(comparison, out, bars, device, console, timings)
+            look_first(comparison, out, bars, device, console, timings, anyway=anyway)
             # Not before: what was wrong at first is then tried again in the same folder.
             take_folder(out, comparison, only=not claimed)
             run_all(comparison, out, how, bars, device, timings)
@@ -77,17 +79,26 @@ def make(
 
 
 def look_first(
-    comparison: Any, out: Path, bars: Any, device: str, console: Any, timings: dict[str, float]
+    comparison: Any,
+    out: Path,
+    bars: Any,
+    device: str,
+    console: Any,
+    timings: dict[str, float],
+    *,
+    anyway: bool,
 ) -> None:
     """Preflight: takes every arm to its first step and prints warnings, unless a run is already past it.
 
     Raises:
         CompareError: an arm would not train as it should, or the disk has no room for the checkpoints.
+        EvalError: the environment does not fit the data, unless ``anyway``.
     """
     from spatial_forcing.compare.plan import folder_of
     from spatial_forcing.compare.preflight import check_arms, small_version
     from spatial_forcing.compare.run import is_complete
     from spatial_forcing.console import timed
+    from spatial_forcing.evaluation.guards.look import tell
     from spatial_forcing.files import check_space, size_text
 
     first = comparison.evaluated_steps[:1]
@@ -101,6 +112,8 @@ def look_first(
     check_space(out, needed, FEWER, CompareError)
     if needed > MUCH:
         console.print(f"The checkpoints of all runs will take {size_text(needed)}.", highlight=False)
+    if looked.guarded is not None:
+        tell([looked.guarded], console, anyway=anyway, undone="trained")
     for name, messages in looked.odd.items():
         for message in messages:
             console.print(f"[yellow]{name}:[/] ", end="")

@@ -14,6 +14,7 @@ from spatial_forcing.compare.launch import Launch, gpu_count, launch, prepare
 from spatial_forcing.compare.plan import Comparison, folder_of
 from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
 from spatial_forcing.console import duration, stages
+from spatial_forcing.evaluation.guards.look import tell
 from spatial_forcing.files import size_text
 from spatial_forcing.power import ALPHA, detectable_difference, detectable_mean_difference
 
@@ -47,16 +48,19 @@ class Cost:
         )
 
 
-def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
+def dry_run(comparison: Comparison, how: Launch, console: Any, *, anyway: bool = False) -> None:
     """Prints the runs, cost and statistical power of a comparison; keeps nothing.
 
     Raises:
         CompareError: an arm would not train, or looks wrong.
+        EvalError: the environment does not fit the data, unless ``anyway``.
     """
     with tempfile.TemporaryDirectory() as folder, stages(console) as bars:
         device, out = device_of(comparison), Path(folder)
         small = small_version(comparison, steps=TIMED, frames=FRAMES)
-        odd = check_arms(small, out / "check", bars, device, episodes=comparison.measures.episodes).odd
+        looked = check_arms(small, out / "check", bars, device, episodes=comparison.measures.episodes)
+        if looked.guarded is not None:
+            tell([looked.guarded], console, anyway=anyway, undone="trained")
         start = time.perf_counter()
         features = stored_features(small, out, bars, device)
         storing = time.perf_counter() - start
@@ -77,7 +81,7 @@ def dry_run(comparison: Comparison, how: Launch, console: Any) -> None:
     whole = frames_of(comparison, comparison.split.train) * sum(comparison.fractions)
     for line in lines(comparison, costs, workers, storing * whole / frames, stored * whole / frames):
         console.print(line, highlight=False, markup=False)
-    for name, messages in odd.items():
+    for name, messages in looked.odd.items():
         for message in messages:
             console.print(f"{name}: {message}", highlight=False, markup=False)
 

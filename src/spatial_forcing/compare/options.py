@@ -70,6 +70,8 @@ class Compare:
     """Submit each run as a job through submitit: slurm, or local to try it here."""
     job: tuple[str, ...] = ()
     """Options of the submitit jobs: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    anyway: bool = False
+    """Go on even if the guards find something wrong."""
     dry_run: bool = False
     """Print the runs, their duration and the smallest detectable difference; nothing is kept."""
 
@@ -88,11 +90,11 @@ class Compare:
         if self.dry_run:
             from spatial_forcing.compare.dry_run import dry_run
 
-            dry_run(comparison, how, Console())
+            dry_run(comparison, how, Console(), anyway=self.anyway)
             return
         from spatial_forcing.compare.command import make
 
-        make(comparison, self.out.resolve(), how, Console())
+        make(comparison, self.out.resolve(), how, Console(), anyway=self.anyway)
 
     def comparison(self, flags: Sequence[str]) -> Any:
         """The comparison specified by the options and the flags after ``--``."""

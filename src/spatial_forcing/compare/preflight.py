@@ -1,7 +1,8 @@
 """Preflight check: takes every arm to its first training step, compares configurations, runs the doctor.
 
 LeRobot's trainer makes data set, policy, processors and batch as it will; arms with forcing go through the
-doctor there. Features that an arm would read are stored for a few frames only.
+doctor there, and the guards of an evaluation compare the environment, if there is one, with the data set.
+Features that an arm would read are stored for a few frames only.
 """
 
 import json
@@ -19,6 +20,7 @@ from spatial_forcing.compare.features import dataset_of, stored_features
 from spatial_forcing.compare.flags import CompareError, name_of
 from spatial_forcing.compare.plan import Comparison, folder_of
 from spatial_forcing.compare.split import Split
+from spatial_forcing.evaluation.guards.look import Guarded, examined
 from spatial_forcing.files import read_json, write_json
 from spatial_forcing.processes import JobFailed, run_jobs
 
@@ -65,10 +67,12 @@ class Looked:
     Attributes:
         odd: by name of the arm, warnings.
         checkpoint: by name of the arm, estimated bytes of a checkpoint.
+        guarded: what the guards say of the environment; None without one.
     """
 
     odd: dict[str, list[str]]
     checkpoint: dict[str, int]
+    guarded: Guarded | None
 
 
 def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *, episodes: int) -> Looked:
@@ -89,10 +93,12 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *
         (run.arm, comparison.run_flags(run, folder_of(out, run), features.get(run.name, ())))
         for run in comparison.runs()
     ]
+    # All arms have the same data, environment and processors; references may leave out what a policy sees.
+    guarded = next((arm.name for arm, _ in jobs if arm.role != "reference"), jobs[0][0].name)
     bar = bars.add_task("looking at every arm", total=len(jobs))
     try:
         run_jobs(
-            partial(look, out=out, episodes=episodes),
+            partial(look, out=out, episodes=episodes, guarded=guarded, seed=comparison.measures.eval_seed),
             [deque(jobs)],
             poll=lambda: bars.update(bar, completed=len(list(out.glob("*.found.json")))),
         )
@@ -107,15 +113,26 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *
             "says more.)"
         )
     check_shared({arm.name: arm for arm, _ in jobs}, {name: one["config"] for name, one in found.items()})
+    said = found[guarded]["guarded"]
     return Looked(
         {name: one["odd"] for name, one in found.items()},
         {name: one["checkpoint"] for name, one in found.items()},
+        None if said is None else Guarded.from_plain(said, f"{guarded}.found.json"),
     )
 
 
-def look(job: tuple[Arm, list[str]], out: Path, episodes: int) -> None:
-    """Checks one arm at its first training step and writes the findings."""
+def look(job: tuple[Arm, list[str]], out: Path, episodes: int, guarded: str, seed: int) -> None:
+    """Checks one arm at its first training step and writes the findings.
+
+    Args:
+        job: the arm, and the flags of its training.
+        out: folder of the findings.
+        episodes: rollouts per task that the comparison asks for.
+        guarded: name of the arm with whose policy the environment is looked at.
+        seed: of the first rollout.
+    """
     from spatial_forcing.doctor import diagnose
+    from spatial_forcing.evaluation.plan import tasks_of
     from spatial_forcing.flags import read_config
     from spatial_forcing.output import output_to
     from spatial_forcing.rehearsal import first_step
@@ -124,17 +141,34 @@ def look(job: tuple[Arm, list[str]], out: Path, episodes: int) -> None:
     with output_to(out / "log.txt"):
         config = read_config(flags)
         check_environment(config, episodes)
+        env, rename_map = config.env, dict(config.rename_map)  # the first step clears what it does not need
         step = first_step(config, flags, forced=arm.forcing is not None)
         said: dict[str, Any] = {"wrong": [], "odd": []}
         checkpoint = checkpoint_bytes(step.policy)
         if arm.forcing is not None:
             findings = diagnose(step)
             said = {"wrong": findings.wrong, "odd": findings.odd}
+        said["guarded"] = None
+        if env is not None and arm.name == guarded:
+            policy = ToBeTrained(step.policy.config, step.preprocess, rename_map)
+            dataset = str(config.dataset.root or config.dataset.repo_id)
+            [of] = examined({arm.name: policy}, env, tasks_of(env), seed=seed, dataset=dataset)
+            said["guarded"] = of.plain()
     shared = {name: value for name, value in flat(config.to_dict()) if not _aside(name)}
     write_json(
         out / f"{arm.name}.found.json",
         json.loads(json.dumps(said | {"config": shared, "checkpoint": checkpoint}, default=str)),
     )
+
+
+@dataclass(frozen=True)
+class ToBeTrained:
+    """A policy before its first step, as the guards ask for one (``guards.trained.GuardedPolicy``)."""
+
+    config: Any
+    preprocess: Any
+    rename_map: dict[str, str]
+    folder: None = None
 
 
 def checkpoint_bytes(policy: Any) -> int:

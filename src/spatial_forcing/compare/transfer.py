@@ -127,7 +127,7 @@ def guard(comparison: Comparison, out: Path, console: Any, *, anyway: bool) -> N
     """
     from lerobot.configs import PreTrainedConfig
 
-    from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
+    from spatial_forcing.evaluation.guards.look import examined, tell
     from spatial_forcing.evaluation.plan import check_episodes, tasks_of
     from spatial_forcing.flags import read_config
     from spatial_forcing.saved_policy import SavedPolicy
@@ -138,7 +138,5 @@ def guard(comparison: Comparison, out: Path, console: Any, *, anyway: bool) -> N
     tasks = tasks_of(config.env)
     check_episodes(tasks, comparison.measures.episodes)
     policy = SavedPolicy(folder, PreTrainedConfig.from_pretrained(folder).device or "cpu")
-    cases = examined({run.arm.name: policy}, config.env, tasks, seed=comparison.measures.eval_seed)
-    print_findings(cases, console, wrong=anyway)
-    if not anyway:
-        check_findings([found for case in cases for found in case.findings])
+    guarded = examined({run.arm.name: policy}, config.env, tasks, seed=comparison.measures.eval_seed)
+    tell(guarded, console, anyway=anyway)

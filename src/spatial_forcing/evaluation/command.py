@@ -13,7 +13,7 @@ from rich.console import Console
 
 from spatial_forcing.console import stages
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env, settings_of
-from spatial_forcing.evaluation.guards.look import check_findings, examined, print_findings
+from spatial_forcing.evaluation.guards.look import examined, tell
 from spatial_forcing.evaluation.known import drawn_as, rendering_warning, settings_warning
 from spatial_forcing.evaluation.launch import roll_out_all
 from spatial_forcing.evaluation.plan import (
@@ -163,7 +163,7 @@ def _guarded(
     stops: bool,
 ) -> list[Found]:
     """Runs the guards of every policy, and prints what they say; raises if something wrong is to stop."""
-    cases = examined(
+    guarded = examined(
         policies,
         command.env,
         tasks,
@@ -171,11 +171,8 @@ def _guarded(
         dataset=options.dataset,
         rendering=options.rendering,
     )
-    found = [one for case in cases for one in case.findings]
-    print_findings(cases, console, wrong=not stops)
-    if stops:
-        check_findings(found)
-    return found
+    tell(guarded, console, anyway=not stops)
+    return [one for of in guarded for one in of.findings]
 
 
 def _gathered(plan: Plan, command: EnvCommand, named: dict[str, str], made: dict[str, Any]) -> EvalResults:

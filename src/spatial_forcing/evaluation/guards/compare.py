@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from spatial_forcing.evaluation.guards.shown import Shown
-from spatial_forcing.evaluation.guards.trained import Trained
+from spatial_forcing.evaluation.guards.trained import GuardedPolicy, Trained
 from spatial_forcing.evaluation.known import KNOWN, Known
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.results import Found
-from spatial_forcing.saved_policy import SavedPolicy
 
 # Found by what demonstrations look like on average, and how many that takes.
 BY_CHANCE, ENOUGH = ("orientation", "cameras' order", "state's range"), 8
@@ -21,7 +20,7 @@ class Case:
 
     Attributes:
         name: of the policy.
-        policy: without weights.
+        policy: its configuration and preprocessor.
         config: of the environment.
         tasks: of it.
         trained, shown: what was looked at.
@@ -31,7 +30,7 @@ class Case:
     """
 
     name: str
-    policy: SavedPolicy
+    policy: GuardedPolicy
     config: Any
     tasks: tuple[EvalTask, ...]
     trained: Trained

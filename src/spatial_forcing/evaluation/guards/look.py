@@ -1,6 +1,7 @@
 """Runs all guards on a policy and an environment, and prints what they found."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spatial_forcing.evaluation.env_flags import EvalError
@@ -8,11 +9,10 @@ from spatial_forcing.evaluation.guards import actions, cameras, states
 from spatial_forcing.evaluation.guards.compare import Case, Guard
 from spatial_forcing.evaluation.guards.gripper import gripper
 from spatial_forcing.evaluation.guards.shown import shown_by
-from spatial_forcing.evaluation.guards.trained import trained_on
+from spatial_forcing.evaluation.guards.trained import GuardedPolicy, trained_on
 from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.evaluation.results import Found
-from spatial_forcing.saved_policy import SavedPolicy
 
 
 def instructions(case: Case) -> None:
@@ -51,15 +51,46 @@ GUARDS: tuple[Guard, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """What the guards say of one policy.
+
+    Attributes:
+        policy: its name.
+        agreed: what was compared and fits, as words.
+        missing: what could not be compared; empty if nothing.
+        findings: all of it.
+    """
+
+    policy: str
+    agreed: list[str]
+    missing: str
+    findings: list[Found]
+
+    @staticmethod
+    def of(case: Case) -> "Guarded":
+        """What was found of a case."""
+        return Guarded(case.name, case.agreed, case.trained.missing, case.findings)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return vars(self) | {"findings": [one.plain() for one in self.findings]}
+
+    @staticmethod
+    def from_plain(said: Mapping[str, Any], where: str) -> "Guarded":
+        """Inverse of :meth:`plain`; ``where`` is the file, for errors."""
+        return Guarded(**{**said, "findings": [Found.checked(one, where) for one in said["findings"]]})
+
+
 def examined(
-    policies: Mapping[str, SavedPolicy],
+    policies: Mapping[str, GuardedPolicy],
     config: Any,
     tasks: tuple[EvalTask, ...],
     *,
     seed: int,
     dataset: str | None = None,
     rendering: str = "stock",
-) -> list[Case]:
+) -> list[Guarded]:
     """Compares policies and their training data with an environment.
 
     Args:
@@ -73,7 +104,7 @@ def examined(
     Raises:
         SpatialForcingError: the data set or the environment cannot be read or made.
     """
-    cases, looks = [], {}
+    said, looks = [], {}
     for name, policy in policies.items():
         trained = trained_on(policy, dataset, [task.instruction for task in tasks])
         # Policies of one data set share a look, which takes a minute in a large simulator.
@@ -84,27 +115,39 @@ def examined(
         case = Case(name, policy, config, tasks, trained, looks[key], rendering)
         for guard in GUARDS:
             guard(case)
-        cases.append(case)
-    return cases
+        said.append(Guarded.of(case))
+    return said
 
 
-def print_findings(cases: Sequence[Case], console: Any, *, wrong: bool) -> None:
-    """Prints what fits, what could not be compared, and findings; what is wrong only if asked for."""
-    for case in cases:
-        said = f"{case.name} fits in: {', '.join(case.agreed) or 'nothing'}."
-        said += f" {case.name} {case.trained.missing}" if case.trained.missing else ""
+def tell(guarded: Sequence[Guarded], console: Any, *, anyway: bool, undone: str = "rolled out") -> None:
+    """Prints what fits, what could not be compared, and findings.
+
+    Args:
+        guarded: policy by policy.
+        console: where to.
+        anyway: whether to go on where something is wrong.
+        undone: what was not begun otherwise, for the error.
+
+    Raises:
+        EvalError: all that is wrong, if something is, unless ``anyway``.
+    """
+    for of in guarded:
+        said = f"{of.policy} fits in: {', '.join(of.agreed) or 'nothing'}."
+        said += f" {of.policy} {of.missing}" if of.missing else ""
         console.print(said, highlight=False, markup=False, soft_wrap=True)
-    for one in (one for case in cases for one in case.findings if wrong or one.kind != "wrong"):
+    for one in (one for of in guarded for one in of.findings if anyway or one.kind != "wrong"):
         console.print(f"[{'red' if one.kind == 'wrong' else 'yellow'}]{one.kind}:[/] ", end="")
         console.print(one.text, highlight=False, markup=False, soft_wrap=True)
+    if not anyway:
+        check_findings([one for of in guarded for one in of.findings], undone)
 
 
-def check_findings(found: Sequence[Found]) -> None:
-    """Raises :class:`EvalError` with all that is wrong, if something is."""
+def check_findings(found: Sequence[Found], undone: str = "rolled out") -> None:
+    """Raises :class:`EvalError` with all that is wrong, if something is; ``undone`` is what was not begun."""
     wrong = [one.text for one in found if one.kind == "wrong"]
     if wrong:
         things = "One thing" if len(wrong) == 1 else f"{len(wrong)} things"
         raise EvalError(
             f"{things} would make this evaluation pointless. Put it right, or give --anyway. Nothing was "
-            "rolled out.\n" + "\n".join(f"- {text}" for text in wrong)
+            f"{undone}.\n" + "\n".join(f"- {text}" for text in wrong)
         )

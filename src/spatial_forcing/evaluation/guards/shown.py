@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatial_forcing.evaluation.guards.trained import STATE, Trained, thumbnail
+from spatial_forcing.evaluation.guards.trained import STATE, GuardedPolicy, Trained, thumbnail
 from spatial_forcing.evaluation.known import KNOWN
 from spatial_forcing.evaluation.plan import EvalTask
 from spatial_forcing.rollouts import made_env
-from spatial_forcing.saved_policy import SavedPolicy
 
 LOOKS, OF_STATES = 4, 3  # episodes whose first observation is looked at; with a list of initial states
 REPLAYED = 12  # steps of a demonstration
@@ -51,7 +50,7 @@ class Shown:
 class World:
     """A vector environment of one world, seen through the processors of a rollout."""
 
-    def __init__(self, env: Any, config: Any, policy: SavedPolicy):
+    def __init__(self, env: Any, config: Any, policy: GuardedPolicy):
         from lerobot.envs import make_env_pre_post_processors
 
         self.env, self.rename = env, policy.rename_map
@@ -83,7 +82,7 @@ def state_of(seen: Mapping[str, Any]) -> np.ndarray | None:
 
 
 @contextmanager
-def worlds(config: Any, task: EvalTask, policy: SavedPolicy, seed: int) -> Iterator[World]:
+def worlds(config: Any, task: EvalTask, policy: GuardedPolicy, seed: int) -> Iterator[World]:
     """The world of a task, closed in the end; ``seed`` is that of the first of its fixed episodes."""
     from lerobot.envs import close_envs
 
@@ -95,7 +94,7 @@ def worlds(config: Any, task: EvalTask, policy: SavedPolicy, seed: int) -> Itera
         close_envs(envs)
 
 
-def shown_by(config: Any, task: EvalTask, seed: int, policy: SavedPolicy, trained: Trained) -> Shown:
+def shown_by(config: Any, task: EvalTask, seed: int, policy: GuardedPolicy, trained: Trained) -> Shown:
     """Looks at a few episodes of a task, and replays the beginnings of demonstrations in them.
 
     Args:

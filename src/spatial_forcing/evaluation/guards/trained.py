@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,33 @@ from torch import Tensor
 from spatial_forcing.datasets import DatasetError, open_dataset
 from spatial_forcing.files import read_json
 from spatial_forcing.geometry.check import columns_of
-from spatial_forcing.saved_policy import SavedPolicy
 
 STATE, ACTION = "observation.state", "action"
 SIDE = 32  # pixels of thumbnails
 EPISODES = 12  # that are looked at
+
+
+class GuardedPolicy(Protocol):
+    """Protocol of what the guards ask of a policy; of its weights nothing.
+
+    Attributes:
+        config: its configuration, with the features of its inputs and outputs.
+        preprocess: LeRobot's pipeline of its inputs.
+        rename_map: the names of observations that its preprocessor replaces -> the policy's.
+        folder: its checkpoint; None before it is trained.
+    """
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def preprocess(self) -> Any: ...
+
+    @property
+    def rename_map(self) -> dict[str, str]: ...
+
+    @property
+    def folder(self) -> Path | None: ...
 
 
 @dataclass
@@ -63,18 +85,18 @@ def thumbnail(image_3HW: Tensor) -> Tensor:
     return F.interpolate(image_3HW[None].float(), size=(SIDE, SIDE), mode="area")[0]
 
 
-def trained_on(policy: SavedPolicy, dataset: str | None, wanted: list[str]) -> Trained:
+def trained_on(policy: GuardedPolicy, dataset: str | None, wanted: list[str]) -> Trained:
     """Reads a policy's training data.
 
     Args:
-        policy: without weights.
+        policy: whose.
         dataset: folder or Hub name; None for the one noted beside the checkpoint.
         wanted: instructions whose episodes are looked at first.
 
     Raises:
         DatasetError: the data set that was asked for cannot be read.
     """
-    noted = _noted(policy.folder)
+    noted = {} if policy.folder is None else _noted(policy.folder)
     rename = dict(noted.get("rename_map") or policy.rename_map)
     if dataset is not None:
         return _from_dataset(open_dataset(dataset), dataset, rename, wanted)
@@ -112,7 +134,7 @@ def _places(noted: Mapping[str, Any]) -> list[Path]:
     return [place for place in places if (place / "meta" / "info.json").is_file()]
 
 
-def saved_statistics(policy: SavedPolicy) -> dict[str, dict[str, np.ndarray]]:
+def saved_statistics(policy: GuardedPolicy) -> dict[str, dict[str, np.ndarray]]:
     """The statistics that normalise a policy's inputs, of states and actions."""
     stats: dict[str, dict[str, np.ndarray]] = {}
     for step in policy.preprocess.steps:
