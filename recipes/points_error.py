@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spatial_forcing.cache.spans import Spans
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.guard import guarded
 
@@ -28,7 +29,9 @@ def main() -> None:
     for name in ("--predicted", "--recorded"):
         parser.add_argument(name, type=Path, required=True, help="folder of features with points")
     options = parser.parse_args()
-    frames = torch.arange(0, FeatureStore(options.predicted).source.frames, EVERY)
+    source = FeatureStore(options.predicted).source
+    of = Spans(source.frames, source.spans)
+    frames = torch.tensor([of.frame_of(row) for row in range(0, of.frames, EVERY)])
     ours, true = (points_of(root, frames) for root in (options.predicted, options.recorded))
     off = (ours - true).norm(dim=-1)
     known = off[off.isfinite()]

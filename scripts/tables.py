@@ -46,16 +46,18 @@ POINTS_STEP = 300
 # Of the table over studies: when, against what, and the kept comparisons whose seeds are taken together.
 # All of the defaults on reach from scratch, each row with those that have its arm and step. (The sweep chose
 # the weight and is left out.)
-SHUFFLED = ("reach-speed", "reach-variants")
+SHUFFLED = ("reach-speed", "reach-variants", "reach-teachers")
 PLACE = (*SHUFFLED, "reach-points")
 PLAIN = (*PLACE, "reach-surface")
 STUDIES = (
     ("half of the training", 300, "plain", PLAIN),
     ("half of the training", 300, "shuffled", SHUFFLED),
     ("half of the training", 300, "place", PLACE),
+    ("half of the training", 300, "2d", ("reach-teachers",)),
     ("its end", 600, "plain", (*PLAIN, "data")),
     ("its end", 600, "shuffled", (*SHUFFLED, "data")),
     ("its end", 600, "place", (*PLACE, "data")),
+    ("its end", 600, "2d", ("reach-teachers",)),
     ("pretrained, half of the training", 300, "plain", ("reach-pretrained",)),
     ("small SmolVLA, pretrained, half of the training", 300, "plain", ("reach-smolvla",)),
 )
@@ -67,6 +69,8 @@ EVIDENCE = (
     ("reach, its end, other seeds", "reach-surface", None),
     ("reach, half of the training, other seeds", "reach-variants", 300),
     ("reach, its end, other seeds", "reach-variants", None),
+    ("reach, half of the training, other seeds, teachers trained further", "reach-teachers", 300),
+    ("reach, its end, other seeds, teachers trained further", "reach-teachers", None),
     ("reach, pretrained on eight other tasks, half of the training", "reach-pretrained", 300),
     ("reach, pretrained, its end", "reach-pretrained", None),
     ("reach, a small pretrained SmolVLA, half of the training", "reach-smolvla", 300),
@@ -78,7 +82,22 @@ EVIDENCE_ARMS = {
     "forced": "forcing",
     "shuffled": "control: shuffled",
     "place": "control: place",
+    "2d": "2D teacher",
 }
+# Of the table of what was asked of the study of teachers before its runs: an arm and the one it is against.
+ASKED = (
+    ("forced", "plain"),
+    ("forced", "shuffled"),
+    ("forced", "place"),
+    ("forced", "2d"),
+    ("2d", "plain"),
+    ("robot", "forced"),
+    ("points", "plain"),
+    ("camera-points", "points"),
+    ("predicted", "points"),
+    ("rocket", "plain"),
+    ("rocket", "shuffled-rocket"),
+)
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -219,6 +238,29 @@ def studies_table() -> str:
     return _table(head, rows)
 
 
+def asked_table() -> str:
+    """What was asked of the study of teachers before its runs, in the middle of training and at its end."""
+    kept = Results.read(RESULTS / "reach-teachers.json")
+    rows = []
+    for step in (300, 600):
+        results = as_of(kept, step)
+        for arm, other in ASKED:
+            found = compare(results, other, arm)
+            assert found.errors is not None
+            rows.append(
+                (
+                    str(step),
+                    f"{arm} against {other}",
+                    rate_text(found.success_b, ""),
+                    rate_text(found.success_a, ""),
+                    f"{spread_text(found.difference, 1)}, {p_text(found.p_value)}",
+                    f"{spread_text(found.errors.difference)}, {p_text(found.errors.p_value)}",
+                )
+            )
+    head = ("step", "asked", "its successes", "the other's", "difference, points", "held-out action error")
+    return _table(head, rows)
+
+
 def _score(score: Score | None) -> str:
     if score is None or score.value is None:
         return "–"
@@ -238,6 +280,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scores": score_table,
     "evidence": evidence_table,
     "over studies": studies_table,
+    "asked of teachers": asked_table,
     **{table: partial(points_table, table) for table in POINTS},
 }
 RESULT, AT_STEP = "result ", " at step "
