@@ -1,9 +1,11 @@
 """The report's plots: the colours of the arms and the running mean."""
 
+from types import SimpleNamespace
+
 import pytest
 from small_results import report
 
-from spatial_forcing.report.plots import colours, running_mean
+from spatial_forcing.report.plots import BANDS, colours, draw_logged, running_mean
 
 
 def test_colours_stay_with_the_arm_and_differ():
@@ -19,6 +21,13 @@ def test_the_running_mean_keeps_constants_length_and_mean_of_ramps():
     smooth = running_mean(ramp)
     assert len(smooth) == 101
     assert smooth[10:-10] == pytest.approx(ramp[10:-10])
+
+
+@pytest.mark.parametrize(("count", "bands"), [(BANDS, BANDS), (BANDS + 1, 0)])
+def test_bands_of_seeds_are_left_out_where_they_would_hide_the_lines(count, bands):
+    arms = {f"arm{i}": SimpleNamespace(role="arm", steps=2) for i in range(count)}
+    series = {arm: {seed: [(1, 0.5 + seed), (2, 0.2 + seed)] for seed in (0, 1)} for arm in arms}
+    assert draw_logged(arms, "cosine", series).count("FillBetweenPolyCollection") == bands
 
 
 def test_the_probe_is_drawn_at_every_site_in_the_colours_of_the_arms(results, tmp_path):

@@ -1,7 +1,7 @@
 """Curves of the report as SVG: one quantity per plot, one colour and marker per arm.
 
-With several seeds a line is their mean and the band around it runs from the lowest seed to the highest.
-Controls are dotted, references dashed.
+With several seeds a line is their mean and the band around it runs from the lowest seed to the highest; of
+many arms the lines alone are drawn. Controls are dotted, references dashed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from spatial_forcing.stats import wilson
 
 # Curves are smoothed by a running mean over this share of their points.
 SMOOTHING = 0.08
+# Of more arms than these, bands would hide the lines.
+BANDS = 8
 LABELS = {
     "action_loss": "training action loss",
     "cosine": "cosine with the target",
@@ -63,7 +65,9 @@ def draw_logged(arms: Mapping[str, ArmSummary], name: str, series: Series) -> st
         if len(by_seed) == 1:
             steps, values = zip(*next(iter(by_seed.values())), strict=True)
             axis.plot(steps, values, linewidth=0.6, alpha=0.3, color=look["color"])
-        _band(axis, {seed: smooth(points) for seed, points in by_seed.items()}, label=arm, **look)
+        _band(
+            axis, {seed: smooth(points) for seed, points in by_seed.items()}, len(series), label=arm, **look
+        )
     _over_steps(axis, arms, name)
     return svg(axis)
 
@@ -81,7 +85,15 @@ def draw_measured(arms: Mapping[str, ArmSummary], name: str, series: Series, sum
         elif by_seed:
             width = _width(moving.index(arm), len(moving))
             look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
-            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], linewidth=width, **look)
+            _band(
+                axis,
+                by_seed,
+                len(series),
+                label=arm,
+                linestyle=DASHES[arms[arm].role],
+                linewidth=width,
+                **look,
+            )
             if name == "success" and len(by_seed) == 1:
                 apart = 0.008 * summary.arms[arm].steps * (moving.index(arm) - (len(moving) - 1) / 2)
                 _wilson_bars(axis, next(iter(by_seed.values())), summary.arms[arm], apart, colour[arm])
@@ -100,7 +112,15 @@ def draw_by_data(arms: Mapping[str, ArmSummary], name: str, series: Series, unit
         if by_seed:
             width = _width(number, len(series))
             look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
-            _band(axis, by_seed, label=arm, linestyle=DASHES[arms[arm].role], linewidth=width, **look)
+            _band(
+                axis,
+                by_seed,
+                len(series),
+                label=arm,
+                linestyle=DASHES[arms[arm].role],
+                linewidth=width,
+                **look,
+            )
     amounts = sorted({x for of in series.values() for points in of.values() for x, _ in points})
     axis.set(xlabel=f"training {unit}" if unit == "episodes" else unit, ylabel=label_of(name), xscale="log")
     axis.set_xticks(amounts, [f"{x:g}" for x in amounts])
@@ -137,12 +157,13 @@ def _width(number: int, count: int) -> float:
     return 1.3 + 1.1 * (count - 1 - number) / max(1, count - 1)
 
 
-def _band(axis, by_seed: Mapping[int, Points], **look) -> None:
+def _band(axis, by_seed: Mapping[int, Points], lines: int, **look) -> None:
+    """Draws one of several lines, with its band unless bands would cover each other."""
     rows = band(by_seed)
     if rows:
         x, mean, low, high = zip(*rows, strict=True)
         axis.plot(x, mean, **look)
-        if len(by_seed) > 1:
+        if len(by_seed) > 1 and lines <= BANDS:
             axis.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
