@@ -8,6 +8,7 @@ success rates, D the number of discordant pairs, S seeds, E episodes, V variance
 """
 
 from bisect import bisect_left
+from functools import cache
 from math import isfinite, sqrt
 
 import numpy as np
@@ -234,6 +235,7 @@ def seeds_needed(
     return 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=reached)
 
 
+@cache  # a report asks for the same of every pair of arms
 def _least_noncentrality(freedom: float, power: float, alpha: float) -> float:
     low, high = 0.0, 1.0
     while _t_power(freedom, high, alpha) < power:
@@ -248,9 +250,9 @@ def _t_power(freedom: float, noncentrality: float, alpha: float) -> float:
     """Power of a two-sided t-test at a difference of so many standard errors."""
     stats = scipy_stats()
     critical = stats.t.ppf(1 - alpha / 2, freedom)
-    noncentral = stats.nct(freedom, noncentrality)
+    given = freedom, noncentrality
     # Far out scipy gives NaN for the tail on the other side, which is as good as empty there.
-    return float(noncentral.sf(critical) + np.nan_to_num(noncentral.cdf(-critical)))
+    return float(stats.nct.sf(critical, *given) + np.nan_to_num(stats.nct.cdf(-critical, *given)))
 
 
 def _check(count: int, discordant: float, power: float, alpha: float) -> None:
