@@ -23,6 +23,7 @@ from spatial_forcing.probe.records import ProbeReport, RankedSite
 from spatial_forcing.report.as_of import as_of
 from spatial_forcing.report.comparisons import compare
 from spatial_forcing.report.markdown import markdown
+from spatial_forcing.report.records import Comparison
 from spatial_forcing.report.summary import summarise
 from spatial_forcing.report.wording import number, p_text, rate_text, spread_text
 from spatial_forcing.results import Results
@@ -84,6 +85,7 @@ EVIDENCE_ARMS = {
     "place": "control: place",
     "2d": "2D teacher",
 }
+DIFFER = ("its successes", "the other's", "difference, points", "held-out action error")
 # Of the table of what was asked of the study of teachers before its runs: an arm and the one it is against.
 ASKED = (
     ("forced", "plain"),
@@ -223,19 +225,8 @@ def studies_table() -> str:
         first, *others = (as_of(Results.read(RESULTS / f"{name}.json"), step) for name in names)
         runs = [*first.runs, *(run for other in others for run in other.runs)]
         found = compare(first.model_copy(update={"runs": runs}), a, "forced")
-        assert found.errors is not None
-        rows.append(
-            (
-                f"{when}, against {EVIDENCE_ARMS[a]}",
-                str(len(found.seeds)),
-                rate_text(found.success_b, ""),
-                rate_text(found.success_a, ""),
-                f"{spread_text(found.difference, 1)}, {p_text(found.p_value)}",
-                f"{spread_text(found.errors.difference)}, {p_text(found.errors.p_value)}",
-            )
-        )
-    head = ("forcing", "seeds", "its successes", "the other's", "difference, points", "held-out action error")
-    return _table(head, rows)
+        rows.append((f"{when}, against {EVIDENCE_ARMS[a]}", str(len(found.seeds)), *_differ(found)))
+    return _table(("forcing", "seeds", *DIFFER), rows)
 
 
 def asked_table() -> str:
@@ -245,20 +236,19 @@ def asked_table() -> str:
     for step in (300, 600):
         results = as_of(kept, step)
         for arm, other in ASKED:
-            found = compare(results, other, arm)
-            assert found.errors is not None
-            rows.append(
-                (
-                    str(step),
-                    f"{arm} against {other}",
-                    rate_text(found.success_b, ""),
-                    rate_text(found.success_a, ""),
-                    f"{spread_text(found.difference, 1)}, {p_text(found.p_value)}",
-                    f"{spread_text(found.errors.difference)}, {p_text(found.errors.p_value)}",
-                )
-            )
-    head = ("step", "asked", "its successes", "the other's", "difference, points", "held-out action error")
-    return _table(head, rows)
+            rows.append((str(step), f"{arm} against {other}", *_differ(compare(results, other, arm))))
+    return _table(("step", "asked", *DIFFER), rows)
+
+
+def _differ(found: Comparison) -> tuple[str, str, str, str]:
+    """How two arms differ, under the heads ``DIFFER``."""
+    assert found.errors is not None
+    return (
+        rate_text(found.success_b, ""),
+        rate_text(found.success_a, ""),
+        f"{spread_text(found.difference, 1)}, {p_text(found.p_value)}",
+        f"{spread_text(found.errors.difference)}, {p_text(found.errors.p_value)}",
+    )
 
 
 def _score(score: Score | None) -> str:

@@ -83,17 +83,7 @@ def draw_measured(arms: Mapping[str, ArmSummary], name: str, series: Series, sum
             last = fmean(points[-1][1] for points in by_seed.values())
             axis.axhline(last, color=colour[arm], linestyle="--", linewidth=1.3, label=arm)
         elif by_seed:
-            width = _width(moving.index(arm), len(moving))
-            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
-            _band(
-                axis,
-                by_seed,
-                len(series),
-                label=arm,
-                linestyle=DASHES[arms[arm].role],
-                linewidth=width,
-                **look,
-            )
+            _marked(axis, arms, arm, by_seed, _width(moving.index(arm), len(moving)))
             if name == "success" and len(by_seed) == 1:
                 apart = 0.008 * summary.arms[arm].steps * (moving.index(arm) - (len(moving) - 1) / 2)
                 _wilson_bars(axis, next(iter(by_seed.values())), summary.arms[arm], apart, colour[arm])
@@ -107,20 +97,10 @@ def draw_by_data(arms: Mapping[str, ArmSummary], name: str, series: Series, unit
     """Plots a quantity at the end of training over the amount of data."""
     if not any(series.values()):
         return None
-    axis, colour = axes()[0], colours(list(arms))
+    axis = axes()[0]
     for number, (arm, by_seed) in enumerate(series.items()):
         if by_seed:
-            width = _width(number, len(series))
-            look = {"color": colour[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
-            _band(
-                axis,
-                by_seed,
-                len(series),
-                label=arm,
-                linestyle=DASHES[arms[arm].role],
-                linewidth=width,
-                **look,
-            )
+            _marked(axis, arms, arm, by_seed, _width(number, len(series)))
     amounts = sorted({x for of in series.values() for points in of.values() for x, _ in points})
     axis.set(xlabel=f"training {unit}" if unit == "episodes" else unit, ylabel=label_of(name), xscale="log")
     axis.set_xticks(amounts, [f"{x:g}" for x in amounts])
@@ -155,6 +135,15 @@ def running_mean(values: Sequence[float]) -> list[float]:
 def _width(number: int, count: int) -> float:
     """Line width of one of several arms; later ones are thinner, so that an equal one below is seen."""
     return 1.3 + 1.1 * (count - 1 - number) / max(1, count - 1)
+
+
+def _marked(
+    axis, arms: Mapping[str, ArmSummary], arm: str, by_seed: Mapping[int, Points], width: float
+) -> None:
+    """Draws an arm's line, with its marker where it was measured."""
+    look = {"color": colours(list(arms))[arm], "marker": markers(list(arms))[arm], "markersize": 3.5 * width}
+    look |= {"linestyle": DASHES[arms[arm].role], "linewidth": width}
+    _band(axis, by_seed, len(arms), label=arm, **look)
 
 
 def _band(axis, by_seed: Mapping[int, Points], lines: int, **look) -> None:
