@@ -6,7 +6,7 @@ The gain that docs/results.md reports is in the middle of training, and the poli
 its error at the end. Perhaps another learning rate or warm-up leaves the plateau as early as forcing does. So
 one option after another is tried, over seeds that no comparison uses, each beside the options of all studies
 (the first line); no policy here has forcing. The loss is the policy's own training loss on the last tenth of
-the demonstrations. Writes docs/results/tune-early.json; two idle cores: 25 minutes. An interrupted search
+the demonstrations. Writes docs/results/tuning/early.json; two idle cores: 25 minutes. An interrupted search
 continues.
 """
 
@@ -53,7 +53,7 @@ class Args:
     also: tuple[str, ...] = ()
     """More candidates, several options at once: optimizer_lr=2e-3,warmup_steps=200."""
     workers: int = 2
-    results: Path = Path(__file__).resolve().parents[1] / "docs" / "results" / "tune-early.json"
+    results: Path = Path(__file__).resolve().parents[1] / "docs" / "results" / "tuning" / "early.json"
 
 
 @dataclass(frozen=True)
