@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from spatial_forcing.compare.arm import Arm, arms_of
-from spatial_forcing.compare.flags import (
-    CompareError,
-)
+from spatial_forcing.compare.flags import CompareError
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
 from spatial_forcing.compare.preflight import check_shared
 from spatial_forcing.compare.split import Split, split_episodes
 from spatial_forcing.compare.status import Progress, seconds_left, status_table, work_done
 from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.evaluation.env_flags import EvalError
+from spatial_forcing.evaluation.guards.look import Guarded
 from spatial_forcing.results import Evaluation
 
 FLAGS = [
@@ -155,14 +155,40 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_anything_tra
     policy = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10))
     policy[0].requires_grad_(False)
     assert preflight.checkpoint_bytes(policy) == 4 * 110 + 3 * 4 * 110
-    looked = preflight.Looked({"plain": []}, {"plain": 2**30})
+    looked = preflight.Looked({"plain": []}, {"plain": 2**30}, None)
     monkeypatch.setattr(preflight, "check_arms", lambda *args, episodes: looked)
     monkeypatch.setattr(preflight, "small_version", lambda comparison, **sizes: comparison)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 * 2**30}))
     one = Comparison((), (Arm("plain"),), (0, 1), (1.0,), Split((0,), (1,)), steps=8, measures=Measures(4))
     with pytest.raises(CompareError, match=r"needs about 8.0 GiB; 5.0 GiB are free. The checkpoints of all"):
-        command.look_first(one, tmp_path / "out", None, "cpu", Console(quiet=True), {})
+        command.look_first(one, tmp_path / "out", None, "cpu", Console(quiet=True), {}, anyway=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_guards_call_wrong_ends_a_comparison_unless_it_goes_on_anyway(tmp_path, monkeypatch, capsys):
+    from spatial_forcing.compare import command, preflight
+
+    said = {
+        "kind": "wrong",
+        "policy": "plain",
+        "about": "cameras",
+        "expected": "a",
+        "found": "b",
+        "advice": "c.",
+    }
+    guarded = Guarded.from_plain({"policy": "plain", "agreed": [], "missing": "", "findings": [said]}, "here")
+    assert Guarded.from_plain(guarded.plain(), "here") == guarded
+    looked = preflight.Looked({"plain": []}, {"plain": 1}, guarded)
+    monkeypatch.setattr(preflight, "check_arms", lambda *args, episodes: looked)
+    monkeypatch.setattr(preflight, "small_version", lambda comparison, **sizes: comparison)
+    one = Comparison((), (Arm("plain"),), (0,), (1.0,), Split((0,), (1,)), steps=8, measures=Measures(4))
+    arguments = one, tmp_path / "out", None, "cpu", Console(), {}
+    with pytest.raises(
+        EvalError, match=r"(?s)--anyway. Nothing was trained.*plain, cameras: expected a; found b"
+    ):
+        command.look_first(*arguments, anyway=False)
+    command.look_first(*arguments, anyway=True)
+    assert "wrong: plain, cameras: expected a; found b. c." in capsys.readouterr().out
 
 
 def test_the_work_that_is_done_is_read_from_the_ends_of_the_logs(tmp_path):
