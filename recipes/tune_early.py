@@ -6,8 +6,8 @@ The gain that docs/results.md reports is in the middle of training, and the poli
 its error at the end. Perhaps another learning rate or warm-up leaves the plateau as early as forcing does. So
 one option after another is tried, over seeds that no comparison uses, each beside the options of all studies
 (the first line); no policy here has forcing. The loss is the policy's own training loss on the last tenth of
-the demonstrations. Writes docs/results/tuning/early.json; two idle cores: 25 minutes. An interrupted search
-continues.
+the demonstrations. Writes docs/results/tuning/early.json; it took 41 minutes on two cores that also did other
+things. An interrupted search continues.
 """
 
 import json
@@ -50,8 +50,6 @@ class Args:
     out: Path
     seeds: tuple[int, ...] = (100, 101, 102)
     """Seeds of weights and data order; comparisons use others."""
-    also: tuple[str, ...] = ()
-    """More candidates, several options at once: optimizer_lr=2e-3,warmup_steps=200."""
     workers: int = 2
     results: Path = Path(__file__).resolve().parents[1] / "docs" / "results" / "tuning" / "early.json"
 
@@ -105,12 +103,9 @@ def train(run: Run) -> None:
         train_policy(read_config(run.flags))
 
 
-def candidates(args: Args) -> list[dict[str, float]]:
-    """The options of all studies, then one of them changed, then those asked for."""
-    asked = [dict(pair.split("=") for pair in one.split(",")) for one in args.also]
-    changed = [{name: value} for name, values in TRIED for value in values]
-    changed += [{name: float(value) for name, value in one.items()} for one in asked]
-    return [STUDIES, *(STUDIES | one for one in changed)]
+def candidates() -> list[dict[str, float]]:
+    """The options of all studies, then one of them changed."""
+    return [STUDIES, *(STUDIES | {name: value} for name, values in TRIED for value in values)]
 
 
 def main(args: Args) -> None:
@@ -119,7 +114,7 @@ def main(args: Args) -> None:
     out.mkdir(parents=True, exist_ok=True)
     runs = [
         [Run(tuple(one.items()), seed, args.dataset.resolve(), out) for seed in args.seeds]
-        for one in candidates(args)
+        for one in candidates()
     ]
     waiting = deque(run for of in runs for run in of if not run.losses())
     with stages(Console()) as bars:
