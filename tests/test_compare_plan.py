@@ -17,7 +17,7 @@ from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_i
 from spatial_forcing.compare.preflight import check_shared
 from spatial_forcing.compare.split import Split, split_episodes
 from spatial_forcing.compare.status import Progress, seconds_left, status_table, work_done
-from spatial_forcing.errors import UnknownNameError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.look import Guarded
 from spatial_forcing.results import Evaluation
@@ -187,8 +187,21 @@ def test_what_the_guards_call_wrong_ends_a_comparison_unless_it_goes_on_anyway(t
         EvalError, match=r"(?s)--anyway. Nothing was trained.*plain, cameras: expected a; found b"
     ):
         command.look_first(*arguments, anyway=False)
-    command.look_first(*arguments, anyway=True)
-    assert "wrong: plain, cameras: expected a; found b. c." in capsys.readouterr().out
+    warned = "wrong: plain, cameras: expected a; found b. c."
+    assert command.look_first(*arguments, anyway=True) == [warned]
+    assert warned in capsys.readouterr().out
+
+
+def test_a_warning_of_several_arms_is_told_once(tmp_path):
+    from spatial_forcing.compare.gather import warnings_of
+    from spatial_forcing.compare.preflight import Looked
+
+    looked = Looked({"plain": [], "forced": ["x", "y"], "place": ["x"]}, {}, None)
+    assert looked.warnings == ["forced, place: x", "forced: y"]
+    assert warnings_of(tmp_path) == []
+    (tmp_path / "warnings.json").write_text("{")
+    with pytest.raises(SpatialForcingError, match=r"warnings\.json.*Remove it"):
+        warnings_of(tmp_path)
 
 
 def test_the_work_that_is_done_is_read_from_the_ends_of_the_logs(tmp_path):

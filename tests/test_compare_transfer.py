@@ -69,6 +69,11 @@ class TestTransfer:
         assert not (tested / "features").exists()
         assert (tested / "report.html").stat().st_size > 10_000
 
+    def test_the_report_says_what_was_gone_on_with(self, compared, tested):
+        for folder in (compared, tested):
+            [warning] = [one for one in Results.read(folder / "results.json").warnings if "wrong: " in one]
+            assert f"Warned of before it began: {warning}" in (folder / "report.md").read_text()
+
     def test_all_policies_meet_the_same_episodes_and_other_ones_than_before(self, compared, tested):
         first, there = (Results.read(folder / "results.json").runs for folder in (compared, tested))
         seen = [[one.seed for one in run.evaluations[0].episodes] for run in there]

@@ -92,6 +92,7 @@ class Provenance(Record):
         teacher: that arms were forced toward, None if none was.
         timings: seconds by stage.
         tasks: of the evaluation.
+        warnings: that the checks before the first step or rollout gave, and the comparison went on with.
     """
 
     title: str
@@ -104,6 +105,7 @@ class Provenance(Record):
     teacher: TeacherUsed | None = None
     timings: dict[str, float]
     tasks: list[str]
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Results(Provenance):

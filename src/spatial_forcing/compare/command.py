@@ -45,10 +45,11 @@ def make(
         SpatialForcingError: it cannot be made, or a run failed; what is finished is kept.
     """
     from spatial_forcing.compare.gather import gather
-    from spatial_forcing.compare.plan import check_taken, take_folder
+    from spatial_forcing.compare.plan import WARNINGS, check_taken, take_folder
     from spatial_forcing.compare.preflight import what_differs
     from spatial_forcing.compare.probing import depth_wanted
     from spatial_forcing.console import stages
+    from spatial_forcing.files import write_json
     from spatial_forcing.provenance import command_line, made_with
     from spatial_forcing.report import write_report
 
@@ -65,9 +66,11 @@ def make(
     device = device_of(comparison)
     with timings_in(out, spent or {}) as timings:
         with stages(console) as bars:
-            look_first(comparison, out, bars, device, console, timings, anyway=anyway)
+            warnings = look_first(comparison, out, bars, device, console, timings, anyway=anyway)
             # Not before: what was wrong at first is then tried again in the same folder.
             take_folder(out, comparison, only=not claimed)
+            if warnings is not None:
+                write_json(out / WARNINGS, warnings)
             run_all(comparison, out, how, bars, device, timings)
             problem = probe_last(comparison, out, bars, device, timings)
         if problem is not None:
@@ -87,8 +90,11 @@ def look_first(
     timings: dict[str, float],
     *,
     anyway: bool,
-) -> None:
+) -> list[str] | None:
     """Preflight: takes every arm to its first step and prints warnings, unless a run is already past it.
+
+    Returns:
+        The warnings; None if a run is past it.
 
     Raises:
         CompareError: an arm would not train as it should, or the disk has no room for the checkpoints.
@@ -103,7 +109,7 @@ def look_first(
 
     first = comparison.evaluated_steps[:1]
     if any(is_complete(folder_of(out, run), first) for run in comparison.runs()):
-        return
+        return None
     with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
         small = small_version(comparison, steps=1, frames=64)
         looked = check_arms(small, Path(folder), bars, device, episodes=comparison.measures.episodes)
@@ -118,6 +124,7 @@ def look_first(
         for message in messages:
             console.print(f"[yellow]{name}:[/] ", end="")
             console.print(message, highlight=False, markup=False)
+    return looked.warnings
 
 
 def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timings: dict[str, float]) -> None:

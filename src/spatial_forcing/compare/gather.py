@@ -11,7 +11,7 @@ from typing import Any
 
 from spatial_forcing.compare.arm import Arm
 from spatial_forcing.compare.features import RECORDED, Teaching, teachings_of
-from spatial_forcing.compare.plan import Comparison, Run, folder_of, trained_in, training_of
+from spatial_forcing.compare.plan import WARNINGS, Comparison, Run, folder_of, trained_in, training_of
 from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
 from spatial_forcing.compare.samples import sample_images
@@ -48,6 +48,7 @@ def gather(
         teacher=teacher_used(comparison, out),
         timings=timings,
         tasks=list(tasks),
+        warnings=warnings_of(out),
         arms={
             arm.name: ArmHead.checked(
                 {
@@ -66,6 +67,13 @@ def gather(
     )
     results.save(out / "results.json")
     return results
+
+
+def warnings_of(out: Path) -> list[str]:
+    """What the checks before the first step or rollout warned of; nothing in folders of earlier versions."""
+    path = out / WARNINGS
+    advice = "Remove it; the report then lacks the warnings that were printed before the first step."
+    return read_json(path, advice) if path.is_file() else []
 
 
 def label_of(comparison: Comparison, arm: Arm) -> str:

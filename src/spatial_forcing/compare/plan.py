@@ -1,6 +1,7 @@
 """Plan of a comparison: the settings that determine its result, its runs, and its folder.
 
 <out>/comparison.json        everything that decides the result
+<out>/warnings.json          what the checks before the first step warned of
 <out>/features/              the teachers' features of the training episodes
 <out>/runs/<arm>-f100-s0/    a run, see ``compare.run``
 <out>/probe/                 what the depth probe found
@@ -23,6 +24,7 @@ from spatial_forcing.evaluation.options import EVAL_SEED
 from spatial_forcing.files import check_folder, claim, read_json, write_json
 
 NOTE = "comparison.json"
+WARNINGS = "warnings.json"
 # Of the measures those that decide the depth probe alone.
 OF_THE_PROBE = ("probe", "probe_frames")
 

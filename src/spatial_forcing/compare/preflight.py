@@ -21,6 +21,7 @@ from spatial_forcing.compare.flags import CompareError, name_of
 from spatial_forcing.compare.plan import Comparison, folder_of
 from spatial_forcing.compare.split import Split
 from spatial_forcing.evaluation.guards.look import Guarded, examined
+from spatial_forcing.evaluation.plan import EvalTask, check_episodes, tasks_of
 from spatial_forcing.files import read_json, write_json
 from spatial_forcing.processes import JobFailed, run_jobs
 
@@ -73,6 +74,16 @@ class Looked:
     odd: dict[str, list[str]]
     checkpoint: dict[str, int]
     guarded: Guarded | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the guards found, and each warning after the arms that it is of."""
+        arms: dict[str, list[str]] = {}
+        for name, messages in self.odd.items():
+            for message in messages:
+                arms.setdefault(message, []).append(name)
+        of_arms = [f"{', '.join(names)}: {message}" for message, names in arms.items()]
+        return [*(self.guarded.warnings if self.guarded else []), *of_arms]
 
 
 def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *, episodes: int) -> Looked:
@@ -132,7 +143,6 @@ def look(job: tuple[Arm, list[str]], out: Path, episodes: int, guarded: str, see
         seed: of the first rollout.
     """
     from spatial_forcing.doctor import diagnose
-    from spatial_forcing.evaluation.plan import tasks_of
     from spatial_forcing.flags import read_config
     from spatial_forcing.output import output_to
     from spatial_forcing.rehearsal import first_step
@@ -140,7 +150,7 @@ def look(job: tuple[Arm, list[str]], out: Path, episodes: int, guarded: str, see
     arm, flags = job
     with output_to(out / "log.txt"):
         config = read_config(flags)
-        check_environment(config, episodes)
+        tasks = checked_tasks(config.env, episodes)
         env, rename_map = config.env, dict(config.rename_map)  # the first step clears what it does not need
         step = first_step(config, flags, forced=arm.forcing is not None)
         said: dict[str, Any] = {"wrong": [], "odd": []}
@@ -149,10 +159,10 @@ def look(job: tuple[Arm, list[str]], out: Path, episodes: int, guarded: str, see
             findings = diagnose(step)
             said = {"wrong": findings.wrong, "odd": findings.odd}
         said["guarded"] = None
-        if env is not None and arm.name == guarded:
+        if tasks and arm.name == guarded:
             policy = ToBeTrained(step.policy.config, step.preprocess, rename_map)
             dataset = str(config.dataset.root or config.dataset.repo_id)
-            [of] = examined({arm.name: policy}, env, tasks_of(env), seed=seed, dataset=dataset)
+            [of] = examined({arm.name: policy}, env, tasks, seed=seed, dataset=dataset)
             said["guarded"] = of.plain()
     shared = {name: value for name, value in flat(config.to_dict()) if not _aside(name)}
     write_json(
@@ -177,14 +187,17 @@ def checkpoint_bytes(policy: Any) -> int:
     return sum(size * (3 if trains else 1) for size, trains in sizes)
 
 
-def check_environment(config: Any, episodes: int) -> None:
-    """Raises a :class:`SpatialForcingError` if a command's environment cannot be made, or has too few initial
-    states for so many episodes."""
-    if config.env is None:
-        return
-    from spatial_forcing.evaluation.plan import check_episodes, tasks_of
+def checked_tasks(env: Any, episodes: int) -> tuple[EvalTask, ...]:
+    """Tasks of an environment; none without one.
 
-    check_episodes(tasks_of(config.env), episodes)
+    Raises:
+        SpatialForcingError: it cannot be made, or has too few initial states for so many episodes.
+    """
+    if env is None:
+        return ()
+    tasks = tasks_of(env)
+    check_episodes(tasks, episodes)
+    return tasks
 
 
 def check_shared(arms: Mapping[str, Arm], configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.flags import CompareError, joined, name_of
-from spatial_forcing.compare.plan import Comparison, check_taken, comparison_in, take_folder, training_of
+from spatial_forcing.compare.plan import (
+    WARNINGS,
+    Comparison,
+    check_taken,
+    comparison_in,
+    take_folder,
+    training_of,
+)
+from spatial_forcing.files import write_json
 
 TITLE = "Does it help there?"
 OF_THE_ENVIRONMENT = "env."
@@ -110,8 +118,9 @@ def transfer(comparison: Comparison, out: Path, how: Any, console: Any, *, anywa
         markup=False,
         soft_wrap=True,
     )
-    guard(comparison, out, console, anyway=anyway)
+    warnings = guard(comparison, out, console, anyway=anyway)
     take_folder(out, comparison)
+    write_json(out / WARNINGS, warnings)
     with timings_in(out, {}) as timings, stages(console) as bars:
         run_all(comparison, out, how, bars, device_of(comparison), timings)
     report = write_report(gather(comparison, out, made, timings, TITLE), out)
@@ -119,8 +128,11 @@ def transfer(comparison: Comparison, out: Path, how: Any, console: Any, *, anywa
     return report
 
 
-def guard(comparison: Comparison, out: Path, console: Any, *, anyway: bool) -> None:
+def guard(comparison: Comparison, out: Path, console: Any, *, anyway: bool) -> list[str]:
     """Compares the environment with what the first policy was trained on; all have the same data.
+
+    Returns:
+        What the guards found, as sentences.
 
     Raises:
         SpatialForcingError: something would make the rollouts pointless, or there are too few initial states.
@@ -140,3 +152,4 @@ def guard(comparison: Comparison, out: Path, console: Any, *, anyway: bool) -> N
     policy = SavedPolicy(folder, PreTrainedConfig.from_pretrained(folder).device or "cpu")
     guarded = examined({run.arm.name: policy}, config.env, tasks, seed=comparison.measures.eval_seed)
     tell(guarded, console, anyway=anyway)
+    return [warning for one in guarded for warning in one.warnings]

@@ -1,4 +1,4 @@
-"""Notes below the verdict: unfinished runs, steps to an error, references, the probe."""
+"""Notes below the verdict: warnings, unfinished runs, steps to an error, references, the probe."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +16,7 @@ STATE_FACTOR = 0.7
 def notes(summary: Summary) -> list[str]:
     """All notes below the verdict."""
     return [
+        *(f"Warned of before it began: {warning}" for warning in summary.warnings),
         *unfinished(summary),
         *earlier_steps(summary),
         *left_out(summary.comparisons),

@@ -72,6 +72,11 @@ class Guarded:
         """What was found of a case."""
         return Guarded(case.name, case.agreed, case.trained.missing, case.findings)
 
+    @property
+    def warnings(self) -> list[str]:
+        """The findings as sentences, each after its kind."""
+        return [f"{one.kind}: {one.text}" for one in self.findings]
+
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return vars(self) | {"findings": [one.plain() for one in self.findings]}
