@@ -1,5 +1,6 @@
 """Guards of an evaluation: silent on a right setting, and every fault that is put into it is found."""
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_depth import saved_tiny
 from small_policies import CAMERAS, LEFT, RIGHT
 
 from spatial_forcing.evaluation.env_flags import EvalError
+from spatial_forcing.evaluation.guards.cameras import _order, mistaken
 from spatial_forcing.evaluation.guards.compare import Case
 from spatial_forcing.evaluation.guards.look import GUARDS, check_findings
 from spatial_forcing.evaluation.guards.shown import shown_by
@@ -168,6 +171,19 @@ def test_a_fault_is_found_and_named(policy, trained, alter, about):
     assert one.found
     assert one.advice
     assert about not in case.agreed
+
+
+def test_cameras_that_the_data_themselves_mix_up_are_odd_at_most(policy, trained):
+    """As where they move from episode to episode: means over a few then look swapped by chance."""
+    mixed = deepcopy(trained)
+    assert mistaken(mixed.firsts, lambda a, b: _order(list(CAMERAS), a, b) != tuple(CAMERAS)) == 0
+    even = torch.arange(len(mixed.firsts[LEFT])).remainder(2).bool()[:, None, None, None]
+    left, right = trained.firsts[LEFT], trained.firsts[RIGHT]
+    mixed.firsts = {LEFT: left.where(even, right), RIGHT: right.where(even, left)}
+    mixed.images = {LEFT: trained.images[RIGHT], RIGHT: trained.images[LEFT]}
+    (one,) = [one for one in found_in(policy, mixed).findings if one.about == "cameras' order"]
+    assert one.kind == "odd"
+    assert re.search(r"It may be chance: \d+ of 50 draws of 4 of the data set's own episodes", one.advice)
 
 
 def test_of_poses_as_actions_nothing_else_is_said_that_follows_from_it(policy, trained):

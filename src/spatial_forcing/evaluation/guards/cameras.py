@@ -1,14 +1,20 @@
 """Guards of images: cameras, resolution, aspect, orientation, cameras that are swapped.
 
-Shapes: h w of a thumbnail.
+Mean images of cameras that move from episode to episode may look swapped or mirrored by chance. So a guard
+that takes some of the data set's own episodes for swapped or turned ones says less: see :func:`mistaken`.
+
+Shapes: h w of a thumbnail, N of them.
 """
 
+from collections.abc import Callable, Mapping
 from itertools import permutations
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from spatial_forcing.evaluation.guards.compare import Case
+from spatial_forcing.evaluation.guards.shown import LOOKS
 
 EMPTY = "observation.images.empty_camera"  # LeRobot fills those with black
 ASPECT = 0.02
@@ -17,7 +23,9 @@ FLIPPED, FAINT = -0.4, 0.05
 BETTER, SURELY, LIKE, UNLIKE = 0.05, 0.25, 0.3, 0.1
 DARKER = 0.12  # of the range of brightness
 MOST = 4  # cameras whose order is looked at
+DRAWS = 50  # looks at the data set's own episodes
 UP_DOWN, LEFT_RIGHT = -2, -1
+Judgement = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]
 NAMES = {(): "as they are", (UP_DOWN,): "upside down", (LEFT_RIGHT,): "mirrored left to right"}
 NAMES[UP_DOWN, LEFT_RIGHT] = "turned by 180 degrees"
 
@@ -78,12 +86,13 @@ def orientation(case: Case) -> None:
         pairs = [
             f"{camera} like {other}" for camera, other in zip(both, order, strict=True) if camera != other
         ]
+        kind, doubt = _surely(case, both, lambda a, b: _order(both, a, b) != tuple(both))
         case.say(
-            "wrong",
+            kind,
             "cameras' order",
             expected="each camera to show what it showed in training",
             found=f"images of the training data look like those of another camera: {', '.join(pairs)}",
-            advice="Exchange the names with --rename_map after --, or the environment's own flags.",
+            advice=f"Exchange the names with --rename_map after --, or the environment's own flags.{doubt}",
         )
         return
     for camera in both:
@@ -109,17 +118,17 @@ def rendering(case: Case) -> None:
 
 def _judge(case: Case, camera: str, trained_3hw: Tensor, shown_3hw: Tensor) -> None:
     """Says whether a camera's images are flipped, unlike those of training, or darker."""
-    alike, (turned, flips) = correlation(trained_3hw, shown_3hw), best_flip(trained_3hw, shown_3hw)
-    sure = turned > alike + SURELY or all(opposed(trained_3hw, shown_3hw, axis) for axis in flips)
-    if flips and sure and turned > LIKE:
+    alike, turned = correlation(trained_3hw, shown_3hw), best_flip(trained_3hw, shown_3hw)[0]
+    if flips := _flips(trained_3hw, shown_3hw):
+        kind, doubt = _surely(case, [camera], lambda a, b: bool(_flips(a[camera], b[camera])))
         case.say(
-            "wrong",
+            kind,
             "orientation",
             expected=f"{camera} as in training",
             found=f"it is {NAMES[flips]}: the mean images correlate by {alike:.2f} as they are and by "
             f"{turned:.2f} so turned",
             advice="Turn the images where the environment or the data set was processed. LeRobot's LIBERO "
-            "processor turns the simulator's images by 180 degrees, as public data sets were.",
+            f"processor turns the simulator's images by 180 degrees, as public data sets were.{doubt}",
         )
         return
     if alike < UNLIKE:
@@ -142,7 +151,45 @@ def _judge(case: Case, camera: str, trained_3hw: Tensor, shown_3hw: Tensor) -> N
         )
 
 
-def _order(both: list[str], trained: dict[str, Tensor], shown: dict[str, Tensor]) -> tuple[str, ...]:
+def _flips(trained_3hw: Tensor, shown_3hw: Tensor) -> tuple[int, ...]:
+    """The axes along which images are flipped against those of training; none if that is not plain."""
+    alike, (turned, flips) = correlation(trained_3hw, shown_3hw), best_flip(trained_3hw, shown_3hw)
+    sure = turned > alike + SURELY or all(opposed(trained_3hw, shown_3hw, axis) for axis in flips)
+    return flips if sure and turned > LIKE else ()
+
+
+def _surely(case: Case, cameras: list[str], judged: Judgement) -> tuple[Literal["wrong", "odd"], str]:
+    """The kind of a finding of mean images, and the doubt in it as a sentence."""
+    firsts = {camera: case.trained.firsts[camera] for camera in cameras if camera in case.trained.firsts}
+    if len(firsts) < len(cameras) or not (often := mistaken(firsts, judged)):
+        return "wrong", ""
+    return "odd", (
+        f" It may be chance: {often} of {DRAWS} draws of {LOOKS} of the data set's own episodes look so "
+        "beside the others, as where cameras move."
+    )
+
+
+def mistaken(firsts: Mapping[str, Tensor], judged: Judgement) -> int:
+    """How many random looks at the data set's own episodes, compared with the others, are judged to differ.
+
+    Args:
+        firsts: thumbnails_N3hw by camera, of the same episodes.
+        judged: says of two sets of mean_3hw by camera, the others' and the look's, whether they differ.
+    """
+    count, draw = min(len(of) for of in firsts.values()), torch.Generator().manual_seed(0)
+    if count < 2:
+        return 0
+    found = 0
+    for _ in range(DRAWS):
+        order = torch.randperm(count, generator=draw)
+        look, others = order[: min(LOOKS, count // 2)], order[min(LOOKS, count // 2) :]
+        found += judged(
+            *({camera: of[rows].mean(0) for camera, of in firsts.items()} for rows in (others, look))
+        )
+    return found
+
+
+def _order(both: list[str], trained: Mapping[str, Tensor], shown: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The environment's cameras in the order in which they look most like those of the data."""
 
     def likeness(order: tuple[str, ...]) -> float:

@@ -1,6 +1,7 @@
 """What a policy was trained on: from its data set, or else the statistics that were saved with it.
 
-Shapes: T frames of an episode, D numbers of a state, A of an action, H W pixels, h w of a thumbnail.
+Shapes: T frames of an episode, D numbers of a state, A of an action, H W pixels, h w of a thumbnail,
+N of them.
 """
 
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ class Trained:
     Attributes:
         source: for messages.
         fps: label of the data set; None without one.
-        images: mean thumbnail_3hw of the first frames, by camera.
+        firsts: thumbnails_N3hw of first frames, by camera, of the same episodes in all; ``images`` their
+            mean_3hw.
         sizes: height and width, by camera.
         stats: "min", "max", "mean", "std" of states and actions.
         count: number of episodes of the data set.
@@ -65,6 +67,7 @@ class Trained:
 
     source: str
     fps: int | None = None
+    firsts: dict[str, Tensor] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     stats: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -175,7 +178,8 @@ def _from_dataset(dataset: Any, name: str, rename: Mapping[str, str], wanted: li
         for camera, images in firsts.items():
             image = torch.as_tensor(frame[renamed[camera]])
             images.append(thumbnail(image[-1] if image.ndim == 4 else image))
-    found.images = {camera: torch.stack(images).mean(0) for camera, images in firsts.items() if images}
+    found.firsts = {camera: torch.stack(images) for camera, images in firsts.items() if images}
+    found.images = {camera: images_N3hw.mean(0) for camera, images_N3hw in found.firsts.items()}
     note = Path(meta.root) / "demos.json"
     if note.is_file():
         found.rendering = (read_json(note, "", DatasetError).get("spec") or {}).get("rendering")
