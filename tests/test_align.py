@@ -175,6 +175,15 @@ def test_a_host_that_pads_gets_no_loss_on_its_padding():
     assert valid_BVhw[0, 0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
 
 
+def test_the_published_resampling_refuses_images_that_the_host_pads():
+    setting = Setting()
+    host = replace(setting.sf.host, layout=Layout(VIEWS, 4, 4, fit="pad"))
+    sf = SpatialForcing(host, setting.teacher, published=True)
+    assert sf.target(torch.rand(1, VIEWS, 3, 28, 28))[1].all()
+    with pytest.raises(SpatialForcingError, match=r"pads images of 28 x 56 .* knows no padding"):
+        sf.target(torch.rand(1, VIEWS, 3, 28, 56))
+
+
 def test_stored_features_of_a_host_that_pads_need_the_images_shape():
     setting = Setting()
     layout = Layout(VIEWS, 4, 4, fit="pad")

@@ -20,6 +20,7 @@ from spatial_forcing.compare.status import Progress, seconds_left, status_table,
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.look import Guarded
+from spatial_forcing.files import write_json
 from spatial_forcing.results import Evaluation
 
 FLAGS = [
@@ -199,6 +200,8 @@ def test_a_warning_of_several_arms_is_told_once(tmp_path):
     looked = Looked({"plain": [], "forced": ["x", "y"], "place": ["x"]}, {}, None)
     assert looked.warnings == ["forced, place: x", "forced: y"]
     assert warnings_of(tmp_path) == []
+    write_json(tmp_path / "warnings.json", {"warnings": looked.warnings})
+    assert warnings_of(tmp_path) == looked.warnings
     (tmp_path / "warnings.json").write_text("{")
     with pytest.raises(SpatialForcingError, match=r"warnings\.json.*Remove it"):
         warnings_of(tmp_path)

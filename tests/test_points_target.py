@@ -148,6 +148,18 @@ def test_where_a_point_is_missing_there_is_no_target_and_no_gradient(points):
 
 
 @pytest.mark.parametrize("points", ["added", "concatenated", "alone"])
+def test_the_shuffled_control_counts_the_tokens_whose_points_are_known_in_both_frames(points):
+    """Else it would count other tokens than the arm that it controls."""
+    setting = Setting(points=points, control="shuffled")
+    features = with_points(setting)
+    features.points_BVHW3[1, 0, 1, 0, 0] = math.nan
+    _, valid = target_of(setting, features)
+    assert not valid[1, 0, 1, 0]
+    assert not valid[2, 0, 1, 0], "the frame that gets the points of frame 1"
+    assert valid.sum() == valid.numel() - 2
+
+
+@pytest.mark.parametrize("points", ["added", "concatenated", "alone"])
 def test_the_controls_know_nothing_of_the_frames_points(points):
     for control in ("shuffled", "place"):
         setting = Setting(points=points, control=control)

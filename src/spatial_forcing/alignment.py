@@ -52,7 +52,7 @@ class Alignment:
         spatial_norm: standardise the features of each view over its tokens, channel by channel, so that only
             how places differ is left (iREPA).
         published: the public code's numerics: corner-aligned resampling without antialiasing, absolute
-            position embedding. It knows no padding, so for hosts that pad use the default.
+            position embedding. It knows no padding: images that the host pads are an error.
         control: a target without the teacher's content, for comparisons: ``"shuffled"`` or ``"place"``, see
             ``spatial_forcing.control``.
         points: how the 3D points of the tokens enter the target, where its features have any: ``"added"``,

@@ -138,7 +138,7 @@ class OnGrid(nn.Module):
         """
         features = self._checked(features, batch)
         view_indices = self._view_indices(given.views, features.tokens_BVHWC.shape[1], layout.views)
-        features = _of_present(features, given.present_BV)
+        features = self._of_known_points(_of_present(features, given.present_BV))
         if self.control == "shuffled":
             features = of_another_frame(features, allow_single=self._seen_several)
             self._seen_several |= len(features.tokens_BVHWC) > 1
@@ -152,6 +152,9 @@ class OnGrid(nn.Module):
             features = features._replace(tokens_BVHWC=tokens)
 
         if self.published:
+            if layout.fit == "pad":
+                sizes = self._image_sizes(given, stored_sizes, layout, tokens.shape[1])
+                self._check_unpadded(sizes, layout)
             target_BVhwC, valid_BVhw = resample(
                 features, layout.rows, layout.cols, given.affine_BV23, published=True
             )
@@ -175,16 +178,32 @@ class OnGrid(nn.Module):
         valid_BN = _placed(valid_BVhw, view_indices, layout.views).flatten(1)
         return GridTarget(target_BVhwC.flatten(1, 3), valid_BN, weight_BN)
 
+    def _of_known_points(self, features: Features) -> Features:
+        """Features whose tokens are valid only where their point is known, if points are wanted."""
+        if self.points is None:
+            return features
+        known_BVHW = self._wanted_points(features).isfinite().all(-1)
+        return features._replace(valid_BVHW=features.valid_BVHW & known_BVHW)
+
+    def _check_unpadded(self, sizes: Sequence[tuple[int, int]], layout: Layout) -> None:
+        """Raises for images that the host pads: the public code's resampling would stretch over the padding
+        what the teacher saw without it."""
+        for height, width in sizes:
+            if height * layout.cols != width * layout.rows:
+                raise SpatialForcingError(
+                    f"{self.host} pads images of {height} x {width} (height x width) to the aspect of its "
+                    f"{layout.rows} x {layout.cols} tokens, and published=True resamples as the public code "
+                    "does, which knows no padding: targets would lie beside their tokens. Leave published "
+                    "out, or give images of that aspect."
+                )
+
     def _with_position(self, features: Features) -> Features:
-        """Adds the position embedding to tokens_BVHWC, or what takes its place. Where a point is wanted and
-        not known the token is not valid."""
+        """Adds the position embedding to tokens_BVHWC, or what takes its place."""
         tokens_BVHWC, valid_BVHW = features
         H, W, C = tokens_BVHWC.shape[2:]
         points_BVHW3 = self._wanted_points(features)
-        if self.points is not None:
-            valid_BVHW = valid_BVHW & points_BVHW3.isfinite().all(-1)
-            if self.points == "alone":
-                return Features(xyz_embedding(points_BVHW3), valid_BVHW)
+        if self.points == "alone":
+            return Features(xyz_embedding(points_BVHW3), valid_BVHW)
         if self.position_embedding:
             if self.points == "added":
                 embedding = xyz_embedding(points_BVHW3, C)

@@ -70,7 +70,7 @@ def make(
             # Not before: what was wrong at first is then tried again in the same folder.
             take_folder(out, comparison, only=not claimed)
             if warnings is not None:
-                write_json(out / WARNINGS, warnings)
+                write_json(out / WARNINGS, {"warnings": warnings})
             run_all(comparison, out, how, bars, device, timings)
             problem = probe_last(comparison, out, bars, device, timings)
         if problem is not None:

@@ -73,7 +73,7 @@ def warnings_of(out: Path) -> list[str]:
     """What the checks before the first step or rollout warned of; nothing in folders of earlier versions."""
     path = out / WARNINGS
     advice = "Remove it; the report then lacks the warnings that were printed before the first step."
-    return read_json(path, advice) if path.is_file() else []
+    return read_json(path, advice)["warnings"] if path.is_file() else []
 
 
 def label_of(comparison: Comparison, arm: Arm) -> str:

@@ -120,7 +120,7 @@ def transfer(comparison: Comparison, out: Path, how: Any, console: Any, *, anywa
     )
     warnings = guard(comparison, out, console, anyway=anyway)
     take_folder(out, comparison)
-    write_json(out / WARNINGS, warnings)
+    write_json(out / WARNINGS, {"warnings": warnings})
     with timings_in(out, {}) as timings, stages(console) as bars:
         run_all(comparison, out, how, bars, device_of(comparison), timings)
     report = write_report(gather(comparison, out, made, timings, TITLE), out)
