@@ -18,14 +18,14 @@ from spatial_forcing.compare.launch import (
     _submit,
     end,
     executor_of,
-    last_words,
     launch,
     run_logged,
     take_share,
+    why_it_ended,
     workers_in,
 )
 from spatial_forcing.compare.plan import Comparison, Measures, Run, folder_of
-from spatial_forcing.compare.run import RunSpec
+from spatial_forcing.compare.run import Going, RunSpec
 from spatial_forcing.compare.split import Split
 from spatial_forcing.locks import FolderBusyError, FolderLock
 
@@ -91,17 +91,43 @@ def test_options_that_a_cluster_does_not_know(tmp_path):
         executor_of(tmp_path, Launch(cluster="local", options=(("colour", "red"),)))
 
 
-def test_workers_take_a_gpu_each(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+@pytest.mark.parametrize(
+    ("workers", "each", "expected"),
+    [
+        (4, 1, ["4", "7", "8", "9"]),
+        (6, 1, ["4", "7", "8", "9", "4", "7"]),
+        (2, 2, ["4,7", "8,9"]),
+        (1, 3, ["4,7,8"]),
+    ],
+)
+def test_workers_take_gpus_of_their_own_while_there_are_any(tmp_path, monkeypatch, workers, each, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    holders = []
-    for expected in ("4", "7"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-        take_share(tmp_path, 2, 2)
+    holders, found = [], []
+    for _ in range(workers):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,8,9")
+        take_share(tmp_path, workers, 4, each)
         holders.append(take_share.held)  # type: ignore[attr-defined]
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+        found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert found == expected
     for holder in holders:
         holder.close()
+
+
+def test_a_run_has_a_gpu_for_each_of_its_processes():
+    two = Launch(accelerate=("--num_processes=2", "--multi_gpu"))
+    assert (two.gpus_each(8), two.at_a_time(8)) == (2, 4)
+    assert (two.gpus_each(1), two.at_a_time(1)) == (1, 1)
+    assert (two.gpus_each(0), two.at_a_time(0)) == (0, 2)
+    assert Launch(accelerate=("--num_processes", "4")).at_a_time(8) == 2
+    assert Launch(accelerate=("--multi_gpu",)).at_a_time(8) == 1, "accelerate takes all"
+    assert Launch().at_a_time(8) == 8
+    assert Launch(3).at_a_time(8) == 3
+
+
+def test_a_job_on_a_cluster_needs_its_minutes(tmp_path):
+    with pytest.raises(CompareError, match="--job timeout_min=600"):
+        executor_of(tmp_path, Launch(cluster="slurm", options=(("slurm_partition", "gpu"),)))
+    assert executor_of(tmp_path, Launch(cluster="local")).parameters["timeout_min"] > 24 * 60
 
 
 def test_a_process_that_does_not_end_by_itself_is_ended(tmp_path, monkeypatch):
@@ -116,11 +142,27 @@ def test_a_process_that_does_not_end_by_itself_is_ended(tmp_path, monkeypatch):
     assert process.poll() == -signal.SIGKILL
 
 
-def test_the_last_words_are_ours_if_there_are_any(tmp_path):
-    (tmp_path / LOG).write_text("Training: 3%\rspatial-forcing: The disk is full.\nException ignored in: x\n")
-    assert last_words(tmp_path) == "The disk is full."
+def test_why_a_run_ended_is_in_our_words_if_there_are_any(tmp_path):
+    earlier = "Training: 3%\rspatial-forcing: The disk is full.\nException ignored in: x\n"
+    (tmp_path / LOG).write_text(earlier)
+    assert why_it_ended(1, tmp_path, 0) == "The disk is full."
+    assert why_it_ended(1, tmp_path, len(earlier)) == "its process ended with status 1", "of another attempt"
+    assert why_it_ended(-9, tmp_path, 0) == "its process was killed by SIGKILL: out of memory?"
     (tmp_path / LOG).write_text("Traceback\nValueError: bad\n")
-    assert last_words(tmp_path) == "ValueError: bad"
+    assert why_it_ended(1, tmp_path, 0) == "ValueError: bad"
+
+
+def test_an_evaluation_says_now_and_then_that_it_goes_on(monkeypatch, capsys):
+    """Under SLURM LeRobot draws no bars, and a run that prints nothing counts as hung."""
+    now = [0.0]
+    monkeypatch.setattr("spatial_forcing.compare.run.time.monotonic", lambda: now[0])
+    going = Going("Evaluating step 3")
+    for now[0] in (1.0, 31.0, 32.0, 62.0):
+        going()
+    assert capsys.readouterr().out.splitlines() == [
+        "Evaluating step 3: 2 batches and control steps",
+        "Evaluating step 3: 4 batches and control steps",
+    ]
 
 
 def a_run() -> Run:

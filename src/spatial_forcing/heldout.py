@@ -3,7 +3,7 @@
 Shapes: n actions of all frames, B batch, T chunk, A action.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -41,7 +41,12 @@ class Heldout(NamedTuple):
 
 @torch.no_grad()
 def heldout_measures(
-    loaded: LoadedPolicy, frames: Any, *, most: int | None = None, rename_map: Mapping[str, str] | None = None
+    loaded: LoadedPolicy,
+    frames: Any,
+    *,
+    most: int | None = None,
+    rename_map: Mapping[str, str] | None = None,
+    going: Callable[[], None] = lambda: None,
 ) -> Heldout:
     """Action error and training loss of a policy on held-out demonstrations.
 
@@ -54,6 +59,7 @@ def heldout_measures(
             :meth:`LoadedPolicy.dataset`.
         most: at most so many frames are looked at, evenly spread; all if None.
         rename_map: the data set's names of observations -> the policy's, where they differ.
+        going: called after every batch.
 
     Raises:
         PolicyError: no frames.
@@ -70,12 +76,13 @@ def heldout_measures(
     actions = []
     for number, batch in enumerate(loaded.batches(frames, HELDOUT_BATCH, rename_map)):
         size = len(batch["index"])
-        with fixed_draws(number):
+        with fixed_draws(number), loaded.precision():
             loss += loaded.policy.forward(dict(batch))[0].double().cpu() * size
-        with fixed_draws(number):
+        with fixed_draws(number), loaded.precision():
             error += chunk_error(loaded.policy, dict(batch)).double().cpu() * size
         seen += size
         actions.append(batch[ACTION][inside_of(batch)].float().cpu())
+        going()
     actions_nA = torch.cat(actions)
     constant = (actions_nA - actions_nA.mean(0)).abs().mean()
     return Heldout(float(error / seen), float(loss / seen), float(constant))

@@ -2,7 +2,7 @@
 
 import ctypes
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ def roll_out(
     at_once: int | None = None,
     videos: Path | None = None,
     video_count: int = 2,
+    going: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Rolls out a policy with LeRobot's evaluation; episode i of a task has seed ``seed`` + i for any policy.
 
@@ -32,6 +33,7 @@ def roll_out(
         at_once: environments side by side; as many as episodes if None.
         videos: folder for videos; none are recorded if None.
         video_count: episodes per task that are recorded.
+        going: called at every control step.
 
     Raises:
         PolicyError: the policy does not fit the environment, or that cannot be made.
@@ -49,12 +51,12 @@ def roll_out(
     envs = made_env(env_config, min(episodes, at_once or episodes), seed)
     env_preprocess, env_postprocess = make_env_pre_post_processors(env_config, loaded.config)
     try:
-        with fixed_draws(seed):
+        with fixed_draws(seed), loaded.precision():
             info = eval_policy_all(
                 envs=envs,
                 policy=loaded.policy,
                 env_preprocessor=env_preprocess,
-                env_postprocessor=env_postprocess,
+                env_postprocessor=Steps(env_postprocess, going),  # type: ignore[arg-type]  # it is called
                 preprocessor=loaded.preprocess,
                 postprocessor=loaded.postprocess,
                 n_episodes=episodes,
@@ -73,6 +75,23 @@ def roll_out(
         videos=list(info["overall"].get("video_paths", [])),
         seconds=time.perf_counter() - start,
     )
+
+
+class Steps:
+    """A processor of LeRobot's that counts its calls, one per control step.
+
+    Args:
+        inner: the processor.
+        going: called at every step.
+    """
+
+    def __init__(self, inner: Any, going: Callable[[], None] = lambda: None):
+        self.inner, self.going, self.count = inner, going, 0
+
+    def __call__(self, transition: Any) -> Any:
+        self.count += 1
+        self.going()
+        return self.inner(transition)
 
 
 def made_env(env_config: Any, at_once: int, first_seed: int | None = None) -> dict[str, dict[int, Any]]:

@@ -1,6 +1,7 @@
 """Policies saved by LeRobot: their configuration, processors and weights, loaded as LeRobot loads them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,12 @@ class LoadedPolicy(SavedPolicy):
             self.policy = with_adapter(of_type, self.folder, self.config)
         else:
             self.policy = of_type.from_pretrained(self.folder, config=self.config)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context that ``lerobot-eval`` runs a policy in: autocast with ``use_amp``."""
+        if not self.config.use_amp:
+            return nullcontext()
+        return torch.autocast(device_type=torch.device(self.config.device or "cpu").type)
 
     def batches(
         self, dataset: Any, batch_size: int = 64, rename_map: Mapping[str, str] | None = None

@@ -66,7 +66,7 @@ def make(
     device = device_of(comparison)
     with timings_in(out, spent or {}) as timings:
         with stages(console) as bars:
-            warnings = look_first(comparison, out, bars, device, console, timings, anyway=anyway)
+            warnings = look_first(comparison, out, how, bars, device, console, timings, anyway=anyway)
             # Not before: what was wrong at first is then tried again in the same folder.
             take_folder(out, comparison, only=not claimed)
             if warnings is not None:
@@ -84,6 +84,7 @@ def make(
 def look_first(
     comparison: Any,
     out: Path,
+    how: Any,
     bars: Any,
     device: str,
     console: Any,
@@ -112,7 +113,8 @@ def look_first(
         return None
     with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
         small = small_version(comparison, steps=1, frames=64)
-        looked = check_arms(small, Path(folder), bars, device, episodes=comparison.measures.episodes)
+        episodes = comparison.measures.episodes
+        looked = check_arms(small, Path(folder), bars, device, episodes=episodes, patience=how.patience)
     each = len(comparison.evaluated_steps) * len(comparison.seeds) * len(comparison.fractions)
     needed = each * sum(looked.checkpoint.values())
     check_space(out, needed, FEWER, CompareError)

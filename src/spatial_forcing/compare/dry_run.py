@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spatial_forcing.compare.command import device_of
+from spatial_forcing.compare.command import FEWER, device_of
 from spatial_forcing.compare.features import dataset_of, stored_features
+from spatial_forcing.compare.flags import CompareError
 from spatial_forcing.compare.gather import run_results
 from spatial_forcing.compare.launch import Launch, gpu_count, launch, prepare
 from spatial_forcing.compare.plan import Comparison, folder_of
 from spatial_forcing.compare.preflight import check_arms, small_version, what_differs
 from spatial_forcing.console import duration, stages
 from spatial_forcing.evaluation.guards.look import tell
-from spatial_forcing.files import size_text
+from spatial_forcing.files import check_space, size_text
 from spatial_forcing.power import ALPHA, detectable_difference, detectable_mean_difference
 
 # Steps that are timed; the first ones load and compile.
@@ -48,17 +49,25 @@ class Cost:
         )
 
 
-def dry_run(comparison: Comparison, how: Launch, console: Any, *, anyway: bool = False) -> None:
+def dry_run(comparison: Comparison, wanted: Path, how: Launch, console: Any, *, anyway: bool = False) -> None:
     """Prints the runs, cost and statistical power of a comparison; keeps nothing.
 
+    Args:
+        comparison: the whole.
+        wanted: folder that it would have.
+        how: see ``compare.launch``.
+        console: for what is printed.
+        anyway: whether to go on where a guard finds something wrong.
+
     Raises:
-        CompareError: an arm would not train, or looks wrong.
+        CompareError: an arm would not train, or looks wrong; or the disk has no room for all of it.
         EvalError: the environment does not fit the data, unless ``anyway``.
     """
     with tempfile.TemporaryDirectory() as folder, stages(console) as bars:
         device, out = device_of(comparison), Path(folder)
         small = small_version(comparison, steps=TIMED, frames=FRAMES)
-        looked = check_arms(small, out / "check", bars, device, episodes=comparison.measures.episodes)
+        episodes = comparison.measures.episodes
+        looked = check_arms(small, out / "check", bars, device, episodes=episodes, patience=how.patience)
         if looked.guarded is not None:
             tell([looked.guarded], console, anyway=anyway, undone="trained")
         start = time.perf_counter()
@@ -77,13 +86,16 @@ def dry_run(comparison: Comparison, how: Launch, console: Any, *, anyway: bool =
         costs = {name: replace(one, start=start) for name, one in costs.items()}
         frames = frames_of(small, small.split.train)
         stored = sum(path.stat().st_size for path in (out / "features").rglob("*") if path.is_file())
-    workers = how.workers or gpu_count() or 2
+    workers = how.at_a_time(gpu_count())
     whole = frames_of(comparison, comparison.split.train) * sum(comparison.fractions)
-    for line in lines(comparison, costs, workers, storing * whole / frames, stored * whole / frames):
+    each = len(comparison.seeds) * len(comparison.fractions) * len(comparison.evaluated_steps)
+    disk = round(stored * whole / frames + each * sum(one.checkpoint for one in costs.values()))
+    for line in lines(comparison, costs, workers, storing * whole / frames, disk):
         console.print(line, highlight=False, markup=False)
     for name, messages in looked.odd.items():
         for message in messages:
             console.print(f"{name}: {message}", highlight=False, markup=False)
+    check_space(wanted, disk, FEWER, CompareError)
 
 
 def frames_of(comparison: Comparison, episodes: Sequence[int]) -> int:
@@ -108,7 +120,7 @@ def cost_of(small: Comparison, run: Any, out: Path) -> Cost:
 
 
 def lines(
-    comparison: Comparison, costs: dict[str, Cost], workers: int, storing: float, stored: float
+    comparison: Comparison, costs: dict[str, Cost], workers: int, storing: float, disk: int
 ) -> list[str]:
     """Output lines of a dry run.
 
@@ -116,7 +128,8 @@ def lines(
         comparison: the whole.
         costs: by arm.
         workers: runs at a time.
-        storing, stored: seconds and bytes that the teachers' features take.
+        storing: seconds that the teachers' features take.
+        disk: bytes of all of it.
     """
     measures = comparison.measures
     evaluations = {run.arm.name: len(comparison.steps_of(run)) for run in comparison.runs()}
@@ -136,10 +149,9 @@ def lines(
             f"  {name:<12} {costs[name].step:.3g} s per step, {duration(seconds[name])} a run: {differs}"
         )
     total = each * sum(seconds.values()) / workers + storing
-    disk = stored + each * len(comparison.evaluated_steps) * sum(one.checkpoint for one in costs.values())
     said.append(
         f"About {duration(total)} with {workers} at a time, {duration(storing)} of it for the teachers' "
-        f"features; {size_text(round(disk))} on disk."
+        f"features; {size_text(disk)} on disk."
     )
     return [*said, *what_it_can_show(comparison, rolled=any(one.rollout for one in costs.values()))]
 

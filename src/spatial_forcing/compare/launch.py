@@ -5,6 +5,7 @@ launch``. It ends with the process that started it.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.options import PATIENCE
 from spatial_forcing.compare.plan import Comparison, Run, folder_of, training_of
 from spatial_forcing.compare.run import RunSpec, is_complete
 from spatial_forcing.errors import MissingDependencyError
@@ -27,11 +30,14 @@ from spatial_forcing.processes import JobFailed, Watch, WorkerLost, run_jobs
 LOG = "log.txt"
 # How many runs go on at a time, for `compare status`.
 LAUNCHED = "launch.json"
-# Seconds in which a run prints something: training and rollouts both draw a bar.
-PATIENCE = 1800.0
 GRACE = 10.0
 # Seconds between two looks at jobs elsewhere.
 EVERY = 2.0
+# Of accelerate launch.
+PROCESSES, PORT = "--num_processes", "--main_process_port"
+# Minutes of a job on this machine, where submitit's default is two; a cluster has limits of its own.
+A_WEEK = 7 * 24 * 60
+LASTS = ("timeout_min", "slurm_time")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Launch:
     """Launch options: how many runs at a time, and how they are started.
 
     Attributes:
-        workers: runs at a time; None is one per GPU, or two.
+        workers: runs at a time; None is as many as there are GPUs for, or two without any.
         accelerate: options of ``accelerate launch``; None starts one process per run.
         cluster: submitit's: "slurm", "local"; None runs here.
         options: of submitit's executor.
@@ -51,6 +57,24 @@ class Launch:
     cluster: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
     patience: float = PATIENCE
+
+    def gpus_each(self, gpus: int) -> int:
+        """GPUs of a run, of those there are: one, or one for each process of ``accelerate launch``, which
+        takes all if its options do not say how many."""
+        if self.accelerate is None:
+            return min(1, gpus)
+        return min(processes_in(self.accelerate) or gpus, gpus)
+
+    def at_a_time(self, gpus: int) -> int:
+        """Runs at a time, with so many GPUs."""
+        return self.workers or (gpus // self.gpus_each(gpus) if gpus else 2)
+
+
+def processes_in(options: Sequence[str]) -> int | None:
+    """The number of processes that options of ``accelerate launch`` ask for; None if they do not say."""
+    words = [part for option in options for part in option.split("=", 1)]
+    said = [value for name, value in pairwise(words) if name == PROCESSES and value.isdigit()]
+    return max(1, int(said[-1])) if said else None
 
 
 def prepare(comparison: Comparison, out: Path, features: Mapping[str, Sequence[Path]]) -> list[Run]:
@@ -105,7 +129,7 @@ def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None
         _submit(folders, out, how, watch)
         return
     gpus = gpu_count()
-    workers = max(1, min(how.workers or gpus or 2, len(folders)))
+    workers = min(how.at_a_time(gpus), len(folders))
     queue = deque(folders)
     try:
         with FolderLock(out, ".runs") as lock:
@@ -113,7 +137,7 @@ def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None
             run_jobs(
                 partial(run_logged, accelerate=how.accelerate),
                 [queue] * workers,
-                setup=partial(take_share, out, workers, gpus if how.accelerate is None else 0),
+                setup=partial(take_share, out, workers, gpus, how.gpus_each(gpus)),
                 poll=watch,
                 every=1.0,
                 watch=Watch(log_size, how.patience),
@@ -139,16 +163,25 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def take_share(out: Path, workers: int, gpus: int) -> None:
-    """Assigns a worker, for the runs that it starts, a GPU of its own or a share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
+def take_share(out: Path, workers: int, gpus: int, each: int) -> None:
+    """Assigns a worker, for the runs that it starts, GPUs and a share of the cores.
+
+    Args:
+        out: folder of the comparison.
+        workers: how many there are; more than there are GPUs for share them evenly.
+        gpus: there are.
+        each: GPUs of a run.
+    """
+    threads = max(1, (os.cpu_count() or 1) // (workers * max(1, each)))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    for number in range(gpus):
+    names = visible.split(",") if visible else list(map(str, range(gpus)))
+    for number in range(workers if gpus else 0):
         with suppress(FolderBusyError):
             # Held until the process ends.
             take_share.held = FolderLock(out, f".gpu-{number}", wait=0)  # type: ignore[attr-defined]
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+            first = number % (gpus // each) * each
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
             return
 
 
@@ -170,16 +203,19 @@ def run_logged(folder: Path, accelerate: Sequence[str] | None = None) -> None:
     if accelerate is None:
         command += ["spatial_forcing.compare.run", str(folder)]
     else:
-        command += ["spatial_forcing.compare.accelerated", *accelerate]
+        # Its default port is the same for all runs; 0 is a free one.
+        port = [] if any(option.startswith(PORT) for option in accelerate) else [f"{PORT}=0"]
+        command += ["spatial_forcing.compare.accelerated", *accelerate, *port]
         command += ["-m", "spatial_forcing.compare.run", str(folder)]
     with FolderLock(folder), (folder / LOG).open("ab") as log:
+        before = log.tell()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             status = process.wait()
         finally:
             end(process)
     if status:
-        raise CompareError(last_words(folder) or f"its process ended with status {status}")
+        raise CompareError(why_it_ended(status, folder, before))
 
 
 def end(process: subprocess.Popen) -> None:
@@ -193,11 +229,23 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def last_words(folder: Path) -> str:
-    """Error message of a failed run from its log: our own message, or the last line."""
-    lines = (folder / LOG).read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+def why_it_ended(status: int, folder: Path, since: int) -> str:
+    """Why a run failed: the signal that killed it, our own message, or the last line of its log.
+
+    Args:
+        status: of its process.
+        folder: of the run.
+        since: bytes of its log that are of earlier attempts.
+    """
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"its process was killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
+    with (folder / LOG).open("rb") as log:
+        log.seek(since)
+        lines = log.read().decode(errors="replace").replace("\r", "\n").strip().splitlines()
     ours = [line for line in lines[-20:] if line.startswith("spatial-forcing: ")]
-    return (ours or lines or [""])[-1].removeprefix("spatial-forcing: ")
+    said = (ours or lines or [""])[-1].removeprefix("spatial-forcing: ")
+    return said or f"its process ended with status {status}"
 
 
 def failure(folder: Path, said: str) -> CompareError:
@@ -214,8 +262,8 @@ def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[],
     """Submits every run as a submitit job, and waits for all."""
     executor = executor_of(out, how)
     # A cluster has a queue of its own; here everything would start at once.
-    at_once = how.workers or 2 if how.cluster == "local" else len(folders)
-    write_json(out / LAUNCHED, {"workers": how.workers or at_once})
+    at_once = how.workers or (2 if how.cluster == "local" else len(folders))
+    write_json(out / LAUNCHED, {"workers": at_once})
     waiting, running = deque(folders), {}
     try:
         while waiting or running:
@@ -224,7 +272,7 @@ def _submit(folders: Sequence[Path], out: Path, how: Launch, watch: Callable[[],
                 running[folder] = executor.submit(run_logged, folder.resolve(), how.accelerate)
             for folder in [folder for folder, job in running.items() if job.done()]:
                 if (error := running.pop(folder).exception()) is not None:
-                    raise failure(folder, _reason(folder, error)) from error
+                    raise failure(folder, _reason(error)) from error
             watch()
             time.sleep(EVERY)
     finally:
@@ -237,15 +285,20 @@ def executor_of(out: Path, how: Launch) -> Any:
 
     Raises:
         MissingDependencyError: submitit is not installed.
-        CompareError: it does not know the cluster, or an option.
+        CompareError: it does not know the cluster, or an option; or nothing says how long a job on a cluster
+            may take.
     """
     try:
         import submitit
     except ImportError as error:
         raise MissingDependencyError("submitit", "slurm") from error
     options = dict(how.options)
-    if how.workers is not None and how.cluster == "slurm":
-        options.setdefault("slurm_array_parallelism", how.workers)
+    if how.cluster == "local":
+        options = {"timeout_min": A_WEEK, "gpus_per_node": gpu_count(), **options}
+    elif how.cluster == "slurm" and not options.keys() & set(LASTS):
+        raise CompareError(
+            "Say how many minutes a run may take, --job timeout_min=600: submitit's jobs end after 5."
+        )
     try:
         executor = submitit.AutoExecutor(folder=out / "jobs", cluster=how.cluster)
         executor.update_parameters(**options)
@@ -256,7 +309,8 @@ def executor_of(out: Path, how: Launch) -> Any:
     return executor
 
 
-def _reason(folder: Path, error: Exception) -> str:
-    """Why a job failed: the last message of the run, or the first line of submitit's error."""
-    said = last_words(folder) if log_size(folder) else ""
-    return said or next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _reason(error: Exception) -> str:
+    """Why a job failed: what :func:`run_logged` raised in it, or the first line of submitit's error."""
+    _, ours, said = str(error).rpartition(f"{CompareError.__name__}: ")
+    lines = (said if ours else str(error)).splitlines()
+    return next((line.strip() for line in lines if line.strip()), repr(error))

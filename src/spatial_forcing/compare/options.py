@@ -13,6 +13,8 @@ from spatial_forcing.errors import SpatialForcingError
 
 # The teacher of arms that name none.
 TEACHER = "vggt-1b"
+# Seconds in which a run prints something: training logs, and evaluations say how far they are.
+PATIENCE = 1800.0
 
 
 class CompareError(SpatialForcingError):
@@ -63,13 +65,16 @@ class Compare:
     features: Literal["stored", "online"] = "stored"
     """Store the teacher's features before training, or run it at every step."""
     workers: int | None = None
-    """Number of runs in parallel; one per GPU, or two without a GPU, if None."""
+    """Number of runs in parallel; as many as there are GPUs for, or two without a GPU, if None."""
+    patience: float = PATIENCE
+    """Seconds without any output after which a run counts as hung and is ended."""
     accelerate: str | None = None
     """Options of accelerate launch, which starts each run then: --accelerate="--num_processes=2"."""
     submitit: str | None = None
     """Submit each run as a job through submitit: slurm, or local to try it here."""
     job: tuple[str, ...] = ()
-    """Options of the submitit jobs: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    """Options of the submitit jobs: timeout_min=600 slurm_partition=gpu gpus_per_node=1. On SLURM
+    timeout_min, the minutes that a run may take, is needed."""
     anyway: bool = False
     """Go on even if the guards find something wrong."""
     dry_run: bool = False
@@ -90,7 +95,7 @@ class Compare:
         if self.dry_run:
             from spatial_forcing.compare.dry_run import dry_run
 
-            dry_run(comparison, how, Console(), anyway=self.anyway)
+            dry_run(comparison, self.out.resolve(), how, Console(), anyway=self.anyway)
             return
         from spatial_forcing.compare.command import make
 
@@ -131,12 +136,13 @@ class Compare:
 
         from spatial_forcing.compare.launch import Launch
 
-        check_workers(self.workers)
+        check_workers(self.workers, self.patience)
         return Launch(
             self.workers,
             None if self.accelerate is None else tuple(shlex.split(self.accelerate)),
             self.submitit,
             job_options(self.job),
+            self.patience,
         )
 
 
@@ -189,6 +195,8 @@ class CompareTransfer:
     """Rollouts to record as videos, per task; as many as in the comparison if None."""
     workers: int | None = None
     """Number of policies in parallel; one per GPU, or two without a GPU, if None."""
+    patience: float = PATIENCE
+    """Seconds without any output after which a rollout counts as hung and is ended."""
     anyway: bool = False
     """Go on even if the guards find something wrong."""
 
@@ -205,15 +213,18 @@ class CompareTransfer:
         from spatial_forcing.files import check_folder
 
         check_folder(self.out, CompareError)
-        check_workers(self.workers)
+        check_workers(self.workers, self.patience)
         comparison = transferred(self.of, flags, episodes=self.episodes, videos=self.videos)
-        transfer(comparison, self.out.resolve(), Launch(self.workers), Console(), anyway=self.anyway)
+        how = Launch(self.workers, patience=self.patience)
+        transfer(comparison, self.out.resolve(), how, Console(), anyway=self.anyway)
 
 
-def check_workers(workers: int | None) -> None:
-    """Raises :class:`CompareError` for fewer than one run at a time."""
+def check_workers(workers: int | None, patience: float) -> None:
+    """Raises :class:`CompareError` for fewer than one run at a time, or no time for it."""
     if workers is not None and workers < 1:
         raise CompareError(f"--workers must be at least 1; got {workers}.")
+    if not patience > 0:
+        raise CompareError(f"--patience is a number of seconds above 0; got {patience:g}.")
 
 
 def job_options(options: Sequence[str]) -> tuple[tuple[str, Any], ...]:

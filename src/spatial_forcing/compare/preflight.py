@@ -18,12 +18,13 @@ from rich.progress import Progress
 from spatial_forcing.compare.arm import Arm
 from spatial_forcing.compare.features import dataset_of, stored_features
 from spatial_forcing.compare.flags import CompareError, name_of
+from spatial_forcing.compare.launch import LOG, log_size
 from spatial_forcing.compare.plan import Comparison, folder_of
 from spatial_forcing.compare.split import Split
 from spatial_forcing.evaluation.guards.look import Guarded, examined
 from spatial_forcing.evaluation.plan import EvalTask, check_episodes, tasks_of
 from spatial_forcing.files import read_json, write_json
-from spatial_forcing.processes import JobFailed, run_jobs
+from spatial_forcing.processes import JobFailed, Watch, run_jobs
 
 # What follows from a policy's own options, which references may change.
 OF_POLICY = ("policy", "optimizer", "scheduler")
@@ -86,7 +87,9 @@ class Looked:
         return [*(self.guarded.warnings if self.guarded else []), *of_arms]
 
 
-def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *, episodes: int) -> Looked:
+def check_arms(
+    comparison: Comparison, out: Path, bars: Progress, device: str, *, episodes: int, patience: float
+) -> Looked:
     """Checks every arm at its first training step, each in a process of its own.
 
     Args:
@@ -95,6 +98,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *
         out: an empty folder for it.
         bars: a bar each for storing features and for the arms.
         device: where a teacher runs that stores features.
+        patience: seconds without output after which an arm counts as hung.
 
     Raises:
         CompareError: an arm would not train, looks wrong, or differs from the others in what they share.
@@ -112,6 +116,7 @@ def check_arms(comparison: Comparison, out: Path, bars: Progress, device: str, *
             partial(look, out=out, episodes=episodes, guarded=guarded, seed=comparison.measures.eval_seed),
             [deque(jobs)],
             poll=lambda: bars.update(bar, completed=len(list(out.glob("*.found.json")))),
+            watch=Watch(lambda job: log_size(out), patience),
         )
     except JobFailed as failed:
         raise CompareError(f"The arm {failed.job[0].name!r}: {failed.error}") from failed.error
@@ -148,7 +153,7 @@ def look(job: tuple[Arm, list[str]], out: Path, episodes: int, guarded: str, see
     from spatial_forcing.rehearsal import first_step
 
     arm, flags = job
-    with output_to(out / "log.txt"):
+    with output_to(out / LOG):
         config = read_config(flags)
         tasks = checked_tasks(config.env, episodes)
         env, rename_map = config.env, dict(config.rename_map)  # the first step clears what it does not need
@@ -182,9 +187,13 @@ class ToBeTrained:
 
 
 def checkpoint_bytes(policy: Any) -> int:
-    """Estimated bytes of a checkpoint: the weights, and Adam's two moments of those that train."""
+    """Estimated bytes of a checkpoint: the weights, and Adam's two moments of those that train.
+
+    Of a policy wrapped by PEFT what trains is saved alone.
+    """
+    adapter = hasattr(policy, "peft_config")
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
-    return sum(size * (3 if trains else 1) for size, trains in sizes)
+    return sum(size * (3 if trains else 1) for size, trains in sizes if trains or not adapter)
 
 
 def checked_tasks(env: Any, episodes: int) -> tuple[EvalTask, ...]:

@@ -26,6 +26,8 @@ from spatial_forcing.files import read_json, write_json
 
 SPEC = "run.json"
 COST = "cost.json"
+# Seconds between two lines of an evaluation.
+EVERY = 30.0
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,12 @@ def run(folder: Path) -> None:
         cost = {"peak_memory_mb": round(peak_memory_mb()), "seconds": round(time.perf_counter() - begun, 1)}
         write_json(folder / COST, cost)
     found = checkpoints(training)
-    for step in spec.steps:
+    for step in (step for step in spec.steps if not evaluation_path(folder, step).is_file()):
         if step not in found:
             raise CompareError(
                 f"{training} has no checkpoint of step {step}. Remove {training.parent} to train again."
             )
-        if not evaluation_path(folder, step).is_file():
-            evaluate(spec, config, env, step, found[step], folder)
+        evaluate(spec, config, env, step, found[step], folder)
 
 
 def train(config: Any, spec: RunSpec, folder: Path) -> bool:
@@ -132,6 +133,24 @@ def peak_memory_mb() -> float:
     return peak / 1024 if sys.platform == "linux" else peak / 2**20  # macOS counts bytes
 
 
+class Going:
+    """Prints a line now and then, so that the log of a run that goes on grows: LeRobot draws no bars under
+    SLURM, and whoever waits takes a run that prints nothing for hung.
+
+    Args:
+        what: goes on.
+    """
+
+    def __init__(self, what: str):
+        self.what, self.count, self.said = what, 0, time.monotonic()
+
+    def __call__(self) -> None:
+        self.count += 1
+        if time.monotonic() > self.said + EVERY:
+            self.said = time.monotonic()
+            print(f"{self.what}: {self.count} batches and control steps", flush=True)
+
+
 def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, folder: Path) -> None:
     """Evaluates one checkpoint and writes its results; of the last one, videos are recorded."""
     from lerobot.configs import PreTrainedConfig
@@ -141,13 +160,16 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
     from spatial_forcing.rollouts import roll_out
     from spatial_forcing.saved_policy import LoadedPolicy
 
+    going = Going(f"Evaluating step {step}")
     # The checkpoint knows it; the flags do not when they name a --policy.path and training is over.
     loaded = LoadedPolicy(checkpoint, PreTrainedConfig.from_pretrained(checkpoint).device or "cpu")
     heldout: dict[str, Any] = {"step": step}
     if spec.heldout:
         frames = loaded.dataset(config.dataset.root or config.dataset.repo_id, spec.heldout)
         start = time.perf_counter()
-        measured = heldout_measures(loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map)
+        measured = heldout_measures(
+            loaded, frames, most=spec.heldout_frames, rename_map=config.rename_map, going=going
+        )
         heldout |= {
             "heldout_error": measured.error,
             "heldout_loss": measured.loss,
@@ -165,6 +187,7 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
             at_once=side_by_side(spec.flags, env, spec.episodes),
             videos=film,
             video_count=spec.videos,
+            going=going,
         )
         videos = [str(Path(video).relative_to(folder)) for video in rolled.videos]
         found = rolled.model_copy(update={"videos": videos})

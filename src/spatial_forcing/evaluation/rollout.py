@@ -2,17 +2,14 @@
 
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from spatial_forcing.evaluation.env_flags import EnvCommand, EvalError, read_env
 from spatial_forcing.evaluation.known import drawn_as
 from spatial_forcing.evaluation.plan import Job, Plan
 from spatial_forcing.evaluation.results import Batch
-from spatial_forcing.rollouts import kept_by, made_env
+from spatial_forcing.rollouts import Steps, kept_by, made_env
 from spatial_forcing.run_results import Episode
 from spatial_forcing.saved_policy import LoadedPolicy
 
@@ -76,17 +73,6 @@ class Rollouts:
         return self._envs[job.task.group][job.task.number]
 
 
-class Steps:
-    """A processor of LeRobot's that counts its calls: one per control step."""
-
-    def __init__(self, inner: Any):
-        self.inner, self.count = inner, 0
-
-    def __call__(self, transition: Any) -> Any:
-        self.count += 1
-        return self.inner(transition)
-
-
 def rolled_out(loaded: LoadedPolicy, config: Any, env: Any, job: Job, plan: Plan) -> list[Episode]:
     """Rolls out a batch of episodes; the policy's random draws begin with the seed of the first.
 
@@ -105,7 +91,7 @@ def rolled_out(loaded: LoadedPolicy, config: Any, env: Any, job: Job, plan: Plan
     if filmed:
         shutil.rmtree(_films(plan, job), ignore_errors=True)  # of an attempt that was interrupted
     seed = plan.seed + job.first
-    with seeded_context(seed), _precision(loaded):
+    with seeded_context(seed), loaded.precision():
         found = eval_policy(
             env=env,
             policy=loaded.policy,
@@ -132,13 +118,6 @@ def rolled_out(loaded: LoadedPolicy, config: Any, env: Any, job: Job, plan: Plan
             more["video"] = _moved(plan, job, place)
         episodes.append(Episode(task=job.task.name, **more))
     return episodes
-
-
-def _precision(loaded: LoadedPolicy) -> AbstractContextManager[Any]:
-    """The context that ``lerobot-eval`` runs a policy in."""
-    if not loaded.config.use_amp:
-        return nullcontext()
-    return torch.autocast(device_type=torch.device(loaded.config.device or "cpu").type)
 
 
 def _kept_by(env: Any) -> dict[int, dict[str, Any]]:
