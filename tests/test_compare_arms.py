@@ -110,6 +110,8 @@ def test_controls_have_the_options_of_the_arm_under_test(tmp_path):
     }
     with pytest.raises(UnknownNameError, match=r"forced arm 'plain'.*early"):
         controls("plain", controls_of="plain")
+    with pytest.raises(SpatialForcingError, match=r"--controls-of strong asks for a control 'shuffled'"):
+        controls("plain", "forced", "shuffled", controls_of="strong")
 
 
 def test_an_arm_that_names_no_teacher_has_that_of_the_command(tmp_path):
@@ -282,7 +284,17 @@ def test_flags_in_two_words_are_one():
 
 
 @pytest.mark.parametrize(
-    "flag", ["seed=1", "output_dir=x", "resume=true", "policy.forcing.cache=x", "eval.n_episodes=5"]
+    "flag",
+    [
+        "seed=1",
+        "output_dir=x",
+        "resume=true",
+        "policy.forcing.cache=x",
+        "policy.forcing.teacher=x",
+        "dataset.revision=v2",
+        "eval.n_episodes=5",
+        "eval.use_async_envs=true",
+    ],
 )
 def test_flags_that_a_comparison_decides_are_refused(flag):
     with pytest.raises(CompareError, match=rf"--{flag.partition('=')[0]} is not for the command"):

@@ -13,8 +13,11 @@ from rich.console import Console
 
 from spatial_forcing.compare.arm import Arm, arms_of
 from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.gather import evaluations_of, warnings_of
+from spatial_forcing.compare.launch import Launch
 from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
-from spatial_forcing.compare.preflight import check_shared
+from spatial_forcing.compare.preflight import Looked, check_shared
+from spatial_forcing.compare.run import evaluation_path
 from spatial_forcing.compare.split import Split, split_episodes
 from spatial_forcing.compare.status import Progress, seconds_left, status_table, work_done
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
@@ -105,6 +108,23 @@ def test_every_run_differs_from_the_others_of_its_seed_and_data_in_the_arm_alone
     assert [one.steps_of(run) for run in (one.runs()[0], blind)] == [one.evaluated_steps, [1000]]
 
 
+@given(st.integers(1, 300), st.integers(1, 20))
+def test_there_are_no_more_evaluations_than_asked_for_and_the_last_is_of_the_end(steps, wanted):
+    if wanted > steps:
+        return
+    found = comparison(steps=steps, measures=Measures(wanted)).evaluated_steps
+    assert len(found) <= wanted
+    assert found[-1] == steps
+    assert max(b - a for a, b in pairwise([0, *found])) == found[0], "evenly, but for the last"
+
+
+def test_evaluations_are_read_in_the_order_of_their_steps(tmp_path):
+    (tmp_path / "eval").mkdir()
+    for step in (1_000_000, 250_000):
+        Evaluation(step=step, episodes=[]).save(evaluation_path(tmp_path, step))
+    assert [one.step for one in evaluations_of(tmp_path)] == [250_000, 1_000_000]
+
+
 def test_a_folder_is_of_one_comparison(tmp_path):
     out = tmp_path / "out"
     take_folder(out, comparison())
@@ -156,13 +176,17 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_anything_tra
     policy = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10))
     policy[0].requires_grad_(False)
     assert preflight.checkpoint_bytes(policy) == 4 * 110 + 3 * 4 * 110
+    policy.peft_config = {}  # LeRobot saves the adapter alone
+    assert preflight.checkpoint_bytes(policy) == 3 * 4 * 110
     looked = preflight.Looked({"plain": []}, {"plain": 2**30}, None)
-    monkeypatch.setattr(preflight, "check_arms", lambda *args, episodes: looked)
+    monkeypatch.setattr(preflight, "check_arms", lambda *args, **options: looked)
     monkeypatch.setattr(preflight, "small_version", lambda comparison, **sizes: comparison)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 * 2**30}))
     one = Comparison((), (Arm("plain"),), (0, 1), (1.0,), Split((0,), (1,)), steps=8, measures=Measures(4))
     with pytest.raises(CompareError, match=r"needs about 8.0 GiB; 5.0 GiB are free. The checkpoints of all"):
-        command.look_first(one, tmp_path / "out", None, "cpu", Console(quiet=True), {}, anyway=False)
+        command.look_first(
+            one, tmp_path / "out", Launch(), None, "cpu", Console(quiet=True), {}, anyway=False
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -180,10 +204,10 @@ def test_what_the_guards_call_wrong_ends_a_comparison_unless_it_goes_on_anyway(t
     guarded = Guarded.from_plain({"policy": "plain", "agreed": [], "missing": "", "findings": [said]}, "here")
     assert Guarded.from_plain(guarded.plain(), "here") == guarded
     looked = preflight.Looked({"plain": []}, {"plain": 1}, guarded)
-    monkeypatch.setattr(preflight, "check_arms", lambda *args, episodes: looked)
+    monkeypatch.setattr(preflight, "check_arms", lambda *args, **options: looked)
     monkeypatch.setattr(preflight, "small_version", lambda comparison, **sizes: comparison)
     one = Comparison((), (Arm("plain"),), (0,), (1.0,), Split((0,), (1,)), steps=8, measures=Measures(4))
-    arguments = one, tmp_path / "out", None, "cpu", Console(), {}
+    arguments = one, tmp_path / "out", Launch(), None, "cpu", Console(), {}
     with pytest.raises(
         EvalError, match=r"(?s)--anyway. Nothing was trained.*plain, cameras: expected a; found b"
     ):
@@ -194,9 +218,6 @@ def test_what_the_guards_call_wrong_ends_a_comparison_unless_it_goes_on_anyway(t
 
 
 def test_a_warning_of_several_arms_is_told_once(tmp_path):
-    from spatial_forcing.compare.gather import warnings_of
-    from spatial_forcing.compare.preflight import Looked
-
     looked = Looked({"plain": [], "forced": ["x", "y"], "place": ["x"]}, {}, None)
     assert looked.warnings == ["forced, place: x", "forced: y"]
     assert warnings_of(tmp_path) == []

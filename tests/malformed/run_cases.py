@@ -242,9 +242,7 @@ PROBES = [
     command("probe", "missing", "probe --comparison {here}/none", "There is no folder {here}/none"),
     command("probe", "foreign", "probe --comparison {plain}", "There is no folder {plain}"),
     command("probe", "foreign", "probe --comparison {data}", "holds no comparison and no demo"),
-    command(
-        "probe", "foreign", "probe --comparison {run} --dataset {data}", "leave --policies and --dataset out"
-    ),
+    command("probe", "foreign", "probe --comparison {run} --dataset {data}", "leave --dataset out"),
     command("probe", "foreign", "probe --policies mine --dataset {data}", "given as name=folder"),
     command(
         "probe", "foreign", "probe --policies mine={run} --dataset {data} --heads linaer", "mean 'linear'"

@@ -196,7 +196,8 @@ def arms_of(
         controls_of: the arm whose forcing options they have; the first forced one if None.
 
     Raises:
-        SpatialForcingError: no arm, one arm alone, two of one name, or an entry of the file that cannot be.
+        SpatialForcingError: no arm, one arm alone, two of one name, an entry of the file that cannot be, or
+            another control of the name of one that ``controls_of`` asks for.
         UnknownNameError: no such preset, or no such arm for the controls, or for one of the file.
     """
     arms = preset_arms(names, teacher)
@@ -205,8 +206,14 @@ def arms_of(
     if controls:
         # A control of another arm, at another weight or toward other targets, does not take their place.
         there, named = [arm.forcing for arm in arms], {arm.name for arm in arms}
-        wanted = controls_for(arms, CONTROLS, controls_of)
-        arms += [arm for arm in wanted if arm.forcing not in there and arm.name not in named]
+        wanted = [arm for arm in controls_for(arms, CONTROLS, controls_of) if arm.forcing not in there]
+        taken = [arm.name for arm in wanted if arm.name in named]
+        if taken and controls_of is not None:
+            raise SpatialForcingError(
+                f"--controls-of {controls_of} asks for a control {taken[0]!r} with the options of that arm, "
+                "and there is another one of that name: rename it, or leave it out."
+            )
+        arms += [arm for arm in wanted if arm.name not in taken]
     seen = [arm.name for arm in arms]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:

@@ -29,9 +29,14 @@ DECIDED = {
     "eval_steps": "--evaluations before --",
     "env_eval_freq": "--evaluations before --",
     "eval.n_episodes": "--episodes before --",
+    "eval.use_async_envs": "--workers before --: a run steps its environments in one process",
+    "eval.recording": "--videos before --",
+    "eval.recording_repo_id": "--videos before --",
+    "dataset.revision": "--dataset.root: the folder of that revision; a comparison measures on it, too",
     "policy.forcing.cache": "nothing: the comparison stores features itself, of its training episodes alone",
     "policy.forcing.alignments": "an arms file: an entry with forcing: {alignments: file.yaml}",
     "policy.forcing.control": "--arms before --",
+    "policy.forcing.teacher": "--teacher before --",
 }
 
 

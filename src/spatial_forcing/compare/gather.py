@@ -109,7 +109,8 @@ def evaluations_of(folder: Path) -> list[Evaluation]:
     Raises:
         ResultsError: a file of them is damaged; says which and what to do.
     """
-    return [Evaluation.read(path, AGAIN) for path in sorted((folder / "eval").glob("[0-9]*.json"))]
+    found = sorted((folder / "eval").glob("[0-9]*.json"), key=lambda path: int(path.stem))
+    return [Evaluation.read(path, AGAIN) for path in found]
 
 
 def run_results(comparison: Comparison, run: Run, out: Path) -> RunResults:

@@ -12,6 +12,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Measures:
     """Evaluation settings of every run: checkpoints, rollouts, held-out frames, the probe.
 
     Attributes:
-        evaluations: checkpoints that are evaluated, evenly spread over training.
+        evaluations: checkpoints that are evaluated, evenly spread over training, the last one at its end;
+            fewer where the steps do not go into so many.
         episodes: rollouts per task and checkpoint, where the command has an environment.
         eval_seed: of the first; episode i of a task has eval_seed + i, in every run.
         videos: how many rollouts of the last checkpoint are filmed, per task.
@@ -53,7 +55,8 @@ class Measures:
     probe_frames: int = 2000
 
     def __post_init__(self) -> None:
-        least_of = {"evaluations": 1, "episodes": 1, "eval_seed": 0, "heldout_frames": 1, "probe_frames": 3}
+        least_of = {"evaluations": 1, "episodes": 1, "eval_seed": 0, "videos": 0, "heldout_frames": 1}
+        least_of |= {"probe_frames": 3}
         for name, least in least_of.items():
             if (value := getattr(self, name)) < least:
                 raise CompareError(f"--{name.replace('_', '-')} must be at least {least}; got {value}.")
@@ -95,7 +98,7 @@ class Comparison:
 
     @property
     def save_every(self) -> int:
-        return max(1, self.steps // self.measures.evaluations)
+        return ceil(self.steps / self.measures.evaluations)
 
     @property
     def evaluated_steps(self) -> list[int]:

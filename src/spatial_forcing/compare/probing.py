@@ -16,6 +16,8 @@ from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.probe_options import ProbeOptions
 
 FOLDER = "probe"
+# Options of a probe that a comparison decides.
+BROUGHT = ("policies", "dataset", "test_episodes", "rename")
 PSEUDO = "pseudo:"
 
 
@@ -86,19 +88,26 @@ def probe_asked(comparison: Comparison, out: Path) -> dict[str, Any]:
 
 
 def of_comparison(options: ProbeOptions, out: Path) -> ProbeOptions:
-    """Fills the options of a probe with the policies and data of a comparison.
+    """Fills the options of a probe with the policies and data of a comparison, and with its teacher unless
+    they name one.
 
     Raises:
         CompareError: the folder holds none, a policy of it is not trained yet, or the options name policies
             or data themselves.
     """
-    if options.policies or options.dataset is not None:
-        raise CompareError("--comparison brings policies and data set: leave --policies and --dataset out.")
+    defaults = ProbeOptions()
+    own = [name for name in BROUGHT if getattr(options, name) != getattr(defaults, name)]
+    if own:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in own)
+        raise CompareError(f"--comparison brings policies, data set and test episodes: leave {flags} out.")
     comparison = comparison_in(out)
     for run in probed_runs(comparison):
         if not (training_of(comparison, out, run) / "checkpoints" / "last").exists():
             raise CompareError(f"The comparison in {out} is not finished: {run.name} has no checkpoint yet.")
-    return replace(options, **probe_asked(comparison, out))
+    asked = probe_asked(comparison, out)
+    if options.teacher is not None:
+        asked = {name: value for name, value in asked.items() if not name.startswith("teacher")}
+    return replace(options, **asked)
 
 
 def teacher_asked(comparison: Comparison) -> Teaching | None:
