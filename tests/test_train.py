@@ -1,5 +1,7 @@
 """What `spatial-forcing train` adds to LeRobot's trainer: metrics in a file, evaluation losses among them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_dataset import make_dataset
@@ -7,6 +9,7 @@ from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.configuration_sf import CLASSES
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.saved_policy import LoadedPolicy
 from spatial_forcing.train import (
     METRICS,
@@ -56,6 +59,29 @@ def test_a_continued_run_drops_later_evaluation_losses(tmp_path):
     path.write_text('{"step": 2, "loss": 1}\n{"step": 2, "eval_loss": 1}\n{"step": 4, "eval_loss": 2}\n')
     truncate_metrics(path, 2)
     assert read_metrics(tmp_path) == [{"step": 2, "loss": 1}, {"step": 2, "eval_loss": 1}]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew_and_other_folders_are_kept(
+    dataset, tmp_path, monkeypatch
+):
+    begun: list[Path] = []
+    monkeypatch.setattr("spatial_forcing.train.train_policy", lambda config: begun.append(config.output_dir))
+    for names, says in (
+        ((METRICS, "wandb"), None),
+        (("wandb",), "files of W&B alone"),
+        ((METRICS, "thesis.tex"), "not a training run of ours"),
+    ):
+        out = tmp_path / "-".join(names)
+        for name in names:
+            (out / name).mkdir(parents=True)
+        if says is None:
+            train_or_continue(short_run(dataset, out))
+            assert not out.exists()
+        else:
+            with pytest.raises(SpatialForcingError, match=says):
+                train_or_continue(short_run(dataset, out))
+            assert {path.name for path in out.iterdir()} == {*names}
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,13 @@ def train_or_continue(config: TrainPipelineConfig, arguments: Sequence[str] = ()
             truncate_metrics(folder / METRICS, checkpoint_step(last))
             return train_policy(resumed)
     if folder.exists():
-        if {p.name for p in folder.iterdir()} - {METRICS, "checkpoints"}:
+        found = {path.name for path in folder.iterdir()}
+        if found == {"wandb"}:
+            raise SpatialForcingError(
+                f"{folder} holds files of W&B alone: of a run that ended before it logged a step, or of "
+                "something else. Remove it, or choose another output folder."
+            )
+        if found - {METRICS, "checkpoints", "wandb"}:
             raise SpatialForcingError(
                 f"{folder} exists and is not a training run of ours. Choose another output folder."
             )
