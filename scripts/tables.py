@@ -44,23 +44,29 @@ POINTS = {
     "points starts": ("probes/points-in-tokens-starts.json", "reach-starts"),
 }
 POINTS_STEP = 300
-# Of the table over studies: when, against what, and the kept comparisons whose seeds are taken together.
-# All of the defaults on reach from scratch, each row with those that have its arm and step. (The sweep chose
-# the weight and is left out.)
+# Of the table over studies: an arm, when, against what, and the kept comparisons whose seeds are pooled.
+# All of the defaults on reach from scratch, each row with those that have its arms and step. (The sweep chose
+# the weight and is left out; points lie on surfaces since reach-surface.)
 SHUFFLED = ("reach-speed", "reach-variants", "reach-teachers")
 PLACE = (*SHUFFLED, "reach-points")
 PLAIN = (*PLACE, "reach-surface")
+SHUFFLED_POINTS = ("reach-surface", "reach-frames")
+POINTS_OF = (*SHUFFLED_POINTS, "reach-teachers")
 STUDIES = (
-    ("half of the training", 300, "plain", PLAIN),
-    ("half of the training", 300, "shuffled", SHUFFLED),
-    ("half of the training", 300, "place", PLACE),
-    ("half of the training", 300, "2d", ("reach-teachers",)),
-    ("its end", 600, "plain", (*PLAIN, "data")),
-    ("its end", 600, "shuffled", (*SHUFFLED, "data")),
-    ("its end", 600, "place", (*PLACE, "data")),
-    ("its end", 600, "2d", ("reach-teachers",)),
-    ("pretrained, half of the training", 300, "plain", ("reach-pretrained",)),
-    ("small SmolVLA, pretrained, half of the training", 300, "plain", ("reach-smolvla",)),
+    ("forced", "half of the training", 300, "plain", PLAIN),
+    ("forced", "half of the training", 300, "shuffled", SHUFFLED),
+    ("forced", "half of the training", 300, "place", PLACE),
+    ("forced", "half of the training", 300, "2d", ("reach-teachers",)),
+    ("forced", "its end", 600, "plain", (*PLAIN, "data")),
+    ("forced", "its end", 600, "shuffled", (*SHUFFLED, "data")),
+    ("forced", "its end", 600, "place", (*PLACE, "data")),
+    ("forced", "its end", 600, "2d", ("reach-teachers",)),
+    ("forced", "pretrained, half of the training", 300, "plain", ("reach-pretrained",)),
+    ("forced", "small SmolVLA, pretrained, half of the training", 300, "plain", ("reach-smolvla",)),
+    ("points", "half of the training", 300, "plain", POINTS_OF),
+    ("points", "half of the training", 300, "shuffled-points", SHUFFLED_POINTS),
+    ("points", "its end", 600, "plain", POINTS_OF),
+    ("points", "its end", 600, "shuffled-points", SHUFFLED_POINTS),
 )
 # Of the table of evidence: what was asked, the kept comparison, and the step (None: the last).
 EVIDENCE = (
@@ -85,21 +91,45 @@ EVIDENCE_ARMS = {
     "place": "control: place",
     "2d": "2D teacher",
 }
+# Of the table over studies: how an arm is called there.
+OF_STUDIES = {
+    "forced": "",
+    "points": "recorded points, ",
+    "shuffled-points": "points of another frame",
+}
 DIFFER = ("its successes", "the other's", "difference, points", "held-out action error")
-# Of the table of what was asked of the study of teachers before its runs: an arm and the one it is against.
-ASKED = (
-    ("forced", "plain"),
-    ("forced", "shuffled"),
-    ("forced", "place"),
-    ("forced", "2d"),
-    ("2d", "plain"),
-    ("robot", "forced"),
-    ("points", "plain"),
-    ("camera-points", "points"),
-    ("predicted", "points"),
-    ("rocket", "plain"),
-    ("rocket", "shuffled-rocket"),
-)
+# Of the tables of what was asked of a study before its runs, by name: the kept comparison, the steps, and the
+# pairs, each an arm and the one that it is against.
+ASKED: dict[str, tuple[str, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
+    "asked of teachers": (
+        "reach-teachers",
+        (300, 600),
+        (
+            ("forced", "plain"),
+            ("forced", "shuffled"),
+            ("forced", "place"),
+            ("forced", "2d"),
+            ("2d", "plain"),
+            ("robot", "forced"),
+            ("points", "plain"),
+            ("camera-points", "points"),
+            ("predicted", "points"),
+            ("rocket", "plain"),
+            ("rocket", "shuffled-rocket"),
+        ),
+    ),
+    "asked of frames": (
+        "reach-frames",
+        (300, 600),
+        (
+            ("points", "camera-points"),
+            ("points", "plain"),
+            ("points", "shuffled-points"),
+            ("camera-points", "plain"),
+            ("camera-points", "shuffled-camera-points"),
+        ),
+    ),
+}
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
@@ -221,21 +251,23 @@ def evidence_table() -> str:
 def studies_table() -> str:
     """Forcing against each other arm, over the seeds of several studies of the same setting."""
     rows = []
-    for when, step, a, names in STUDIES:
+    for arm, when, step, a, names in STUDIES:
         first, *others = (as_of(Results.read(RESULTS / f"{name}.json"), step) for name in names)
         runs = [*first.runs, *(run for other in others for run in other.runs)]
-        found = compare(first.model_copy(update={"runs": runs}), a, "forced")
-        rows.append((f"{when}, against {EVIDENCE_ARMS[a]}", str(len(found.seeds)), *_differ(found)))
+        found = compare(first.model_copy(update={"runs": runs}), a, arm)
+        said = f"{OF_STUDIES[arm]}{when}, against {OF_STUDIES.get(a) or EVIDENCE_ARMS[a]}"
+        rows.append((said, str(len(found.seeds)), *_differ(found)))
     return _table(("forcing", "seeds", *DIFFER), rows)
 
 
-def asked_table() -> str:
-    """What was asked of the study of teachers before its runs, in the middle of training and at its end."""
-    kept = Results.read(RESULTS / "reach-teachers.json")
+def asked_table(table: str) -> str:
+    """What was asked of a study before its runs, in the middle of training and at its end."""
+    name, steps, pairs = ASKED[table]
+    kept = Results.read(RESULTS / f"{name}.json")
     rows = []
-    for step in (300, 600):
+    for step in steps:
         results = as_of(kept, step)
-        for arm, other in ASKED:
+        for arm, other in pairs:
             rows.append((str(step), f"{arm} against {other}", *_differ(compare(results, other, arm))))
     return _table(("step", "asked", *DIFFER), rows)
 
@@ -270,7 +302,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scores": score_table,
     "evidence": evidence_table,
     "over studies": studies_table,
-    "asked of teachers": asked_table,
+    **{table: partial(asked_table, table) for table in ASKED},
     **{table: partial(points_table, table) for table in POINTS},
 }
 RESULT, AT_STEP = "result ", " at step "
