@@ -30,11 +30,11 @@ def rows_of(
         aligned: the recommended site of each policy, at which shuffled tokens were read.
     """
     rows: list[SourceRow] = []
-    mean: Tallies | None = None
+    means: dict[tuple[Any, ...], Tallies | None] = {}
     first = next(iter(numbers))
     for name, of in numbers.items():
         if MEAN in of.references:
-            mean = of.references[MEAN].linear
+            means[of.grid] = of.references[MEAN].linear
         sources: list[tuple[dict[str, Any], SourceNumbers]] = [
             ({"source": name, "site": site, "reference": name == UNTRAINED}, one)
             for site, one in of.sites.items()
@@ -44,8 +44,10 @@ def rows_of(
             for ref, one in of.references.items()
         ]
         for said, one in sources:
-            base = None if name == first else numbers[first].sites.get(str(said["site"]))
-            against = {MEAN: mean} if said["source"] != MEAN else {}
+            # The cells of another grid are other places, even where there are as many.
+            like_first = name != first and of.grid == numbers[first].grid
+            base = numbers[first].sites.get(str(said["site"])) if like_first else None
+            against = {MEAN: means.get(of.grid)} if said["source"] != MEAN else {}
             for head in ("linear", "dpt"):
                 tallies = _tallies(one, head)
                 if tallies is None:

@@ -60,11 +60,13 @@ class PolicyNumbers:
     """Results of one policy.
 
     Attributes:
+        grid: see :func:`grid_of`.
         sites: by site.
         references: by name; only of the first policy on each grid.
         drawn: test frames to draw.
     """
 
+    grid: tuple[Any, ...] = ()
     sites: dict[str, SourceNumbers] = field(default_factory=dict)
     references: dict[str, SourceNumbers] = field(default_factory=dict)
     drawn: list[Drawn] = field(default_factory=list)
@@ -266,7 +268,7 @@ def read_policies(
                 replace(plan, advance=advance),
                 references=grid not in grids,
             )
-            found[policy.name] = of.run()
+            found[policy.name] = replace(of.run(), grid=grid)
         grids.add(grid)
     return found
 
