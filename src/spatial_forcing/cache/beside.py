@@ -1,7 +1,8 @@
 """Caches beside a cache of features: what is known of its tokens besides, frame by frame.
 
 ``features/points/`` and ``features/weights/`` have the frames, cameras and grid of the features, and some
-numbers for each token. They are written, read and verified as every cache is.
+numbers for each token. They are written and read as every cache is. ``cache verify`` compares their
+checksums; it computes none of them again: a damaged folder is removed, and stored again.
 
 Shapes: B batch, V views, H W rows and columns of tokens, K numbers.
 """

@@ -1,6 +1,5 @@
 """The commands ``spatial-forcing cache`` and ``cache verify``. Their options are in ``options.py``."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,24 +15,21 @@ from spatial_forcing.cache.extract import (
     extract_layers,
     open_source,
 )
+from spatial_forcing.cache.joined import joined_share, own_device
 from spatial_forcing.cache.layers import folder_of, stored_layers
-from spatial_forcing.cache.layout import COMMAND, MANIFEST, POINTS, WEIGHTS, CacheError
+from spatial_forcing.cache.layout import BESIDE, COMMAND, MANIFEST, CacheError, restore, what_in
 from spatial_forcing.cache.spans import Span, spans_of_episodes
 from spatial_forcing.cache.verify import broken_files, recompute, repair, written_with
 from spatial_forcing.cache.write import Plan, Share, Watch, check_numbers
 from spatial_forcing.console import duration, stages
 from spatial_forcing.datasets import open_dataset
-from spatial_forcing.device import checked_device
 from spatial_forcing.files import check_folder, size_text
-from spatial_forcing.processes import end_with_parent
 
 
 def write_cache(options: Any) -> None:
     """Writes a cache, or this process's share of it, and prints its cost first."""
     check_options(options)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others beside it
-        end_with_parent()
-    console, share = Console(stderr=True), Share.from_environment()
+    console, share = Console(stderr=True), joined_share()
     teacher = teacher_of(options)
     with stages(console) as bars:
         bar = bars.add_task(f"features of {options.teacher}", total=None)
@@ -110,7 +106,7 @@ def check_options(options: Any) -> None:
     CodecOptions(options.codec, options.components, options.fidelity)
     check_numbers(options.batch, options.grid, options.decoders)
     check_folder(options.out, CacheError)
-    checked_device(options.device)
+    own_device(options.device)
     chosen_cameras(open_dataset(options.dataset), options.cameras or None)
     spans_of(options)
 
@@ -118,14 +114,20 @@ def check_options(options: Any) -> None:
 def verify_cache(options: Any) -> None:
     """Verifies the checksum of every file, repairs if asked to, and recomputes a sample if it can.
 
-    Of a cache of several layers it does so for all, or for the one that the options name.
+    Of a cache of several layers it does so for all, or for the one that the options name. Of points or
+    weights of the tokens only checksums are verified.
 
     Raises:
-        CacheError: a file is broken and was not repaired, or the features are not the teacher's.
+        CacheError: a file is broken and was not repaired, the features are not the teacher's, or points or
+            weights are to be repaired.
     """
+    if options.out.name in BESIDE:
+        verify_beside(options)
+        return
     folders = cache_folders(options.out) if options.layer is None else [folder_of(options.out, options.layer)]
-    for beside in (POINTS, WEIGHTS):
-        check_beside(options.out / beside)
+    for name in BESIDE:
+        if (options.out / name).is_dir():
+            check_beside(options.out / name)
     broken = {folder: found for folder in folders if (found := broken_files(folder))}
     for folder, found in broken.items():
         for name, reason in found.items():
@@ -134,7 +136,7 @@ def verify_cache(options: Any) -> None:
         raise CacheError("--repair computes features again: say of which data set with --dataset.")
     if options.dataset is not None:
         check_numbers(1, None, options.decoders)
-        checked_device(options.device)
+        own_device(options.device)
     if broken and not options.repair:
         raise CacheError(
             f"{sum(map(len, broken.values()))} of the files of {options.out} cannot be used. Restore exactly "
@@ -151,12 +153,28 @@ def verify_cache(options: Any) -> None:
             check_sample(options, folder)
 
 
-def check_beside(folder: Path) -> None:
-    """Raises :class:`CacheError` if points or weights of the tokens are there and are not what was stored."""
-    if folder.is_dir() and (broken := broken_files(folder)):
+def verify_beside(options: Any) -> None:
+    """Verifies the checksums of a folder with points or weights of the tokens.
+
+    Raises:
+        CacheError: there are none, a file is broken, or they are to be repaired.
+    """
+    folder = options.out
+    if options.repair:
         raise CacheError(
-            f"{len(broken)} of the files of {folder} cannot be used ({', '.join(broken)}). Remove that "
-            f"folder, and store the {folder.name} again: spatial-forcing {folder.name}."
+            f"--repair is for features, and {folder} holds a {what_in(folder)}. {restore(folder)}"
+        )
+    check_beside(folder)
+    print(f"Every file of {folder} matches its checksum.")
+    if options.dataset is not None:
+        print(f"No sample was computed again: {folder} holds a {what_in(folder)}, and that is for features.")
+
+
+def check_beside(folder: Path) -> None:
+    """Raises :class:`CacheError` if points or weights of the tokens are not what was stored."""
+    if broken := broken_files(folder):
+        raise CacheError(
+            f"{len(broken)} of the files of {folder} cannot be used ({', '.join(broken)}). {restore(folder)}"
         )
 
 
@@ -220,16 +238,13 @@ def teacher_of(options: Any, claimed: Mapping[str, Any] = MappingProxyType({})) 
         return claimed.get(name) if given is None else given
 
     layer, resolution = option("layer"), option("resolution")
-    # torchrun starts a process for each GPU of a machine, and says which.
-    local = os.environ.get("LOCAL_RANK")
-    device = f"cuda:{local}" if options.device == "cuda" and local is not None else options.device
     return load_teacher(
         option("teacher"),
         weights=options.teacher_checkpoint,
         resolution=tuple(resolution) if isinstance(resolution, list) else resolution,
         layer=-1 if layer is None else layer,
         dtype=named_dtype(option("dtype")),
-        device=device,
+        device=own_device(options.device),
     )
 
 

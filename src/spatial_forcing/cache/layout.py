@@ -161,7 +161,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not path.is_file():
         state = f"an unfinished {what_in(root)}" if (root / SOURCE).is_file() else f"no {what_in(root)}"
         raise CacheError(f"{root} holds {state}. Write it (or finish it) with: {command_of(root)}")
-    advice = f"Delete it and run {COMMAND} again: shards are kept."
+    advice = f"Delete it and run {command_of(root)} again: shards are kept."
     manifest = read_json(path, advice, CacheError)
     if manifest.get("format") != FORMAT:
         raise CacheError(
@@ -219,7 +219,12 @@ def command_of(root: Path) -> str:
 
 
 def restore(root: Path) -> str:
-    """What to do about broken files of a cache."""
+    """What to do about broken files of a cache. Points and weights are not repaired, but stored again."""
+    if root.name in BESIDE:
+        return (
+            f"Remove {root} (the features beside it stay), and store the {root.name} again: "
+            f"{command_of(root)}"
+        )
     return f"Restore exactly it with: {COMMAND} verify --out {root} --dataset <data set> --repair"
 
 

@@ -17,9 +17,11 @@ def write_points(options: Any) -> None:
         ProbeError, CalibrationError: depth or cameras that there are not, or that do not fit the images.
     """
     check_source(options.depth)
-    how = options.calibration, options.frame, options.device
+    how = options.calibration, options.frame
     root = write_beside(
-        POINTS, options, lambda dataset, cameras: point_source(options.depth, dataset, cameras, *how)
+        POINTS,
+        options,
+        lambda dataset, cameras, device: point_source(options.depth, dataset, cameras, *how, device),
     )
     if root is not None:
         name = FeatureStore(root).name

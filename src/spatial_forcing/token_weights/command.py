@@ -17,9 +17,12 @@ def write_weights(options: Any) -> None:
     """
     check_source(options.source)
     check_least(options.least)
-    how = options.least, options.device
     root = write_beside(
-        WEIGHTS, options, lambda dataset, cameras: weight_source(options.source, dataset, cameras, *how)
+        WEIGHTS,
+        options,
+        lambda dataset, cameras, device: weight_source(
+            options.source, dataset, cameras, options.least, device
+        ),
     )
     if root is None:
         return
