@@ -259,10 +259,17 @@ def loss_toward(policy, batch, target_BNC: torch.Tensor) -> float:
 
 
 def test_statistics_follow_renamed_cameras():
-    from lerobot_policy_spatial_forcing.forcing import renamed_stats
+    """As LeRobot's preprocessor has them: its next release renames them, this one finds none of that name."""
+    from lerobot_policy_spatial_forcing.forcing import stats_of_images
+    from spatial_forcing.patches.versions import renames_before_preprocessing
 
     stats = {"observation.images.left": {"mean": 1}, "observation.images.right": {"mean": 2}}
     names = ("observation.images.camera1", "observation.images.camera2")
-    found = renamed_stats(dict(zip(names, CAMERAS, strict=True)), stats)
-    assert found == stats | {names[0]: {"mean": 1}, names[1]: {"mean": 2}}
-    assert renamed_stats({name: name for name in (*CAMERAS, "absent")}, stats) == stats
+    found = stats_of_images(dict(zip(names, CAMERAS, strict=True)), stats)
+    renamed = {"mean": 1}, {"mean": 2}
+    assert found == stats | dict(
+        zip(names, renamed if renames_before_preprocessing() else (None, None), strict=True)
+    )
+    assert stats_of_images({name: name for name in (*CAMERAS, "absent")}, stats) == stats
+    swapped = stats_of_images(dict(zip(CAMERAS, CAMERAS[::-1], strict=True)), stats)
+    assert (swapped == stats) is not renames_before_preprocessing()

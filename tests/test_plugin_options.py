@@ -133,3 +133,30 @@ def test_coefficients_are_refused_where_there_are_none(dataset, cache, tmp_path)
 def test_options_under_their_earlier_names_are_refused_with_the_new_one(old, value, says):
     with pytest.raises(SpatialForcingError, match=says):
         ForcingConfig(**{old: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"hidden_share": 3.0}, r"above 0 and up to 1; got 3\.0"),
+        ({"hidden_share": 0.0}, r"above 0 and up to 1; got 0\.0"),
+        ({"hidden_share": 0.5, "projector": "conv"}, "got 0.5 for projector='conv'"),
+        ({"dtype": "bf16"}, "Unknown dtype of a teacher 'bf16'"),
+        ({"norm": "batch", "projector": "conv"}, "has no norm"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path, options, says):
+    with pytest.raises(SpatialForcingError, match=says):
+        ForcingConfig(**options)
+    path = tmp_path / "list.yaml"
+    path.write_text(
+        "- site: blocks.1\n-\n" + "".join(f"  {key}: {value}\n" for key, value in options.items())
+    )
+    with pytest.raises(SpatialForcingError, match=rf"list\.yaml, line 3: .*{says}"):
+        ForcingConfig(alignments=str(path))
+
+
+@pytest.mark.parametrize("name", ["a b", "items", ""])
+def test_names_that_cannot_be_are_refused_with_their_entry(name):
+    with pytest.raises(SpatialForcingError, match=f"Alignment 1 of .*letters, digits.*got '{name}'"):
+        ForcingConfig(alignments=[{"site": "blocks.1", "name": name}])

@@ -5,7 +5,12 @@ the data set's name of a camera for the policy's. Either way the teacher sees th
 this order: what a teacher that attends across views says of one depends on the others.
 """
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from lerobot.configs import parser
 
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 
@@ -64,3 +69,53 @@ def chosen_cameras(
             if theirs not in dataset:
                 raise UnknownNameError("camera of the data set in forcing.cameras", theirs, dataset)
     return chosen
+
+
+def check_renamed(
+    chosen: Mapping[str, str], dataset: Collection[str], rename_map: Mapping[str, str], wanted: Iterable[str]
+) -> None:
+    """Checks that each camera to align is the data set's camera that ``--rename_map`` calls so.
+
+    A camera that is renamed to the name of another one of the data set would be taken for that one, and
+    aligned to its stored features.
+
+    Args:
+        chosen: the policy's names of the cameras to align, and for each the data set's.
+        dataset: the data set's cameras.
+        rename_map: the data set's names -> the policy's.
+        wanted: the policy's names of the cameras for which an error gives entries.
+
+    Raises:
+        SpatialForcingError: one is another camera of the data set; with the entries to give.
+    """
+    sources = {ours: theirs for theirs, ours in rename_map.items()}
+    for ours, theirs in chosen.items():
+        if ours in sources and theirs in dataset and sources[ours] != theirs:
+            entries = {sources.get(name, name): name for name in wanted if sources.get(name, name) in dataset}
+            raise SpatialForcingError(
+                f"The policy's {ours} is the data set's {sources[ours]} (--rename_map), and {theirs} of the "
+                "data set would be aligned in its place. Say which cameras are aligned: "
+                f"--policy.forcing.cameras='{json.dumps(entries)}'."
+            )
+
+
+def said_rename_map() -> dict[str, str]:
+    """The ``--rename_map`` of the training that this process was started for; empty if there is none.
+
+    LeRobot tells it to no policy. It is read where LeRobot reads its own flags a second time, too: on the
+    command line, and in the configuration file that it names. A training that a script configures says
+    nothing there.
+    """
+    said, file = parser.parse_arg("rename_map"), parser.parse_arg("config_path")
+    try:
+        if said is not None:
+            found = yaml.safe_load(said)
+        elif file is not None and Path(file).is_file():
+            found = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}).get("rename_map")
+        else:
+            return {}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return {}  # LeRobot has read it, or it is the flag of another program
+    if not isinstance(found, dict):
+        return {}
+    return {theirs: ours for theirs, ours in found.items() if isinstance(ours, str)}

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lerobot_policy_spatial_forcing.cameras import chosen_cameras
+from lerobot_policy_spatial_forcing.cameras import check_renamed, chosen_cameras, said_rename_map
 from lerobot_policy_spatial_forcing.feature_source import FeatureSource, episode_ends, sources_of
 from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig, ListedAlignment
 from lerobot_policy_spatial_forcing.projector_files import (
@@ -35,7 +35,7 @@ from spatial_forcing.hosts.lerobot import cameras_in, policy_host
 from spatial_forcing.hosts.record import PolicyRecord
 from spatial_forcing.hosts.registry import RECORDS
 from spatial_forcing.on_grid import Given
-from spatial_forcing.patches.versions import is_sharded
+from spatial_forcing.patches.versions import is_sharded, renames_before_preprocessing
 from spatial_forcing.tap import Host, TapError
 from spatial_forcing.target import target_of
 
@@ -44,9 +44,22 @@ from spatial_forcing.target import target_of
 PROJECTOR_SEED = 20251012
 
 
-def renamed_stats(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, Any]:
-    """The data set's statistics, with those of cameras also under the policy's camera names."""
-    return stats | {policy: stats[dataset] for policy, dataset in cameras.items() if dataset in stats}
+def stats_of_images(cameras: dict[str, str], stats: dict[str, Any]) -> dict[str, Any]:
+    """The statistics that LeRobot normalises the images with, by the policy's names of the cameras.
+
+    LeRobot 0.6.1 looks for those of a renamed camera under its new name, and leaves its images as they are
+    where the data set has none of that name: None here. Its next release renames the statistics, too.
+
+    Args:
+        cameras: the policy's names of cameras, and for each the data set's.
+        stats: the data set's.
+    """
+    renamed = {ours: theirs for ours, theirs in cameras.items() if ours != theirs}
+    if not renamed:
+        return stats
+    if renames_before_preprocessing():
+        return stats | {ours: stats[theirs] for ours, theirs in renamed.items() if theirs in stats}
+    return dict.fromkeys(renamed) | stats
 
 
 def _alignment(entry: AlignmentConfig, source: FeatureSource) -> Alignment:
@@ -92,7 +105,7 @@ class ForcedPolicy:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         meta = kwargs.get("dataset_meta")
         cameras = self._cameras(meta)
-        self._image_stats = None if meta is None else renamed_stats(cameras, meta.stats)
+        self._image_stats = None if meta is None else stats_of_images(cameras, meta.stats)
         # The teacher and the projector draw random numbers of their own: the host's stream must not notice.
         with torch.random.fork_rng():
             torch.manual_seed(PROJECTOR_SEED)
@@ -112,9 +125,14 @@ class ForcedPolicy:
         """Maps the policy's names of the cameras to align to the data set's."""
         cameras, ours = self.config.forcing.cameras, list(self.config.image_features)
         if cameras is not None:
-            return chosen_cameras(cameras, ours, None if meta is None else meta.camera_keys)
-        there = cameras_in(self.config, ours if meta is None else meta.features)
-        return {name: name for name in there or ours}
+            chosen = chosen_cameras(cameras, ours, None if meta is None else meta.camera_keys)
+        else:
+            there = cameras_in(self.config, ours if meta is None else meta.features)
+            chosen = {name: name for name in there or ours}
+        if meta is not None:
+            wanted = ours if cameras is None else chosen
+            check_renamed(chosen, meta.camera_keys, said_rename_map(), wanted)
+        return chosen
 
     def _host(self, views: int | None = None) -> Host:
         host, late = policy_host(self, views), self.config.forcing.one_token_late

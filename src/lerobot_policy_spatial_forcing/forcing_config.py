@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lerobot_policy_spatial_forcing.cameras import check_cameras
+from spatial_forcing.alignment import Alignment
 from spatial_forcing.cache.layout import STORED
 from spatial_forcing.command_names import RENAMED_FORCING
 from spatial_forcing.control import CONTROLS
@@ -19,8 +20,9 @@ from spatial_forcing.losses import loss_of
 from spatial_forcing.on_grid import POINTS
 from spatial_forcing.probe.depths import check_source as check_depth_source
 from spatial_forcing.projector import PROJECTORS, check_norm
-from spatial_forcing.ranges import check_position_embedding, check_together
+from spatial_forcing.ranges import check_position_embedding
 from spatial_forcing.schedules import schedule_of
+from spatial_forcing.teachers.base import named_dtype
 from spatial_forcing.token_weights.sources import check_source
 
 LISTING = Listing("--policy.forcing.alignments", "alignment")
@@ -102,15 +104,22 @@ class AlignmentConfig:
         return False
 
     def _check(self) -> None:
-        for name in CHECKS:
-            check_option(name, getattr(self, name))
+        for option in fields(self):
+            check_option(option.name, getattr(self, option.name))
         for name in ("points_from", "points_frame", "calibration"):
             if self.points is None and (value := getattr(self, name)) is not None:
                 raise SpatialForcingError(
                     f"forcing.{name}={value} says which points a target has, and this one has none: give "
                     f"forcing.points ({', '.join(POINTS)}), or leave forcing.{name} out."
                 )
-        check_together(self.projector, self.norm, self.points, self.position_embedding, self.spatial_norm)
+        _alignment_with(
+            projector=self.projector,
+            norm=self.norm,
+            points=self.points,
+            position_embedding=self.position_embedding,
+            spatial_norm=self.spatial_norm,
+            hidden_share=self.hidden_share,
+        )
 
 
 @dataclass
@@ -237,6 +246,17 @@ def _check_future(future: int) -> None:
         )
 
 
+class _SomeTarget:
+    """A target in place of the one that is not loaded yet."""
+
+    width = 1
+
+
+def _alignment_with(**options: Any) -> None:
+    """Raises :class:`SpatialForcingError` if no ``Alignment`` can have these options."""
+    Alignment(None, _SomeTarget(), **options)
+
+
 CHECKS: dict[str, Any] = {
     "loss_weight": schedule_of,
     "loss": loss_of,
@@ -249,6 +269,9 @@ CHECKS: dict[str, Any] = {
     "projector": _check_projector,
     "norm": check_norm,
     "future": _check_future,
+    "dtype": named_dtype,
+    "hidden_share": lambda share: _alignment_with(hidden_share=share),
+    "name": lambda name: _alignment_with(name=name),
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,57 +105,140 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
 
     Raises:
         SpatialForcingError: a projector was trained for something else, or is not there, and no new one is
-            wanted.
+            wanted; or one of its files is damaged.
     """
     if not side.is_dir():
         return
-    saved = read_json(side / DESCRIPTION, "Copy the checkpoint again, with all of its files.")
-    there = {record.get("name"): record for record in saved.get("alignments") or [saved]}
+    saved = _description(side)
+    records = saved.get("alignments") or [saved]
+    there = {record.get("name"): record for record in records}
     weights = side / WEIGHTS
     if not weights.is_file() and not saved.get("sharded"):
         raise SpatialForcingError(
             f"{weights} is missing, and {DESCRIPTION} beside it describes a projector: the checkpoint was "
-            "copied in part. Copy it again with all of its files; or, to keep the policy and start a new "
-            f"projector, remove {side}."
+            f"copied in part. {_advice(side)}"
         )
-    tensors = load_file(weights) if weights.is_file() else {}
-    several = bool(saved.get("alignments")) and len(there) > 1
+    late = bool(saved.get("one_token_late")), config.one_token_late
     differing: dict[str, tuple[Any, Any]] = {}
-    fitting: dict[str, dict[str, Tensor]] = {}
+    fitting: dict[str, str] = {}  # where the tensors of a projector are, by its name now
     for part, entry in zip(forcing.parts, config.entries(), strict=True):
         only = len(there) == len(forcing.parts) == 1
         record = next(iter(there.values())) if only else _of_name(there, part)
         prefix = "" if len(forcing.parts) == 1 else f"{part.name}: "
         if record is None:
             differing[f"{prefix}projector"] = ("none", f"one at {part.tap.site.name}")
-        elif found := _differing(record, part, entry):
+        elif found := _differing(record, part, entry, late):
             differing |= {f"{prefix}{name}": pair for name, pair in found.items()}
         else:
-            key = f"projectors.{record['name']}." if several else "projector."
-            fitting[part.name] = {
-                name.removeprefix(key): value for name, value in tensors.items() if name.startswith(key)
-            }
+            fitting[part.name] = "projector." if len(there) == 1 else f"projectors.{record['name']}."
+    _check_wanted(differing, config.new_projector, weights.is_file())
+    if fitting:
+        tensors = (
+            _tensors(weights) if weights.is_file() else {}
+        )  # among the shards, they are loaded with them
+        if weights.is_file():
+            _load(forcing, tensors, fitting, weights)
+        forcing.step = saved.get("step", int(tensors.get(STEP_KEY, 0)))
+        names = "" if len(forcing.parts) == 1 else f" of {', '.join(fitting)}"
+        logging.getLogger(__name__).info("The projector%s continues from %s.", names, side)
+
+
+def _check_wanted(differing: dict[str, tuple[Any, Any]], new_projector: bool, alone: bool) -> None:
+    """Raises :class:`SpatialForcingError` if projectors of something else are there and no new ones wanted.
+
+    Args:
+        differing: by name what was there, and what is here.
+        new_projector: whether new ones are wanted.
+        alone: the projectors are in a file of their own.
+    """
     says = "; ".join(f"{name}: {was} there, {now} here" for name, (was, now) in differing.items())
-    if differing and not weights.is_file():
+    if differing and not alone:
         raise SpatialForcingError(
             "The projector of this checkpoint was trained for something else than is asked for now "
             f"({says}), and it lies among the policy's own weights (checkpoint_format=dcp), with which it is "
             "loaded. Give what is there."
         )
-    if differing and not config.new_projector:
+    if differing and not new_projector:
         raise SpatialForcingError(
             f"The projector of this checkpoint was trained for something else than is asked for now "
             f"({says}). To continue with it, give what is there. To keep the policy and start a new "
             "projector: --policy.forcing.new_projector=true."
         )
-    owners = {part.name for part in forcing.parts if part.projector_name == part.name}
-    for name, state in fitting.items() if weights.is_file() else ():
-        if name in owners:
-            forcing.projector_of(name).load_state_dict(state)
-    if fitting:
-        forcing.step = saved.get("step", int(tensors.get(STEP_KEY, 0)))
-        names = "" if len(forcing.parts) == 1 else f" of {', '.join(fitting)}"
-        logging.getLogger(__name__).info("The projector%s continues from %s.", names, side)
+
+
+def _load(
+    forcing: SpatialForcing, tensors: dict[str, Tensor], fitting: dict[str, str], weights: Path
+) -> None:
+    """Loads projectors from the tensors of a file.
+
+    Args:
+        forcing: what trains them.
+        tensors: of the file.
+        fitting: by the name of an alignment, how the names of its projector's tensors begin there.
+        weights: the file.
+
+    Raises:
+        SpatialForcingError: a tensor is missing, of another size, or one too many.
+    """
+    for part in forcing.parts:
+        if part.name not in fitting or part.projector_name != part.name:
+            continue
+        key, projector = fitting[part.name], forcing.projector_of(part.name)
+        state = {name.removeprefix(key): one for name, one in tensors.items() if name.startswith(key)}
+        found, wanted = (
+            {name: tuple(one.shape) for name, one in of.items()} for of in (state, projector.state_dict())
+        )
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise SpatialForcingError(
+                    f"{weights} is damaged, or of another checkpoint: expected {key}{name} of size "
+                    f"{wanted.get(name, 'none')}, found {found.get(name, 'none')}. {_advice(weights.parent)}"
+                )
+        projector.load_state_dict(state)
+
+
+def _tensors(weights: Path) -> dict[str, Tensor]:
+    """The tensors of the projectors' file; raises :class:`SpatialForcingError` if it cannot be read."""
+    try:
+        return load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise SpatialForcingError(f"{weights} cannot be read ({error}). {_advice(weights.parent)}") from error
+
+
+def _description(side: Path) -> dict[str, Any]:
+    """The description beside the projectors; raises :class:`SpatialForcingError` if it is damaged."""
+    path = side / DESCRIPTION
+    saved = read_json(path, _advice(side))
+    records = saved.get("alignments") or [saved]
+    wrong = None
+    if not isinstance(saved.get("step", 0), int):
+        wrong = f"step is a whole number; found {saved['step']!r}"
+    elif not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        wrong = f"alignments is a list of descriptions; found {records!r}"
+    elif not all(isinstance(record.get("teacher_fingerprint"), str) for record in records):
+        wrong = "teacher_fingerprint says which features a projector was trained toward; found none"
+    elif len(records) > 1 and not all(isinstance(record.get("name"), str) for record in records):
+        wrong = "each of several alignments has a name; found one without"
+    elif not all(_is_site(record.get("site")) for record in records):
+        wrong = "site says host, width, and a name or depth; found something else"
+    if wrong is not None:
+        raise SpatialForcingError(f"{path} is damaged: {wrong}. {_advice(side)}")
+    return saved
+
+
+def _is_site(site: Any) -> bool:
+    """Whether a description's site says all; earlier versions saved the number of a layer, or none."""
+    if not isinstance(site, dict):
+        return True
+    return {"host", "width"} <= site.keys() and not site.keys().isdisjoint({"name", "depth"})
+
+
+def _advice(side: Path) -> str:
+    """What to do about damaged or missing files of the projectors."""
+    return (
+        "Copy the checkpoint again with all of its files; or, to keep the policy and start a new projector, "
+        f"remove {side}."
+    )
 
 
 def name_plain_class(save_directory: Path, plain: type) -> None:
@@ -203,11 +287,13 @@ def _saved_site(saved: dict[str, Any], part: Part) -> dict[str, Any]:
     return here | {"name": f"blocks.{saved.get('depth') or part.recommended_layer}"}
 
 
-def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dict[str, tuple[Any, Any]]:
+def _differing(
+    saved: dict[str, Any], part: Part, entry: AlignmentConfig, late: tuple[bool, bool]
+) -> dict[str, tuple[Any, Any]]:
     """Differences between what a saved projector was trained for and what the current one will be.
 
     ``saved`` is the description beside it. That of an earlier version says less: an option that it does not
-    know had its default.
+    know had its default. ``late``: whether tokens were read one late, and will be.
     """
     pairs: dict[str, tuple[Any, Any]] = {}
     if saved["teacher_fingerprint"] != part.fingerprint:
@@ -221,6 +307,7 @@ def _differing(saved: dict[str, Any], part: Part, entry: AlignmentConfig) -> dic
     saved = {RENAMED_FORCING[name]: value for name, value in saved.items() if name in RENAMED_FORCING} | saved
     for name in OF_THE_PROJECTOR:
         pairs[name] = saved.get(name, known[name]), getattr(entry, name, known[name])
+    pairs["one_token_late"] = late
     return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
 
 

@@ -72,7 +72,8 @@ def images_of(
     Args:
         policy: a LeRobot policy that has a record.
         batch: what its ``forward`` gets.
-        stats: LeRobot's data set statistics, needed only if the policy normalises images with them.
+        stats: LeRobot's data set statistics, needed only if the policy normalises images with them; None for
+            a camera whose images it leaves as they are.
         cameras: the policy's names of the cameras whose images are wanted, in the order wanted; all, in the
             order of the visual tokens, if None.
         shown: the policy's names of the cameras in the batch, in the order of the visual tokens, for
@@ -152,15 +153,27 @@ def _to_unit(
             f"teacher. Known: IDENTITY, {', '.join(UNDO)}."
         )
     names, undo = UNDO[mode]
-    found = (stats or {}).get(key)
-    if found is None or any(name not in found for name in names):
+    found = (stats or {}).get(key, {})
+    if found is None:
+        return image_B3HW
+    if any(name not in found for name in names):
         raise SpatialForcingError(
             f"{record.type} normalises images ({mode}), and the statistics of {key} that would undo it for "
-            f"the teacher are missing (there are: {', '.join(stats or {}) or 'none'}). Train through "
-            "lerobot-train, or set normalization_mapping's VISUAL to IDENTITY."
+            f"the teacher are missing (there are: {', '.join(stats or {}) or 'none'}). {_advice(key, stats)}"
         )
     a, b = (torch.as_tensor(found[name]).to(image_B3HW).reshape(-1, 1, 1) for name in names)
     return undo(image_B3HW, a, b).clamp(0, 1)
+
+
+def _advice(key: str, stats: Mapping[str, Any] | None) -> str:
+    """What to do about a camera's missing statistics."""
+    if stats and key not in stats:
+        return (
+            f"If --rename_map gave the camera this name, say what the data set calls it: "
+            f"""--policy.forcing.cameras='{{"<data set's>": "{key}"}}', with an entry for every camera to """
+            "align. Otherwise set normalization_mapping's VISUAL to IDENTITY."
+        )
+    return "Train through lerobot-train, or set normalization_mapping's VISUAL to IDENTITY."
 
 
 # LeRobot's normalisations by the statistics they use, and their inverses.
