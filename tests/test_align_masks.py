@@ -2,13 +2,15 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_alignment import VIEWS, WIDTH, Setting, assert_same
+from small_alignment import VIEWS, WIDTH, Setting, assert_same, small_store
 
+from spatial_forcing import SpatialForcing
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.features import Features
 from spatial_forcing.grid import flip
@@ -146,3 +148,26 @@ def test_the_teacher_sees_the_views_given_and_no_others():
 def test_views_that_the_host_does_not_have(views):
     with pytest.raises(SpatialForcingError, match=r"which of the 2 views of TinyVLA, 0 to 1, the 2 given"):
         Setting().loss(views=views)
+
+
+def test_some_views_of_a_store_are_aligned_without_saying_their_sizes(tmp_path):
+    """The store remembers the sizes of all of its views; a host that stretches its images needs none."""
+    store, vla = small_store(tmp_path / "features"), Setting().vla
+    features = store.read(torch.tensor([0, 3]))
+    whole, some = features, features.of_views([1])
+    sf = SpatialForcing(vla.spatial_forcing_host(), store)
+    valid_BVN = sf.target(some, views=[1])[1].unflatten(1, (VIEWS, -1))
+    assert valid_BVN.flatten(2).any(2).tolist() == [[False, True]] * 2
+    padding = vla.spatial_forcing_host()
+    padding = replace(padding, layout=replace(padding.layout, fit="pad"))
+    sf = SpatialForcing(padding, store, position_embedding=0.0)  # of the size of all that is given
+    with pytest.raises(
+        SpatialForcingError, match=r"the cache has the image sizes of 2 views, of which 1 are"
+    ):
+        sf.target(some, views=[1])
+    one = sf.target(some, views=[1], image_hw=[store.image_sizes[1]])
+    both = sf.target(whole)
+    for found, expected in zip(one, both, strict=True):
+        torch.testing.assert_close(
+            found.unflatten(1, (VIEWS, -1))[:, 1], expected.unflatten(1, (VIEWS, -1))[:, 1]
+        )

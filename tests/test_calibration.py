@@ -153,19 +153,19 @@ def test_matrices_may_be_stored_as_rows_or_as_matrices(calibration, stored):
         (
             "observation.state",
             torch.zeros(4, 7),
-            "observation.state of frame 0 of the batch is no quaternion",
+            "camera observation.images.wrist: observation.state of frame 0 of the batch is no quaternion",
         ),
         ("observation.state", torch.full((4, 7), torch.nan), "observation.state of frame 0"),
         (
             "moving.extrinsics",
             torch.ones(4, 3, 4),
-            "moving.extrinsics of frame 0 of the batch has no rotation",
+            "camera observation.images.moving: moving.extrinsics of frame 0 of the batch has no rotation",
         ),
         ("moving.extrinsics", 1000 * torch.eye(4)[:3].expand(4, 3, 4), "has no rotation"),
         (
             "moving.intrinsics",
             torch.zeros(4, 9),
-            "moving.intrinsics of frame 0 of the batch is not of the form",
+            "camera observation.images.moving: moving.intrinsics of frame 0 of the batch is not of the form",
         ),
     ],
 )

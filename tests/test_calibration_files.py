@@ -106,6 +106,7 @@ def test_malformed_files_are_refused_with_file_line_and_reason(tmp_path, case):
         ("cameras: {a: {size: [1, 1], size: [2, 2]}}\n", "size of camera a is said twice"),
         ("cameras: &all\n  a: *all\n", "nested too deep, or holds itself"),
         ("cameras: {a: {size: !!int many}}\n", "line 1: size of camera a cannot be read"),
+        ("cameras: {a: {size: !!bool many}}\n", "line 1: size of camera a cannot be read"),
         ("cameras: !!python/object:os.system x\n", "line 1: not readable as YAML"),
         ("a: 1\n---\nb: 2\n", "line 2: not readable as YAML"),
         ("- 1\n- 2\n", "line 1: the file is to be a mapping with cameras, end_effector; got [1, 2]"),

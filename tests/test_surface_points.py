@@ -49,6 +49,12 @@ def test_an_object_counts_from_a_tenth_of_its_cell(side, shown):
     assert_close(found_hw3[..., 2], torch.full((4, 4), TABLE))
 
 
+def test_small_surfaces_before_the_first_large_one_count_together():
+    depth_HW = torch.full((40, 40), TABLE)
+    depth_HW[20:22, 10:13], depth_HW[22:24, 10:13] = 0.5, CUP  # 6 % of their cell each
+    assert points(depth_HW)[2, 1, 2].item() == pytest.approx(CUP, rel=1e-5)
+
+
 @given(seed=st.integers(0, 1000), rows=st.sampled_from([1, 3, 5, 8]), cols=st.sampled_from([1, 4, 7]))
 def test_no_point_lies_between_two_surfaces(seed, rows, cols):
     torch.manual_seed(seed)

@@ -259,6 +259,27 @@ def test_a_mask_that_is_among_the_cameras_of_the_features_is_refused():
     weight_source("mask:observation.masks", dataset, [hand], 0.0, "cpu")
 
 
+def test_the_mask_of_a_camera_is_called_as_the_camera_is():
+    """By all that follows ``observation.images.``: two arms have a left camera each."""
+    cameras = [f"observation.images.{arm}.left" for arm in ("arm", "base")]
+    masks = [f"observation.masks.{arm}.left" for arm in ("arm", "base")]
+    source = weight_source(
+        "mask:observation.masks", masked(dict.fromkeys(masks, (28, 28))), cameras, 0, "cpu"
+    )
+    batch = {camera: torch.rand(2, 3, 28, 28) for camera in cameras}
+    batch |= {masks[0]: torch.zeros(2, 28, 28), masks[1]: torch.ones(2, 28, 28)}
+    assert source.weights(batch, cameras, 2, 2).mean((0, 2, 3)).tolist() == [0, 1]
+    with pytest.raises(UnknownNameError, match=r"camera's mask 'observation\.masks\.arm\.left'"):
+        weight_source("mask:observation.masks", masked({"observation.masks.left": ()}), cameras, 0, "cpu")
+
+
+def test_two_cameras_of_one_mask_are_refused():
+    cameras, dataset = ["observation.rgb.left", CAMERAS[0]], masked({"observation.masks.left": ()})
+    says = rf"observation\.masks\.left would be the mask of {cameras[0]}, {cameras[1]} alike"
+    with pytest.raises(WeightsSourceError, match=says):
+        weight_source("mask:observation.masks", dataset, cameras, 0, "cpu")
+
+
 @pytest.mark.parametrize(
     ("mask", "says"),
     [

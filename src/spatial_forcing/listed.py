@@ -13,6 +13,7 @@ Errors name the line, or the entry where there are no lines.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -70,8 +71,6 @@ def entries_in(
                 raise SpatialForcingError(
                     f"{at}: {UnknownNameError(f'key of {listing.an_entry}', key, types)}"
                 )
-            if key in entry:
-                raise SpatialForcingError(f"{at}: {key} is said twice.")
             entry[key] = _typed(key, value, types[key], at)
             try:
                 check(key, entry[key])
@@ -101,13 +100,7 @@ def entries_as_written(given: str | list[Any], listing: Listing) -> list[dict[st
     Raises:
         SpatialForcingError: no such file, no list, or a key twice in an entry.
     """
-    entries = []
-    for where, values in _listed(given, listing):
-        entry = {value.key: value.value for value in values}
-        if len(entry) < len(values):
-            raise SpatialForcingError(f"{where}: a key is said twice.")
-        entries.append(entry)
-    return entries
+    return [{value.key: value.value for value in values} for _, values in _listed(given, listing)]
 
 
 def _typed(key: str, value: Any, kind: Any, at: str) -> Any:
@@ -131,7 +124,7 @@ def _listed(given: str | list[Any], listing: Listing) -> Iterator[tuple[str, lis
         return
     if given.lstrip().startswith(("[", "{")):
         try:
-            yield from _of_list(json.loads(given), listing)
+            yield from _of_list(json.loads(given, object_pairs_hook=partial(_object, listing)), listing)
         except json.JSONDecodeError as error:
             raise SpatialForcingError(f"{listing.flag} is not readable JSON: {error}.") from error
         return
@@ -144,6 +137,19 @@ def _listed(given: str | list[Any], listing: Listing) -> Iterator[tuple[str, lis
             f"{getattr(error, 'strerror', None) or error}."
         ) from error
     yield from _of_file(path, text, listing)
+
+
+def _object(listing: Listing, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON text; raises :class:`SpatialForcingError` for a key twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise SpatialForcingError(
+                f"{listing.flag}: {listing.an_entry} says {key} twice, {found[key]!r} and {value!r}. "
+                "Remove one."
+            )
+        found[key] = value
+    return found
 
 
 def _of_list(entries: Any, listing: Listing) -> Iterator[tuple[str, list[_Value]]]:
@@ -173,6 +179,7 @@ def _of_file(path: Path, text: str, listing: Listing) -> Iterator[tuple[str, lis
                 raise SpatialForcingError(
                     f"{_line(path, node)}: {listing.an_entry} is a mapping, key: value."
                 )
+            _check_values(path, node, loader)
             yield (
                 _line(path, node),
                 [
@@ -186,6 +193,44 @@ def _of_file(path: Path, text: str, listing: Listing) -> Iterator[tuple[str, lis
         raise SpatialForcingError(
             f"{where}: not readable as YAML: {getattr(error, 'problem', None) or error}."
         ) from error
+
+
+def _checked_keys(path: Path, node: yaml.MappingNode) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    """The keys and values of a mapping; raises unless keys are plain, and each is there once."""
+    keys = set[str]()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            kind = "list" if isinstance(key, yaml.SequenceNode) else "mapping"
+            raise SpatialForcingError(f"{_line(path, key)}: a key is a word; got a {kind}. Correct it.")
+        if key.value in keys:
+            raise SpatialForcingError(f"{_line(path, key)}: {key.value} is said twice. Remove one.")
+        keys.add(key.value)
+    return node.value
+
+
+def _check_values(path: Path, entry: yaml.Node, loader: yaml.SafeLoader) -> None:
+    """Raises :class:`SpatialForcingError` for keys and values of an entry, at any depth, that cannot be.
+
+    YAML itself keeps the last of two keys, and takes any value with a tag, or a date, for what it says it is.
+    """
+    waiting, seen = [("the entry", entry)], set[int]()
+    while waiting:
+        name, node = waiting.pop()
+        if id(node) in seen:  # an anchor, which may hold itself
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            waiting += [(key.value, value) for key, value in _checked_keys(path, node)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(name, one) for one in node.value]
+        else:
+            try:
+                loader.construct_object(node)
+            except (AttributeError, LookupError, ValueError) as error:
+                kind = node.tag.rpartition(":")[2]
+                raise SpatialForcingError(
+                    f"{_line(path, node)}: {name} cannot be read: {node.value!r} is no {kind}. Correct it."
+                ) from error
 
 
 def _line(path: Path, node: yaml.Node) -> str:

@@ -250,8 +250,16 @@ class OnGrid(nn.Module):
         """Height and width of the host's image for each view."""
         shown = isinstance(given.images, Tensor) and given.images.ndim == 5
         sizes: ImageSize | None = given.image_hw
-        if sizes is None and not shown:
-            sizes = stored_sizes  # a cache remembers
+        if sizes is None and not shown and stored_sizes is not None:
+            # A cache remembers, of all of its views: of some of them nobody says which.
+            if len(stored_sizes) == views:
+                sizes = stored_sizes
+            elif layout.fit == "pad":
+                raise SpatialForcingError(
+                    f"{self.host} pads its images, and the cache has the image sizes of {len(stored_sizes)} "
+                    f"views, of which {views} are given: pass the sizes of these, "
+                    "sf(features, image_hw=[(height, width), ...])."
+                )
         if sizes is None and not shown and layout.fit == "pad":
             raise SpatialForcingError(
                 f"{self.host} pads its images, and stored features do not say what shape those had: "

@@ -135,12 +135,12 @@ class Calibration:
         (height, width), (B, device) = camera.size, _of_batch(batch)
         if isinstance(camera.intrinsics, Column):
             K_B33 = camera.intrinsics.matrices(batch, INTRINSICS)
-            self._refuse(camera.intrinsics, intrinsics_fault(K_B33, height, width))
+            self._refuse(camera.intrinsics, intrinsics_fault(K_B33, height, width), key)
         else:
             K_B33 = torch.tensor(camera.intrinsics, dtype=torch.float64, device=device).expand(B, 3, 3)
         if isinstance(camera.extrinsics, Column):
             E_B34 = camera.extrinsics.matrices(batch, EXTRINSICS)
-            self._refuse(camera.extrinsics, extrinsics_fault(E_B34))
+            self._refuse(camera.extrinsics, extrinsics_fault(E_B34), key)
         else:
             E_B34 = torch.tensor(camera.extrinsics, dtype=torch.float64, device=device).expand(B, 3, 4)
         if camera.on == "end_effector":
@@ -169,15 +169,16 @@ class Calibration:
             )
         numbers_Bn = self.rotation.column.numbers(batch)
         _, matrices, fault = ROTATIONS[self.rotation.form]
-        self._refuse(self.rotation.column, fault(numbers_Bn))
+        self._refuse(self.rotation.column, fault(numbers_Bn), key)
         return matrices(numbers_Bn)
 
-    def _refuse(self, column: Column, fault: Fault) -> None:
-        """Raises if a column's numbers cannot be what the calibration says they are."""
+    def _refuse(self, column: Column, fault: Fault, camera: str | None = None) -> None:
+        """Raises if a column's numbers cannot be what the calibration says they are; ``camera``: whose."""
         if fault is not None:
             row, words = fault
+            of = "" if camera is None else f"camera {camera}: "
             raise CalibrationError(
-                f"{self.name}: {column.name} of frame {row} of the batch {words}. Check the column, its "
+                f"{self.name}: {of}{column.name} of frame {row} of the batch {words}. Check the column, its "
                 "indices, and what it is said to be."
             )
 

@@ -265,5 +265,8 @@ def _node(node: yaml.Node, loader: yaml.SafeLoader, path: Path, field: str, dept
         return Node(found, field, where)
     try:
         return Node(loader.construct_object(node), field, where)
-    except ValueError as error:  # of a tag: !!int many
-        raise CalibrationError(f"{where}: {field} cannot be read: {error}. Correct it.") from error
+    except (AttributeError, LookupError, ValueError) as error:  # of a tag: !!int many, !!bool many
+        kind = node.tag.rpartition(":")[2]
+        raise CalibrationError(
+            f"{where}: {field} cannot be read: {node.value!r} is no {kind}. Correct it."
+        ) from error

@@ -1,7 +1,8 @@
-"""The 3D point that a cell of a depth map shows: the middle of the nearest surface that covers enough of it.
+"""The 3D point that a cell of a depth map shows: the middle of the surface at a tenth of its depths.
 
 A mean over the whole cell would lie in the air where an object stands before a table: between the two, on
-neither. What a robot reaches for is often smaller than a cell, so the nearer surface is the one that counts.
+neither. What a robot reaches for is often smaller than a cell, so the nearest surface counts that covers more
+than a tenth of the cell's known pixels, alone or together with what is in front of it.
 Of the depths of a cell's pixels in order, d_1 <= d_2 <= ... <= d_m,
 
     a surface is a run of depths without a gap, d_(k+1) - d_k > 0.05 d_k, between them;

@@ -23,6 +23,8 @@ from spatial_forcing.probe.depths import check_aspect
 from spatial_forcing.probe.frames import latest
 
 KINDS = ("confidence", "mask")
+# How the names of cameras begin in a data set, as LeRobot has them.
+IMAGES = "observation.images."
 
 
 class WeightsSourceError(SpatialForcingError):
@@ -105,7 +107,8 @@ def weight_source(
 
     Args:
         source: ``confidence:<teacher>`` or ``mask:<column>``: that column for the only camera, or the
-            beginning of those of all cameras: ``mask:observation.masks`` for ``observation.masks.top``.
+            beginning of those of all cameras: ``mask:observation.masks`` for ``observation.masks.top``, the
+            mask of ``observation.images.top``.
         dataset: a LeRobotDataset.
         cameras: its keys.
         least: see :class:`WeightSource`.
@@ -186,16 +189,27 @@ class _Masks:
         return mask_BHW
 
 
+def _name_of(camera: str) -> str:
+    """What a camera's mask is called after: all that follows ``observation.images.``, or the last word."""
+    return camera.removeprefix(IMAGES) if camera.startswith(IMAGES) else camera.rpartition(".")[2]
+
+
 def _mask_keys(features: Mapping[str, Any], cameras: Sequence[str], what: str) -> dict[str, str]:
     """The column of each camera's mask."""
     if what in features and len(cameras) == 1:
         keys = {cameras[0]: what}
     else:
-        keys = {camera: f"{what}.{camera.rpartition('.')[2]}" for camera in cameras}
+        keys = {camera: f"{what}.{_name_of(camera)}" for camera in cameras}
     if shown := [key for key in keys.values() if key in cameras]:
         raise WeightsSourceError(
             f"{', '.join(shown)} is a mask, and stored features show it to the teacher as a camera. Store "
             "the features of the cameras alone: spatial-forcing cache --cameras <names>."
+        )
+    if shared := sorted({key for key in keys.values() if [*keys.values()].count(key) > 1}):
+        of = ", ".join(camera for camera, key in keys.items() if key == shared[0])
+        raise WeightsSourceError(
+            f"{shared[0]} would be the mask of {of} alike, and a mask is one camera's. Rename one of them in "
+            "the data set, or store features of one: spatial-forcing cache --cameras <name>."
         )
     if missing := [key for key in keys.values() if key not in features]:
         raise UnknownNameError("column with a camera's mask", missing[0], features)
