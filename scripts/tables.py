@@ -129,6 +129,18 @@ ASKED: dict[str, tuple[str, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
             ("camera-points", "shuffled-camera-points"),
         ),
     ),
+    "asked of drawer": (
+        "drawer-open-points",
+        (900, 450),
+        (
+            ("points", "plain"),
+            ("points", "shuffled-points"),
+            ("forced", "plain"),
+            ("added", "plain"),
+            ("beside", "plain"),
+            ("forced", "2d"),
+        ),
+    ),
 }
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[a-z0-9 ]+) \(scripts/tables\.py\) -->\n).*?(<!-- end of table -->)", re.DOTALL

@@ -133,10 +133,9 @@ def restore_projectors(forcing: SpatialForcing, config: ForcingConfig, side: Pat
             fitting[part.name] = "projector." if len(there) == 1 else f"projectors.{record['name']}."
     _check_wanted(differing, config.new_projector, weights.is_file())
     if fitting:
-        tensors = (
-            _tensors(weights) if weights.is_file() else {}
-        )  # among the shards, they are loaded with them
-        if weights.is_file():
+        tensors: dict[str, Tensor] = {}
+        if weights.is_file():  # those among the shards of the policy's own are loaded with them
+            tensors = _tensors(weights)
             _load(forcing, tensors, fitting, weights)
         forcing.step = saved.get("step", int(tensors.get(STEP_KEY, 0)))
         names = "" if len(forcing.parts) == 1 else f" of {', '.join(fitting)}"
