@@ -83,6 +83,8 @@ EVIDENCE = (
     ("reach, a small pretrained SmolVLA, half of the training", "reach-smolvla", 300),
     ("reach, a small pretrained SmolVLA, its end", "reach-smolvla", None),
     ("drawer-open, the end of training", "drawer-open", None),
+    ("drawer-open, its middle, other seeds, teachers trained further", "drawer-open-points", 450),
+    ("drawer-open, its end, other seeds, teachers trained further", "drawer-open-points", None),
 )
 EVIDENCE_ARMS = {
     "plain": "no forcing",
