@@ -155,6 +155,12 @@ def test_arms_of_which_the_same_is_not_shown_share_a_sentence(results):
     assert "Other succeeded more often than baseline" in headline
 
 
+def test_what_was_warned_of_stands_first_among_the_notes(results):
+    results["warnings"] = ["wrong: plain, cameras: expected a; found b."]
+    first = summarised(results)["notes"][0]
+    assert first == "Warned of before it began: wrong: plain, cameras: expected a; found b."
+
+
 def test_one_measurement_says_nothing_about_steps(results):
     said = [note for note in summarised(results)["notes"] if note.startswith("Steps to the final")]
     assert len(said) == 1
