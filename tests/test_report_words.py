@@ -5,7 +5,10 @@ import re
 
 from small_results import add_arm, arm, episodes, page_of, run_of, summarised, with_controls, with_seeds
 
+from spatial_forcing.report.markdown import markdown
+from spatial_forcing.report.summary import summarise
 from spatial_forcing.report.wording import number
+from spatial_forcing.results import Results
 
 
 def test_the_headline_says_better_worse_and_neither_in_the_same_words(results):
@@ -159,6 +162,8 @@ def test_what_was_warned_of_stands_first_among_the_notes(results):
     results["warnings"] = ["wrong: plain, cameras: expected a; found b."]
     first = summarised(results)["notes"][0]
     assert first == "Warned of before it began: wrong: plain, cameras: expected a; found b."
+    said = markdown(summarise(Results.checked(results, "results")))
+    assert "Warned of before it began:\n\n- wrong: plain, cameras: expected a; found b.\n\n" in said
 
 
 def test_one_measurement_says_nothing_about_steps(results):

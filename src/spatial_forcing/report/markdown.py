@@ -16,19 +16,17 @@ from spatial_forcing.report.wording import (
 
 
 def markdown(summary: Summary) -> str:
-    """Renders a report as Markdown: verdict, arms, errors by step, pairs, data, the probe, provenance."""
+    """Renders a report as Markdown: verdict, warnings, arms, errors by step, pairs, data, provenance."""
     verdict, parts = summary.verdict, []
+    said = {"Warned of before it began": summary.warnings}
     if verdict is not None:
         parts += [f"**{verdict.headline}**"]
-        parts += [
-            "\n".join([f"{heading}:", "", *(f"- {sentence}" for sentence in sentences)])
-            for heading, sentences in (
-                ("Shown", verdict.shown),
-                ("Not shown", verdict.not_shown),
-                ("What it would take", verdict.takes),
-            )
-            if sentences
-        ]
+        said |= {"Shown": verdict.shown, "Not shown": verdict.not_shown, "What it would take": verdict.takes}
+    parts += [
+        "\n".join([f"{heading}:", "", *(f"- {sentence}" for sentence in sentences)])
+        for heading, sentences in said.items()
+        if sentences
+    ]
     parts += [
         _arms(summary),
         _phases(summary),

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spatial_forcing.evaluation.guards.compare import Case
+from spatial_forcing.evaluation.guards.compare import ENOUGH, Case
 from spatial_forcing.evaluation.guards.shown import LOOKS
 
 EMPTY = "observation.images.empty_camera"  # LeRobot fills those with black
@@ -160,6 +160,8 @@ def _flips(trained_3hw: Tensor, shown_3hw: Tensor) -> tuple[int, ...]:
 
 def _surely(case: Case, cameras: list[str], judged: Judgement) -> tuple[Literal["wrong", "odd"], str]:
     """The kind of a finding of mean images, and the doubt in it as a sentence."""
+    if case.trained.count < ENOUGH:  # that is said of a few episodes anyway
+        return "wrong", ""
     firsts = {camera: case.trained.firsts[camera] for camera in cameras if camera in case.trained.firsts}
     if len(firsts) < len(cameras) or not (often := mistaken(firsts, judged)):
         return "wrong", ""
