@@ -50,6 +50,27 @@ def test_only_the_episodes_that_are_asked_for_and_evenly_spread(flow, dataset):
     assert heldout_measures(flow, whole, most=3) != heldout_measures(flow, whole)
 
 
+def test_every_batch_says_that_it_goes_on_and_runs_in_the_precision_of_the_policy(flow, dataset, monkeypatch):
+    went, mixed = [], []
+
+    def noting(inner):
+        def call(batch):
+            mixed.append(torch.is_autocast_enabled("cpu"))
+            with torch.autocast("cpu", enabled=False):  # bfloat16 takes minutes on some CPUs
+                return inner(batch)
+
+        return call
+
+    for name in ("forward", "predict_action_chunk"):
+        monkeypatch.setattr(flow.policy, name, noting(getattr(flow.policy, name)))
+    for use_amp in (False, True):
+        monkeypatch.setattr(flow.config, "use_amp", use_amp)
+        heldout_measures(flow, flow.dataset(dataset, [1]), going=lambda: went.append(1))
+        assert mixed == [use_amp] * 2
+        mixed.clear()
+    assert len(went) == 2, "a batch each"
+
+
 class Constant:
     """A policy that always acts alike."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from small_depth import painted_dataset, saved_tiny
 
 from spatial_forcing.errors import SpatialForcingError
@@ -35,6 +36,26 @@ def test_the_episodes_of_an_evaluation_do_not_depend_on_the_policy(checkpoint, t
     assert [[one.seed for one in of] for of in rolled] == [[1_000_000, 1_000_001]] * 2
     assert all(0 < e.closest_distance <= e.final_distance + 1e-9 for of in rolled for e in of)
     assert [e.final_distance for e in rolled[0]] != [e.final_distance for e in rolled[1]]
+
+
+def test_every_step_says_that_it_goes_on_and_runs_in_the_precision_of_the_policy(checkpoint, monkeypatch):
+    loaded, went, mixed = LoadedPolicy(checkpoint), [], []
+    act = loaded.policy.select_action
+
+    def noting(batch):
+        mixed.append(torch.is_autocast_enabled("cpu"))
+        with torch.autocast("cpu", enabled=False):  # bfloat16 takes minutes on some CPUs
+            return act(batch)
+
+    monkeypatch.setattr(loaded.policy, "select_action", noting)
+    env = SimEnvConfig(size=28, max_steps=3, look_every=2)
+    for use_amp in (False, True):
+        monkeypatch.setattr(loaded.config, "use_amp", use_amp)
+        roll_out(loaded, env, episodes=1, seed=1_000_000, going=lambda: went.append(1))
+        assert set(mixed) == {use_amp}
+        assert len(went) == len(mixed)
+        mixed.clear()
+        went.clear()
 
 
 ROLLOUTS = """
