@@ -19,7 +19,7 @@ from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_i
 from spatial_forcing.compare.preflight import Looked, check_shared
 from spatial_forcing.compare.run import evaluation_path
 from spatial_forcing.compare.split import Split, split_episodes
-from spatial_forcing.compare.status import Progress, seconds_left, status_table, work_done
+from spatial_forcing.compare.status import Progress, is_over, seconds_left, status_table, work_done
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.look import Guarded
@@ -241,21 +241,49 @@ def test_the_work_that_is_done_is_read_from_the_ends_of_the_logs(tmp_path):
     assert work_done(one, tmp_path) == {"plain": (300 + 50, 500), "blind": (0, 450)}
 
 
-def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
-    evaluated = Evaluation(step=10, episodes=[], seconds=4.0, heldout_seconds=1.0)
-    done = Progress(
-        "a", 10, 10, [evaluated], 1, seconds_per_step=0.5, startup_seconds=20.0, begun=True, failed=False
+def run_that(step: int, steps: int = 10, evaluations: int = 0, to_evaluate: int = 1, **rest) -> Progress:
+    """Progress of a run that goes on, with the rest as said."""
+    evaluated = [Evaluation(step=steps, episodes=[], seconds=4.0, heldout_seconds=1.0)] * evaluations
+    state = {
+        "begun": True,
+        "goes_on": True,
+        "failed": False,
+        "seconds_per_step": None,
+        "startup_seconds": None,
+    }
+    return Progress(
+        **{"name": "a", **state, **rest},
+        step=step,
+        steps=steps,
+        evaluations=evaluated,
+        to_evaluate=to_evaluate,
     )
-    waiting = Progress("b", 0, 10, [], 1, None, startup_seconds=None, begun=False, failed=False)
-    half = Progress("c", 5, 10, [], 1, seconds_per_step=0.5, startup_seconds=None, begun=True, failed=False)
+
+
+def test_time_left_counts_start_up_and_evaluation_as_finished_runs_took_them():
+    done = run_that(10, evaluations=1, seconds_per_step=0.5, startup_seconds=20.0, goes_on=False)
+    waiting = run_that(0, begun=False, goes_on=False)
+    half = run_that(5, seconds_per_step=0.5)
     assert seconds_left([done, waiting], 1) == 10 * 0.5 + 5 + 20
     assert seconds_left([done, half], 1) == 5 * 0.5 + 5
     assert seconds_left([done, waiting], 2) == 15
     assert seconds_left([waiting], 1) is None
 
 
+def test_watching_ends_when_nothing_more_will_happen():
+    finished, waiting = run_that(10, evaluations=1, goes_on=False), run_that(0, begun=False, goes_on=False)
+    going, failed, stopped = run_that(5), run_that(5, goes_on=False, failed=True), run_that(5, goes_on=False)
+    assert is_over([finished, finished])
+    assert not is_over([finished, going])
+    assert not is_over([failed, going]), "the others are being ended"
+    assert is_over([failed, stopped, waiting])
+    assert not is_over([stopped, waiting]), "it may be started again"
+    states = [one.state for one in (finished, waiting, going, failed, stopped)]
+    assert states == ["finished", "waiting", "step 5 of 10", "failed", "stopped at step 5"]
+
+
 def test_the_table_of_runs_fits_a_narrow_terminal():
-    one = Progress("shuffled-points-f100-s11", 450, 20000, [], 2, 0.255, None, begun=True, failed=False)
+    one = run_that(450, 20000, to_evaluate=2, seconds_per_step=0.255, name="shuffled-points-f100-s11")
     printed = StringIO()
     Console(width=80, file=printed).print(status_table([one], 2))
     (row,) = [line for line in printed.getvalue().splitlines() if "shuffled" in line]

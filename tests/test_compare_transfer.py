@@ -12,6 +12,7 @@ from spatial_forcing.compare.flags import CompareError
 from spatial_forcing.compare.plan import NOTE, Comparison, comparison_in, training_of
 from spatial_forcing.compare.status import work_done
 from spatial_forcing.compare.transfer import transferred, with_environment
+from spatial_forcing.locks import FolderLock
 from spatial_forcing.results import Results
 
 WORLD = ["--env.type=sf_metaworld", "--env.task=reach-v3", "--env.size=28", "--env.max_steps=4"]
@@ -106,10 +107,16 @@ class TestTransfer:
         for name in ("plain-f100-s0", "forced-f100-s0"):
             shutil.rmtree(begun / "runs" / name / "eval")
         (begun / "runs" / "forced-f100-s0" / "log.txt").unlink()
-        assert commands.run("compare", "status", begun) == 0
-        plain, forced = (line for line in capsys.readouterr().out.splitlines() if "-f100-s0" in line)
-        assert "evaluating" in plain
+
+        def states() -> list[str]:
+            assert commands.run("compare", "status", begun) == 0
+            return [line for line in capsys.readouterr().out.splitlines() if "-f100-s0" in line]
+
+        plain, forced = states()
+        assert "stopped" in plain
         assert "waiting" in forced
+        with FolderLock(begun / "runs" / "plain-f100-s0"):
+            assert "evaluating" in states()[0]
 
     def test_guards_refuse_an_environment_that_does_not_fit(self, compared, tmp_path, capsys):
         words = ["compare", "transfer", "--of", compared, "--out", tmp_path / "out", "--"]

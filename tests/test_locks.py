@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from small_workers import SOON, wait_for
 
 from spatial_forcing.errors import SpatialForcingError
-from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock
+from spatial_forcing.locks import LOCK, FolderBusyError, FolderLock, is_held
 
 
 def hold(lock: FolderLock, mark: Path) -> None:
@@ -63,6 +63,17 @@ def test_a_file_that_a_killed_process_left_is_no_lock(tmp_path):
     with FolderLock(tmp_path, wait=0):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert not list(tmp_path.iterdir())
+
+
+def test_whether_a_folder_is_locked_is_seen_without_taking_the_lock(tmp_path):
+    assert not is_held(tmp_path / "missing")
+    (tmp_path / LOCK).write_text("process 1 on a machine that is gone")
+    assert not is_held(tmp_path)
+    assert (tmp_path / LOCK).read_text().startswith("process 1")
+    with FolderLock(tmp_path):
+        assert is_held(tmp_path)
+        assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+    assert not is_held(tmp_path)
 
 
 def test_a_full_disk_is_said_to_be_one(tmp_path, monkeypatch):

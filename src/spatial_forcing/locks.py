@@ -129,6 +129,22 @@ class FolderLock:
         return _inherit, (self.path, DupFd(self.descriptor))
 
 
+def is_held(folder: Path, name: str = LOCK) -> bool:
+    """Whether a process holds the lock of a folder; also True where that cannot be found out."""
+    try:
+        descriptor = os.open(Path(folder) / name, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
 def _inherit(path: Path, descriptor: Any) -> FolderLock:
     """Recreates the lock in a started process that inherits it."""
     lock = FolderLock.__new__(FolderLock)

@@ -155,7 +155,7 @@ class CompareStatus:
     workers: int | None = None
     """Number of runs in parallel, to estimate the time left. Default: as the comparison was started."""
     watch: bool = False
-    """Keep updating until all runs are finished."""
+    """Keep updating until all runs are finished, or one failed."""
 
     def run(self) -> None:
         from rich.console import Console
@@ -163,7 +163,7 @@ class CompareStatus:
 
         from spatial_forcing.compare.launch import workers_in
         from spatial_forcing.compare.plan import comparison_in
-        from spatial_forcing.compare.status import progress_of, status_table
+        from spatial_forcing.compare.status import is_over, progress_of, status_table
 
         comparison = comparison_in(self.out)
         workers = self.workers or workers_in(self.out)
@@ -175,7 +175,7 @@ class CompareStatus:
             while True:
                 found = progress_of(comparison, self.out)
                 live.update(status_table(found, workers), refresh=True)
-                if all(one.state == "finished" for one in found):
+                if is_over(found):
                     return
                 time.sleep(2)
 

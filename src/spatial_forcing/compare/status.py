@@ -31,7 +31,8 @@ class Progress:
         seconds_per_step: of late, waiting for data included; None before anything was logged.
         startup_seconds: of training apart from its steps: start-up and checkpoints; None before it ended.
         begun: whether it has a log.
-        failed: whether that ends with an error of ours.
+        goes_on: whether a process of it runs now.
+        failed: whether none does and its log ends with an error of ours.
     """
 
     name: str
@@ -42,18 +43,23 @@ class Progress:
     seconds_per_step: float | None
     startup_seconds: float | None
     begun: bool
+    goes_on: bool
     failed: bool
 
     @property
     def state(self) -> str:
-        """Status of the run: finished, failed, evaluating, step N of M, or waiting."""
+        """Finished, failed, waiting, stopped at step N, begun, step N of M or evaluating."""
         if len(self.evaluations) >= self.to_evaluate:
             return "finished"
         if self.failed:
             return "failed"
-        if self.step >= self.steps and self.begun:
+        if not self.begun:
+            return "waiting"
+        if not self.goes_on:
+            return f"stopped at step {self.step}"
+        if self.step >= self.steps:
             return "evaluating"
-        return f"step {self.step} of {self.steps}" if 0 < self.step < self.steps else "waiting"
+        return f"step {self.step} of {self.steps}" if self.step else "begun"
 
 
 def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
@@ -62,6 +68,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
     from spatial_forcing.compare.launch import LOG
     from spatial_forcing.compare.run import COST
     from spatial_forcing.files import read_json
+    from spatial_forcing.locks import is_held
     from spatial_forcing.train import read_metrics
 
     found = []
@@ -76,7 +83,7 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
         if pace is not None and "seconds" in cost:
             # Of a resumed run only the last attempt is timed.
             startup = max(0.0, cost["seconds"] - pace * comparison.steps)
-        begun = log.is_file()
+        begun, goes_on = log.is_file(), is_held(folder)
         ended = begun and "\nspatial-forcing: " in f"\n{log.read_text(errors='replace')[-2000:]}"
         found.append(
             Progress(
@@ -88,7 +95,8 @@ def progress_of(comparison: Comparison, out: Path) -> list[Progress]:
                 seconds_per_step=pace,
                 startup_seconds=startup,
                 begun=begun,
-                failed=ended,
+                goes_on=goes_on,
+                failed=ended and not goes_on,
             )
         )
     return found
@@ -144,6 +152,14 @@ def seconds_left(found: Sequence[Progress], workers: int) -> float | None:
         for one in found
     )
     return total / max(1, workers)
+
+
+def is_over(found: Sequence[Progress]) -> bool:
+    """Whether nothing more will happen: all runs are finished, or one failed, which ends the others, and none
+    goes on."""
+    if all(one.state == "finished" for one in found):
+        return True
+    return any(one.failed for one in found) and not any(one.goes_on for one in found)
 
 
 def status_table(found: Sequence[Progress], workers: int) -> Any:
