@@ -15,5 +15,5 @@ small=(
 compare=(spatial-forcing compare --evaluations 1 --episodes 20)
 "${compare[@]}" --out outputs/libero-blind --seeds 9 --arms plain --arms-file recipes/blind.yaml --no-controls --fractions 0.1 \
   --videos 0 --probe none -- --policy.type=tiny --steps=600 "${small[@]}"
-"${compare[@]}" --out outputs/libero-small --seeds 0 --arms plain forced --teacher vggt-tiny-sim -- \
+"${compare[@]}" --out outputs/libero-small --seeds 0 --arms plain forced --no-controls --teacher vggt-tiny-sim -- \
   --policy.type=sf_tiny --policy.forcing.loss_weight=0.5 --policy.forcing.standardize=true --steps=3000 "${small[@]}"

@@ -13,8 +13,10 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from spatial_forcing.files import read_json, size_text
 from spatial_forcing.hosts import registry as hosts
@@ -72,6 +74,9 @@ STUDIES = (
 EVIDENCE = (
     ("reach, half of the training", "reach-speed", 300),
     ("reach, its end", "reach-speed", None),
+    ("reach, half of the training, other seeds", "reach-points", 300),
+    ("reach, its end, other seeds", "reach-points", None),
+    ("reach, its end, other seeds", "data", None),
     ("reach, half of the training, other seeds", "reach-surface", 300),
     ("reach, its end, other seeds", "reach-surface", None),
     ("reach, half of the training, other seeds", "reach-variants", 300),
@@ -100,12 +105,27 @@ OF_STUDIES = {
     "shuffled-points": "points of another frame",
 }
 DIFFER = ("its successes", "the other's", "difference, points", "held-out action error")
-# Of the tables of what was asked of a study before its runs, by name: the kept comparison, the steps, and the
-# pairs, each an arm and the one that it is against.
-ASKED: dict[str, tuple[str, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
-    "asked of teachers": (
+
+
+class Asked(NamedTuple):
+    """What was asked of a study before its runs: pairs, each an arm and the one that it is against.
+
+    Attributes:
+        steps: of the training; None is the last, the only one of references.
+        shares: of the demonstrations; None is all.
+    """
+
+    study: str
+    pairs: tuple[tuple[str, str], ...]
+    steps: tuple[int | None, ...] = (None,)
+    shares: tuple[float | None, ...] = (None,)
+
+
+ASKED = {
+    "asked of geometry": Asked("reach-geometry", (("oracle", "plain"),)),
+    "asked of drawer geometry": Asked("drawer-open-geometry", (("oracle", "plain"),)),
+    "asked of teachers": Asked(
         "reach-teachers",
-        (300, 600),
         (
             ("forced", "plain"),
             ("forced", "shuffled"),
@@ -119,10 +139,10 @@ ASKED: dict[str, tuple[str, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
             ("rocket", "plain"),
             ("rocket", "shuffled-rocket"),
         ),
+        steps=(300, 600),
     ),
-    "asked of frames": (
+    "asked of frames": Asked(
         "reach-frames",
-        (300, 600),
         (
             ("points", "camera-points"),
             ("points", "plain"),
@@ -130,10 +150,10 @@ ASKED: dict[str, tuple[str, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
             ("camera-points", "plain"),
             ("camera-points", "shuffled-camera-points"),
         ),
+        steps=(300, 600),
     ),
-    "asked of drawer": (
+    "asked of drawer": Asked(
         "drawer-open-points",
-        (900, 450),
         (
             ("points", "plain"),
             ("points", "shuffled-points"),
@@ -142,6 +162,7 @@ ASKED: dict[str, tuple[str, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
             ("beside", "plain"),
             ("forced", "2d"),
         ),
+        steps=(900, 450),
     ),
 }
 BLOCK = re.compile(
@@ -275,15 +296,18 @@ def studies_table() -> str:
 
 
 def asked_table(table: str) -> str:
-    """What was asked of a study before its runs, in the middle of training and at its end."""
-    name, steps, pairs = ASKED[table]
-    kept = Results.read(RESULTS / f"{name}.json")
+    """What was asked of a study before its runs, at each step, or with each share of the demonstrations."""
+    study, pairs, steps, shares = ASKED[table]
+    kept = Results.read(RESULTS / f"{study}.json")
     rows = []
-    for step in steps:
-        results = as_of(kept, step)
+    for step, share in product(steps, shares):
+        results = kept if step is None else as_of(kept, step)
+        runs = [run for run in results.runs if share in (None, run.fraction)]
         for arm, other in pairs:
-            rows.append((str(step), f"{arm} against {other}", *_differ(compare(results, other, arm))))
-    return _table(("step", "asked", *DIFFER), rows)
+            found = compare(results.model_copy(update={"runs": runs}), other, arm)
+            where = str(found.step) if share is None else f"{100 * share:.0f} %"
+            rows.append((where, f"{arm} against {other}", *_differ(found)))
+    return _table(("step" if shares == (None,) else "demonstrations", "asked", *DIFFER), rows)
 
 
 def _differ(found: Comparison) -> tuple[str, str, str, str]:

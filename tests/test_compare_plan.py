@@ -1,6 +1,7 @@
 """What a comparison is made of: splits of episodes, runs, a folder; before anything runs."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from io import StringIO
 from itertools import pairwise
@@ -20,7 +21,7 @@ from spatial_forcing.compare.preflight import Looked, check_shared
 from spatial_forcing.compare.run import evaluation_path
 from spatial_forcing.compare.split import Split, split_episodes
 from spatial_forcing.compare.status import Progress, is_over, seconds_left, status_table, work_done
-from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError, UnknownNameError
 from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.look import Guarded
 from spatial_forcing.files import write_json
@@ -187,6 +188,15 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_anything_tra
         command.look_first(
             one, tmp_path / "out", Launch(), None, "cpu", Console(quiet=True), {}, anyway=False
         )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_that_could_not_be_reported_does_not_begin(tmp_path, monkeypatch):
+    from spatial_forcing.compare import command
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"This needs matplotlib.*\[report\]"):
+        command.make(comparison(), tmp_path / "out", Launch(), Console(quiet=True))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,7 @@
 """Wrong input of every kind to spatial-forcing probe: one clear message, nothing read or written."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from small_dataset import CAMERAS
 from small_depth import painted_dataset, saved_tiny
 
 from spatial_forcing.datasets import DatasetError, open_dataset
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.probe.command import probe
 from spatial_forcing.probe.depths import check_aspect, recorded
 from spatial_forcing.probe.frames import Split, split_episodes
@@ -28,6 +29,14 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, dataset) -> Path:
     return saved_tiny(tmp_path_factory.mktemp("policy") / "tiny", dataset)
+
+
+def test_what_could_not_be_drawn_is_not_read(dataset, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    options = ProbeOptions(policies=(f"tiny={checkpoint}",), dataset=str(dataset), out=tmp_path / "out")
+    with pytest.raises(MissingDependencyError, match=r"This needs matplotlib.*\[report\]"):
+        probe(options, Console(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 # What pip installs; LeRobot finds plug-ins by this spelling.
 DISTRIBUTION = "lerobot_policy_spatial_forcing"
@@ -40,3 +41,11 @@ class MissingDependencyError(SpatialForcingError, ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f'This needs {package}. Install it with: pip install "{DISTRIBUTION}[{extra}]"')
+
+
+def check_can_report() -> None:
+    """Raises :class:`MissingDependencyError` if what draws reports and figures is not installed; to be called
+    before the long work that ends in one."""
+    for module in ("matplotlib", "jinja2", "scipy", "pydantic"):
+        if find_spec(module) is None:
+            raise MissingDependencyError(module, "report")

@@ -8,7 +8,7 @@ from typing import Any
 
 from spatial_forcing.compare.arm import PLAIN, Arm
 from spatial_forcing.compare.options import CompareError
-from spatial_forcing.errors import SpatialForcingError
+from spatial_forcing.errors import SpatialForcingError, check_can_report
 
 TITLE = "Does it help?"
 TIMINGS = "timings.json"
@@ -44,6 +44,7 @@ def make(
     Raises:
         SpatialForcingError: it cannot be made, or a run failed; what is finished is kept.
     """
+    check_can_report()
     from spatial_forcing.compare.gather import gather
     from spatial_forcing.compare.plan import WARNINGS, check_taken, take_folder
     from spatial_forcing.compare.preflight import what_differs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.device import checked_device
-from spatial_forcing.errors import SpatialForcingError, UnknownNameError
+from spatial_forcing.errors import SpatialForcingError, UnknownNameError, check_can_report
 from spatial_forcing.files import check_folder
 from spatial_forcing.probe.assemble import rows_of
 from spatial_forcing.probe.depth import ProbeError
@@ -81,6 +81,7 @@ def probed(options: ProbeOptions, bars: "Progress") -> tuple[ProbeReport, list[P
             read, wherever that can be known.
     """
     started = time.perf_counter()
+    check_can_report()
     named, out = _checked(options), options.out or OUT
     made = made_with()
     dataset = open_dataset(str(options.dataset))
