@@ -153,6 +153,15 @@ smolvla=(
 "${compare[@]}" --seeds 71 72 73 --episodes 100 --no-controls --arms plain forced --arms-file recipes/data.yaml --fractions 0.25 0.5 1 --evaluations 1 --probe none --out outputs/reach-data -- \
   --policy.type=sf_tiny "${reach[@]}"
 
+# Drawer-open lacks geometry (outputs/drawer-open-geometry: the oracle is 19 points ahead on three seeds), and recorded points at the default weight brought none of it. Does
+# a heavier loss bring the points into the tokens there, and does success follow? Asked before any run, on seeds of its own: the claim is points at weight 2 against plain by
+# success at 900 steps; beside it weight 8 against plain, weight 2 against points of another frame, each at 450 steps as well, and how well points are read from the tokens of all arms.
+"${compare[@]}" --seeds 64 65 66 --episodes 100 --no-controls --arms plain --arms-file recipes/heavier.yaml --evaluations 2 --probe none --out outputs/drawer-open-heavier -- \
+  --policy.type=sf_tiny "${drawer[@]}"
+python recipes/points_in_tokens.py --dataset outputs/drawer-open --comparison outputs/drawer-open-heavier --policies \
+  oracle-0=outputs/drawer-open-geometry/runs/oracle-f100-s0 oracle-1=outputs/drawer-open-geometry/runs/oracle-f100-s1 oracle-2=outputs/drawer-open-geometry/runs/oracle-f100-s2 \
+  --out docs/results/probes/points-in-tokens-drawer.json
+
 # Is plain as early as it can be? Its options were chosen by the error at the end. Without any forced run: other rates, warm-ups, position embeddings and weight decays
 # by the held-out loss at 300 of 600 steps, three seeds. Rule, written before any of these runs: of the candidates that are lower there on each seed, the one with the
 # lowest mean is the baseline of one more comparison, plain, forced and both controls with its options, on seeds 46 to 50: success at 300 steps, forced against plain.
