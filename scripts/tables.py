@@ -59,7 +59,7 @@ STUDIES = (
     ("forced", "half of the training", 300, "shuffled", SHUFFLED),
     ("forced", "half of the training", 300, "place", PLACE),
     ("forced", "half of the training", 300, "2d", ("reach-teachers",)),
-    ("forced", "its end", 600, "plain", (*PLAIN, "data")),
+    ("forced", "its end", 600, "plain", (*PLAIN, "data", "reach-data")),
     ("forced", "its end", 600, "shuffled", (*SHUFFLED, "data")),
     ("forced", "its end", 600, "place", (*PLACE, "data")),
     ("forced", "its end", 600, "2d", ("reach-teachers",)),
@@ -67,8 +67,8 @@ STUDIES = (
     ("forced", "small SmolVLA, pretrained, half of the training", 300, "plain", ("reach-smolvla",)),
     ("points", "half of the training", 300, "plain", POINTS_OF),
     ("points", "half of the training", 300, "shuffled-points", SHUFFLED_POINTS),
-    ("points", "its end", 600, "plain", POINTS_OF),
-    ("points", "its end", 600, "shuffled-points", SHUFFLED_POINTS),
+    ("points", "its end", 600, "plain", (*POINTS_OF, "reach-data")),
+    ("points", "its end", 600, "shuffled-points", (*SHUFFLED_POINTS, "reach-data")),
 )
 # Of the table of evidence: what was asked, the kept comparison, and the step (None: the last).
 EVIDENCE = (
@@ -83,6 +83,7 @@ EVIDENCE = (
     ("reach, its end, other seeds", "reach-variants", None),
     ("reach, half of the training, other seeds, teachers trained further", "reach-teachers", 300),
     ("reach, its end, other seeds, teachers trained further", "reach-teachers", None),
+    ("reach, its end, other seeds, teachers trained further", "reach-data", None),
     ("reach, pretrained on eight other tasks, half of the training", "reach-pretrained", 300),
     ("reach, pretrained, its end", "reach-pretrained", None),
     ("reach, a small pretrained SmolVLA, half of the training", "reach-smolvla", 300),
@@ -124,6 +125,16 @@ class Asked(NamedTuple):
 ASKED = {
     "asked of geometry": Asked("reach-geometry", (("oracle", "plain"),)),
     "asked of drawer geometry": Asked("drawer-open-geometry", (("oracle", "plain"),)),
+    "asked of data": Asked(
+        "reach-data",
+        (
+            ("forced", "plain"),
+            ("points", "plain"),
+            ("points", "forced"),
+            ("points", "shuffled-points"),
+        ),
+        shares=(0.5, 0.25, 1.0),
+    ),
     "asked of teachers": Asked(
         "reach-teachers",
         (
