@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spatial_forcing.cache.spans import Spans
 from spatial_forcing.cache.store import FeatureStore
+from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.guard import guarded
 
 EVERY = 4  # frames
@@ -35,11 +36,15 @@ def main() -> None:
     ours, true = (points_of(root, frames) for root in (options.predicted, options.recorded))
     off = (ours - true).norm(dim=-1)
     known = off[off.isfinite()]
+    if not len(known):
+        raise SpatialForcingError("There is no token whose point is known in both.")
     low, median, high = (100 * known.quantile(torch.tensor([0.25, 0.5, 0.75]))).tolist()
     print(
         f"{len(frames)} frames, {len(known) / off.numel():.0%} of the tokens known in both: {median:.1f} cm "
         f"off (median; quartiles {low:.1f} and {high:.1f} cm)"
     )
+    alone = (ours.isfinite().all(-1) & ~true.isfinite().all(-1)).float().mean()
+    print(f"a further {alone:.0%} have a predicted point and no recorded one: most are farther than 3 m")
 
 
 if __name__ == "__main__":

@@ -114,10 +114,10 @@ def test_damage_is_said_with_what_mends_it(stored, dataset, tmp_path, capsys, wh
     file.write_bytes(data)
     if how == "delete":
         file.unlink()
-    again = f"again: spatial-forcing {what} --features {features} --dataset <data set> ..."
+    again = f"again: spatial-forcing {what} --features {features} --dataset <data set> "
     advice = f"Remove {folder} (the features beside it stay), and store the {what} {again}"
     if how == "manifest":
-        advice = f"Delete it and run {again.removeprefix('again: ').removesuffix('...')}"
+        advice = f"Delete it and run {again.removeprefix('again: ')}"
     with pytest.raises(CacheError) as raised:
         FeatureStore(features, points=what == "points", weights=what == "weights")(torch.tensor([0]))
     assert advice in str(raised.value)

@@ -3,6 +3,7 @@
 Shapes: F frames, V views, P pairs, H W pixels.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spatial_forcing.datasets import open_dataset
@@ -243,6 +245,20 @@ def test_recorded_cameras_fit(demos):
         assert found.seen == 1
         assert found.depth is not None
         assert abs(found.depth) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [(0.1, "too far for an arm that hides it"), (1000.0, "probably in millimetres")]
+)
+def test_recorded_depth_in_another_unit_does_not_fit(demos, tmp_path, factor, says):
+    there = Path(shutil.copytree(demos, tmp_path / "demos"))
+    for path in (there / "geometry").glob("*.safetensors"):
+        found = load_file(path)
+        found["depth_TVHW"] = (found["depth_TVHW"].float() * factor).half()
+        save_file(found, path)
+    for found in judged(there, None).values():
+        assert found.verdict == Verdict.NOT
+        assert says in " ".join(found.reasons)
 
 
 @pytest.mark.parametrize(

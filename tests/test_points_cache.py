@@ -13,7 +13,7 @@ from geometry import seen_at, unproject
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from training_configs import policy_config, train_config
 
@@ -237,6 +237,67 @@ def test_damaged_points_are_found_and_made_again_to_the_bit(features, demos, tmp
     assert run("points", "--features", here, "--dataset", demos) == 0
     assert shard.read_bytes() == before
     assert run("cache", "verify", "--out", here) == 0
+
+
+def test_points_that_are_there_are_looked_at_before_they_are_called_done(features, demos, tmp_path, capsys):
+    here = Path(shutil.copytree(features, tmp_path / "features"))
+    command = ("points", "--features", here, "--dataset", demos)
+    assert run(*command) == 0
+    assert "Nothing to do, all is there" in capsys.readouterr().out
+    shard = here / "points" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:500])
+    assert run(*command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "damaged" in said
+    assert f"Remove {here / 'points'}" in said
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [(1000.0, "probably in millimetres"), (1e-3, "depth_unit"), (0.0, "is unknown")]
+)
+def test_recorded_depth_in_another_unit_is_refused_before_anything_is_stored(
+    features, demos, tmp_path, capsys, factor, says
+):
+    here = Path(shutil.copytree(features, tmp_path / "features"))
+    shutil.rmtree(here / "points")
+    there = Path(shutil.copytree(demos, tmp_path / "demos"))
+    rescale(there, factor)
+    assert run("points", "--features", here, "--dataset", there) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (here / "points").exists()
+
+
+def rescale(demos: Path, factor: float) -> None:
+    """Multiplies the recorded depth of demonstrations."""
+    for path in (demos / "geometry").glob("*.safetensors"):
+        found = load_file(path)
+        found["depth_TVHW"] = (found["depth_TVHW"].float() * factor).half()
+        save_file(found, path)
+
+
+def test_points_of_depth_that_was_mended_are_others(features, demos, tmp_path, capsys):
+    there = Path(shutil.copytree(demos, tmp_path / "demos"))
+    rescale(there, 1.1)
+    assert run("points", "--features", features, "--dataset", there) == 2
+    assert "already holds another cache" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_damaged_file_of_the_geometry_is_named(demos, tmp_path):
+    there = Path(shutil.copytree(demos, tmp_path / "demos"))
+    path = there / "geometry" / "episode_000001.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SpatialForcingError, match=r"episode_000001.safetensors cannot be read .*damaged"):
+        load_geometry(there, 1)
+
+
+def test_points_of_which_none_is_known_are_no_target(features, tmp_path):
+    here = Path(shutil.copytree(features, tmp_path / "features"))
+    store = FeatureStore(here, points=True).points
+    store.check_points("recorded", "robot")
+    mean_C, std_C = store.stats
+    store.stats = (mean_C * 0, std_C)
+    with pytest.raises(CacheError, match=r"of no token is the point known: .*spatial-forcing points"):
+        store.check_points(None, None)
 
 
 def test_the_command_continues_and_does_nothing_twice(demos, tmp_path, capsys):

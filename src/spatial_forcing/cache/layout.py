@@ -215,7 +215,8 @@ def command_of(root: Path) -> str:
     """The command that writes what is in a folder."""
     if root.name not in BESIDE:
         return COMMAND
-    return f"spatial-forcing {root.name} --features {root.parent} --dataset <data set> ..."
+    of = "--depth <recorded, or pseudo:model>" if root.name == POINTS else "--source <of the weights>"
+    return f"spatial-forcing {root.name} --features {root.parent} --dataset <data set> {of}"
 
 
 def restore(root: Path) -> str:

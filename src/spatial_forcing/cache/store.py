@@ -284,9 +284,15 @@ class FeatureStore:
                 )
 
     def check_points(self, source: str | None, frame: str | None) -> None:
-        """Raises :class:`CacheError` unless these are points from this depth in this frame; None agrees with
-        everything."""
+        """Raises :class:`CacheError` unless these are points from this depth in this frame, of which some are
+        known; None agrees with everything."""
         said = self.source.teacher
+        if self.stats is not None and not self.stats[0][3]:
+            raise CacheError(
+                f"{self.root} holds {said}, and of no token is the point known: its depth was unknown, in "
+                f"the wrong unit or beyond 3 m everywhere. Delete {self.root} (the features stay) and store "
+                f"others: {command_of(self.root)}"
+            )
         for option, wanted, agrees in (
             ("points_from", source, source is None or are_from(said, source)),
             ("points_frame", frame, frame is None or said.endswith(f", {frame} frame")),

@@ -38,6 +38,8 @@ ERROR, CHANCE = (
     (0.45, 0.75),
 )  # of matches: of the image's height, of what they are off by chance
 GAIN = 0.12  # of this error, that a turn of the camera takes away
+HIDES = 0.3  # metres before the end effector in which the arm or a thing may hide it
+MILLIMETRES = 20.0  # metres behind it that no room has
 BEYOND = 0.14  # metres that a hand reaches beyond its position at most
 FEW_PAIRS, OFTEN = 8, 0.5
 HAND, LEAST_HAND = 0.1, 3.0  # metres, and pixels that they are to be in images of about a hundred
@@ -183,17 +185,17 @@ def _of_matched(found: Matched | None, seen: float) -> list[Fault]:
 
 
 def _of_depth(depth: float) -> list[Fault]:
-    """Faults by depth: a surface far behind is not the end effector; one in front may hide it."""
+    """Faults by depth: a surface far behind is not the end effector; one close in front may hide it."""
     grade = _grade(abs(depth), DEPTH)
     if grade == FITS:
         return []
     where = "behind" if depth > 0 else "in front of"
-    return [
-        (
-            grade if depth > 0 else LOOK,
-            f"what is seen there is {100 * abs(depth):.0f} cm {where} the end effector",
-        )
-    ]
+    said = f"what is seen there is {100 * abs(depth):.0f} cm {where} the end effector"
+    if depth < -HIDES:
+        said += ", too far for an arm that hides it: is the recorded depth in metres?"
+    elif depth > MILLIMETRES:
+        said += ": the recorded depth is probably in millimetres"
+    return [(grade if depth > 0 or depth < -HIDES else LOOK, said)]
 
 
 def _grade(value: float, limits: tuple[float, float]) -> Verdict:

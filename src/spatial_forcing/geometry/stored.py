@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 
-from spatial_forcing.cache.beside import extract_beside
+from spatial_forcing.cache.beside import extract_beside, frames_at
 from spatial_forcing.cache.layout import POINTS
+from spatial_forcing.cache.passes import spread
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.geometry.cameras import CameraSource, cameras_of
 from spatial_forcing.geometry.metres import metric_depths
 from spatial_forcing.geometry.points import PointSource
-from spatial_forcing.probe.depths import recorded
+from spatial_forcing.probe.depth import ProbeError
+from spatial_forcing.probe.depths import Depths, recorded
 from spatial_forcing.probe.pseudo import check_model
+
+# Metres: where the median of what a robot's cameras see can be; and how many frames are looked at for it.
+NEAREST, FARTHEST, LOOKED_AT = 0.02, 50.0, 8
 
 
 def extract_points(dataset: Path | str, source: PointSource, root: Path, **how: Any) -> Path:
@@ -50,11 +55,38 @@ def point_source(
         device: where a depth model runs.
 
     Raises:
-        ProbeError: a depth source that there is not.
+        ProbeError: a depth source that there is not, or recorded depth that cannot be in metres.
         CalibrationError: a camera is not calibrated, or the calibration does not fit the images.
     """
     cameras = checked_sources(depth, frames, keys, calibration)
-    return PointSource(metric_depths(depth, frames, keys, cameras, device), cameras, frame)
+    depths = metric_depths(depth, frames, keys, cameras, device)
+    if depths.kind == "recorded":
+        check_metres(depths, frames, keys)
+    return PointSource(depths, cameras, frame)
+
+
+def check_metres(depths: Depths, frames: Any, keys: Sequence[str]) -> None:
+    """Raises :class:`ProbeError` if the recorded depth of some frames cannot be in metres, or is unknown."""
+    indices = spread(len(frames), LOOKED_AT)
+    maps = depths.of(frames_at(frames, indices), keys)
+    seen = torch.cat([depth_BHW[(depth_BHW > 0) & depth_BHW.isfinite()] for depth_BHW in maps])
+    if not len(seen):
+        raise ProbeError(
+            f"The recorded depth is unknown (0, or not a number) in every pixel of the {len(indices)} frames "
+            "that were looked at. Record it again, or take that of a model: --depth pseudo:<model>."
+        )
+    if NEAREST <= (median := float(seen.median())) <= FARTHEST:
+        return
+    what = (
+        "It is probably in millimetres: store metres, or say depth_unit 'mm' in the info of the depth "
+        "feature (meta/info.json)."
+        if median > FARTHEST
+        else "It was probably in metres, and taken for millimetres: see to its depth_unit (meta/info.json)."
+    )
+    raise ProbeError(
+        f"The recorded depth is {median:.4g} m (median over {len(indices)} frames), and what a robot's "
+        f"cameras see is {NEAREST:g} to {FARTHEST:g} m away. {what}"
+    )
 
 
 def checked_sources(depth: str, frames: Any, keys: Sequence[str], calibration: Path | None) -> CameraSource:

@@ -9,10 +9,12 @@ not known which part of the image the depth is of.
 Shapes: B batch, H W pixels of an image, h w of a depth map.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +48,7 @@ class Depths:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the weights of the model that estimates it; of recorded depth there are none."""
+        """Changes with the weights of the model that estimates it, or with what was recorded."""
         return getattr(self.of, "fingerprint", "")
 
     @property
@@ -118,6 +120,16 @@ class _Geometry:
         self.root, self.views = root, list(meta.camera_keys)
         self._last: tuple[int, Tensor] | None = None
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all files of the geometry."""
+        found = hashlib.sha256()
+        for path in sorted((self.root / "geometry").glob("*.safetensors")):
+            found.update(path.name.encode())
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        return found.hexdigest()[:16]
+
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         frames = zip(batch["episode_index"].tolist(), batch["frame_index"].tolist(), strict=True)
         depth_BVHW = torch.stack([self._episode(episode)[frame] for episode, frame in frames])
@@ -137,6 +149,8 @@ class _DepthFeatures:
     def __init__(self, dataset: Any, keys: Mapping[str, str]):
         self.keys = keys
         self.scale = {key: _metres(dataset, key) for key in keys.values()}
+        # The frames are the data set's, which a cache is of; the unit is a line that may be mended.
+        self.fingerprint = repr(sorted(self.scale.items()))
 
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
         found = []

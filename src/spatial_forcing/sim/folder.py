@@ -96,8 +96,9 @@ def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
         `extrinsics_TV34` float32 (world to camera).
 
     Raises:
-        SpatialForcingError: no such episode.
+        SpatialForcingError: no such episode, or its file is damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = geometry_path(Path(root), episode)
@@ -106,7 +107,13 @@ def load_geometry(root: Path, episode: int) -> "dict[str, Tensor]":
         raise SpatialForcingError(
             f"{root} has no geometry of episode {episode}; it has {count} episodes, from 0."
         )
-    return load_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SpatialForcingError(
+            f"{path} cannot be read ({error}): it is damaged. Copy it again from where it came, or collect "
+            "the demonstrations again into another folder."
+        ) from error
 
 
 def repo_id(root: Path) -> str:
