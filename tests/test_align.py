@@ -217,3 +217,17 @@ def test_it_describes_itself():
     says = sf.describe()
     assert "TinyVLA after block 3 of 4 (8 visual tokens, width 16) -> teacher width 8" in says
     assert f"projector {params:,} parameters; weight 0.5" in says
+
+
+def test_what_is_not_the_papers_objective_is_said():
+    of_two = (torch.zeros(CHANNELS), torch.ones(CHANNELS))
+    for options, words in (
+        ({}, ""),
+        ({"standardize": of_two}, "; features standardised"),
+        ({"projector": "conv", "spatial_norm": True}, "tokens; projector conv"),
+        ({"norm": "batch", "position_embedding": 0.0}, "; position embedding 0; batch norm"),
+        ({"published": True}, "; numerics of the public code"),
+        ({"control": "place"}, "; control: place"),
+    ):
+        says = Setting(**options).sf.describe()
+        assert says.endswith(words or "; weight 0.5"), says

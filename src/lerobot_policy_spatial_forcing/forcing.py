@@ -119,7 +119,9 @@ class ForcedPolicy:
             # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector
             # is none of them: it stays out of sight until the optimizer asks for what trains.
             self.__dict__["forcing"] = self._modules.pop("forcing")  # type: ignore[attr-defined]
-        logging.getLogger(__name__).info(self.forcing.describe())
+        ahead = sorted({entry.future for entry in config.forcing.entries() if entry.future})
+        future = f"; features of {' and '.join(map(str, ahead))} frames ahead" if ahead else ""
+        logging.getLogger(__name__).info(self.forcing.describe() + future)
 
     def _cameras(self, meta: Any) -> dict[str, str]:
         """Maps the policy's names of the cameras to align to the data set's."""

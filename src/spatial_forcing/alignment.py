@@ -255,7 +255,23 @@ class Part:
             f"{site.host} {site.label} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "
             f"teacher width {self.target.width}{layer}{points}; projector {parameters:,} parameters{loss}; "
             f"weight {alignment.weight}" + (f"; control: {alignment.control}" if alignment.control else "")
-        )
+        ) + "".join(f"; {words}" for words in variants_of(alignment))
+
+
+def variants_of(alignment: Alignment) -> list[str]:
+    """What an alignment does otherwise than the paper's objective, in words, for logs."""
+    embedding = alignment.position_embedding
+    found = {
+        "features standardised": alignment.standardize is not None,
+        "features standardised over each view's tokens": alignment.spatial_norm,
+        f"position embedding {embedding:g}": embedding != Alignment.position_embedding,
+        f"projector {alignment.projector}": alignment.projector != Alignment.projector,
+        f"{alignment.norm} norm": alignment.norm != Alignment.norm,
+        f"projector of {alignment.shares}": alignment.shares is not None,
+        f"{alignment.hidden_share:g} of its hidden units": alignment.hidden_share != Alignment.hidden_share,
+        "numerics of the public code": alignment.published,
+    }
+    return [words for words, holds in found.items() if holds]
 
 
 def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
