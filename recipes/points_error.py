@@ -44,7 +44,9 @@ def main() -> None:
         f"off (median; quartiles {low:.1f} and {high:.1f} cm)"
     )
     alone = (ours.isfinite().all(-1) & ~true.isfinite().all(-1)).float().mean()
-    print(f"a further {alone:.0%} have a predicted point and no recorded one: most are farther than 3 m")
+    print(
+        f"a further {alone:.0%} have a predicted point and no recorded one: farther than 3 m, or without recorded depth"
+    )
 
 
 if __name__ == "__main__":
