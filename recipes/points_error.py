@@ -45,7 +45,7 @@ def main() -> None:
     )
     alone = (ours.isfinite().all(-1) & ~true.isfinite().all(-1)).float().mean()
     print(
-        f"a further {alone:.0%} have a predicted point and no recorded one: farther than 3 m, or without recorded depth"
+        f"a further {alone:.0%} have a predicted point alone: recorded depth is unknown there, or beyond 3 m"
     )
 
 
