@@ -300,6 +300,15 @@ def test_the_table_of_runs_fits_a_narrow_terminal():
     assert row.split() == ["shuffled-points-f100-s11", "step", "450", "of", "20000", "0.255", "0", "of", "2"]
 
 
+def test_of_a_comparison_that_was_stopped_no_time_is_left():
+    def title(*runs: Progress) -> str:
+        return str(status_table(runs, 1).title)
+
+    going = run_that(5, seconds_per_step=1.0)
+    assert title(going, run_that(0, begun=False, goes_on=False)).startswith("0 of 2 runs finished, about")
+    assert "none goes on now" in title(replace(going, goes_on=False), run_that(0, begun=False, goes_on=False))
+
+
 def test_another_probe_is_no_other_comparison_until_it_was_made(tmp_path):
     out = tmp_path / "out"
     first = comparison()

@@ -7,7 +7,7 @@ from small_results import add_arm, arm, episodes, page_of, run_of, summarised, w
 
 from spatial_forcing.report.markdown import markdown
 from spatial_forcing.report.summary import summarise
-from spatial_forcing.report.wording import number
+from spatial_forcing.report.wording import number, signed
 from spatial_forcing.results import Results
 
 
@@ -340,3 +340,12 @@ def test_arms_without_success_are_said_to_be_indistinguishable(results):
     for name in ("baseline", "forced"):
         run_of(results, name)["evaluations"][-1]["episodes"] = episodes(0)
     assert "Neither forced nor baseline solved an episode." in summarised(results)["notes"]
+
+
+def test_an_interval_that_ends_just_below_zero_is_printed_as_one():
+    assert [signed(value) for value in (-0.0001, 0.0001, 0.0, -0.0)] == [
+        "-0.000",
+        "+0.000",
+        "+0.000",
+        "+0.000",
+    ]

@@ -169,7 +169,9 @@ def status_table(found: Sequence[Progress], workers: int) -> Any:
     left = seconds_left(found, workers)
     done = sum(one.state == "finished" for one in found)
     title = f"{done} of {len(found)} runs finished"
-    if done < len(found) and left is not None:
+    if done < len(found) and any(one.begun for one in found) and not any(one.goes_on for one in found):
+        title += "; none goes on now (the command that began them continues)"
+    elif done < len(found) and left is not None:
         title += f", about {duration(left)} left with {workers} at a time"
     # Six columns of words that do not wrap, in the 80 characters of a narrow terminal.
     names = ("run", "state", "s/step", "evaluated", "error", "success")

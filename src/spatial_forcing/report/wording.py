@@ -45,7 +45,8 @@ def spread_text(found: Spread | None, digits: int = 3, sign: bool = True) -> str
 def signed(value: float | None) -> str:
     if value is None or not isfinite(value):
         return "not measured"
-    return f"{value:+.3f}".replace("-0.000", "+0.000")
+    # The sign of what rounds to zero stays: it says whether an interval includes zero. (-0.0 has none.)
+    return f"{value + 0.0:+.3f}"
 
 
 def p_text(p: float | None) -> str:
