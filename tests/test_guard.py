@@ -1,15 +1,26 @@
 """How programs end when something goes wrong: one message at the end of what is on the screen."""
 
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
 
 from spatial_forcing.cli import AGAIN, KEPT, main
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
-from spatial_forcing.guard import guarded, message_of, message_of_ours, runs_lerobot
+from spatial_forcing.guard import (
+    TERMINATED,
+    guarded,
+    message_of,
+    message_of_ours,
+    runs_lerobot,
+    terminable,
+)
 
 
 def ending(capsys, error: BaseException) -> tuple[int, str]:
@@ -145,3 +156,44 @@ def test_in_lerobots_commands_our_errors_are_the_last_thing_on_the_screen():
     assert "Traceback" in last_words("/bin/lerobot-train", other)
     assert "Traceback" in last_words("/home/me/train.py", ours)
     assert "Traceback" in last_words("/bin/lerobot-train", ours, "-X", "dev")
+
+
+TEMPORARY = """
+import sys, tempfile, time
+from spatial_forcing.guard import guarded, terminable
+
+def run():
+    with tempfile.TemporaryDirectory() as folder:
+        print(folder, flush=True)
+        time.sleep(100)
+
+with terminable():
+    guarded(run, lambda: "It is all there.")
+"""
+
+
+def test_sigterm_cleans_up_as_ctrl_c_does():
+    """As a cluster ends jobs, and `kill`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TEMPORARY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    folder = Path(process.stdout.readline().strip())
+    assert folder.is_dir()
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == TERMINATED
+    assert said == "\nspatial-forcing: stopped. It is all there.\n"
+    assert not folder.exists()
+
+
+def test_a_forked_copy_ends_by_sigterm_as_ever():
+    with terminable():
+        handler = signal.getsignal(signal.SIGTERM)
+        process = get_context("fork").Process(target=time.sleep, args=(100,))
+        process.start()
+        process.terminate()
+        process.join(20)
+    assert process.exitcode == -signal.SIGTERM
+    assert callable(handler)
+    assert signal.getsignal(signal.SIGTERM) is not handler

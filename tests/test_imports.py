@@ -35,6 +35,7 @@ ORDER = (
         "plot_style",
         "locks",
         "threads",
+        "process_group",
         "processes",
         "datasets",
     ),

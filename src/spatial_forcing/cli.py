@@ -25,7 +25,7 @@ from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.evaluation.options import Eval
 from spatial_forcing.geometry.options import CalibrationCheck
 from spatial_forcing.geometry.points_options import Points
-from spatial_forcing.guard import guarded
+from spatial_forcing.guard import guarded, terminable
 from spatial_forcing.inspection.options import Inspect
 from spatial_forcing.libero.options import LiberoCheck, LiberoCollect
 from spatial_forcing.probe_options import ProbeOptions
@@ -169,7 +169,8 @@ def train(arguments: list[str]) -> None:
     from spatial_forcing.train_command import TrainCommand
 
     command = TrainCommand()
-    guarded(lambda: command.run(arguments), command.stopped)
+    with terminable():
+        guarded(lambda: command.run(arguments), command.stopped)
 
 
 COMMANDS = {
@@ -200,7 +201,7 @@ SUBCOMMANDS = {
 # What follows -- is LeRobot's to read.
 WITH_FLAGS = {"compare": Compare, "compare transfer": CompareTransfer, "eval": Eval}
 AGAIN = "What is finished is kept: run the same command again to continue."
-# After Ctrl-C; `train` looks at its folder.
+# After Ctrl-C or SIGTERM; `train` looks at its folder.
 KEPT = {
     "demo": AGAIN,
     "collect": AGAIN,
@@ -234,7 +235,8 @@ def main() -> None:
     _quiet()
     name = " ".join(words(sys.argv[1:]))
     # Options are checked where they are read, too: what they raise is a message like any other.
-    return guarded(lambda: _command(name)(), lambda: KEPT.get(name, "Nothing was changed."))
+    with terminable():
+        return guarded(lambda: _command(name)(), lambda: KEPT.get(name, "Nothing was changed."))
 
 
 def _command(name: str) -> Callable[[], None]:

@@ -8,16 +8,20 @@ is made, and by ``said_last`` where an error of ours is raised before there is o
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from spatial_forcing.errors import SpatialForcingError
 
-INTERRUPTED = 130  # what shells make of Ctrl-C
+# What shells make of Ctrl-C and of SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
 # torch raises what happened in a process of a DataLoader again, with the traceback there as the message.
 FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 OURS = re.compile(r"^(?:lerobot_policy_)?spatial_forcing[\w.]*: ", re.MULTILINE)
@@ -27,8 +31,8 @@ def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
     """Runs a command and turns expected errors into a message and an exit status.
 
     The status is 2 for errors of ours and of the machine (a full disk, a folder without write permission),
-    130 after Ctrl-C. Any other exception is a bug and keeps its traceback, as does everything in Python's
-    development mode (``python -X dev``).
+    130 after Ctrl-C, 143 within :func:`terminable` after SIGTERM. Any other exception is a bug and keeps its
+    traceback, as does everything in Python's development mode (``python -X dev``).
 
     Args:
         run: the command.
@@ -37,10 +41,10 @@ def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
     try:
         run()
         sys.stdout.flush()  # a full disk may show only now
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Terminated) as error:
         release(error)
         print(f"\nspatial-forcing: stopped. {stopped()}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
@@ -51,6 +55,33 @@ def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
         release(error)
         print(f"spatial-forcing: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Context in which SIGTERM, as a cluster sends it, cleans up as Ctrl-C does, rather than killing at once:
+    temporary folders are removed, started processes ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: Any) -> None:
+        if os.getpid() == process:
+            raise Terminated
+        # A copy of this process, as forked workers are: it ends as ever.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def message_of(error: BaseException) -> str | None:

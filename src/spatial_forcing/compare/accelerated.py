@@ -7,11 +7,13 @@ import sys
 
 
 def main() -> None:
-    from accelerate.commands.launch import main as launch
-
+    from spatial_forcing.process_group import end_group_with_leader
     from spatial_forcing.processes import end_with_parent
 
+    end_group_with_leader()
     end_with_parent()
+    from accelerate.commands.launch import main as launch
+
     sys.argv[0] = "accelerate launch"
     launch()
 

@@ -209,7 +209,13 @@ def run_logged(folder: Path, accelerate: Sequence[str] | None = None) -> None:
         command += ["-m", "spatial_forcing.compare.run", str(folder)]
     with FolderLock(folder), (folder / LOG).open("ab") as log:
         before = log.tell()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # whatever it starts ends with it: end_group_with_leader
+        )
         try:
             status = process.wait()
         finally:

@@ -197,10 +197,12 @@ def evaluate(spec: RunSpec, config: Any, env: Any, step: int, checkpoint: Path, 
 
 def main() -> None:
     from spatial_forcing.guard import guarded
+    from spatial_forcing.process_group import end_group_with_leader
     from spatial_forcing.processes import end_with_parent
     from spatial_forcing.threads import waiting_threads_sleep
 
     waiting_threads_sleep()
+    end_group_with_leader()
     end_with_parent()
     guarded(lambda: run(Path(sys.argv[1])), lambda: "What is finished is kept.")
 
