@@ -16,7 +16,15 @@ from spatial_forcing.compare.arm import Arm, arms_of
 from spatial_forcing.compare.flags import CompareError
 from spatial_forcing.compare.gather import evaluations_of, warnings_of
 from spatial_forcing.compare.launch import Launch
-from spatial_forcing.compare.plan import Comparison, Measures, Run, comparison_in, folder_of, take_folder
+from spatial_forcing.compare.plan import (
+    Comparison,
+    Measures,
+    Run,
+    comparison_in,
+    folder_of,
+    seeds_added,
+    take_folder,
+)
 from spatial_forcing.compare.preflight import Looked, check_shared
 from spatial_forcing.compare.run import evaluation_path
 from spatial_forcing.compare.split import Split, split_episodes
@@ -140,6 +148,28 @@ def test_a_folder_is_of_one_comparison(tmp_path):
         take_folder(tmp_path / "thesis", comparison())
     with pytest.raises(CompareError, match="holds no comparison"):
         comparison_in(tmp_path)
+
+
+def test_a_comparison_takes_more_seeds_and_says_when_there_were_results(tmp_path):
+    take_folder(tmp_path, comparison(seeds=(3,)))
+    take_folder(tmp_path, comparison(seeds=(3, 1)))
+    assert comparison_in(tmp_path).seeds == (3, 1)
+    assert seeds_added(tmp_path) == [], "nobody could have seen anything"
+    done = evaluation_path(folder_of(tmp_path, comparison().runs()[0]), 10)
+    done.parent.mkdir(parents=True)
+    Evaluation(step=10, episodes=[]).save(done)
+    for seeds in ((3, 1, 7), (3, 1, 7, 8), (3, 1, 7, 8)):
+        take_folder(tmp_path, comparison(seeds=seeds))
+        assert comparison_in(tmp_path).seeds == seeds
+    assert seeds_added(tmp_path) == [7, 8]
+    for other in (
+        comparison(seeds=(3, 1)),  # its tests would leave runs out
+        comparison(seeds=(1, 3, 7, 8, 9)),  # the first seed is the one that is probed
+        replace(comparison(seeds=(3, 1, 7, 8, 9)), steps=2000),
+    ):
+        with pytest.raises(CompareError, match=r"already holds another comparison .*seeds: \[3, 1, 7, 8\]"):
+            take_folder(tmp_path, other)
+    assert comparison_in(tmp_path).seeds == (3, 1, 7, 8)
 
 
 @pytest.mark.parametrize(

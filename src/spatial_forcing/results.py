@@ -93,6 +93,7 @@ class Provenance(Record):
         timings: seconds by stage.
         tasks: of the evaluation.
         warnings: that the checks before the first step or rollout gave, and the comparison went on with.
+        seeds_added: those of the seeds that were added when there were results of the others.
     """
 
     title: str
@@ -106,6 +107,7 @@ class Provenance(Record):
     timings: dict[str, float]
     tasks: list[str]
     warnings: list[str] = Field(default_factory=list)
+    seeds_added: list[int] = Field(default_factory=list)
 
 
 class Results(Provenance):

@@ -11,7 +11,15 @@ from typing import Any
 
 from spatial_forcing.compare.arm import Arm
 from spatial_forcing.compare.features import RECORDED, Teaching, teachings_of
-from spatial_forcing.compare.plan import WARNINGS, Comparison, Run, folder_of, trained_in, training_of
+from spatial_forcing.compare.plan import (
+    WARNINGS,
+    Comparison,
+    Run,
+    folder_of,
+    seeds_added,
+    trained_in,
+    training_of,
+)
 from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
 from spatial_forcing.compare.samples import sample_images
@@ -49,6 +57,7 @@ def gather(
         timings=timings,
         tasks=list(tasks),
         warnings=warnings_of(out),
+        seeds_added=seeds_added(out),
         arms={
             arm.name: ArmHead.checked(
                 {

@@ -28,6 +28,8 @@ NOTE = "comparison.json"
 WARNINGS = "warnings.json"
 # Of the measures those that decide the depth probe alone.
 OF_THE_PROBE = ("probe", "probe_frames")
+# In the note, seeds that were added when there were results.
+ADDED = "seeds_added"
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,8 @@ def check_taken(out: Path, comparison: Comparison) -> None:
 
 
 def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None:
-    """Claims the folder for this comparison.
+    """Claims the folder for this comparison. One that has fewer seeds and is otherwise the same gets the
+    others, and one that was not probed another depth probe.
 
     Args:
         out: the folder.
@@ -244,7 +247,8 @@ def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None
     """
     check_folder(out, CompareError)
     adopt_probe(out, comparison)
-    claim(out / NOTE, noted(comparison), what="comparison", only=only, error=CompareError)
+    adopt_seeds(out, comparison)
+    claim(out / NOTE, noted(comparison), what="comparison", only=only, beside=(ADDED,), error=CompareError)
 
 
 def noted(comparison: Comparison) -> dict[str, Any]:
@@ -271,6 +275,31 @@ def adopt_probe(out: Path, comparison: Comparison) -> None:
         write_json(note, wanted)
 
 
+def adopt_seeds(out: Path, comparison: Comparison) -> None:
+    """Notes further seeds of a comparison, behind those that it has: no run depends on those of other seeds.
+
+    Tests count on seeds that were chosen before any result was seen, so those that were not are noted.
+    """
+    note = out / NOTE
+    if not note.is_file():
+        return
+    found, wanted = read_json(note, error=CompareError), json.loads(json.dumps(noted(comparison)))
+    added = found.pop(ADDED, [])
+    seeds = found.get("seeds", [])
+    more = wanted["seeds"][len(seeds) :]
+    if not seeds or not more or found | {"seeds": [*seeds, *more]} != wanted:
+        return
+    if any((out / "runs").glob("*/eval/[0-9]*.json")):
+        added = [*added, *more]
+    write_json(note, wanted | ({ADDED: added} if added else {}))
+
+
+def seeds_added(out: Path) -> list[int]:
+    """The seeds of a comparison that were added when there were results."""
+    path = out / NOTE
+    return read_json(path, error=CompareError).get(ADDED, []) if path.is_file() else []
+
+
 def comparison_in(out: Path) -> Comparison:
     """Reads the comparison that a folder holds.
 
@@ -281,7 +310,7 @@ def comparison_in(out: Path) -> Comparison:
     if not path.is_file():
         raise CompareError(_no_comparison(out))
     saved = read_json(path, "Start the comparison in another folder.", CompareError)
-    strange = ({f.name for f in fields(Comparison)} ^ saved.keys()) - {"policies"}
+    strange = ({f.name for f in fields(Comparison)} ^ saved.keys()) - {"policies", ADDED}
     if strange:
         raise CompareError(
             f"{path} does not hold a comparison of this version: {', '.join(sorted(strange))}."

@@ -248,9 +248,19 @@ def seeds_note(summary: Summary) -> str:
         return f"One seed ({listed(map(str, used or seeds))}): a demonstration, not evidence."
     if any(arm.seeds_planned != seeds for arm in arms):
         return "The arms have different seeds; only those that two arms share are compared."
-    if any(of != set(seeds) for of in shared):
-        return f"{len(seeds)} seeds each, of which some are left out below."
-    return f"{len(seeds)} seeds each."
+    left_out = ", of which some are left out below" if any(of != set(seeds) for of in shared) else ""
+    return f"{len(seeds)} seeds each{left_out}.{_added(summary)}"
+
+
+def _added(summary: Summary) -> str:
+    """Sentence on seeds that somebody added who could know what the others say."""
+    if not summary.seeds_added:
+        return ""
+    were = "was" if len(summary.seeds_added) == 1 else "were"
+    return (
+        f" {listed(map(str, summary.seeds_added))} {were} added when there were results of the others: tests "
+        "do not correct for that."
+    )
 
 
 def no_control(summary: Summary) -> list[str]:
