@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from spatial_forcing.cli import AGAIN, KEPT, main
+from spatial_forcing.cli import AGAIN, KEPT, WITH_FLAGS, main
+from spatial_forcing.command_names import WITH_LEROBOTS_FLAGS
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.guard import (
     TERMINATED,
@@ -41,6 +42,12 @@ def ending(capsys, error: BaseException) -> tuple[int, str]:
         (["cahce", "--out", "x"], "Did you mean 'cache' or 'compare'?"),
         (["cache", "verfy"], "Unknown subcommand of cache 'verfy'. Did you mean 'verify'?"),
         (["doctr", "--help"], "Did you mean 'doctor' or"),
+        (
+            ["compare", "--out", "x", "--policy.type=act", "--steps=3"],
+            "spatial-forcing compare --out <folder> -- --policy.type=...",
+        ),
+        (["compare", "transfer", "--of", "x", "--env.task", "y"], "--env.task: LeRobot's flags"),
+        (["eval", "--policies", "a=x", "--env.type=libero", "--", "--env.task=y"], "come last, behind --"),
     ],
 )
 def test_mistyped_commands_name_the_nearest(monkeypatch, capsys, words, message):
@@ -197,3 +204,7 @@ def test_a_forked_copy_ends_by_sigterm_as_ever():
     assert process.exitcode == -signal.SIGTERM
     assert callable(handler)
     assert signal.getsignal(signal.SIGTERM) is not handler
+
+
+def test_every_command_with_lerobots_flags_is_known():
+    assert set(WITH_LEROBOTS_FLAGS) == set(WITH_FLAGS)

@@ -15,7 +15,7 @@ from spatial_forcing.datasets import DatasetError, open_dataset
 from spatial_forcing.errors import MissingDependencyError, SpatialForcingError
 from spatial_forcing.probe.command import probe
 from spatial_forcing.probe.depths import check_aspect, recorded
-from spatial_forcing.probe.frames import Split, split_episodes
+from spatial_forcing.probe.frames import ProbeFrames, Split, split_episodes
 from spatial_forcing.probe.points import columns_of
 from spatial_forcing.probe.policies import check_sites, checkpoint_folder, load_policies, named_policies
 from spatial_forcing.probe_options import ProbeOptions
@@ -131,6 +131,17 @@ def test_episodes_are_split_once_and_for_all():
         split_episodes(1, 0.2)
     with pytest.raises(SpatialForcingError, match="in both training and test"):
         Split((0, 1, 2), (2, 3))
+
+
+def test_episodes_of_which_no_frame_is_looked_at_do_not_count():
+    rows = [{"dataset_from_index": 10 * e, "dataset_to_index": 10 * e + 10} for e in range(50)]
+    dataset = SimpleNamespace(meta=SimpleNamespace(episodes=rows))
+    split = split_episodes(50, 0.2)
+    for most, train, test in ((None, 40, 10), (25, 20, 5), (5, 4, 1)):
+        frames = ProbeFrames(dataset, split, most)
+        assert (len(frames.episodes("train")), len(frames.episodes("test"))) == (train, test)
+        for phase, of in (("train", split.train), ("test", split.test)):
+            assert set(frames.episodes(phase)) == {i // 10 for i in frames.indices[phase]} <= set(of)
 
 
 def test_depth_of_another_aspect_ratio_is_refused_and_of_another_resolution_is_not():

@@ -198,7 +198,7 @@ SUBCOMMANDS = {
     "libero check": LiberoCheck,
     "libero collect": LiberoCollect,
 }
-# What follows -- is LeRobot's to read.
+# See ``command_names.WITH_LEROBOTS_FLAGS``.
 WITH_FLAGS = {"compare": Compare, "compare transfer": CompareTransfer, "eval": Eval}
 AGAIN = "What is finished is kept: run the same command again to continue."
 # After Ctrl-C or SIGTERM; `train` looks at its folder.

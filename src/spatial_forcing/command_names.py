@@ -17,6 +17,8 @@ ONLY_WITH_SUBCOMMAND = ("calibration", "libero")
 ON_A_FOLDER = (("report",), ("compare", "status"))
 # What was called otherwise before 0.1: commands, and options by command.
 RENAMED_COMMANDS = {"demos": "collect"}
+# Commands that hand what follows -- to LeRobot.
+WITH_LEROBOTS_FLAGS = ("compare", "compare transfer", "eval")
 RENAMED_OPTIONS = {
     "demo": {"--weight": "--loss-weight"},
     "cache": {"--weights": "--teacher-checkpoint"},
@@ -42,7 +44,8 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
 
     Raises:
         UnknownNameError: no such command, or no such subcommand.
-        SpatialForcingError: a command or an option has been renamed; says its new name.
+        SpatialForcingError: a command or an option has been renamed; says its new name. Or flags of LeRobot
+            are not behind ``--``.
     """
     name, *second = words(arguments) or [None]
     if name in RENAMED_COMMANDS:
@@ -54,7 +57,16 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
         raise SpatialForcingError(f"The command {name} needs a subcommand: {listed}.")
     if second and name in SUBCOMMANDS and second[0] not in SUBCOMMANDS[name]:
         raise UnknownNameError(f"subcommand of {name}", second[0], SUBCOMMANDS[name])
-    for option in (argument.partition("=")[0] for argument in parted(arguments)[0]):
+    options = [argument.partition("=")[0] for argument in parted(arguments)[0] if argument.startswith("-")]
+    # None of ours has a dot.
+    lerobots = [option for option in options if option.startswith("--") and "." in option]
+    if lerobots and " ".join(words(arguments)) in WITH_LEROBOTS_FLAGS:
+        example = f"spatial-forcing {' '.join(words(arguments))} --out <folder> -- {lerobots[0]}=..."
+        raise SpatialForcingError(
+            f"{', '.join(lerobots)}: LeRobot's flags (--policy.type, --steps and all others) come last, "
+            f"behind --, as in: {example}"
+        )
+    for option in options:
         if name is not None and (new := RENAMED_OPTIONS.get(name, {}).get(option)):
             raise SpatialForcingError(f"The option {option} of {name} is called {new} now.")
 

@@ -3,6 +3,7 @@
 Shapes: B batch, H W pixels.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,13 +87,13 @@ class ProbeFrames:
     def __init__(self, dataset: Any, split: Split, max_frames: int | None = None, batch_size: int = 32):
         self.dataset, self.split, self.batch_size = dataset, split, batch_size
         rows = dataset.meta.episodes
-        lengths = {
-            e: (int(rows[e]["dataset_from_index"]), int(rows[e]["dataset_to_index"]))
+        self.spans = {
+            e: range(int(rows[e]["dataset_from_index"]), int(rows[e]["dataset_to_index"]))
             for e in range(len(rows))
         }
         every: dict[Phase, list[int]] = {
-            "train": [i for e in split.train for i in range(*lengths[e])],
-            "test": [i for e in split.test for i in range(*lengths[e])],
+            "train": [i for e in split.train for i in self.spans[e]],
+            "test": [i for e in split.test for i in self.spans[e]],
         }
         total = sum(map(len, every.values()))
         share = 1.0 if max_frames is None else min(1.0, max_frames / total)
@@ -101,6 +102,13 @@ class ProbeFrames:
     def count(self, phase: Phase) -> int:
         """Number of frames of a phase."""
         return len(self.indices[phase])
+
+    def episodes(self, phase: Phase) -> list[int]:
+        """The episodes of a phase with a frame that is looked at: of many episodes, some may have none."""
+        episodes = self.split.train if phase == "train" else self.split.test
+        starts = [span.start for span in self.spans.values()]
+        looked_at = {bisect_right(starts, index) - 1 for index in self.indices[phase]}
+        return [episode for episode in episodes if episode in looked_at]
 
     def batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
         """Raw batches of a phase, in the order of the data set."""

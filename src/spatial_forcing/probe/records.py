@@ -114,7 +114,8 @@ class ProbeReport(Record):
         cameras: of the data set, in the order of the visual tokens.
         depth: what was read.
         policies: that were probed.
-        train_episodes, test_episodes: fitted on and judged on; none is in both.
+        train_episodes, test_episodes: fitted on and judged on; none is in both, and each has a frame that was
+            looked at.
         train_frames, test_frames: how many frames of them were looked at.
         settings: of the heads.
         rows: every source, site and head.
