@@ -289,8 +289,8 @@ def evidence_table() -> str:
         arms = summarise(results if step is None else as_of(results, step)).arms
         seeds = len({run.seed for run in results.runs})
         success = (rate_text(arms[arm].success, "") if arm in arms else "–" for arm in EVIDENCE_ARMS)
-        rows.append((asked, str(seeds), *success))
-    head = ("task and length, built-in policy where none is named", "seeds", *EVIDENCE_ARMS.values())
+        rows.append((asked, f"[{name}](docs/results/{name}.json)", str(seeds), *success))
+    head = ("task and length, built-in policy where none is named", "study", "seeds", *EVIDENCE_ARMS.values())
     return _table(head, rows)
 
 
