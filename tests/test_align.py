@@ -228,6 +228,17 @@ def test_what_is_not_the_papers_objective_is_said():
         ({"norm": "batch", "position_embedding": 0.0}, "; position embedding 0; batch norm"),
         ({"published": True}, "; numerics of the public code"),
         ({"control": "place"}, "; control: place"),
+        ({"control": "place", "standardize": of_two}, "; control: place"),
+        (
+            {"control": "place", "spatial_norm": True, "token_weights": True, "projector": "conv"},
+            "weight 0.5; control: place; projector conv; without effect on this target: spatial_norm, token_weights",
+        ),
+        (
+            {"points": "alone", "position_embedding": 0.0, "norm": "batch"},
+            "3D points alone; projector 10,976 parameters; weight 0.5; batch norm; "
+            "without effect on this target: position_embedding",
+        ),
+        ({"points": "added", "position_embedding": 0.2}, "; position embedding 0.2"),
     ):
         says = Setting(**options).sf.describe()
         assert says.endswith(words or "; weight 0.5"), says

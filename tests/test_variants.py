@@ -7,7 +7,7 @@ from small_alignment import CHANNELS, SIDE, VIEWS, WIDTH, ConvTeacher, Setting, 
 from torch.testing import assert_close
 
 from lerobot_policy_spatial_forcing.feature_source import FeatureSource, sources_of
-from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig
+from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, future_of
 from spatial_forcing import Alignment
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.errors import SpatialForcingError, UnknownNameError
@@ -169,6 +169,17 @@ def test_the_target_is_so_many_frames_ahead_and_never_of_the_next_episode(cache)
     assert torch.equal(found.tokens_BVHWC, store.read(torch.tensor([3, 3, 3, 7, 8])).tokens_BVHWC)
     now = FeatureSource(AlignmentConfig(cache=str(cache)), cameras, "cpu", episode_ends=ends)
     assert torch.equal(now(batch, shown).tokens_BVHWC, store.read(batch["index"]).tokens_BVHWC)
+
+
+def test_the_log_says_what_is_ahead():
+    def said(*options: dict) -> str:
+        return future_of([AlignmentConfig(teacher="pixels", **one) for one in options])
+
+    place = {"future": 4, "control": "place"}
+    assert said({}) == ""
+    assert said({"future": 4}, {}, {"future": 2}) == "; targets of 2 and 4 frames ahead"
+    assert said(place, {"future": 1, "control": "shuffled"}) == "; targets of 1 frames ahead"
+    assert said(place) == "; future is without effect on the control of the place"
 
 
 def test_later_frames_of_a_teacher_online_are_refused_in_every_entry():

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from lerobot_policy_spatial_forcing.cameras import check_renamed, chosen_cameras, said_rename_map
 from lerobot_policy_spatial_forcing.feature_source import FeatureSource, episode_ends, sources_of
-from lerobot_policy_spatial_forcing.forcing_config import AlignmentConfig, ForcingConfig, ListedAlignment
+from lerobot_policy_spatial_forcing.forcing_config import (
+    AlignmentConfig,
+    ForcingConfig,
+    ListedAlignment,
+    future_of,
+)
 from lerobot_policy_spatial_forcing.projector_files import (
     SIDE_FOLDER,
     describe_projectors,
@@ -119,9 +124,7 @@ class ForcedPolicy:
             # A saved adapter is about to be put on all modules with certain names, "fc1" say. The projector
             # is none of them: it stays out of sight until the optimizer asks for what trains.
             self.__dict__["forcing"] = self._modules.pop("forcing")  # type: ignore[attr-defined]
-        ahead = sorted({entry.future for entry in config.forcing.entries() if entry.future})
-        future = f"; features of {' and '.join(map(str, ahead))} frames ahead" if ahead else ""
-        logging.getLogger(__name__).info(self.forcing.describe() + future)
+        logging.getLogger(__name__).info(self.forcing.describe() + future_of(config.forcing.entries()))
 
     def _cameras(self, meta: Any) -> dict[str, str]:
         """Maps the policy's names of the cameras to align to the data set's."""

@@ -4,6 +4,7 @@ One alignment is configured by flat flags; several, by a list of entries with th
 ``spatial_forcing.listed``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -196,6 +197,14 @@ class ForcingConfig(AlignmentConfig):
     def stored(self) -> bool:
         """Whether any alignment reads a feature cache."""
         return any(entry.cache is not None for entry in self.entries())
+
+
+def future_of(entries: Sequence[AlignmentConfig]) -> str:
+    """What ``future`` does, in words for a log, behind an alignment's own; empty if nothing."""
+    ahead = sorted({entry.future for entry in entries if entry.future and entry.control != "place"})
+    if ahead:
+        return f"; targets of {' and '.join(map(str, ahead))} frames ahead"
+    return "; future is without effect on the control of the place" * any(entry.future for entry in entries)
 
 
 def check_not_renamed(name: str, value: Any) -> None:

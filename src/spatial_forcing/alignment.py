@@ -249,7 +249,7 @@ class Part:
         about = "" if site.locate is None else "about "  # the prompt will say
         layer = "" if alignment.layer is None else f", layer {alignment.layer}"
         points = "" if alignment.points is None else f", 3D points {alignment.points}"
-        points += ", tokens weighted" * alignment.token_weights
+        points += ", tokens weighted" * (alignment.token_weights and alignment.control != "place")
         loss = "" if alignment.loss == "cosine" else f"; loss {_called(alignment.loss)}"
         return (
             f"{site.host} {site.label} ({about}{site.layout.tokens} visual tokens, width {site.width}) -> "
@@ -259,19 +259,36 @@ class Part:
 
 
 def variants_of(alignment: Alignment) -> list[str]:
-    """What an alignment does otherwise than the paper's objective, in words, for logs."""
-    embedding = alignment.position_embedding
+    """What an alignment does otherwise than the paper's objective, in words, for logs; and which of its
+    options do nothing."""
+    embedding, unused = alignment.position_embedding, unused_in(alignment)
+    features = alignment.control != "place" and alignment.points != "alone"
     found = {
-        "features standardised": alignment.standardize is not None,
-        "features standardised over each view's tokens": alignment.spatial_norm,
-        f"position embedding {embedding:g}": embedding != Alignment.position_embedding,
+        "features standardised": features and alignment.standardize is not None,
+        "features standardised over each view's tokens": features and alignment.spatial_norm,
+        f"position embedding {embedding:g}": features and embedding != Alignment.position_embedding,
         f"projector {alignment.projector}": alignment.projector != Alignment.projector,
         f"{alignment.norm} norm": alignment.norm != Alignment.norm,
         f"projector of {alignment.shares}": alignment.shares is not None,
         f"{alignment.hidden_share:g} of its hidden units": alignment.hidden_share != Alignment.hidden_share,
         "numerics of the public code": alignment.published,
+        f"without effect on this target: {', '.join(unused)}": unused,
     }
     return [words for words, holds in found.items() if holds]
+
+
+def unused_in(alignment: Alignment) -> list[str]:
+    """Options of an alignment that were given and do nothing: what concerns features, in the control of the
+    place and with points alone, which have none. They are no error, as a control has the options of its arm."""
+    place = alignment.control == "place"
+    if not place and alignment.points != "alone":
+        return []
+    given = {
+        "spatial_norm": alignment.spatial_norm,
+        "position_embedding": alignment.position_embedding != Alignment.position_embedding,
+        "token_weights": place and alignment.token_weights,
+    }
+    return [name for name, was in given.items() if was]
 
 
 def parts_of(host: Host, alignments: Sequence[Alignment]) -> tuple[Part, ...]:
