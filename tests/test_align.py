@@ -231,7 +231,8 @@ def test_what_is_not_the_papers_objective_is_said():
         ({"control": "place", "standardize": of_two}, "; control: place"),
         (
             {"control": "place", "spatial_norm": True, "token_weights": True, "projector": "conv"},
-            "weight 0.5; control: place; projector conv; without effect on this target: spatial_norm, token_weights",
+            "weight 0.5; control: place; projector conv; "
+            "without effect on this target: spatial_norm, token_weights",
         ),
         (
             {"points": "alone", "position_embedding": 0.0, "norm": "batch"},

@@ -9,6 +9,7 @@ import torch
 from small_dataset import CAMERAS, make_dataset
 
 from spatial_forcing.cache.extract import Extraction, extract, open_source
+from spatial_forcing.cache.layout import COMMAND
 from spatial_forcing.cache.store import CacheError, FeatureStore
 from spatial_forcing.cli import main
 from spatial_forcing.teachers import load_teacher
@@ -51,8 +52,11 @@ def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
 
     before = (out / "shard-00000.safetensors").read_bytes()
     flip_a_bit(out / "shard-00000.safetensors")
-    assert run(monkeypatch, "verify", "--out", str(out)) == 2
-    assert "1 of the files" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", *options) == 2
+    said = capsys.readouterr()
+    again = f"{COMMAND} verify --out {out} --dataset {dataset} --repair"
+    assert said.err.endswith(f"Restore exactly it with: {again}\n")
+    assert said.out.endswith("is damaged: its sum is not the one in the manifest.\n"), "no advice twice"
     assert run(monkeypatch, "verify", "--out", str(out), "--repair") == 2
     assert "of which data set" in capsys.readouterr().err
     assert run(monkeypatch, "verify", *options, "--repair") == 0

@@ -28,7 +28,10 @@ def meta(**changed: tuple[int, ...]) -> SimpleNamespace:
     """Metadata of a data set with the columns and cameras of the right file; some of other shapes."""
     shapes = {LEFT: (240, 320, 3), WRIST: (480, 640, 3), MOVING: (480, 640, 3)}
     shapes |= {"observation.state": (7,), "moving.intrinsics": (9,), "moving.extrinsics": (3, 4)} | changed
-    features = {key: {"shape": shape, "names": None, "dtype": "float32"} for key, shape in shapes.items()}
+    features = {
+        key: {"shape": shape, "names": None, "dtype": "video" if "images" in key else "float32"}
+        for key, shape in shapes.items()
+    }
     return SimpleNamespace(features=features, camera_keys=[key for key in features if "images" in key])
 
 
@@ -41,8 +44,11 @@ def test_a_resized_image_fits(calibration):
     [
         ({LEFT: (480, 480, 3)}, "those of the data set are 480 x 480: of another aspect ratio"),
         ({"observation.state": (6,)}, "observation.state has 6 numbers, and those of indices [3, 4, 5, 6]"),
-        ({"moving.extrinsics": (7,)}, "moving.extrinsics is to hold a matrix of 12, 3 x 4, 16, 4 x 4"),
-        ({"moving.intrinsics": (3,)}, "moving.intrinsics is to hold a matrix"),
+        (
+            {"moving.extrinsics": (7,)},
+            f"extrinsics of camera {MOVING}: The column moving.extrinsics is to hold a matrix of 12, 3 x 4",
+        ),
+        ({"moving.intrinsics": (3,)}, f"intrinsics of camera {MOVING}: The column moving.intrinsics is to"),
     ],
 )
 def test_another_data_set_is_refused(calibration, changed, says):
@@ -64,8 +70,12 @@ def test_cameras_and_columns_that_are_not_there_are_named_with_the_nearest(tmp_p
     with pytest.raises(CalibrationError, match=f"Unknown camera '{LEFT}'"):
         calibration.check(other, [LEFT])
     content = with_value("end_effector/position/column", "observation.stat")
-    with pytest.raises(CalibrationError, match=r"'observation.stat'. Did you mean 'observation.state'"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"position of the end effector: Unknown column .*Did you mean 'observation.state'",
+    ) as told:
         Calibration.read(written(tmp_path, content)).check(meta(), [LEFT])
+    assert "images" not in str(told.value), "no column of numbers"
     whole = with_value("end_effector/position", {"column": "observation.state"})
     with pytest.raises(CalibrationError, match=r"is to have 3 numbers and has 7. Say which"):
         Calibration.read(written(tmp_path, whole)).check(meta(), [LEFT])

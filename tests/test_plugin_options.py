@@ -57,7 +57,7 @@ def test_teacher_options_reach_the_teacher(cache):
 
 def test_cache_of_another_data_set_is_refused(cache, tmp_path):
     other = make_dataset(tmp_path / "other", seed=1)
-    with pytest.raises(CacheError, match="of data set"):
+    with pytest.raises(CacheError, match="of another data set"):
         train(forced_config(cache=str(cache)), other, tmp_path / "run")
 
 

@@ -140,7 +140,7 @@ def test_caches_of_something_else_are_refused(folder, dataset, tmp_path):
     meta = LeRobotDatasetMetadata("local/small", root=dataset)
     for cache, name, says in (
         (turned, "untrained-tiny", "cameras"),
-        (elsewhere, "untrained-tiny", "of data set"),
+        (elsewhere, "untrained-tiny", "of another data set"),
         (elsewhere, "pixels", "is of teacher"),
     ):
         config = small_config("smolvla", folder, forcing={"cache": str(cache), "teacher": name})

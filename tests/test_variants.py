@@ -119,7 +119,7 @@ def test_projectors_that_cannot_be_shared():
         rocket(shares="middle")
     with pytest.raises(SpatialForcingError, match="shares the projector of 'shallow', which must be its own"):
         rocket(norm="batch")
-    with pytest.raises(SpatialForcingError, match="must be its own"):
+    with pytest.raises(SpatialForcingError, match="'deep' shares its own projector: leave shares out"):
         rocket(shares="deep")
     for share in (0.0, 1.5):
         with pytest.raises(SpatialForcingError, match="above 0 and up to 1"):

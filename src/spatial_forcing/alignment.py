@@ -279,7 +279,7 @@ def variants_of(alignment: Alignment) -> list[str]:
 
 def unused_in(alignment: Alignment) -> list[str]:
     """Options of an alignment that were given and do nothing: what concerns features, in the control of the
-    place and with points alone, which have none. They are no error, as a control has the options of its arm."""
+    place and with points alone, which have none. They are no error: a control has the options of its arm."""
     place = alignment.control == "place"
     if not place and alignment.points != "alone":
         return []
@@ -337,6 +337,10 @@ def check_shared(parts: Mapping[str, Part]) -> None:
         if (name := part.alignment.shares) is None:
             continue
         owner = parts.get(name)
+        if owner is part:
+            raise SpatialForcingError(
+                f"The alignment {name!r} shares its own projector: leave shares out there, or name another."
+            )
         if owner is None:
             raise UnknownNameError("alignment to share a projector with", name, parts)
         if owner.alignment.shares is not None or owner.projector_shape != part.projector_shape:

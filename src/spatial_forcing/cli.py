@@ -63,12 +63,14 @@ class Collect(DemoSpec):
     def run(self) -> None:
         from spatial_forcing.console import stages
         from spatial_forcing.sim.collect import collect
+        from spatial_forcing.sim.folder import is_complete
 
+        there = is_complete(self.out)
         spec = DemoSpec(**{one.name: getattr(self, one.name) for one in fields(DemoSpec)})
         with stages(_console()) as bars:
             bar = bars.add_task("demonstrations", total=self.episodes * len(self.tasks))
             root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
-        print(f"Wrote {root}")
+        print(f"{root} holds them already; nothing was recorded." if there else f"Wrote {root}")
 
 
 @dataclass

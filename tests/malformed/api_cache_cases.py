@@ -55,7 +55,7 @@ STORES = [
             lambda b, h: FeatureStore(b.features).check(
                 teacher=None, cameras=FeatureStore(b.features).source.cameras, dataset_root=b.other
             ),
-            "is of data set",
+            "is of another data set",
             None,
         ),
         ("damaged", "cut shard", damaged(), "is damaged", copied("features", cut("features/shard*"))),

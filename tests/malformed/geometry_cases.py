@@ -21,7 +21,7 @@ CASES: list[Case] = [
         ("number", "--batch 0", "A batch has at least one frame; got 0"),
         ("type", "--batch many", "--batch"),
         ("device", "--device gpu", "'gpu' is not a device"),
-        ("foreign", "--dataset {other}", "is of data set"),
+        ("foreign", "--dataset {other}", "is of another data set"),
         ("missing", "--dataset {here}/none", "none does not exist"),
     )
 ]

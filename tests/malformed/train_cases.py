@@ -48,7 +48,7 @@ FLAGS = [
         ("missing", "--policy.forcing.cache={begun}", "begun holds an unfinished feature cache"),
         ("foreign", "--policy.forcing.cache={plain}", "holds no feature cache"),
         ("foreign", "--policy.forcing.cache={raw} --policy.forcing.pca_targets=true", "no PCA coefficients"),
-        ("foreign", "--dataset.root={other}", "is of data set"),
+        ("foreign", "--dataset.root={other}", "is of another data set"),
         ("missing", "--dataset.root={here}/none", "none could not be read, here or from the Hub"),
         ("foreign", "--dataset.root={plain}", "plain.txt is not a folder"),
         ("number", "--dataset.episodes=[99]", "has the episodes 0 to 2; --dataset.episodes names 99"),
@@ -139,7 +139,7 @@ LEROBOTS = [
     for kind, flags, says in (
         ("missing", "--policy.forcing.cache={here}/none", "none holds no feature cache"),
         ("number", "--policy.forcing.site=blocks.99", "has no site"),
-        ("foreign", "--dataset.root={other}", "is of data set"),
+        ("foreign", "--dataset.root={other}", "is of another data set"),
     )
 ]
 

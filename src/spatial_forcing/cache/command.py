@@ -131,16 +131,19 @@ def verify_cache(options: Any) -> None:
     broken = {folder: found for folder in folders if (found := broken_files(folder))}
     for folder, found in broken.items():
         for name, reason in found.items():
-            print(f"{(folder / name).relative_to(options.out)}: {reason}")
+            what = reason.removesuffix(restore(folder)).strip()
+            print(f"{(folder / name).relative_to(options.out)}: {what}")
     if options.repair and options.dataset is None:
         raise CacheError("--repair computes features again: say of which data set with --dataset.")
     if options.dataset is not None:
         check_numbers(1, None, options.decoders)
         own_device(options.device)
     if broken and not options.repair:
+        count = sum(map(len, broken.values()))
         raise CacheError(
-            f"{sum(map(len, broken.values()))} of the files of {options.out} cannot be used. Restore exactly "
-            f"them with: {COMMAND} verify --out {options.out} --dataset <data set> --repair"
+            f"{count} of the files of {options.out} cannot be used. Restore exactly "
+            f"{'it' if count == 1 else 'them'} with: {COMMAND} verify --out {options.out} "
+            f"--dataset {options.dataset or '<data set>'} --repair"
         )
     for folder, found in broken.items():
         check_folder(folder, CacheError)

@@ -259,9 +259,9 @@ class FeatureStore:
             )
         if dataset_root is not None and (found := dataset_fingerprint(dataset_root)) != self.source.dataset:
             raise CacheError(
-                f"The cache at {self.root} is of data set {self.source.dataset}, but {dataset_root} has "
-                f"the fingerprint {found}: other frames, or the data set changed since. Write the cache "
-                "again."
+                f"The cache at {self.root} is of another data set than {dataset_root}, or that has changed "
+                f"since (fingerprint {self.source.dataset} then, {found} now). Name the cache of this data "
+                f"set, or write one into another folder: {COMMAND} --dataset {dataset_root} --out <folder>"
             )
 
     def check_teacher_options(

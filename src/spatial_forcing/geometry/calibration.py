@@ -15,7 +15,8 @@ Shapes: B batch, V views, n numbers of a rotation.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -189,17 +190,28 @@ class Calibration:
 
     def _check_columns(self, meta: Any, cameras: Sequence[str]) -> None:
         turned = self.rotation is not None and any(self.cameras[key].on == "end_effector" for key in cameras)
-        try:
-            for camera in (self.cameras[key] for key in cameras):
-                for matrix, shapes in ((camera.intrinsics, INTRINSICS), (camera.extrinsics, EXTRINSICS)):
-                    if isinstance(matrix, Column):
+        for key in cameras:
+            for matrix, shapes, what in (
+                (self.cameras[key].intrinsics, INTRINSICS, f"intrinsics of camera {key}"),
+                (self.cameras[key].extrinsics, EXTRINSICS, f"extrinsics of camera {key}"),
+            ):
+                if isinstance(matrix, Column):
+                    with self._said_of(what):
                         matrix.check_matrices(meta, shapes)
-            if self.position is not None:
+        if self.position is not None:
+            with self._said_of("position of the end effector"):
                 self.position.check_numbers(meta, 3)
-            if self.rotation is not None and turned:
+        if self.rotation is not None and turned:
+            with self._said_of("rotation of the end effector"):
                 self.rotation.column.check_numbers(meta, ROTATIONS[self.rotation.form].count)
+
+    @contextmanager
+    def _said_of(self, what: str) -> Iterator[None]:
+        """Context in which errors say of which file, and of what in it, they are."""
+        try:
+            yield
         except CalibrationError as error:
-            raise CalibrationError(f"{self.name}: {error}") from error
+            raise CalibrationError(f"{self.name}: {what}: {error}") from error
 
     def _check_aspect(self, key: str, size: tuple[int, int]) -> None:
         (height, width), (H, W) = self.cameras[key].size, size

@@ -16,6 +16,8 @@ from spatial_forcing.geometry.cameras import CalibrationError
 # Shapes of a column that holds a matrix, row by row.
 INTRINSICS, EXTRINSICS = ((9,), (3, 3)), ((12,), (3, 4), (16,), (4, 4))
 Shapes = Sequence[tuple[int, ...]]
+# Of LeRobot's types of a feature.
+NO_NUMBERS = ("image", "video", "string")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Column:
 
     def _shape(self, meta: Any) -> tuple[int, ...]:
         if self.name not in meta.features:
-            raise CalibrationError(f"{UnknownNameError('column of the data set', self.name, meta.features)}")
+            numbers = [name for name, one in meta.features.items() if one.get("dtype") not in NO_NUMBERS]
+            raise CalibrationError(f"{UnknownNameError('column of the data set', self.name, numbers)}")
         return tuple(meta.features[self.name]["shape"])
 
 
