@@ -364,7 +364,7 @@ def test_options_that_do_not_fit_the_cache(features, demos, tmp_path):
         with pytest.raises(SpatialForcingError, match=says):
             train_or_continue(config)
     for options, says in (
-        ({"points": "near"}, "use of points 'near'"),
+        ({"points": "near"}, "Unknown forcing.points 'near'"),
         ({"points": "alone", "points_from": "psuedo:vggt-1b"}, "Did you mean pseudo:vggt-1b?"),
         ({"points": "alone", "points_frame": "moon"}, "frame of points 'moon'"),
         # Of a target without points it would say nothing, and train something else than was meant.

@@ -164,8 +164,10 @@ def test_what_was_warned_of_stands_first_among_the_notes(results):
     results["warnings"] = ["wrong: plain, cameras: expected a; found b."]
     first = summarised(results)["notes"][0]
     assert first == "Warned of before it began: wrong: plain, cameras: expected a; found b."
-    said = markdown(summarise(Results.checked(results, "results")))
-    assert "Warned of before it began:\n\n- wrong: plain, cameras: expected a; found b.\n\n" in said
+    summary = summarise(Results.checked(results, "results"))
+    assert "\n\nNotes:\n\n- Warned of before it began: wrong: plain, cameras: expected a" in markdown(summary)
+    for note in summary.notes:
+        assert f"\n- {note}\n" in markdown(summary), "the page has it, too"
 
 
 def test_one_measurement_says_nothing_about_steps(results):

@@ -225,7 +225,7 @@ def _check_control(control: str | None) -> None:
 
 def _check_points(points: str | None) -> None:
     if points is not None and points not in POINTS:
-        raise UnknownNameError("use of points", points, POINTS)
+        raise UnknownNameError("forcing.points", points, POINTS)
 
 
 def _check_points_from(source: str | None) -> None:

@@ -16,12 +16,13 @@ from spatial_forcing.report.wording import (
 
 
 def markdown(summary: Summary) -> str:
-    """Renders a report as Markdown: verdict, warnings, arms, errors by step, pairs, data, provenance."""
+    """Renders a report as Markdown: verdict, notes, arms, errors by step, pairs, data, provenance."""
     verdict, parts = summary.verdict, []
-    said = {"Warned of before it began": summary.warnings}
+    said: dict[str, Sequence[str]] = {}
     if verdict is not None:
         parts += [f"**{verdict.headline}**"]
         said |= {"Shown": verdict.shown, "Not shown": verdict.not_shown, "What it would take": verdict.takes}
+    said["Notes"] = summary.notes
     parts += [
         "\n".join([f"{heading}:", "", *(f"- {sentence}" for sentence in sentences)])
         for heading, sentences in said.items()
@@ -66,9 +67,7 @@ def _arms(summary: Summary) -> str:
         ]
         for name, arm in summary.arms.items()
     ]
-    constant = next((a.constant_error for a in summary.arms.values() if a.constant_error is not None), None)
-    always = f"\n\nPredicting the mean action, whatever is seen, has an error of {number(constant)}."
-    return table(head, rows) + (always if constant is not None else "")
+    return table(head, rows)
 
 
 def _phases(summary: Summary) -> str:
