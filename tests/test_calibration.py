@@ -3,6 +3,7 @@
 Shapes: B batch, V views, n numbers of a state.
 """
 
+import math
 import re
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ from small_calibration import LEFT, MOVING, RIGHT, TURNED, WRIST, with_value, wr
 
 from spatial_forcing.geometry.calibration import Calibration
 from spatial_forcing.geometry.cameras import CalibrationError
-from spatial_forcing.geometry.matrices import ROTATIONS
+from spatial_forcing.geometry.matrices import ROTATIONS, of_axis_angle
+from spatial_forcing.geometry.pinhole import turns_between
 
 
 @pytest.fixture
@@ -79,6 +81,20 @@ def test_cameras_and_columns_that_are_not_there_are_named_with_the_nearest(tmp_p
     whole = with_value("end_effector/position", {"column": "observation.state"})
     with pytest.raises(CalibrationError, match=r"is to have 3 numbers and has 7. Say which"):
         Calibration.read(written(tmp_path, whole)).check(meta(), [LEFT])
+
+
+def test_how_cameras_are_turned_against_each_other_is_the_same_in_every_frame():
+    draw = torch.Generator().manual_seed(0)
+    Q_BV33 = torch.linalg.qr(torch.randn(2, 3, 3, 3, generator=draw, dtype=torch.float64))[0]
+    R_BV33 = Q_BV33 * Q_BV33.det()[..., None, None]
+    t_BV31 = torch.randn(2, 3, 3, 1, generator=draw, dtype=torch.float64)
+    cameras_BV34 = torch.cat([R_BV33, t_BV31], dim=-1)
+    elsewhere_BV34 = torch.cat([R_BV33 @ R_BV33[0, 0], 7 * t_BV31], dim=-1)
+    assert turns_between(cameras_BV34, elsewhere_BV34).max() < 1e-4
+    R_BV33[:, 1] = of_axis_angle(torch.tensor([[0.0, 0.5, 0.0]], dtype=torch.float64)) @ R_BV33[:, 1]
+    degrees_BVV = turns_between(cameras_BV34, torch.cat([R_BV33, t_BV31], dim=-1))
+    assert degrees_BVV[:, 1, [0, 2]].sub(math.degrees(0.5)).abs().max() < 1e-6
+    assert degrees_BVV[:, 0, 2].max() < 1e-4, "these two are as before"
 
 
 # ---- the cameras of a batch --------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """3D points of tokens: laws of their geometry, the cache they are stored in, and training toward them."""
 
+import re
 import shutil
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from spatial_forcing.errors import SpatialForcingError, UnknownNameError
 from spatial_forcing.geometry.metres import metric_depths
 from spatial_forcing.geometry.pinhole import Pinholes
 from spatial_forcing.geometry.points import FRAMES, in_frame
-from spatial_forcing.geometry.stored import extract_points, point_source
+from spatial_forcing.geometry.stored import extract_points, point_source, warn_of_turned
 from spatial_forcing.probe.depths import Depths
 from spatial_forcing.sim.camera import Jitter, default_cameras, stack_matrices
 from spatial_forcing.sim.collect import DemoSpec, collect, demo_dataset, load_geometry
@@ -165,12 +167,31 @@ def test_a_scene_of_any_scale_comes_out_in_the_same_metres(dataset, monkeypatch)
     assert depths.name == "pseudo: vggt-tiny-sim, metres by the cameras"
     before = depths.of(batch, VIEWS)
     estimate = depths.of.depth.estimate
-    monkeypatch.setattr(depths.of.depth, "estimate", lambda images: tuple(7.5 * x for x in estimate(images)))
+
+    def larger(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        depth_BVHW, extrinsics_BV34 = estimate(images)
+        return 7.5 * depth_BVHW, extrinsics_BV34 * torch.tensor([1.0, 1.0, 1.0, 7.5])
+
+    monkeypatch.setattr(depths.of.depth, "estimate", larger)
     assert_close(depths.of(batch, VIEWS), before)
     # And they are metres: right on the whole, though not in every place.
     recorded = metric_depths("recorded", dataset, VIEWS, cameras).of(batch, VIEWS)
     for found, true in zip(before, recorded, strict=True):
         assert 0.7 < (found / true).median() < 1.4
+
+
+def test_cameras_that_a_model_sees_otherwise_are_warned_of(dataset, caplog):
+    cameras = point_source("pseudo:vggt-tiny-sim", dataset, VIEWS, None, "robot").cameras
+    assert not caplog.text, "the calibration is right"
+    pinholes = cameras.pinholes
+    swapped = SimpleNamespace(pinholes=lambda batch, keys: pinholes(batch, keys[::-1]))
+    warn_of_turned(metric_depths("pseudo:vggt-tiny-sim", dataset, VIEWS, swapped).of, dataset, VIEWS)
+    (said,) = caplog.messages
+    degrees = re.search(r"(\d+) degrees otherwise than the calibration says", said)
+    assert degrees is not None
+    assert int(degrees[1]) > 90
+    assert VIEWS[0] in said
+    assert "spatial-forcing calibration check" in said
 
 
 def test_the_end_effector_gives_the_scale_of_what_one_camera_sees(dataset, monkeypatch):

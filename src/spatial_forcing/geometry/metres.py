@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spatial_forcing.geometry.cameras import CameraSource
+from spatial_forcing.geometry.pinhole import centres_of, turns_between
 from spatial_forcing.probe.depths import Depths, recorded
 from spatial_forcing.probe.pseudo import TeacherDepth, estimates_cameras, pseudo
 
@@ -49,7 +50,7 @@ def metric_depths(
         return recorded(dataset, keys)
     if estimates_cameras(model) and len(keys) > 1:
         return Depths(
-            f"pseudo: {model}, metres by the cameras", "pseudo", False, _ByCameras(model, cameras, device)
+            f"pseudo: {model}, metres by the cameras", "pseudo", False, ByCameras(model, cameras, device)
         )
     depths = pseudo(model, device)
     if not depths.relative:
@@ -58,7 +59,7 @@ def metric_depths(
     return replace(depths, name=name, relative=False, of=_ByEndEffector(depths, cameras))
 
 
-class _ByCameras:
+class ByCameras:
     """Depth of a teacher that estimates cameras, too, at the scale at which they are as far apart as here."""
 
     def __init__(self, model: str, cameras: CameraSource, device: str):
@@ -70,10 +71,16 @@ class _ByCameras:
         return self.depth.fingerprint
 
     def __call__(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> list[Tensor]:
-        maps, centres_BV3 = self.depth.scene(batch, cameras)
+        maps, extrinsics_BV34 = self.depth.scene(batch, cameras)
         true_BV3 = self.cameras.pinholes(batch, cameras).centres_BV3
-        scale_B = spread(true_BV3) / spread(centres_BV3).clamp(min=1e-6)
+        scale_B = spread(true_BV3) / spread(centres_of(extrinsics_BV34)).clamp(min=1e-6)
         return [depth_BHW * scale_B[:, None, None] for depth_BHW in maps]
+
+    def turned(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> Tensor:
+        """By how many degrees, degrees_BVV, the teacher sees each pair of cameras turned against each other
+        otherwise than they are calibrated."""
+        _, extrinsics_BV34 = self.depth.scene(batch, cameras)
+        return turns_between(extrinsics_BV34, self.cameras.pinholes(batch, cameras).extrinsics_BV34)
 
 
 def spread(centres_BV3: Tensor) -> Tensor:

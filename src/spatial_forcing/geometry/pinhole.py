@@ -27,8 +27,7 @@ class Pinholes(NamedTuple):
     @property
     def centres_BV3(self) -> Tensor:
         """Where the cameras are, in the shared frame."""
-        R_BV33, t_BV3 = self.extrinsics_BV34[..., :3], self.extrinsics_BV34[..., 3]
-        return -(R_BV33.mT @ t_BV3[..., None])[..., 0]
+        return centres_of(self.extrinsics_BV34)
 
     def of_view(self, view: int) -> "Pinholes":
         """The cameras of one view."""
@@ -56,6 +55,22 @@ class Pinholes(NamedTuple):
         camera_BVhw3 = image_BVhw3 @ self.intrinsics_BV33.inverse().mT[:, :, None]
         R_BV33, t_BV3 = self.extrinsics_BV34[..., :3], self.extrinsics_BV34[..., 3]
         return (camera_BVhw3 - t_BV3[:, :, None, None]) @ R_BV33[:, :, None]
+
+
+def centres_of(extrinsics_BV34: Tensor) -> Tensor:
+    """Where cameras are, centres_BV3, in the frame from which their extrinsics are."""
+    R_BV33, t_BV3 = extrinsics_BV34[..., :3], extrinsics_BV34[..., 3]
+    return -(R_BV33.mT @ t_BV3[..., None])[..., 0]
+
+
+def turns_between(extrinsics_BV34: Tensor, others_BV34: Tensor) -> Tensor:
+    """By how many degrees, degrees_BVV, two sets of the same cameras disagree on how each pair is turned
+    against each other; the frames of the sets may differ."""
+    relative_BVV33, others_BVV33 = (
+        R_BV33[:, :, None] @ R_BV33[:, None].mT for R_BV33 in (extrinsics_BV34[..., :3], others_BV34[..., :3])
+    )
+    trace_BVV = (relative_BVV33 * others_BVV33).sum((-2, -1))  # of the one times the other's inverse
+    return torch.rad2deg(torch.arccos(((trace_BVV - 1) / 2).clamp(-1, 1)))
 
 
 def centres(h: int, w: int) -> Tensor:

@@ -3,6 +3,7 @@
 It holds for each token x, y, z (metres) and how sure they are: 1, or 0 where the point is not known.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from spatial_forcing.cache.layout import POINTS
 from spatial_forcing.cache.passes import spread
 from spatial_forcing.cache.store import FeatureStore
 from spatial_forcing.geometry.cameras import CameraSource, cameras_of
-from spatial_forcing.geometry.metres import metric_depths
+from spatial_forcing.geometry.metres import ByCameras, metric_depths
 from spatial_forcing.geometry.points import PointSource
 from spatial_forcing.probe.depth import ProbeError
 from spatial_forcing.probe.depths import Depths, recorded
@@ -22,6 +23,8 @@ from spatial_forcing.probe.pseudo import check_model
 
 # Metres: where the median of what a robot's cameras see can be; and how many frames are looked at for it.
 NEAREST, FARTHEST, LOOKED_AT = 0.02, 50.0, 8
+# Degrees: vggt-tiny-sim is 5 off on the embedded world, and 140 with its two cameras swapped.
+TURNED = 30.0
 
 
 def extract_points(dataset: Path | str, source: PointSource, root: Path, **how: Any) -> Path:
@@ -62,6 +65,8 @@ def point_source(
     depths = metric_depths(depth, frames, keys, cameras, device)
     if depths.kind == "recorded":
         check_metres(depths, frames, keys)
+    elif isinstance(depths.of, ByCameras):
+        warn_of_turned(depths.of, frames, keys)
     return PointSource(depths, cameras, frame)
 
 
@@ -87,6 +92,20 @@ def check_metres(depths: Depths, frames: Any, keys: Sequence[str]) -> None:
         f"The recorded depth is {median:.4g} m (median over {len(indices)} frames), and what a robot's "
         f"cameras see is {NEAREST:g} to {FARTHEST:g} m away. {what}"
     )
+
+
+def warn_of_turned(depth: ByCameras, frames: Any, keys: Sequence[str]) -> None:
+    """Warns where a model sees two cameras turned against each other quite otherwise than is calibrated: it
+    may be wrong of images unlike its own, but a calibration with cameras swapped looks like that, too."""
+    indices = spread(len(frames), LOOKED_AT)
+    degrees_VV = depth.turned(frames_at(frames, indices), keys).median(0).values
+    first, second = divmod(int(degrees_VV.argmax()), len(keys))
+    if (degrees := float(degrees_VV[first, second])) > TURNED:
+        logging.getLogger(__name__).warning(
+            f"The model sees {keys[first]} and {keys[second]} turned against each other by {degrees:.0f} "
+            f"degrees otherwise than the calibration says (median over {len(indices)} frames). One of them "
+            "is wrong: look at the calibration with spatial-forcing calibration check."
+        )
 
 
 def checked_sources(depth: str, frames: Any, keys: Sequence[str], calibration: Path | None) -> CameraSource:

@@ -121,9 +121,10 @@ class TeacherDepth:
         return maps if self.metres else [in_medians(depth_BHW) for depth_BHW in maps]
 
     def scene(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> tuple[list[Tensor], Tensor]:
-        """Depth of each camera and where the cameras are, centres_BV3, both up to one factor per frame."""
-        (depth_BVHW, centres_BV3), sizes = self._asked(batch, cameras)
-        return of_sizes(depth_BVHW, sizes), centres_BV3.cpu()
+        """Depth of each camera, and extrinsics_BV34, [R | t] from the scene to the cameras; depth and t up to
+        one factor per frame."""
+        (depth_BVHW, extrinsics_BV34), sizes = self._asked(batch, cameras)
+        return of_sizes(depth_BVHW, sizes), extrinsics_BV34.cpu()
 
     def _asked(self, batch: Mapping[str, Any], cameras: Sequence[str]) -> tuple[Any, list[torch.Size]]:
         return estimated(self.estimate, batch, cameras, self.resolution, self.device)

@@ -120,8 +120,7 @@ class Architecture:
         """Loads the model of a record as an estimator of depth and cameras: see `TeacherRecord.scene`."""
         modules = (*self.depth, *self.cameras)
         model = self.load(*self.checkpoint_of(record), modules, device=device).eval()
-        # Poses are from camera to world.
-        return Estimator(model, lambda found: (found.depth_BVHW, found.cameras.pose_BV9[..., :3]))
+        return Estimator(model, lambda found: (found.depth_BVHW, found.cameras.extrinsics_BV34))
 
     def checkpoint_of(self, record: ModelRecord, weights: Path | None = None) -> tuple[Checkpoint, Any]:
         """Opens the weights of a record, or local ones in ``weights``, with the sizes of the model."""

@@ -39,7 +39,8 @@ class TeacherRecord:
             images_BV3HW in [0, 1] at `resolution` to depth_BVHW, an `Estimator` or another with a
             `fingerprint` of its weights.
         scene: loads it as an estimator of depth and of the cameras, if it is one: from the same images to
-            (depth_BVHW, centres_BV3), where the cameras are; both up to the scale of the scene.
+            (depth_BVHW, extrinsics_BV34), [R | t] from the scene to each camera; depth and t up to the scale
+            of the scene.
         confidence: loads it as an estimator of how sure its depth is, if it is one: from the same images to
             confidence_BVHW, above one, larger where it is surer.
         metric: whether that depth is in metres; else it is up to the scale of the scene.

@@ -152,8 +152,7 @@ def load_scene(record: VGGTRecord, device: torch.device | str) -> Estimator:
         assert found.pose_IBV9 is not None
         assert found.depth_BVHW is not None
         pose_BV9 = found.pose_IBV9[-1]  # world to camera: x_camera = R x + t
-        centres_BV3 = -(rotation(pose_BV9[..., 3:7]).mT @ pose_BV9[..., :3, None])[..., 0]
-        return found.depth_BVHW, centres_BV3
+        return found.depth_BVHW, torch.cat([rotation(pose_BV9[..., 3:7]), pose_BV9[..., :3, None]], dim=-1)
 
     return Estimator(model, scene)
 
