@@ -40,12 +40,13 @@ BUILT_IN = "tiny"
 SWEEP, PROBES, SITE = "sweep", "probes/sites-*.json", "--policy.forcing.site="
 # Of the table of scores: what `spatial-forcing teachers --dataset outputs/reach --out` wrote.
 SCORES = "teachers/reach.json"
-# Of the tables of points, by name: what recipes/points_in_tokens.py wrote, and the comparison that it read.
+# Of the tables of points, by name: what recipes/points_in_tokens.py wrote, the comparison that it read, and
+# the step of the success beside it.
 POINTS = {
-    "points": ("probes/points-in-tokens.json", "reach-surface"),
-    "points starts": ("probes/points-in-tokens-starts.json", "reach-starts"),
+    "points": ("probes/points-in-tokens.json", "reach-surface", 300),
+    "points starts": ("probes/points-in-tokens-starts.json", "reach-starts", 300),
+    "points drawer": ("probes/points-in-tokens-drawer.json", "drawer-open-heavier", 900),
 }
-POINTS_STEP = 300
 # Of the table over studies: an arm, when, against what, and the kept comparisons whose seeds are pooled.
 # All of the defaults on reach from scratch, each row with those that have its arms and step. (The sweep chose
 # the weight and is left out; points lie on surfaces since reach-surface.)
@@ -125,6 +126,11 @@ class Asked(NamedTuple):
 ASKED = {
     "asked of geometry": Asked("reach-geometry", (("oracle", "plain"),)),
     "asked of drawer geometry": Asked("drawer-open-geometry", (("oracle", "plain"),)),
+    "asked of heavier": Asked(
+        "drawer-open-heavier",
+        (("points-2", "plain"), ("points-8", "plain"), ("points-2", "shuffled-points-2")),
+        steps=(900, 450),
+    ),
     "asked of data": Asked(
         "reach-data",
         (
@@ -257,10 +263,10 @@ def score_table() -> str:
 
 
 def points_table(table: str) -> str:
-    """How well points are read from tokens, by policy, beside the success of the arms in mid-training."""
-    file, comparison = POINTS[table]
+    """How well points are read from tokens, by policy, beside the success of the arms."""
+    file, comparison, step = POINTS[table]
     found = read_json(RESULTS / file)
-    arms = summarise(as_of(Results.read(RESULTS / f"{comparison}.json"), POINTS_STEP)).arms
+    arms = summarise(as_of(Results.read(RESULTS / f"{comparison}.json"), step)).arms
     errors: dict[str, list[dict[str, float]]] = {}
     for name, row in found["rows"].items():
         errors.setdefault(re.sub(r"[ -]\d+$", "", name), []).append(row)
@@ -274,7 +280,7 @@ def points_table(table: str) -> str:
         "tokens of",
         "points, cm (by seed)",
         "of the goal, cm",
-        f"success of the arm at {POINTS_STEP} steps",
+        f"success of the arm at {step} steps",
     )
     where = f"{found['hardware']['cores']} cores of {found['hardware']['cpu']}"
     made = f"Made with: `python recipes/{found['command']}`; commit {found['commit']}; {where}."
