@@ -22,7 +22,8 @@ import tyro
 from torch import Tensor, nn
 
 from spatial_forcing import provenance
-from spatial_forcing.compare.plan import comparison_in, training_of
+from spatial_forcing.compare.folder import comparison_in
+from spatial_forcing.compare.plan import training_of
 from spatial_forcing.datasets import open_dataset
 from spatial_forcing.files import write_json
 from spatial_forcing.geometry.points import PointSource

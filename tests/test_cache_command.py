@@ -55,7 +55,7 @@ def test_write_verify_break_repair(monkeypatch, capsys, tmp_path, dataset):
     assert run(monkeypatch, "verify", *options) == 2
     said = capsys.readouterr()
     again = f"{COMMAND} verify --out {out} --dataset {dataset} --repair"
-    assert said.err.endswith(f"Restore exactly it with: {again}\n")
+    assert said.err.endswith(f"Restore that one with: {again}\n")
     assert said.out.endswith("is damaged: its sum is not the one in the manifest.\n"), "no advice twice"
     assert run(monkeypatch, "verify", "--out", str(out), "--repair") == 2
     assert "of which data set" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
 
@@ -11,20 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from small_comparison import comparison
 
-from spatial_forcing.compare.arm import Arm, arms_of
+from spatial_forcing.compare.arm import Arm
 from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.folder import comparison_in, take_folder
 from spatial_forcing.compare.gather import evaluations_of, warnings_of
 from spatial_forcing.compare.launch import Launch
-from spatial_forcing.compare.plan import (
-    Comparison,
-    Measures,
-    Run,
-    comparison_in,
-    folder_of,
-    seeds_added,
-    take_folder,
-)
+from spatial_forcing.compare.plan import Comparison, Measures, Run, folder_of
 from spatial_forcing.compare.preflight import Looked, check_shared
 from spatial_forcing.compare.run import evaluation_path
 from spatial_forcing.compare.split import Split, split_episodes
@@ -34,14 +28,6 @@ from spatial_forcing.evaluation.env_flags import EvalError
 from spatial_forcing.evaluation.guards.look import Guarded
 from spatial_forcing.files import write_json
 from spatial_forcing.results import Evaluation
-
-FLAGS = [
-    "--policy.type=smolvla",
-    "--dataset.repo_id=me/cups",
-    "--steps=1000",
-    "--policy.forcing.loss_weight=2",
-]
-
 
 # ---- episodes ----------------------------------------------------------------------------------------------
 
@@ -88,18 +74,6 @@ def test_splits_that_cannot_be(episodes, options, says):
 # ---- the whole ---------------------------------------------------------------------------------------------
 
 
-def comparison(**options) -> Comparison:
-    given = {
-        "flags": tuple(FLAGS),
-        "arms": tuple(arms_of(["plain", "forced"], None, "vggt-1b")),
-        "seeds": (0, 1),
-        "fractions": (0.5, 1.0),
-        "split": Split((3, 0, 2, 4), (1,)),
-        "steps": 1000,
-    }
-    return Comparison(**given | options)
-
-
 def test_every_run_differs_from_the_others_of_its_seed_and_data_in_the_arm_alone(tmp_path):
     one = comparison()
     runs = one.runs()
@@ -132,44 +106,6 @@ def test_evaluations_are_read_in_the_order_of_their_steps(tmp_path):
     for step in (1_000_000, 250_000):
         Evaluation(step=step, episodes=[]).save(evaluation_path(tmp_path, step))
     assert [one.step for one in evaluations_of(tmp_path)] == [250_000, 1_000_000]
-
-
-def test_a_folder_is_of_one_comparison(tmp_path):
-    out = tmp_path / "out"
-    take_folder(out, comparison())
-    take_folder(out, comparison())
-    assert comparison_in(out) == comparison()
-    with pytest.raises(CompareError, match=r"another comparison.*seeds"):
-        take_folder(out, comparison(seeds=(5,)))
-    assert asdict(comparison_in(out)) == asdict(comparison())
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("")
-    with pytest.raises(CompareError, match="not empty"):
-        take_folder(tmp_path / "thesis", comparison())
-    with pytest.raises(CompareError, match="holds no comparison"):
-        comparison_in(tmp_path)
-
-
-def test_a_comparison_takes_more_seeds_and_says_when_there_were_results(tmp_path):
-    take_folder(tmp_path, comparison(seeds=(3,)))
-    take_folder(tmp_path, comparison(seeds=(3, 1)))
-    assert comparison_in(tmp_path).seeds == (3, 1)
-    assert seeds_added(tmp_path) == [], "nobody could have seen anything"
-    done = evaluation_path(folder_of(tmp_path, comparison().runs()[0]), 10)
-    done.parent.mkdir(parents=True)
-    Evaluation(step=10, episodes=[]).save(done)
-    for seeds in ((3, 1, 7), (3, 1, 7, 8), (3, 1, 7, 8)):
-        take_folder(tmp_path, comparison(seeds=seeds))
-        assert comparison_in(tmp_path).seeds == seeds
-    assert seeds_added(tmp_path) == [7, 8]
-    for other in (
-        comparison(seeds=(3, 1)),  # its tests would leave runs out
-        comparison(seeds=(1, 3, 7, 8, 9)),  # the first seed is the one that is probed
-        replace(comparison(seeds=(3, 1, 7, 8, 9)), steps=2000),
-    ):
-        with pytest.raises(CompareError, match=r"already holds another comparison .*seeds: \[3, 1, 7, 8\]"):
-            take_folder(tmp_path, other)
-    assert comparison_in(tmp_path).seeds == (3, 1, 7, 8)
 
 
 @pytest.mark.parametrize(

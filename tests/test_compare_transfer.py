@@ -9,7 +9,8 @@ import pytest
 from small_depth import painted_dataset
 
 from spatial_forcing.compare.flags import CompareError
-from spatial_forcing.compare.plan import NOTE, Comparison, comparison_in, training_of
+from spatial_forcing.compare.folder import NOTE, comparison_in
+from spatial_forcing.compare.plan import Comparison, training_of
 from spatial_forcing.compare.status import work_done
 from spatial_forcing.compare.transfer import transferred, with_environment
 from spatial_forcing.locks import FolderLock

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from spatial_forcing.compare.plan import comparison_in
+from spatial_forcing.compare.folder import comparison_in
 from spatial_forcing.demo import demo_arms, run_demo, training_flags
 from spatial_forcing.demo_settings import DemoSettings, hold, take_folder
 from spatial_forcing.errors import SpatialForcingError

@@ -1,11 +1,13 @@
 """How programs end when something goes wrong: one message at the end of what is on the screen."""
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,7 @@ def ending(capsys, error: BaseException) -> tuple[int, str]:
         (["doctr", "--help"], "Did you mean 'doctor' or"),
         (
             ["compare", "--out", "x", "--policy.type=act", "--steps=3"],
-            "spatial-forcing compare --out <folder> -- --policy.type=...",
+            "spatial-forcing compare --out <folder> -- --policy.type=<type> --steps=<steps> ...",
         ),
         (["compare", "transfer", "--of", "x", "--env.task", "y"], "--env.task: LeRobot's flags"),
         (["eval", "--policies", "a=x", "--env.type=libero", "--", "--env.task=y"], "come last, behind --"),
@@ -194,16 +196,33 @@ def test_sigterm_cleans_up_as_ctrl_c_does():
     assert not folder.exists()
 
 
+def say_and_sleep(connection: Connection) -> None:
+    connection.send("up")
+    time.sleep(100)
+
+
 def test_a_forked_copy_ends_by_sigterm_as_ever():
+    here, there = Pipe()
     with terminable():
         handler = signal.getsignal(signal.SIGTERM)
-        process = get_context("fork").Process(target=time.sleep, args=(100,))
+        process = get_context("fork").Process(target=say_and_sleep, args=(there,), daemon=True)
         process.start()
+        assert here.poll(20)
         process.terminate()
         process.join(20)
     assert process.exitcode == -signal.SIGTERM
     assert callable(handler)
     assert signal.getsignal(signal.SIGTERM) is not handler
+
+
+def test_who_ignores_sigterm_goes_on_doing_so():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_every_command_with_lerobots_flags_is_known():

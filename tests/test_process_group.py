@@ -5,10 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from small_workers import SOON, TESTS, is_running, pids_in, wait_for
+
+from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.launch import run_logged
+from spatial_forcing.compare.run import RunSpec
 
 LEADER = """
 import os, signal, sys, time
@@ -40,7 +46,8 @@ if __name__ == "__main__":
 """
 
 
-def lead(marks: Path, guarded: str = "guarded") -> tuple[subprocess.Popen, int]:
+@contextmanager
+def led(marks: Path, guarded: str) -> Iterator[tuple[subprocess.Popen, int]]:
     """A process with a torch loader, and the id of the loader's process, which has not come up yet."""
     marks.mkdir()
     program = marks.with_suffix(".py")
@@ -52,27 +59,62 @@ def lead(marks: Path, guarded: str = "guarded") -> tuple[subprocess.Popen, int]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    return leader, wait_for(lambda: pids_in(marks, 1))[0]
+    try:
+        yield leader, wait_for(lambda: pids_in(marks, 1))[0]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait(SOON)
 
 
 @pytest.mark.parametrize(("how", "name"), [(signal.SIGTERM, "listens"), (signal.SIGKILL, "deaf")])
 def test_a_loader_that_comes_up_too_late_ends_with_its_training(tmp_path, how, name):
-    leader, loader = lead(tmp_path / name)
-    leader.send_signal(how)
-    leader.wait(SOON)
-    wait_for(lambda: not is_running(loader), SOON)
+    with led(tmp_path / name, "guarded") as (leader, loader):
+        leader.send_signal(how)
+        leader.wait(SOON)
+        wait_for(lambda: not is_running(loader), SOON)
 
 
 def test_without_a_guard_it_would_stay(tmp_path):
     """Or nothing is tested above, and torch has mended it."""
-    leader, loader = lead(tmp_path / "listens", "unguarded")
-    try:
+    with led(tmp_path / "listens", "unguarded") as (leader, loader):
         leader.kill()
         leader.wait(SOON)
         time.sleep(4)
         assert is_running(loader)
+
+
+STARTS_ANOTHER = """
+import os, subprocess, sys
+if "spatial_forcing.compare.run" in sys.orig_argv:  # not what that starts
+    marks = os.environ["MARKS"]
+    child = f"import os, time; open(os.path.join({marks!r}, str(os.getpid())), 'w'); time.sleep(1000)"
+    started = subprocess.Popen([sys.executable, "-S", "-c", child])
+"""
+
+
+@pytest.mark.system
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("accelerate", [None, ("--num_processes=1", "--cpu")])
+def test_what_a_run_of_a_comparison_starts_ends_with_it(tmp_path, monkeypatch, accelerate):
+    """Its interpreter starts a process that nobody waits for."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(STARTS_ANOTHER)
+    (marks := tmp_path / "marks").mkdir()
+    source = os.pathsep.join([str(tmp_path / "site"), str(TESTS.parent / "src")])
+    monkeypatch.setenv("PYTHONPATH", source)
+    monkeypatch.setenv("MARKS", str(marks))
+    RunSpec((), (1,), (0,), 1, 1, 0, 0, ()).save(tmp_path / "run")
+    with pytest.raises(CompareError):  # it has no flags
+        run_logged(tmp_path / "run", accelerate)
+    started = [int(path.name) for path in marks.iterdir()]
+    try:
+        assert started
+        wait_for(lambda: not any(map(is_running, started)), SOON)
     finally:
-        os.kill(loader, signal.SIGKILL)
+        for pid in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 ONE_OF_MANY = """
@@ -87,8 +129,9 @@ except ChildProcessError:
 """
 
 
-def test_a_process_in_the_group_of_another_watches_nobody():
-    """Nor does it end that group: of a shell's script, or of these tests."""
+@pytest.mark.parametrize("group", [None, 0])
+def test_a_process_in_the_session_of_another_watches_nobody(group):
+    """Nor does it end others of its group, as in a shell's pipeline, whose first process leads one."""
     source = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     found = subprocess.run(
         [sys.executable, "-c", ONE_OF_MANY],
@@ -96,5 +139,6 @@ def test_a_process_in_the_group_of_another_watches_nobody():
         capture_output=True,
         text=True,
         timeout=60,
+        process_group=group,
     )
     assert found.stdout == "has none\n"

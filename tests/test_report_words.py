@@ -105,7 +105,7 @@ def test_several_seeds_are_pooled_and_shown_one_by_one(results, tmp_path):
     assert "0.150 0.161 0.139" in page.text
     assert record["verdict"]["headline"].endswith("3 seeds each.")
     later = summarised(results | {"seeds_added": [1, 2]})["verdict"]["headline"]
-    assert "3 seeds each. 1 and 2 were added when there were results of the others" in later
+    assert "3 seeds each. Seeds 1 and 2 were added after results of the others were known; the tests" in later
     lower = "Forced had a lower action error on held-out demonstrations than baseline: 0.150 against 0.200"
     assert any(text.startswith(lower) for text in record["verdict"]["shown"])
 

@@ -33,7 +33,7 @@ def test_results_of_earlier_versions_are_read_whole_and_drawn(tmp_path):
     found.save(tmp_path / "results.json")
     saved, was = json.loads((tmp_path / "results.json").read_text()), earlier()
     was["probe"] |= {"image": was["probe"].pop("picture"), "depth": None}  # its name then, and not said
-    was |= {"probe_sites": None, "warnings": []}
+    was |= {"probe_sites": None, "warnings": [], "seeds_added": []}
     arms, runs = saved.pop("arms"), saved.pop("runs")
     for run, (name, arm) in zip(runs, was.pop("arms").items(), strict=True):
         assert measured(run | arms[name]) == measured(arm) | {"arm": name, "fraction": 1.0, "differs": []}

@@ -178,8 +178,10 @@ def test_the_log_says_what_is_ahead():
     place = {"future": 4, "control": "place"}
     assert said({}) == ""
     assert said({"future": 4}, {}, {"future": 2}) == "; targets of 2 and 4 frames ahead"
-    assert said(place, {"future": 1, "control": "shuffled"}) == "; targets of 1 frames ahead"
-    assert said(place) == "; future is without effect on the control of the place"
+    unused = "; future is without effect on the control of the place"
+    assert said({"future": 1, "control": "shuffled"}, {}) == "; targets of 1 frame ahead"
+    assert said(place) == unused
+    assert said(place, {"future": 1}) == f"; targets of 1 frame ahead{unused}"
 
 
 def test_later_frames_of_a_teacher_online_are_refused_in_every_entry():

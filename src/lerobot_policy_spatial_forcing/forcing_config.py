@@ -202,9 +202,9 @@ class ForcingConfig(AlignmentConfig):
 def future_of(entries: Sequence[AlignmentConfig]) -> str:
     """What ``future`` does, in words for a log, behind an alignment's own; empty if nothing."""
     ahead = sorted({entry.future for entry in entries if entry.future and entry.control != "place"})
-    if ahead:
-        return f"; targets of {' and '.join(map(str, ahead))} frames ahead"
-    return "; future is without effect on the control of the place" * any(entry.future for entry in entries)
+    said = f"; targets of {' and '.join(map(str, ahead))} frame{'s' * (ahead != [1])} ahead" if ahead else ""
+    unused = any(entry.future and entry.control == "place" for entry in entries)
+    return said + "; future is without effect on the control of the place" * unused
 
 
 def check_not_renamed(name: str, value: Any) -> None:

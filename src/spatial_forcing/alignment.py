@@ -284,7 +284,7 @@ def unused_in(alignment: Alignment) -> list[str]:
     if not place and alignment.points != "alone":
         return []
     given = {
-        "spatial_norm": alignment.spatial_norm,
+        "spatial_norm": place and alignment.spatial_norm,  # an error with points alone
         "position_embedding": alignment.position_embedding != Alignment.position_embedding,
         "token_weights": place and alignment.token_weights,
     }

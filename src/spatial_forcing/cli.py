@@ -70,7 +70,7 @@ class Collect(DemoSpec):
         with stages(_console()) as bars:
             bar = bars.add_task("demonstrations", total=self.episodes * len(self.tasks))
             root = collect(spec, self.out, workers=self.workers, progress=lambda n: bars.advance(bar, n))
-        print(f"{root} holds them already; nothing was recorded." if there else f"Wrote {root}")
+        print(f"{root} already holds these demonstrations." if there else f"Wrote {root}")
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Report:
     """Print the report as of this step, an earlier evaluation, as Markdown, and write nothing."""
 
     def run(self) -> None:
-        from spatial_forcing.compare.plan import comparison_in
+        from spatial_forcing.compare.folder import comparison_in
         from spatial_forcing.report import write_report
         from spatial_forcing.results import Results
 

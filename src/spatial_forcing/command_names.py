@@ -17,8 +17,12 @@ ONLY_WITH_SUBCOMMAND = ("calibration", "libero")
 ON_A_FOLDER = (("report",), ("compare", "status"))
 # What was called otherwise before 0.1: commands, and options by command.
 RENAMED_COMMANDS = {"demos": "collect"}
-# Commands that hand what follows -- to LeRobot.
-WITH_LEROBOTS_FLAGS = ("compare", "compare transfer", "eval")
+# Commands that hand what follows -- to LeRobot: what that is, and how they are called.
+WITH_LEROBOTS_FLAGS = {
+    "compare": ("all flags of lerobot-train", "--out <folder> -- --policy.type=<type> --steps=<steps> ..."),
+    "compare transfer": ("--env flags", "--of <folder> --out <another> -- --env.task=<task>"),
+    "eval": ("--env flags", "--policies a=<folder> b=<folder> -- --env.type=<type> --env.task=<task>"),
+}
 RENAMED_OPTIONS = {
     "demo": {"--weight": "--loss-weight"},
     "cache": {"--weights": "--teacher-checkpoint"},
@@ -60,11 +64,12 @@ def check_names(arguments: list[str], commands: Collection[str]) -> None:
     options = [argument.partition("=")[0] for argument in parted(arguments)[0] if argument.startswith("-")]
     # None of ours has a dot.
     lerobots = [option for option in options if option.startswith("--") and "." in option]
-    if lerobots and " ".join(words(arguments)) in WITH_LEROBOTS_FLAGS:
-        example = f"spatial-forcing {' '.join(words(arguments))} --out <folder> -- {lerobots[0]}=..."
+    command = " ".join(words(arguments))
+    if lerobots and command in WITH_LEROBOTS_FLAGS:
+        which, example = WITH_LEROBOTS_FLAGS[command]
         raise SpatialForcingError(
-            f"{', '.join(lerobots)}: LeRobot's flags (--policy.type, --steps and all others) come last, "
-            f"behind --, as in: {example}"
+            f"{', '.join(lerobots)}: LeRobot's flags ({which}) come last, behind --, as in: spatial-forcing "
+            f"{command} {example}"
         )
     for option in options:
         if name is not None and (new := RENAMED_OPTIONS.get(name, {}).get(option)):

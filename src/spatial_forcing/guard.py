@@ -36,7 +36,7 @@ def guarded(run: Callable[[], None], stopped: Callable[[], str]) -> None:
 
     Args:
         run: the command.
-        stopped: says what is kept after Ctrl-C, and what to do.
+        stopped: says what is kept after Ctrl-C or SIGTERM, and what to do.
     """
     try:
         run()
@@ -64,20 +64,23 @@ class Terminated(BaseException):
 @contextmanager
 def terminable() -> Iterator[None]:
     """Context in which SIGTERM, as a cluster sends it, cleans up as Ctrl-C does, rather than killing at once:
-    temporary folders are removed, started processes ended."""
-    if threading.current_thread() is not threading.main_thread():
+    temporary folders are removed, started processes ended. Who ignores SIGTERM goes on doing so."""
+    before = signal.getsignal(signal.SIGTERM)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or before in (signal.SIG_IGN, None):  # None: not set from Python
         yield
         return
     process = os.getpid()
 
     def end(number: int, frame: Any) -> None:
         if os.getpid() == process:
+            signal.signal(number, signal.SIG_IGN)  # a second one would break off the cleanup
             raise Terminated
-        # A copy of this process, as forked workers are: it ends as ever.
+        # A copy of this process, as forked workers are, has nothing to clean up.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

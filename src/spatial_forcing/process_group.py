@@ -1,7 +1,7 @@
 """Process groups that end with their leader, however that one ended.
 
-A process of a torch ``DataLoader`` looks whether the training that started it still runs, but only once it
-has imported everything; of a training that is killed before, it stays for good, with a gigabyte.
+A process of a torch ``DataLoader`` checks whether the training that started it is still alive, but only after
+its imports: if the training is killed before that, the process stays forever and holds a gigabyte.
 """
 
 import os
@@ -16,14 +16,17 @@ EVERY, GRACE = 0.5, 1.0
 def end_group_with_leader() -> None:
     """Makes all processes of this one's group end, by SIGTERM, then SIGKILL, as soon as this one has ended.
 
-    Starts a small process that waits for that end. Does nothing in a process that does not lead its group:
-    start that with ``start_new_session=True``.
+    Starts a small process that waits for that end. Does nothing in a process that does not lead a session:
+    start that with ``start_new_session=True``. (The group of a process that leads only a group may hold
+    others, as that of a shell's pipeline does.)
     """
     leader = os.getpid()
-    if os.name == "posix" and os.getpgrp() == leader:
-        # Without the site's packages, or the package: it lasts as long as the leader.
+    if os.name == "posix" and os.getsid(0) == leader:
+        # Without the site's packages, or the package: it lasts as long as the leader. And without its output,
+        # whose reader waits for the end of all that write.
         command = [sys.executable, "-I", "-S", __file__, str(leader)]
-        os.posix_spawn(sys.executable, command, os.environ)
+        silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)]
+        os.posix_spawn(sys.executable, command, os.environ, file_actions=silent)
 
 
 def follow(leader: int) -> None:

@@ -60,7 +60,7 @@ class TrainCommand:
             raise TrainError(given_up(config, error)) from error
 
     def stopped(self) -> str:
-        """Message after Ctrl-C: what is saved, and how to resume."""
+        """Message after Ctrl-C or SIGTERM: what is saved, and how to resume."""
         if self.folder is None or not self.folder.is_dir():
             return "Nothing was written."
         return what_is_there(self.folder)

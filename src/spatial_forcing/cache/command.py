@@ -141,8 +141,8 @@ def verify_cache(options: Any) -> None:
     if broken and not options.repair:
         count = sum(map(len, broken.values()))
         raise CacheError(
-            f"{count} of the files of {options.out} cannot be used. Restore exactly "
-            f"{'it' if count == 1 else 'them'} with: {COMMAND} verify --out {options.out} "
+            f"{count} of the files of {options.out} cannot be used. Restore "
+            f"{'that one' if count == 1 else 'them alone'} with: {COMMAND} verify --out {options.out} "
             f"--dataset {options.dataset or '<data set>'} --repair"
         )
     for folder, found in broken.items():

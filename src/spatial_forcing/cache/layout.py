@@ -226,7 +226,7 @@ def restore(root: Path) -> str:
             f"Remove {root} (the features beside it stay), and store the {root.name} again: "
             f"{command_of(root)}"
         )
-    return f"Restore exactly it with: {COMMAND} verify --out {root} --dataset <data set> --repair"
+    return f"Restore that file alone with: {COMMAND} verify --out {root} --dataset <data set> --repair"
 
 
 def opened(path: Path) -> Any:

@@ -261,7 +261,8 @@ class FeatureStore:
             raise CacheError(
                 f"The cache at {self.root} is of another data set than {dataset_root}, or that has changed "
                 f"since (fingerprint {self.source.dataset} then, {found} now). Name the cache of this data "
-                f"set, or write one into another folder: {COMMAND} --dataset {dataset_root} --out <folder>"
+                f"set, or write one into another folder: {COMMAND} --dataset {dataset_root} --teacher "
+                f"{self.source.teacher} --out <folder>"
             )
 
     def check_teacher_options(

@@ -45,8 +45,8 @@ def make(
         SpatialForcingError: it cannot be made, or a run failed; what is finished is kept.
     """
     check_can_report()
+    from spatial_forcing.compare.folder import WARNINGS, check_taken, take_folder
     from spatial_forcing.compare.gather import gather
-    from spatial_forcing.compare.plan import WARNINGS, check_taken, take_folder
     from spatial_forcing.compare.preflight import what_differs
     from spatial_forcing.compare.probing import depth_wanted
     from spatial_forcing.console import stages
@@ -111,6 +111,7 @@ def look_first(
 
     first = comparison.evaluated_steps[:1]
     if any(is_complete(folder_of(out, run), first) for run in comparison.runs()):
+        check_space(out, bytes_to_come(comparison, out), FEWER, CompareError)
         return None
     with timed(timings, "looking at every arm"), tempfile.TemporaryDirectory() as folder:
         small = small_version(comparison, steps=1, frames=64)
@@ -128,6 +129,24 @@ def look_first(
             console.print(f"[yellow]{name}:[/] ", end="")
             console.print(message, highlight=False, markup=False)
     return looked.warnings
+
+
+def bytes_to_come(comparison: Any, out: Path) -> int:
+    """Bytes of the checkpoints of runs that have not begun, by those of the runs of their arms that have."""
+    from spatial_forcing.compare.plan import training_of
+
+    sizes: dict[str, int] = {}
+    to_come = []
+    for run in comparison.runs():
+        saved = training_of(comparison, out, run) / "checkpoints"
+        if not saved.is_dir():
+            to_come.append(run.arm.name)
+            continue
+        size = sum(
+            path.stat().st_size for path in saved.rglob("*") if not path.is_symlink() and path.is_file()
+        )
+        sizes[run.arm.name] = max(size, sizes.get(run.arm.name, 0))
+    return sum(sizes.get(name, 0) for name in to_come)
 
 
 def run_all(comparison: Any, out: Path, how: Any, bars: Any, device: str, timings: dict[str, float]) -> None:
@@ -170,7 +189,7 @@ def probe_last(comparison: Any, out: Path, bars: Any, device: str, timings: dict
 @contextmanager
 def timings_in(out: Path, spent: dict[str, float]) -> Iterator[dict[str, float]]:
     """Seconds by stage, interrupted attempts included, saved in the folder once it is claimed."""
-    from spatial_forcing.compare.plan import NOTE
+    from spatial_forcing.compare.folder import NOTE
     from spatial_forcing.files import read_json, write_json
 
     path = out / TIMINGS

@@ -11,15 +11,8 @@ from typing import Any
 
 from spatial_forcing.compare.arm import Arm
 from spatial_forcing.compare.features import RECORDED, Teaching, teachings_of
-from spatial_forcing.compare.plan import (
-    WARNINGS,
-    Comparison,
-    Run,
-    folder_of,
-    seeds_added,
-    trained_in,
-    training_of,
-)
+from spatial_forcing.compare.folder import WARNINGS, seeds_added
+from spatial_forcing.compare.plan import Comparison, Run, folder_of, trained_in, training_of
 from spatial_forcing.compare.probing import found_by_probe
 from spatial_forcing.compare.run import COST
 from spatial_forcing.compare.samples import sample_images
@@ -57,7 +50,11 @@ def gather(
         timings=timings,
         tasks=list(tasks),
         warnings=warnings_of(out),
-        seeds_added=seeds_added(out),
+        seeds_added=[
+            seed
+            for seed in comparison.seeds
+            if seed in {*seeds_added(out), *seeds_added(trained_in(comparison, out))}
+        ],
         arms={
             arm.name: ArmHead.checked(
                 {

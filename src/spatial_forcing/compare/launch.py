@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.flags import CompareError
+from spatial_forcing.compare.folder import RUNS_LOCK
 from spatial_forcing.compare.options import PATIENCE
 from spatial_forcing.compare.plan import Comparison, Run, folder_of, training_of
 from spatial_forcing.compare.run import RunSpec, is_complete
@@ -132,7 +133,7 @@ def launch(runs: Sequence[Run], out: Path, how: Launch, watch: Callable[[], None
     workers = min(how.at_a_time(gpus), len(folders))
     queue = deque(folders)
     try:
-        with FolderLock(out, ".runs") as lock:
+        with FolderLock(out, RUNS_LOCK) as lock:
             write_json(out / LAUNCHED, {"workers": workers})
             run_jobs(
                 partial(run_logged, accelerate=how.accelerate),

@@ -161,8 +161,8 @@ class CompareStatus:
         from rich.console import Console
         from rich.live import Live
 
+        from spatial_forcing.compare.folder import comparison_in
         from spatial_forcing.compare.launch import workers_in
-        from spatial_forcing.compare.plan import comparison_in
         from spatial_forcing.compare.status import is_over, progress_of, status_table
 
         comparison = comparison_in(self.out)

@@ -1,17 +1,7 @@
-"""Plan of a comparison: the settings that determine its result, its runs, and its folder.
+"""Plan of a comparison: the settings that determine its result, and its runs. Its folder: ``folder.py``."""
 
-<out>/comparison.json        everything that decides the result
-<out>/warnings.json          what the checks before the first step warned of
-<out>/features/              the teachers' features of the training episodes
-<out>/runs/<arm>-f100-s0/    a run, see ``compare.run``
-<out>/probe/                 what the depth probe found
-<out>/results.json           everything that the report shows
-<out>/report.html
-"""
-
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,14 +12,6 @@ from spatial_forcing.compare.options import TEACHER
 from spatial_forcing.compare.split import Split, split_episodes, tasks_of
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.evaluation.options import EVAL_SEED
-from spatial_forcing.files import check_folder, claim, read_json, write_json
-
-NOTE = "comparison.json"
-WARNINGS = "warnings.json"
-# Of the measures those that decide the depth probe alone.
-OF_THE_PROBE = ("probe", "probe_frames")
-# In the note, seeds that were added when there were results.
-ADDED = "seeds_added"
 
 
 @dataclass(frozen=True)
@@ -221,131 +203,6 @@ def planned(
         except SpatialForcingError as error:
             raise CompareError(f"The arm {arm.name!r}: {error}") from error
     return found
-
-
-# ---- its folder --------------------------------------------------------------------------------------------
-
-
-def check_taken(out: Path, comparison: Comparison) -> None:
-    """Checks a folder as :func:`take_folder` does, without writing into an empty one."""
-    check_folder(out, CompareError)
-    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-        take_folder(out, comparison)
-
-
-def take_folder(out: Path, comparison: Comparison, *, only: bool = True) -> None:
-    """Claims the folder for this comparison. One that has fewer seeds and is otherwise the same gets the
-    others, and one that was not probed another depth probe.
-
-    Args:
-        out: the folder.
-        comparison: what it will hold.
-        only: whether a folder that holds files but no comparison is refused.
-
-    Raises:
-        CompareError: it holds another comparison, or something else.
-    """
-    check_folder(out, CompareError)
-    adopt_probe(out, comparison)
-    adopt_seeds(out, comparison)
-    claim(out / NOTE, noted(comparison), what="comparison", only=only, beside=(ADDED,), error=CompareError)
-
-
-def noted(comparison: Comparison) -> dict[str, Any]:
-    """Everything that determines a comparison's result, as plain data. What notes of earlier versions lack is
-    there where it is used."""
-    said = asdict(comparison)
-    if comparison.policies is None:
-        del said["policies"]
-    for arm in said["arms"]:
-        for later in ("of", "start"):
-            if arm[later] is None:
-                del arm[later]
-    return said
-
-
-def adopt_probe(out: Path, comparison: Comparison) -> None:
-    """Notes another depth probe for a comparison that was not probed yet: no run depends on it."""
-    note, probed = out / NOTE, out / "probe" / "probe.json"
-    if not note.is_file() or probed.is_file():
-        return
-    found, wanted = read_json(note, error=CompareError), json.loads(json.dumps(noted(comparison)))
-    changed = {name: wanted["measures"][name] for name in OF_THE_PROBE}
-    if found != wanted and found | {"measures": found.get("measures", {}) | changed} == wanted:
-        write_json(note, wanted)
-
-
-def adopt_seeds(out: Path, comparison: Comparison) -> None:
-    """Notes further seeds of a comparison, behind those that it has: no run depends on those of other seeds.
-
-    Tests count on seeds that were chosen before any result was seen, so those that were not are noted.
-    """
-    note = out / NOTE
-    if not note.is_file():
-        return
-    found, wanted = read_json(note, error=CompareError), json.loads(json.dumps(noted(comparison)))
-    added = found.pop(ADDED, [])
-    seeds = found.get("seeds", [])
-    more = wanted["seeds"][len(seeds) :]
-    if not seeds or not more or found | {"seeds": [*seeds, *more]} != wanted:
-        return
-    if any((out / "runs").glob("*/eval/[0-9]*.json")):
-        added = [*added, *more]
-    write_json(note, wanted | ({ADDED: added} if added else {}))
-
-
-def seeds_added(out: Path) -> list[int]:
-    """The seeds of a comparison that were added when there were results."""
-    path = out / NOTE
-    return read_json(path, error=CompareError).get(ADDED, []) if path.is_file() else []
-
-
-def comparison_in(out: Path) -> Comparison:
-    """Reads the comparison that a folder holds.
-
-    Raises:
-        CompareError: none, or its note is damaged.
-    """
-    path = out / NOTE
-    if not path.is_file():
-        raise CompareError(_no_comparison(out))
-    saved = read_json(path, "Start the comparison in another folder.", CompareError)
-    strange = ({f.name for f in fields(Comparison)} ^ saved.keys()) - {"policies", ADDED}
-    if strange:
-        raise CompareError(
-            f"{path} does not hold a comparison of this version: {', '.join(sorted(strange))}."
-        )
-    return Comparison(
-        flags=tuple(saved["flags"]),
-        arms=tuple(Arm(**arm) for arm in saved["arms"]),
-        seeds=tuple(saved["seeds"]),
-        fractions=tuple(saved["fractions"]),
-        split=Split(tuple(saved["split"]["train"]), tuple(saved["split"]["heldout"])),
-        steps=saved["steps"],
-        measures=Measures(**saved["measures"]),
-        stored=saved["stored"],
-        policies=saved.get("policies"),
-    )
-
-
-def _no_comparison(out: Path) -> str:
-    """Error message for a folder without a comparison."""
-    start = f"spatial-forcing compare --out {out} ... -- <flags of lerobot-train>, or spatial-forcing demo"
-    if not out.is_dir():
-        return (
-            f"There is no folder {out}; one that has just been started takes it after a look at every arm. "
-            f"Start a comparison: {start}"
-        )
-    if not ((out / "checkpoints").is_dir() or (out / "config.json").is_file()):
-        return (
-            f"{out} holds no comparison and no demo (no {NOTE}). Start one in a new or empty folder: {start}"
-        )
-    checkpoint = out / "checkpoints" / "last" / "pretrained_model" if (out / "checkpoints").is_dir() else out
-    return (
-        f"{out} is a training run, and the folder of a comparison was expected (with {NOTE}). What works for "
-        f"this one: spatial-forcing probe --policies mine={out} --dataset <data set>, spatial-forcing doctor "
-        f"--checkpoint {checkpoint}, and spatial-forcing eval --checkpoint {checkpoint} -- --env.type=..."
-    )
 
 
 def folder_of(out: Path, run: Run) -> Path:

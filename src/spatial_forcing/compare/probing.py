@@ -11,7 +11,8 @@ from typing import Any
 
 from spatial_forcing.compare.features import Teaching, dataset_of, teachings_of
 from spatial_forcing.compare.flags import CompareError, arm_flags
-from spatial_forcing.compare.plan import Comparison, Run, comparison_in, training_of
+from spatial_forcing.compare.folder import comparison_in
+from spatial_forcing.compare.plan import Comparison, Run, training_of
 from spatial_forcing.errors import SpatialForcingError
 from spatial_forcing.probe_options import ProbeOptions
 

@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from spatial_forcing.compare.flags import CompareError, joined, name_of
-from spatial_forcing.compare.plan import (
-    WARNINGS,
-    Comparison,
-    check_taken,
-    comparison_in,
-    take_folder,
-    training_of,
-)
+from spatial_forcing.compare.folder import WARNINGS, check_taken, comparison_in, take_folder
+from spatial_forcing.compare.plan import Comparison, training_of
 from spatial_forcing.files import write_json
 
 TITLE = "Does it help there?"

@@ -23,7 +23,7 @@ from spatial_forcing.probe.pseudo import check_model
 
 # Metres: where the median of what a robot's cameras see can be; and how many frames are looked at for it.
 NEAREST, FARTHEST, LOOKED_AT = 0.02, 50.0, 8
-# Degrees: vggt-tiny-sim is 5 off on the embedded world, and 140 with its two cameras swapped.
+# Degrees: on the embedded world vggt-tiny-sim is some 5 off, and some 140 with the cameras swapped.
 TURNED = 30.0
 
 
@@ -102,9 +102,9 @@ def warn_of_turned(depth: ByCameras, frames: Any, keys: Sequence[str]) -> None:
     first, second = divmod(int(degrees_VV.argmax()), len(keys))
     if (degrees := float(degrees_VV[first, second])) > TURNED:
         logging.getLogger(__name__).warning(
-            f"The model sees {keys[first]} and {keys[second]} turned against each other by {degrees:.0f} "
-            f"degrees otherwise than the calibration says (median over {len(indices)} frames). One of them "
-            "is wrong: look at the calibration with spatial-forcing calibration check."
+            f"By the model's estimate the rotation between {keys[first]} and {keys[second]} differs from the "
+            f"calibration's by {degrees:.0f} degrees (median over {len(indices)} frames). One of them is "
+            "wrong: look at the calibration with spatial-forcing calibration check."
         )
 
 

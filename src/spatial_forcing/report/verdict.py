@@ -256,10 +256,11 @@ def _added(summary: Summary) -> str:
     """Sentence on seeds that somebody added who could know what the others say."""
     if not summary.seeds_added:
         return ""
-    were = "was" if len(summary.seeds_added) == 1 else "were"
+    seeds, were = ("Seed", "was") if len(summary.seeds_added) == 1 else ("Seeds", "were")
+    added = listed(map(str, summary.seeds_added))
     return (
-        f" {listed(map(str, summary.seeds_added))} {were} added when there were results of the others: tests "
-        "do not correct for that."
+        f" {seeds} {added} {were} added after results of the others were known; the tests do not correct for "
+        "that."
     )
 
 
