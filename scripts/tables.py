@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -370,6 +370,7 @@ def result_tables(name: str) -> str:
     return markdown(summarise(as_of(results, int(step)) if step else results))
 
 
+@cache  # some stand on two pages
 def content(name: str) -> str:
     """What stands in a table by its name."""
     return result_tables(name.removeprefix(RESULT)) if name.startswith(RESULT) else TABLES[name]()
